@@ -1,0 +1,43 @@
+"""Builds the C extension; everything else is in pyproject.toml.
+
+This file exists for what pyproject.toml cannot say: the cffi module, the stable-ABI tag, and an error that tells what is
+missing when there is no compiler or no kernel header.
+"""
+
+import platform
+import sys
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
+
+
+class build_ring(build_ext):
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except BaseError as exc:
+            raise SystemExit(
+                f"trio_uring could not build its C extension ({exc}). It needs a C compiler (Debian: apt-get install gcc "
+                "libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h (linux-libc-dev); the "
+                "compiler's own message, above, says which one is missing."
+            ) from exc
+
+
+class stable_abi_wheel(bdist_wheel):
+    def finalize_options(self):
+        self.py_limited_api = "cp310"
+        super().finalize_options()
+
+
+if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+    raise SystemExit(
+        f"trio_uring runs on Linux on x86-64 or aarch64: io_uring is a Linux interface. "
+        f"This is {sys.platform} on {platform.machine()}."
+    )
+
+setup(
+    cffi_modules=["trio_uring/_c/build.py:ffibuilder"],
+    cmdclass={"build_ext": build_ring, "bdist_wheel": stable_abi_wheel},
+)

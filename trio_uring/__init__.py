@@ -1,0 +1,54 @@
+"""trio streams and listeners driven by io_uring.
+
+Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring: the first operation of a
+trio.run does.
+"""
+
+from ._driver import current_driver as _current_driver
+from ._errors import IncompleteReadError, RingBrokenError, RingUnavailableError
+from ._listeners import SocketListener
+from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
+from ._statistics import OperationCounts, OperationInFlight, Statistics
+from ._streams import ReceiveStream, SendStream, SocketStream
+
+__version__ = "0.1.0"
+
+
+def current_statistics() -> Statistics:
+    """What the ring and the driver of this trio.run have done so far: a frozen snapshot.
+
+    Raises:
+        RuntimeError: outside of trio.
+        RingUnavailableError: io_uring cannot be used here.
+    """
+    return _current_driver().statistics()
+
+
+def current_operations() -> list[OperationInFlight]:
+    """Every operation in flight in this trio.run: its opcode, descriptor, age in seconds, and the task that waits.
+
+    Raises:
+        RuntimeError: outside of trio.
+        RingUnavailableError: io_uring cannot be used here.
+    """
+    return _current_driver().operations()
+
+
+__all__ = [
+    "IncompleteReadError",
+    "OperationCounts",
+    "OperationInFlight",
+    "ReceiveStream",
+    "RingBrokenError",
+    "RingUnavailableError",
+    "SendStream",
+    "SocketListener",
+    "SocketStream",
+    "Statistics",
+    "current_operations",
+    "current_statistics",
+    "open_tcp_listeners",
+    "open_tcp_stream",
+    "open_unix_socket",
+    "serve_tcp",
+]

@@ -1,0 +1,422 @@
+/* The raw io_uring interface: set up and map, write an entry, enter, copy completions, keep the provided buffers.
+ *
+ * Rules of this file: those of ring.h. The kernel and this process share the heads and tails: each side's own index is
+ * read plainly, the other side's with acquire, and what we publish is stored with release (io_uring(7)). The constants
+ * below are the uapi's; they are defined here when the build machine's header is older than they are.
+ */
+#if !defined(__linux__)
+#error "trio_uring builds on Linux only: io_uring is a Linux interface"
+#endif
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#error "trio_uring supports x86-64 and aarch64 only: its memory ordering has been verified on no other architecture"
+#endif
+#if defined(__has_include)
+#if !__has_include(<linux/io_uring.h>)
+#error "trio_uring needs the kernel's header linux/io_uring.h (Debian: linux-libc-dev, Fedora: kernel-headers; Linux 5.4 or newer)"
+#endif
+#endif
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <limits.h>
+#include <linux/io_uring.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#ifndef __NR_io_uring_setup
+#define __NR_io_uring_setup 425
+#define __NR_io_uring_enter 426
+#define __NR_io_uring_register 427
+#endif
+
+/* Named apart from the uapi's, most of which are enumerators there and cannot be tested with #ifndef. */
+enum {
+    TU_OP_ASYNC_CANCEL = 14,
+    TU_REGISTER_EVENTFD = 4,
+    TU_REGISTER_PROBE = 8,
+    TU_REGISTER_PBUF_RING = 22,
+    TU_ENTER_GETEVENTS = 1 << 0,
+    TU_ENTER_EXT_ARG = 1 << 3,      /* 5.11 */
+    TU_SETUP_CQSIZE = 1 << 3,       /* 5.5 */
+    TU_FEAT_SINGLE_MMAP = 1 << 0,   /* 5.4 */
+    TU_SQ_CQ_OVERFLOW = 1 << 1,     /* 5.8 */
+    TU_SQ_TASKRUN = 1 << 2,         /* 5.19 */
+    TU_CQE_F_BUFFER = 1 << 0,       /* 5.7 */
+    TU_CQE_BUFFER_SHIFT = 16,
+    TU_GROUPS_MAX = 4,
+    TU_PROBE_OPS = 256
+};
+
+struct tu_buf { uint64_t addr; uint32_t len; uint16_t bid; uint16_t tail; };      /* struct io_uring_buf, 5.19 */
+struct tu_buf_reg { uint64_t addr; uint32_t entries; uint16_t bgid; uint16_t flags; uint64_t resv[3]; };
+struct tu_probe_op { uint8_t op; uint8_t resv; uint16_t flags; uint32_t resv2; };  /* struct io_uring_probe_op, 5.6 */
+struct tu_probe { uint8_t last_op, ops_len; uint16_t resv; uint32_t resv2[3]; struct tu_probe_op ops[TU_PROBE_OPS]; };
+struct tu_getevents_arg { uint64_t sigmask; uint32_t sigmask_sz, pad; uint64_t ts; };
+
+_Static_assert(sizeof(struct msghdr) == 7 * sizeof(uint64_t), "struct msghdr must be seven words");
+_Static_assert(sizeof(struct iovec) == 2 * sizeof(uint64_t), "struct iovec must be two words");
+_Static_assert(sizeof(struct io_uring_sqe) == 64 && sizeof(struct io_uring_cqe) == 16, "unexpected ring entry sizes");
+
+struct tu_group {
+    struct tu_buf *ring;       /* shared with the kernel: entries, and the tail in the first entry's last field */
+    char *memory;
+    size_t map_bytes;
+    unsigned first_id, count, size;
+    uint16_t tail;
+};
+
+struct tu_ring {
+    int fd, event_fd;
+    void *sq_map, *cq_map;
+    struct io_uring_sqe *sqes;
+    size_t sq_bytes, cq_bytes, sqe_bytes;
+    _Atomic uint32_t *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail, *cq_overflow;
+    struct io_uring_cqe *cqes;
+    uint32_t sq_mask, cq_mask, sq_entries;
+    uint32_t tail;             /* our own tail: entries written; published by tu_enter */
+    struct tu_group groups[TU_GROUPS_MAX];
+    unsigned group_count;
+    unsigned out_count;        /* buffers reported by tu_drain and not yet recycled */
+    unsigned out_max;
+    uint16_t *out_ids;
+};
+
+static int sys_register(int fd, unsigned opcode, void *arg, unsigned count) {
+    return syscall(__NR_io_uring_register, fd, opcode, arg, count) < 0 ? -errno : 0;
+}
+
+static void *map_shared(int fd, size_t bytes, uint64_t offset) {
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
+    if (at == MAP_FAILED)
+        return NULL;
+    /* A child that touched the parent's ring would submit in its name; without the map it cannot. */
+    (void)madvise(at, bytes, MADV_DONTFORK);
+    return at;
+}
+
+static int map_rings(tu_ring *ring, const struct io_uring_params *p) {
+    ring->sq_bytes = p->sq_off.array + p->sq_entries * sizeof(uint32_t);
+    ring->cq_bytes = p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe);
+    ring->sqe_bytes = p->sq_entries * sizeof(struct io_uring_sqe);
+    if (p->features & TU_FEAT_SINGLE_MMAP && ring->cq_bytes > ring->sq_bytes)
+        ring->sq_bytes = ring->cq_bytes;
+    ring->sq_map = map_shared(ring->fd, ring->sq_bytes, IORING_OFF_SQ_RING);
+    if (ring->sq_map == NULL)
+        return -errno;
+    if (p->features & TU_FEAT_SINGLE_MMAP)
+        ring->cq_map = ring->sq_map;
+    else if ((ring->cq_map = map_shared(ring->fd, ring->cq_bytes, IORING_OFF_CQ_RING)) == NULL)
+        return -errno;
+    ring->sqes = map_shared(ring->fd, ring->sqe_bytes, IORING_OFF_SQES);
+    return ring->sqes == NULL ? -errno : 0;
+}
+
+#define AT(map, offset) ((void *)((char *)(map) + (offset)))
+
+static void locate(tu_ring *ring, const struct io_uring_params *p) {
+    uint32_t *array = AT(ring->sq_map, p->sq_off.array);
+    ring->sq_head = AT(ring->sq_map, p->sq_off.head);
+    ring->sq_tail = AT(ring->sq_map, p->sq_off.tail);
+    ring->sq_flags = AT(ring->sq_map, p->sq_off.flags);
+    ring->cq_head = AT(ring->cq_map, p->cq_off.head);
+    ring->cq_tail = AT(ring->cq_map, p->cq_off.tail);
+    ring->cq_overflow = AT(ring->cq_map, p->cq_off.overflow);
+    ring->cqes = AT(ring->cq_map, p->cq_off.cqes);
+    ring->sq_mask = *(uint32_t *)AT(ring->sq_map, p->sq_off.ring_mask);
+    ring->cq_mask = *(uint32_t *)AT(ring->cq_map, p->cq_off.ring_mask);
+    ring->sq_entries = p->sq_entries;
+    for (uint32_t i = 0; i < p->sq_entries; i++)    /* entry i of the queue is always slot i */
+        array[i] = i;
+}
+
+static int add_event_fd(tu_ring *ring) {
+    ring->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (ring->event_fd < 0)
+        return -errno;
+    return sys_register(ring->fd, TU_REGISTER_EVENTFD, &ring->event_fd, 1);
+}
+
+int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags, int want_event_fd,
+            struct tu_info *info) {
+    struct io_uring_params p;
+    tu_ring *ring = calloc(1, sizeof *ring);
+    int result;
+    *out = NULL;
+    if (ring == NULL)
+        return -ENOMEM;
+    memset(&p, 0, sizeof p);
+    p.flags = setup_flags;
+    if (setup_flags & TU_SETUP_CQSIZE)
+        p.cq_entries = cq_entries;
+    ring->event_fd = -1;
+    ring->fd = (int)syscall(__NR_io_uring_setup, sq_entries, &p);    /* the kernel makes it close-on-exec */
+    result = ring->fd < 0 ? -errno : map_rings(ring, &p);
+    if (result >= 0 && want_event_fd)
+        result = add_event_fd(ring);
+    if (result < 0) {
+        (void)tu_close(ring);
+        return result;
+    }
+    locate(ring, &p);
+    info->fd = ring->fd;
+    info->event_fd = ring->event_fd;
+    info->setup_flags = p.flags;
+    info->features = p.features;
+    info->sq_entries = p.sq_entries;
+    info->cq_entries = p.cq_entries;
+    *out = ring;
+    return 0;
+}
+
+int tu_disown(tu_ring *ring) {
+    if (ring->event_fd >= 0)
+        (void)close(ring->event_fd);
+    if (ring->fd >= 0)
+        (void)close(ring->fd);
+    free(ring->out_ids);
+    free(ring);
+    return 0;
+}
+
+int tu_close(tu_ring *ring) {
+    if (ring->sqes != NULL)
+        (void)munmap(ring->sqes, ring->sqe_bytes);
+    if (ring->cq_map != NULL && ring->cq_map != ring->sq_map)
+        (void)munmap(ring->cq_map, ring->cq_bytes);
+    if (ring->sq_map != NULL)
+        (void)munmap(ring->sq_map, ring->sq_bytes);
+    for (unsigned i = 0; i < ring->group_count; i++)
+        (void)munmap(ring->groups[i].ring, ring->groups[i].map_bytes);
+    return tu_disown(ring);
+}
+
+int tu_probe(tu_ring *ring, uint8_t *supported, unsigned count) {
+    struct tu_probe probe;
+    int result;
+    memset(&probe, 0, sizeof probe);
+    memset(supported, 0, count);
+    result = sys_register(ring->fd, TU_REGISTER_PROBE, &probe, TU_PROBE_OPS);
+    for (unsigned i = 0; result >= 0 && i < probe.ops_len && i < count; i++)
+        supported[i] = probe.ops[i].flags & 1;      /* IO_URING_OP_SUPPORTED */
+    return result;
+}
+
+/* ---- provided buffers ---- */
+
+char *tu_pool_alloc(size_t bytes) {
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED)
+        return NULL;
+    (void)madvise(at, bytes, MADV_DONTFORK);
+    return at;
+}
+
+int tu_pool_free(char *memory, size_t bytes) {
+    return munmap(memory, bytes) < 0 ? -errno : 0;
+}
+
+static void group_put(struct tu_group *group, unsigned index) {
+    struct tu_buf *slot = &group->ring[group->tail & (group->count - 1)];
+    slot->addr = (uint64_t)(uintptr_t)(group->memory + (size_t)index * group->size);
+    slot->len = group->size;
+    slot->bid = (uint16_t)(group->first_id + index);
+    group->tail++;
+}
+
+static void group_publish(struct tu_group *group) {
+    atomic_store_explicit((_Atomic uint16_t *)&group->ring[0].tail, group->tail, memory_order_release);
+}
+
+int tu_buffers(tu_ring *ring, unsigned group_id, unsigned first_id, unsigned count, unsigned size, char *memory) {
+    struct tu_buf_reg reg;
+    struct tu_group *group = &ring->groups[ring->group_count];
+    uint16_t *ids;
+    int result;
+    if (ring->group_count == TU_GROUPS_MAX || count == 0 || (count & (count - 1)) || first_id + count > UINT16_MAX)
+        return -EINVAL;
+    if ((ids = realloc(ring->out_ids, (ring->out_max + count) * sizeof *ids)) == NULL)
+        return -ENOMEM;
+    ring->out_ids = ids;
+    memset(group, 0, sizeof *group);
+    group->map_bytes = count * sizeof(struct tu_buf);
+    group->ring = (void *)tu_pool_alloc(group->map_bytes);
+    if (group->ring == NULL)
+        return -ENOMEM;
+    memset(&reg, 0, sizeof reg);
+    reg.addr = (uint64_t)(uintptr_t)group->ring;
+    reg.entries = count;
+    reg.bgid = (uint16_t)group_id;
+    if ((result = sys_register(ring->fd, TU_REGISTER_PBUF_RING, &reg, 1)) < 0) {
+        (void)munmap(group->ring, group->map_bytes);
+        return result;
+    }
+    group->memory = memory;
+    group->first_id = first_id;
+    group->count = count;
+    group->size = size;
+    for (unsigned i = 0; i < count; i++)
+        group_put(group, i);
+    group_publish(group);
+    ring->out_max += count;
+    ring->group_count++;
+    return 0;
+}
+
+int tu_recycle(tu_ring *ring) {
+    unsigned count = ring->out_count;
+    for (unsigned i = 0; i < count; i++) {
+        for (unsigned g = 0; g < ring->group_count; g++) {
+            struct tu_group *group = &ring->groups[g];
+            unsigned index = ring->out_ids[i] - group->first_id;    /* wraps to a large number below first_id */
+            if (index < group->count)
+                group_put(group, index);
+        }
+    }
+    for (unsigned g = 0; count && g < ring->group_count; g++)
+        group_publish(&ring->groups[g]);
+    ring->out_count = 0;
+    return (int)count;
+}
+
+/* ---- submission ---- */
+
+static struct io_uring_sqe *next_entry(tu_ring *ring) {
+    uint32_t head = atomic_load_explicit(ring->sq_head, memory_order_acquire);
+    struct io_uring_sqe *sqe;
+    if (ring->tail - head >= ring->sq_entries)
+        return NULL;
+    sqe = &ring->sqes[ring->tail & ring->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    ring->tail++;
+    return sqe;
+}
+
+int tu_submit(tu_ring *ring, uint64_t head, uint64_t off, void *addr, unsigned len, unsigned op_flags,
+              unsigned group, uint64_t token) {
+    struct io_uring_sqe *sqe = next_entry(ring);
+    if (sqe == NULL)
+        return -EBUSY;
+    memcpy(sqe, &head, sizeof head);    /* little-endian on both architectures we build for */
+    sqe->off = off;
+    sqe->addr = (uint64_t)(uintptr_t)addr;
+    sqe->len = len;
+    sqe->rw_flags = (__typeof__(sqe->rw_flags))op_flags;
+    sqe->buf_group = (uint16_t)group;
+    sqe->user_data = token;
+    return 0;
+}
+
+int tu_cancel(tu_ring *ring, uint64_t target) {
+    struct io_uring_sqe *sqe = next_entry(ring);
+    if (sqe == NULL)
+        return -EBUSY;
+    sqe->opcode = TU_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = target;
+    return 0;
+}
+
+int tu_vector_set(struct tu_vector *vector, unsigned index, void *addr, size_t offset, size_t length) {
+    vector->iov[2 * index] = (uint64_t)(uintptr_t)addr + offset;
+    vector->iov[2 * index + 1] = length;
+    return 0;
+}
+
+int tu_vector_finish(struct tu_vector *vector, unsigned count) {
+    struct msghdr header;
+    memset(&header, 0, sizeof header);
+    header.msg_iov = (struct iovec *)(void *)vector->iov;
+    header.msg_iovlen = count;
+    memcpy(vector->msghdr, &header, sizeof header);
+    return 0;
+}
+
+int tu_sq_space(tu_ring *ring) {
+    return (int)(ring->sq_entries - (ring->tail - atomic_load_explicit(ring->sq_head, memory_order_acquire)));
+}
+
+int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, int64_t timeout_ns) {
+    struct timespec ts;
+    struct tu_getevents_arg arg;
+    uint32_t head = atomic_load_explicit(ring->sq_head, memory_order_acquire);
+    long result;
+    atomic_store_explicit(ring->sq_tail, ring->tail, memory_order_release);
+    if (timeout_ns < 0) {
+        result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete, enter_flags, NULL, 0);
+    } else {
+        memset(&arg, 0, sizeof arg);
+        ts.tv_sec = timeout_ns / 1000000000;
+        ts.tv_nsec = timeout_ns % 1000000000;
+        arg.ts = (uint64_t)(uintptr_t)&ts;
+        result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete,
+                         enter_flags | TU_ENTER_EXT_ARG, &arg, sizeof arg);
+    }
+    return result < 0 ? -errno : (int)result;
+}
+
+/* ---- completion ---- */
+
+int tu_more(tu_ring *ring) {
+    uint32_t flags = atomic_load_explicit(ring->sq_flags, memory_order_acquire);
+    uint32_t head = atomic_load_explicit(ring->cq_head, memory_order_relaxed);
+    int more = head != atomic_load_explicit(ring->cq_tail, memory_order_acquire);
+    return more | (flags & TU_SQ_TASKRUN ? 2 : 0) | (flags & TU_SQ_CQ_OVERFLOW ? 4 : 0);
+}
+
+int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
+    uint32_t head = atomic_load_explicit(ring->cq_head, memory_order_relaxed);
+    uint32_t tail = atomic_load_explicit(ring->cq_tail, memory_order_acquire);
+    unsigned count = 0;
+    for (int64_t *to = out + 1; head != tail && count < max; head++, count++, to += 3) {
+        const struct io_uring_cqe *cqe = &ring->cqes[head & ring->cq_mask];
+        if (cqe->flags & TU_CQE_F_BUFFER) {
+            if (ring->out_count == ring->out_max)       /* cannot be: a buffer is out once */
+                break;
+            ring->out_ids[ring->out_count++] = (uint16_t)(cqe->flags >> TU_CQE_BUFFER_SHIFT);
+        }
+        to[0] = (int64_t)cqe->user_data;
+        to[1] = cqe->res;
+        to[2] = cqe->flags;
+    }
+    atomic_store_explicit(ring->cq_head, head, memory_order_release);
+    out[0] = tu_more(ring);
+    return (int)count;
+}
+
+int tu_overflowed(tu_ring *ring) {
+    uint32_t lost = atomic_load_explicit(ring->cq_overflow, memory_order_acquire);
+    return lost > INT_MAX ? INT_MAX : (int)lost;
+}
+
+int tu_event_read(tu_ring *ring) {
+    uint64_t value;
+    if (ring->event_fd >= 0 && read(ring->event_fd, &value, sizeof value) < 0 && errno != EAGAIN)
+        return -errno;
+    return 0;
+}
+
+int tu_timer(int64_t interval_ns) {
+    struct itimerspec spec;
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    memset(&spec, 0, sizeof spec);
+    spec.it_interval.tv_sec = spec.it_value.tv_sec = interval_ns / 1000000000;
+    spec.it_interval.tv_nsec = spec.it_value.tv_nsec = interval_ns % 1000000000;
+    if (fd < 0 || timerfd_settime(fd, 0, &spec, NULL) < 0)
+        return -errno;
+    return fd;
+}

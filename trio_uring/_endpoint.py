@@ -1,0 +1,153 @@
+"""What every stream and listener is made of: a descriptor, who owns it, and how it closes.
+
+Rules of this file: it knows no direction. The descriptor is closed once, by the owner, and through the driver, which takes
+back or cancels what is using it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket as stdlib_socket
+import stat
+import warnings
+from typing import TYPE_CHECKING
+
+import trio
+
+from ._driver import TaskOperation, current_driver
+from ._errors import stream_error
+from ._op import Opcode
+
+if TYPE_CHECKING:
+    from ._driver import Driver
+
+# Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
+# few packets; measured in docs/design.md.
+NOTSENT_LOWAT = 131072
+
+SocketLike = stdlib_socket.socket | trio.socket.SocketType
+
+
+class Descriptor:
+    """Owns a file descriptor that is not a socket."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"unclosed stream on descriptor {self._fd}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
+    """Checks that `sock` is a stream socket, ours from now on, and returns it as a trio socket."""
+    if isinstance(sock, stdlib_socket.socket):
+        if type(sock) is not stdlib_socket.socket:
+            raise TypeError(f"{what} requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
+        if sock.type != stdlib_socket.SOCK_STREAM:
+            raise ValueError(f"{what} requires a SOCK_STREAM socket")
+        return trio.socket.from_stdlib_socket(sock)
+    if not isinstance(sock, trio.socket.SocketType):
+        raise TypeError(f"{what} requires a stdlib or a trio socket, not {sock!r}")
+    if sock.type != stdlib_socket.SOCK_STREAM:
+        raise ValueError(f"{what} requires a SOCK_STREAM socket")
+    return sock
+
+
+def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
+    """As adopt_socket, and takes a descriptor too: of a stream socket, a pipe, a FIFO or a character device."""
+    if not isinstance(source, int) or isinstance(source, bool):
+        return adopt_socket(source, what)
+    mode = os.fstat(source).st_mode
+    if stat.S_ISSOCK(mode):
+        return adopt_socket(stdlib_socket.socket(fileno=source), what)
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        raise ValueError(f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else")
+    return Descriptor(source)
+
+
+class Endpoint:
+    """A descriptor with an owner, and the operations that use it."""
+
+    def __init__(self, owner: trio.socket.SocketType | Descriptor) -> None:
+        self._owner = owner
+        self._fd = owner.fileno()
+        self._is_socket = not isinstance(owner, Descriptor)
+        if self._fd < 0:
+            raise trio.ClosedResourceError("this socket was already closed")
+        self._closed = False
+        self._driver: Driver | None = None
+        self._operations: list[TaskOperation] = []
+        # Refused where the socket is not a TCP one.
+        if isinstance(owner, trio.socket.SocketType) and owner.family != stdlib_socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                owner.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+                owner.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The trio socket, for options and addresses. Close it through the stream, which may have operations on it.
+
+        Raises:
+            AttributeError: this stream's descriptor is not a socket.
+        """
+        if isinstance(self._owner, Descriptor):
+            raise AttributeError("this stream is not on a socket")
+        return self._owner
+
+    def _operation(self, opcode: int) -> TaskOperation:
+        if self._driver is None:
+            self._driver = current_driver()
+        op = TaskOperation(self._driver, opcode, self._fd, self._owner)
+        self._operations.append(op)
+        return op
+
+    def _check_open(self) -> None:
+        if self._closed or self._owner.fileno() != self._fd:
+            raise trio.ClosedResourceError("this stream was already closed")
+
+    def _error(self, res: int) -> BaseException:
+        """The exception for a negative result. ECANCELED reaches us only when the descriptor was closed under the task."""
+        if self._closed or res == -errno.ECANCELED:
+            return trio.ClosedResourceError("another task closed this stream")
+        return stream_error(-res)
+
+    async def _poll(self, events: int) -> None:
+        """Waits for poll(2) events. Cancellation: nothing is lost, there is nothing to lose."""
+        op = self._operation(Opcode.POLL_ADD)
+        op.flags = events
+        try:
+            res = await op.driver.perform(op)
+        finally:
+            self._operations.remove(op)
+        if res < 0:
+            raise self._error(res)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._driver is None:
+                self._owner.close()
+            else:
+                self._driver.release(self._operations, self._owner.close)
+
+    async def aclose(self) -> None:
+        """Closes the stream at once, and then executes a checkpoint.
+
+        Tasks blocked on it wake with trio.ClosedResourceError. Closing twice is allowed.
+
+        Cancellation: it is closed even if the scope is already cancelled.
+        """
+        self._close()
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,81 @@
+"""The exceptions of this package, and the one table from the kernel's errnos to them.
+
+Rules of this file: standard library and trio's exception classes only. Every errno that reaches a user goes through here,
+so that a message says what happened and what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import trio
+
+# What the stream's own descriptor being gone looks like. Everything else on a stream means that the connection is broken.
+CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
+
+# A result that says "ask again", never an error of the stream.
+AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOBUFS})
+
+
+class RingUnavailableError(OSError):
+    """io_uring cannot be used here. `errno` and the message say why, and what to change."""
+
+
+class RingBrokenError(OSError):
+    """A ring that worked has failed; every operation on it fails. Seen when a sandbox forbids io_uring_enter later."""
+
+
+class IncompleteReadError(EOFError):
+    """The stream ended before the bytes asked for had come.
+
+    The bytes that came are not lost: they are in `partial`, and the stream gives them to the next receive.
+
+    Attributes:
+        partial: the bytes that came before the end.
+        expected: how many bytes had been asked for.
+    """
+
+    def __init__(self, partial: bytes, expected: int) -> None:
+        super().__init__(f"the stream ended after {len(partial)} of the {expected} bytes asked for")
+        self.partial = partial
+        self.expected = expected
+
+
+def stream_error(code: int) -> trio.BrokenResourceError | trio.ClosedResourceError:
+    """The trio exception for errno `code` on a stream, caused by the OSError it stands for."""
+    cause = OSError(code, os.strerror(code))
+    if code in CLOSED_ERRNOS:
+        return trio.ClosedResourceError("this stream's descriptor was already closed")
+    error = trio.BrokenResourceError(f"connection broken: {cause}")
+    error.__cause__ = cause
+    return error
+
+
+_REASONS = {
+    errno.ENOSYS: "this kernel has no io_uring (it came with Linux 5.1), or a sandbox hides it",
+    errno.EPERM: "io_uring is forbidden here: by a seccomp profile (Docker and Kubernetes forbid it by default) or by the "
+    "sysctl kernel.io_uring_disabled",
+    errno.EACCES: "io_uring is forbidden here by a security module",
+    errno.EOPNOTSUPP: "this platform answers that io_uring is not supported",
+    errno.ENOMEM: "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough for a ring",
+    errno.EMFILE: "this process is at its limit of open files: raise RLIMIT_NOFILE (ulimit -n)",
+    errno.ENFILE: "the system is at its limit of open files (sysctl fs.file-max)",
+    errno.EINVAL: "this kernel refuses even a ring without flags: it is too old",
+}
+
+
+def why_unavailable(code: int, what: str) -> str:
+    """A sentence for a person: what failed and what to change."""
+    reason = _REASONS.get(code, "no io_uring ring can be had")
+    if code == errno.EPERM:
+        try:
+            with open("/proc/sys/kernel/io_uring_disabled", encoding="ascii") as sysctl:
+                setting = sysctl.read().strip()
+        except OSError:
+            setting = ""
+        if setting in ("1", "2"):
+            reason = f"io_uring is forbidden by the sysctl kernel.io_uring_disabled={setting}; 0 allows it"
+        elif setting == "0":
+            reason = "io_uring is forbidden by a seccomp profile (Docker and Kubernetes do so by default); the sysctl allows it"
+    return f"{what} failed with {errno.errorcode.get(code, code)}: {reason}"

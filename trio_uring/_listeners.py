@@ -1,0 +1,89 @@
+"""Listeners: accept on the ring, by trio's rules for what goes wrong there.
+
+Rules of this file: an accept is in the kernel only while a task waits for the connection. Every result >= 0 is a descriptor:
+it becomes a stream or is closed, also when the task is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._endpoint import Endpoint, SocketLike, adopt_socket
+from ._errors import CLOSED_ERRNOS
+from ._op import Opcode
+from ._streams import SocketStream
+
+if TYPE_CHECKING:
+    from ._driver import TaskOperation
+
+# As trio's SocketListener: a connection that failed before it was accepted is no concern of the listener's.
+_IGNORABLE = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP",
+        "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET", "EAGAIN", "EINTR",
+    )
+)  # fmt: skip
+
+
+class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
+    """Accepts connections on a listening socket: the ring's counterpart of trio.SocketListener.
+
+    Args:
+        sock: a stdlib or trio socket of type SOCK_STREAM that listens. The listener owns it from now on.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+
+    _accept_operation: TaskOperation | None = None
+    _accepting = False
+
+    def __init__(self, sock: SocketLike) -> None:
+        adopted = adopt_socket(sock, "SocketListener")
+        if not adopted.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN):
+            raise ValueError("SocketListener requires a listening socket")
+        Endpoint.__init__(self, adopted)
+
+    async def accept(self) -> SocketStream:
+        """Waits for a connection.
+
+        Raises:
+            trio.BusyResourceError: another task is accepting on this listener.
+            trio.ClosedResourceError: this listener was closed.
+            OSError: accept failed, for instance with EMFILE. Connections that failed before they were accepted are
+                skipped; trio.serve_listeners logs the errors of capacity and tries again after 0.1 s.
+
+        Cancellation: a connection that arrived meanwhile is returned; none is lost.
+        """
+        return SocketStream(await self._accept())
+
+    @enable_ki_protection
+    async def _accept(self) -> stdlib_socket.socket:
+        if self._accepting:
+            raise trio.BusyResourceError("another task is currently accepting on this listener")
+        self._check_open()
+        op = self._accept_operation
+        if op is None:
+            op = self._accept_operation = self._operation(Opcode.ACCEPT)
+            op.flags = stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK
+            op.dispose = os.close
+        self._accepting = True
+        try:
+            while True:
+                res = await op.driver.perform(op)
+                if res >= 0:
+                    # With family, type and protocol given, Python asks the kernel for nothing.
+                    return stdlib_socket.socket(self.socket.family, stdlib_socket.SOCK_STREAM, self.socket.proto, res)
+                if self._closed or -res in CLOSED_ERRNOS or res == -errno.ECANCELED:
+                    raise trio.ClosedResourceError("this listener was closed")
+                if -res not in _IGNORABLE:
+                    raise OSError(-res, os.strerror(-res))
+        finally:
+            self._accepting = False

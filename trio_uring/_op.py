@@ -1,0 +1,135 @@
+"""An operation: one thing asked of the kernel, and the table of the states it goes through.
+
+Rules of this file: standard library only, no task, no address. An operation carries what the layers above know (opcode,
+descriptor, the caller's buffers) and what the ring fills in (token, pin, result). It is reusable: a stream keeps one
+operation for each direction, which is also what keeps two of a kind out of the kernel.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Opcode(enum.IntEnum):
+    """The operations that this package uses, by the kernel's names and numbers (linux/io_uring.h)."""
+
+    WRITEV = 2  # 5.1
+    POLL_ADD = 6  # 5.1
+    SENDMSG = 9  # 5.3
+    ACCEPT = 13  # 5.5
+    ASYNC_CANCEL = 14  # 5.5
+    CONNECT = 16  # 5.5
+    READ = 22  # 5.6
+    WRITE = 23  # 5.6
+    SEND = 26  # 5.6
+    RECV = 27  # 5.6
+
+
+# The opcodes whose result counts bytes, by direction.
+SENDING = (Opcode.SEND, Opcode.SENDMSG, Opcode.WRITE, Opcode.WRITEV)
+RECEIVING = (Opcode.RECV, Opcode.READ)
+
+NO_GROUP = -1
+SMALL_GROUP = 0  # many provided buffers of a page, for messages
+LARGE_GROUP = 1  # a few large provided buffers, for bulk
+
+
+class OperationStateError(RuntimeError):
+    """A step that the table of states does not list: a defect of this package, never of its user."""
+
+
+class State:
+    """A state of an operation. Its attributes are the steps out of it; a step that is not listed raises.
+
+    The table below is the only place where a transition is written. Taking a step costs one attribute look-up:
+    ``op.state = op.state.submitted``.
+    """
+
+    submitted: State
+    cancelling: State
+    lingering: State
+    done: State
+
+    def __init__(self, name: str, in_kernel: bool) -> None:
+        self.name = name
+        self.in_kernel = in_kernel
+
+    def __getattr__(self, step: str) -> State:
+        if step in ("submitted", "cancelling", "lingering", "done"):
+            raise OperationStateError(f"an operation that is {self.name} cannot become {step.upper()}")
+        raise AttributeError(step)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+NEW = State("NEW", in_kernel=False)
+SUBMITTED = State("SUBMITTED", in_kernel=True)
+CANCELLING = State("CANCELLING", in_kernel=True)  # asked to stop; it still owns its memory
+LINGERING = State("LINGERING", in_kernel=True)  # the result is known, the kernel may still read the buffer (zero-copy)
+DONE = State("DONE", in_kernel=False)
+
+STEPS: dict[State, tuple[State, ...]] = {
+    NEW: (SUBMITTED,),
+    SUBMITTED: (CANCELLING, LINGERING, DONE),
+    CANCELLING: (LINGERING, DONE),
+    LINGERING: (DONE,),
+    DONE: (SUBMITTED,),  # reused by its stream
+}
+for _state, _reachable in STEPS.items():
+    for _next in _reachable:
+        setattr(_state, _next.name.lower(), _next)
+
+
+class Operation:
+    """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what came of it."""
+
+    __slots__ = (
+        "born",
+        "buffer",
+        "buffers",
+        "chunk",
+        "dispose",
+        "fd",
+        "flags",
+        "group",
+        "head",
+        "length",
+        "offset",
+        "opcode",
+        "owner",
+        "pin",
+        "res",
+        "start",
+        "state",
+        "token",
+    )
+
+    def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
+        self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path
+        self.fd = fd
+        self.owner = owner  # holds the descriptor open for as long as the ring's table holds this operation
+        self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
+        self.buffers: list[memoryview] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
+        self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
+        self.length = 0  # bytes, without `start`; of `buffers`: all together
+        self.offset = 0  # file offset, or the length of a socket address
+        self.flags = 0  # MSG_*, SOCK_* or poll bits
+        self.group = NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
+        self.dispose: Callable[[int], object] | None = None  # takes a result >= 0 that no task is left to receive
+
+        self.state = NEW
+        self.token = 0
+        self.head = 0  # the ring's own first word of the entry, kept from one use to the next; 0: make it anew
+        self.pin: Any = None
+        self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
+
+        self.res = 0  # >= 0, or -errno
+        self.chunk: bytes | None = None  # what a provided buffer held
+
+    def __repr__(self) -> str:
+        return f"<{Opcode(self.opcode).name} fd={self.fd} {self.state} res={self.res}>"

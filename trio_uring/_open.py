@@ -1,0 +1,221 @@
+"""Opening connections and servers, with trio's signatures.
+
+Rules of this file: what trio does well is trio's (name resolution, listening sockets, serve_listeners); only the connects
+are ours, on the ring. A socket whose connect was cancelled is closed: the kernel leaves it half connected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as stdlib_socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._driver import TaskOperation, current_driver
+from ._listeners import SocketListener
+from ._op import Opcode
+from ._streams import SocketStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
+
+
+async def open_tcp_stream(
+    host: str | bytes,
+    port: int,
+    *,
+    happy_eyeballs_delay: float | None = DEFAULT_DELAY,
+    local_address: str | None = None,
+) -> SocketStream:
+    """Connects to a host and port over TCP, trying its addresses as trio.open_tcp_stream does (RFC 6555).
+
+    Args:
+        host: an IPv4 address, an IPv6 address or a hostname.
+        port: the port.
+        happy_eyeballs_delay: seconds to wait for one attempt before the next is made beside it; None: 0.25.
+        local_address: the local address to connect from; None: the system's choice.
+
+    Raises:
+        OSError: no attempt succeeded; each one's error is in the exception group that it is raised from.
+        TypeError, ValueError: an argument of a wrong type.
+        RingUnavailableError: io_uring cannot be used here.
+
+    Cancellation: every socket that was opened is closed.
+    """
+    if not isinstance(host, (str, bytes)):
+        raise ValueError(f"host must be str or bytes, not {host!r}")
+    if not isinstance(port, int):
+        raise TypeError(f"port must be int, not {port!r}")
+    targets = await trio.socket.getaddrinfo(host, port, type=stdlib_socket.SOCK_STREAM)
+    where = _format_host_port(host, port)
+    if not targets:
+        raise OSError(f"no results found for hostname lookup: {where}")
+    _alternate_families(targets)
+    race = _Race(local_address)
+    delay = DEFAULT_DELAY if happy_eyeballs_delay is None else happy_eyeballs_delay
+    try:
+        await race.run(targets, delay)
+        if race.winner is None:
+            message = f"all attempts to connect to {where} failed"
+            raise OSError(message) from ExceptionGroup(message, race.errors)
+        return SocketStream(race.winner)
+    except BaseException:
+        if race.winner is not None:
+            race.winner.close()
+        raise
+
+
+class _Race:
+    """The attempts of one open_tcp_stream. The first to connect wins, and the others are cancelled."""
+
+    def __init__(self, local_address: str | None) -> None:
+        self._local_address = local_address
+        self.errors: list[OSError] = []
+        self.winner: stdlib_socket.socket | None = None
+
+    async def run(self, targets: list[Any], delay: float) -> None:
+        async with trio.open_nursery() as nursery:
+            for family, kind, proto, _, address in targets:
+                failed = trio.Event()
+                nursery.start_soon(self._attempt, (family, kind, proto), address, failed, nursery.cancel_scope)
+                with trio.move_on_after(delay):
+                    await failed.wait()
+
+    async def _attempt(self, kind: tuple[int, int, int], address: Any, failed: trio.Event, race: trio.CancelScope) -> None:
+        try:
+            sock = stdlib_socket.socket(*kind)
+            try:
+                self._bind(sock, address)
+                await _connect(sock, address)
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as exc:
+            self.errors.append(exc)
+            failed.set()
+            return
+        if self.winner is None:
+            self.winner = sock
+            race.cancel()
+        else:
+            sock.close()
+
+    def _bind(self, sock: stdlib_socket.socket, address: Any) -> None:
+        if self._local_address is None:
+            return
+        with contextlib.suppress(OSError):
+            sock.setsockopt(stdlib_socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+        try:
+            sock.bind((self._local_address, 0))
+        except OSError:
+            raise OSError(f"local_address={self._local_address!r} is incompatible with remote address {address!r}") from None
+
+
+async def _connect(sock: stdlib_socket.socket, address: Any) -> None:
+    """Connects on the ring. Cancellation: the socket is of no use any more, the caller closes it."""
+    driver = current_driver()
+    sock.setblocking(False)
+    op = TaskOperation(driver, Opcode.CONNECT, sock.fileno(), sock)
+    packed = _pack_address(sock.family, address)
+    op.buffer, op.offset = packed, len(packed)
+    res = await driver.perform(op)
+    if res < 0:
+        raise OSError(-res, f"Error connecting to {address!r}: {os.strerror(-res)}")
+
+
+def _pack_address(family: int, address: Any) -> bytes:
+    """A socket address as the kernel wants it: struct sockaddr_in, sockaddr_in6 or sockaddr_un."""
+    if family == stdlib_socket.AF_INET:
+        return struct.pack("=HH4s8x", family, stdlib_socket.htons(address[1]), stdlib_socket.inet_aton(address[0]))
+    if family == stdlib_socket.AF_INET6:
+        host, port, flow, scope = (*address, 0, 0)[:4]
+        packed = stdlib_socket.inet_pton(family, host.partition("%")[0])
+        return struct.pack("=HHI16sI", family, stdlib_socket.htons(port), stdlib_socket.htonl(flow), packed, scope)
+    if family == stdlib_socket.AF_UNIX:
+        path = os.fsencode(address)
+        if len(path) > 107:
+            raise OSError("AF_UNIX path too long: at most 107 bytes")
+        # An abstract name begins with a zero byte and has no terminator; a path has one.
+        return struct.pack("=H", family) + path + (b"" if path.startswith(b"\0") else b"\0")
+    raise OSError(f"cannot connect over address family {family}")
+
+
+def _alternate_families(targets: list[Any]) -> None:
+    """RFC 6555, section 5.4: the second attempt is of another family than the first, if there is one."""
+    for index, target in enumerate(targets):
+        if target[0] != targets[0][0]:
+            targets.insert(1, targets.pop(index))
+            break
+
+
+def _format_host_port(host: str | bytes, port: int | str) -> str:
+    host = host.decode("ascii") if isinstance(host, bytes) else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def open_unix_socket(filename: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> SocketStream:
+    """Connects to a Unix socket (trio.open_unix_socket).
+
+    Args:
+        filename: the path of the socket.
+
+    Raises:
+        OSError: the connection failed.
+
+    Cancellation: the socket is closed.
+    """
+    path = os.fspath(filename)
+    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM)
+    try:
+        await _connect(sock, path)
+        return SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def open_tcp_listeners(port: int, *, host: str | bytes | None = None, backlog: int | None = None) -> list[SocketListener]:
+    """Opens listeners for TCP connections; arguments and errors are those of trio.open_tcp_listeners.
+
+    Args:
+        port: the port; 0: the kernel chooses one for each address.
+        host: the local interface; None: the wildcard addresses of IPv4 and IPv6.
+        backlog: connections that may wait to be accepted; None: as many as the system allows.
+
+    Cancellation: what was opened is closed.
+    """
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    return [SocketListener(listener.socket) for listener in listeners]
+
+
+async def serve_tcp(
+    handler: Callable[[SocketStream], Awaitable[object]],
+    port: int,
+    *,
+    host: str | bytes | None = None,
+    backlog: int | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves TCP connections, each with a task that runs `handler(stream)`, until it is cancelled.
+
+    Args:
+        handler: called with each connection. The stream is closed when it returns; an exception that it lets out ends the
+            server, as with trio.serve_tcp.
+        port, host, backlog: as of open_tcp_listeners.
+        handler_nursery: where the handlers run; None: in a nursery of this call.
+        task_status: for nursery.start; it gives the list of listeners.
+
+    Cancellation: the listeners are closed.
+    """
+    listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
+    await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)

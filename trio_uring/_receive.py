@@ -1,0 +1,255 @@
+"""The receiving half of a stream: into the kernel's choice of buffer, or into the caller's.
+
+Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits for it: a stream that is not
+read holds nothing in this process, and its peer's bytes stay in the socket, which is the backpressure. A byte that the kernel
+gave belongs to the stream until a call returns it.
+"""
+
+from __future__ import annotations
+
+import errno
+import operator
+import select
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._endpoint import Endpoint
+from ._errors import IncompleteReadError
+from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
+from ._ring import LARGE_SIZE, SMALL_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from typing_extensions import Buffer
+
+    from ._driver import TaskOperation
+
+SMALL_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a stream goes back to small buffers
+OWN_SIZE = 16384  # bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits
+RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
+
+_AGAIN = (-errno.EAGAIN, -errno.EINTR)
+_T = TypeVar("_T")
+
+
+class ReceiveSide(Endpoint):
+    """Mixed into the streams that receive."""
+
+    _receive_operation: TaskOperation | None = None
+    _into_operation: TaskOperation | None = None
+    _receiving = False
+    _rest: bytes = b""  # bytes that an interrupted call had, for the next one
+    _streak = 0
+
+    receive_timeout: float | None = None
+    """Seconds that one receive may take; None: no limit."""
+
+    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+        """Waits until there is data, and returns some of it (trio.abc.ReceiveStream).
+
+        Args:
+            max_bytes: the most bytes to return, at least 1. None: as the stream likes, at most LARGE_SIZE (128 KiB).
+            timeout: seconds; None: the stream's `receive_timeout`; math.inf: no limit.
+
+        Returns:
+            1 byte or more; b"" at the end of the stream.
+
+        Raises:
+            trio.TooSlowError: the time was up.
+            trio.BusyResourceError: another task is receiving on this stream.
+            trio.BrokenResourceError: the connection is broken.
+            trio.ClosedResourceError: this stream was closed.
+            TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
+
+        Cancellation: no byte is lost. Bytes that arrive while it is being cancelled are returned, or kept for the next
+        receive.
+        """
+        if max_bytes is None:
+            max_bytes = RECEIVE_MAX
+        elif operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be >= 1")
+        if timeout is None:
+            timeout = self.receive_timeout
+        if timeout is None:
+            return await self._receive(max_bytes)
+        with trio.fail_after(timeout):
+            return await self._receive(max_bytes)
+
+    async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
+        """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
+
+        Args:
+            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call returns.
+            timeout: as of receive_some.
+
+        Returns:
+            How many bytes were put there; 0 at the end of the stream.
+
+        Raises:
+            As receive_some; TypeError or ValueError for a buffer that will not do.
+
+        Cancellation: no byte is lost, as of receive_some.
+        """
+        view = memoryview(buffer)
+        if view.readonly or not view.c_contiguous:
+            raise TypeError("receive_into takes a writable, C-contiguous buffer")
+        if not view.nbytes:
+            raise ValueError("receive_into takes a buffer that is not empty")
+        return await self._within(timeout, self._receive_into, view)
+
+    async def receive_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
+        """Receives exactly `count` bytes.
+
+        Args:
+            count: bytes, at least 0. Memory is taken as the bytes come, never ahead of them.
+            timeout: seconds for the whole call; None: the stream's `receive_timeout`; math.inf: no limit.
+
+        Raises:
+            IncompleteReadError: the stream ended before. The bytes that came are in it, and stay in the stream.
+            As receive_some.
+
+        Cancellation: no byte is lost: what came is kept, and the next receive begins with it. It is the only data that a
+        stream ever holds while nobody reads, and is less than `count`.
+        """
+        if operator.index(count) < 0:
+            raise ValueError("count must be >= 0")
+        return await self._within(timeout, self._receive_exactly, count)
+
+    async def _within(self, timeout: float | None, receive: Callable[..., Awaitable[_T]], argument: object) -> _T:
+        if timeout is None:
+            timeout = self.receive_timeout
+        if timeout is None:
+            return await receive(argument)
+        with trio.fail_after(timeout):
+            return await receive(argument)
+
+    @enable_ki_protection
+    async def _receive(self, max_bytes: int) -> bytes:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        self._check_open()
+        self._receiving = True
+        try:
+            return await self._next(max_bytes)
+        finally:
+            self._receiving = False
+
+    async def _next(self, max_bytes: int) -> bytes:
+        """One receive, or what is left from an earlier one. The caller holds the direction."""
+        op = self._receive_operation or self._make_receive_operation()
+        if op.chunk is not None and not op.state.in_kernel:  # its task was destroyed while it waited
+            self._rest, op.chunk = self._rest + op.chunk, None
+        if self._rest:
+            await trio.lowlevel.checkpoint()
+            chunk, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
+            return chunk
+        while True:
+            self._prepare(op, max_bytes)
+            own = op.buffer
+            res = await op.driver.perform(op, op.group == LARGE_GROUP)
+            if res > 0:
+                if own is not None:
+                    return bytes(own[:res])
+                assert op.chunk is not None
+                chunk, op.chunk = op.chunk, None
+                self._adapt(op, res)
+                return chunk
+            if res == 0:
+                op.chunk = None
+                return b""
+            await self._again(op, res)
+
+    def _prepare(self, op: TaskOperation, max_bytes: int) -> None:
+        if op.group == NO_GROUP:
+            op.length = min(max_bytes, OWN_SIZE)
+            op.buffer = memoryview(bytearray(op.length))
+        else:
+            op.length = min(max_bytes, LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE)
+
+    def _adapt(self, op: TaskOperation, count: int) -> None:
+        """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
+        if op.group == SMALL_GROUP:
+            if count == SMALL_SIZE:
+                op.group, op.head, self._streak = LARGE_GROUP, 0, 0
+        elif count > SMALL_SIZE:
+            self._streak = 0
+        else:
+            self._streak += 1
+            if self._streak >= SMALL_STREAK:
+                op.group, op.head = SMALL_GROUP, 0
+
+    async def _again(self, op: TaskOperation, res: int) -> None:
+        """After a negative result: returns if the receive is to be made again."""
+        if self._closed:
+            raise self._error(res)
+        if res == -errno.ENOBUFS and op.group != NO_GROUP:
+            # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
+            op.group, op.head = SMALL_GROUP, 0
+        elif res in _AGAIN:
+            await self._poll(select.POLLIN)
+        else:
+            raise self._error(res)
+        self._check_open()
+
+    @enable_ki_protection
+    async def _receive_into(self, view: memoryview) -> int:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        self._check_open()
+        self._receiving = True
+        try:
+            if self._rest or (self._receive_operation is not None and self._receive_operation.chunk is not None):
+                chunk = await self._next(view.nbytes)
+                view.cast("B")[: len(chunk)] = chunk
+                return len(chunk)
+            op = self._into_operation or self._make_into_operation()
+            while True:
+                op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
+                res = await op.driver.perform(op, view.nbytes > SMALL_SIZE)
+                if res >= 0:
+                    return res
+                await self._again(op, res)
+        finally:
+            self._receiving = False
+
+    @enable_ki_protection
+    async def _receive_exactly(self, count: int) -> bytes:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        self._check_open()
+        self._receiving = True
+        parts: list[bytes] = []
+        missing = count
+        try:
+            if not missing:
+                await trio.lowlevel.checkpoint()
+            while missing:
+                chunk = await self._next(missing)
+                if not chunk:
+                    raise IncompleteReadError(b"".join(parts), count)
+                parts.append(chunk)
+                missing -= len(chunk)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            if missing:
+                self._rest = b"".join(parts) + self._rest
+            self._receiving = False
+
+    def _make_receive_operation(self) -> TaskOperation:
+        op = self._receive_operation = self._make_operation()
+        if op.driver.ring.info.provided_buffers:
+            op.group = SMALL_GROUP
+        return op
+
+    def _make_into_operation(self) -> TaskOperation:
+        op = self._into_operation = self._make_operation()
+        return op
+
+    def _make_operation(self) -> TaskOperation:
+        op = self._operation(Opcode.RECV if self._is_socket else Opcode.READ)
+        if not self._is_socket:
+            op.offset = 2**64 - 1  # the current position, which pipes do not have
+        return op

@@ -1,0 +1,445 @@
+"""The ring: the one place where Python objects become addresses, and addresses become results.
+
+Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision.
+
+S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
+    freed), and the operation is in the ring's table from its entry being written to its last completion. A coroutine's
+    frame is no pin: coro.close() drops it.
+S2  A ring with anything in flight is reachable from this module (`_open_rings`).
+S3  Pins are released on one line, in `_collect`.
+S4  Tokens (user_data) come from a 64-bit counter and are never used twice. 0 marks a cancel's own completion, which proves
+    nothing and is dropped.
+S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
+S6  Only the thread and the process that opened a ring touch it.
+S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop the kernel from writing
+    to memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trio_uring._uring import ffi, lib
+
+from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._statistics import RingCounters, RingInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# linux/io_uring.h, with the version that brought each.
+_SETUP_CQSIZE, _SETUP_CLAMP, _SETUP_SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
+_SETUP_COOP_TASKRUN, _SETUP_TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
+_SETUP_SINGLE_ISSUER, _SETUP_DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
+_FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
+_ENTER_GETEVENTS = 1 << 0
+_CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
+_SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
+
+_BASE = _SETUP_CQSIZE | _SETUP_CLAMP
+_MODERN = _BASE | _SETUP_SUBMIT_ALL | _SETUP_TASKRUN_FLAG
+# Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
+LADDERS: dict[str, tuple[int, ...]] = {
+    "coop": (
+        _MODERN | _SETUP_COOP_TASKRUN | _SETUP_SINGLE_ISSUER,
+        _MODERN | _SETUP_COOP_TASKRUN,
+        _BASE | _SETUP_SUBMIT_ALL,
+        _BASE,
+        0,
+    ),
+    # An option: completions wait until we enter, and only an eventfd wakes a sleeping epoll.
+    "defer": (_MODERN | _SETUP_DEFER_TASKRUN | _SETUP_SINGLE_ISSUER,),
+    "plain": (_BASE, 0),
+}
+SETUP_FLAG_NAMES = {
+    _SETUP_CQSIZE: "CQSIZE",
+    _SETUP_CLAMP: "CLAMP",
+    _SETUP_SUBMIT_ALL: "SUBMIT_ALL",
+    _SETUP_COOP_TASKRUN: "COOP_TASKRUN",
+    _SETUP_TASKRUN_FLAG: "TASKRUN_FLAG",
+    _SETUP_SINGLE_ISSUER: "SINGLE_ISSUER",
+    _SETUP_DEFER_TASKRUN: "DEFER_TASKRUN",
+}
+
+SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
+SQ_ENTRIES_MIN = 16
+CQ_FACTOR = 16  # completions (16 bytes each) per submission slot: a pass of thousands of connections without overflow
+CANCELS_RESERVED = 8  # submission slots that only a cancel may take
+DRAIN_MAX = 1024  # completions copied by one call
+
+SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
+LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
+
+_REQUIRED_FEATURES = _FEAT_NODROP | _FEAT_SUBMIT_STABLE | _FEAT_FAST_POLL | _FEAT_EXT_ARG
+_SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})  # enter's answers that pass
+
+_open_rings: set[UringRing] = set()  # S2
+
+
+class Ring(Protocol):
+    """What the driver needs of a ring. UringRing and testing.FakeRing are rings; one suite tests every ring."""
+
+    counters: RingCounters
+    info: RingInfo
+    table: dict[int, Operation]  # what is in flight, by token
+    now: float  # seconds; the driver sets it once a pass, and it stamps Operation.born
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when drain() has something to do."""
+
+    def submit(self, op: Operation) -> bool:
+        """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
+
+    def cancel(self, op: Operation) -> None:
+        """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
+
+    def flush(self) -> bool:
+        """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
+
+    def drain(self) -> list[Operation]:
+        """Takes every completion and returns the operations that are done, unpinned and forgotten by the ring."""
+
+    def wait(self, timeout: float) -> None:
+        """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
+
+    def close(self) -> bool:
+        """Closes the ring. False: something was in flight, and the ring and its buffers have been leaked on purpose."""
+
+
+class UringRing:
+    """The kernel's ring, opened by the thread that uses it.
+
+    Args:
+        flags: which ladder of setup flags to walk down: "coop", "defer" or "plain".
+        sq_entries: slots of the submission queue; a power of two.
+        cq_entries: slots of the completion queue; None: CQ_FACTOR times sq_entries.
+        provide_buffers: False does as a kernel before 5.19: receives bring their own memory.
+    """
+
+    def __init__(
+        self,
+        flags: str = "coop",
+        sq_entries: int = SQ_ENTRIES,
+        cq_entries: int | None = None,
+        provide_buffers: bool = True,
+    ) -> None:
+        self.table: dict[int, Operation] = {}
+        self.counters = RingCounters()
+        self.now = 0.0
+        self._thread = threading.get_ident()
+        self._token = 0
+        self._unsubmitted = 0
+        self._late_cancels: deque[int] = deque()
+        self._out = ffi.new("int64_t[]", 1 + 3 * DRAIN_MAX)
+        self._view = memoryview(ffi.buffer(self._out)).cast("q")
+        self._pool_memory: Any = ffi.NULL
+        self._pool_size = 0
+        self._c: Any
+        self._c, raw = _open(flags, sq_entries, cq_entries)
+        self._has_event_fd = raw.event_fd >= 0
+        self._fd: int = raw.event_fd if self._has_event_fd else raw.fd
+        self._entries: int = raw.sq_entries
+        self._submit_max = self._entries - CANCELS_RESERVED
+        try:
+            opcodes = self._require(raw.features)
+            provided = provide_buffers and self._provide_buffers()
+        except BaseException:
+            self._free()
+            raise
+        self.info = RingInfo(
+            backend="uring",
+            setup_flags=tuple(name for bit, name in SETUP_FLAG_NAMES.items() if raw.setup_flags & bit),
+            features=raw.features,
+            sq_entries=raw.sq_entries,
+            cq_entries=raw.cq_entries,
+            opcodes=opcodes,
+            provided_buffers=provided,
+        )
+        _open_rings.add(self)
+
+    # -- setup
+
+    def _require(self, features: int) -> tuple[str, ...]:
+        missing = _REQUIRED_FEATURES & ~features
+        if missing:
+            raise RingUnavailableError(
+                errno.EOPNOTSUPP, f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them"
+            )
+        probe = ffi.new("uint8_t[]", 256)
+        result = lib.tu_probe(self._c, probe, 256)
+        if result < 0:
+            raise RingUnavailableError(-result, why_unavailable(-result, "the opcode probe"))
+        lacking = [op.name for op in Opcode if not probe[op]]
+        if lacking:
+            raise RingUnavailableError(errno.EOPNOTSUPP, f"this kernel's io_uring lacks {', '.join(lacking)}")
+        return tuple(op.name for op in Opcode)
+
+    def _provide_buffers(self) -> bool:
+        """Registers the two groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
+        self._large_start = SMALL_COUNT * SMALL_SIZE
+        size = self._large_start + LARGE_COUNT * LARGE_SIZE
+        memory = lib.tu_pool_alloc(size)
+        if memory == ffi.NULL:
+            raise RingUnavailableError(errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool"))
+        self._pool_memory, self._pool_size = memory, size
+        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time costs four times that.
+        self._pool = ffi.buffer(memory, size)
+        small = lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory)
+        if small < 0:
+            return False
+        large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + self._large_start)
+        return bool(large >= 0)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    # -- submission
+
+    def submit(self, op: Operation) -> bool:
+        if self._unsubmitted >= self._submit_max:
+            self.counters.sq_full += 1
+            return False
+        state = op.state.submitted
+        length, address = op.length, ffi.NULL
+        if op.buffer is not None:
+            op.pin = address = ffi.from_buffer(op.buffer)
+            if op.start:
+                address = address + op.start
+        elif op.buffers is not None:
+            op.pin = pins = _vector(op.buffers, op.start)
+            if op.opcode == Opcode.SENDMSG:
+                address, length = pins[0], 1
+            else:
+                address, length = pins[0].iov, len(op.buffers)
+        token = self._token = self._token + 1
+        head = op.head or _head(op)
+        # The kernel sees the entry at the next enter; a bad argument raises here, with nothing written.
+        lib.tu_submit(self._c, head, op.offset, address, length, op.flags, max(op.group, 0), token)
+        self.table[token] = op
+        self._unsubmitted += 1
+        op.token = token
+        op.state = state
+        op.born = self.now
+        self.counters.submitted[op.opcode] += 1
+        return True
+
+    def cancel(self, op: Operation) -> None:
+        if op.state is not SUBMITTED:
+            return
+        op.state = op.state.cancelling
+        self._late_cancels.append(op.token)
+        self._write_cancels()
+
+    def _write_cancels(self) -> None:
+        while self._late_cancels and self._unsubmitted < self._entries:
+            lib.tu_cancel(self._c, self._late_cancels.popleft())
+            self._unsubmitted += 1
+            self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
+
+    def flush(self) -> bool:
+        self._check_owner()
+        while self._unsubmitted:
+            if not self._enter(0, 0):
+                return False
+            self._write_cancels()
+        return True
+
+    def _enter(self, min_complete: int, flags: int, timeout_ns: int = -1) -> bool:
+        """One io_uring_enter. False: the kernel is short of something for now."""
+        self.counters.enters += 1
+        taken = lib.tu_enter(self._c, min_complete, flags, timeout_ns)
+        self._unsubmitted = self._entries - lib.tu_sq_space(self._c) if taken < 0 else self._unsubmitted - taken
+        # EINTR: SIGSTOP and SIGCONT under load make it. ETIME: wait()'s time is up.
+        if taken > 0 or taken in (-errno.EINTR, -errno.ETIME):
+            return True
+        if taken == 0 or -taken in _SHORT_OF:
+            return not self._unsubmitted
+        raise RingBrokenError(-taken, f"io_uring_enter failed with {errno.errorcode.get(-taken)}: {os.strerror(-taken)}")
+
+    def _check_owner(self) -> None:
+        if self._c is None:
+            raise RuntimeError("this ring is closed, or belongs to the process that this one was forked from")
+        if self._thread != threading.get_ident():
+            raise RuntimeError("this ring belongs to another thread")
+
+    # -- completion
+
+    def drain(self) -> list[Operation]:
+        self._check_owner()
+        done: list[Operation] = []
+        if self._has_event_fd:  # before reaping: read afterwards, it would swallow the signal of what came in between
+            lib.tu_event_read(self._c)
+        used = False
+        while True:
+            count = lib.tu_drain(self._c, self._out, DRAIN_MAX)
+            if count:
+                used |= self._collect(self._view[1 : 1 + 3 * count].tolist(), done)
+            more = self._view[0]
+            if more & 6:
+                self.counters.cq_overflows += more >> 2
+                self._run_task_work()
+            elif not more:
+                break
+        if used:  # only now: a sender that refilled the pool while we drained would keep us here for ever
+            lib.tu_recycle(self._c)
+            self.counters.buffers_in_use = 0
+        return done
+
+    def _run_task_work(self) -> None:
+        if lib.tu_overflowed(self._c):
+            raise RingBrokenError(errno.EBADR, "the kernel dropped completions for want of memory")
+        self._enter(0, _ENTER_GETEVENTS)
+
+    def _collect(self, values: list[int], done: list[Operation]) -> bool:
+        table, moved, used = self.table, self.counters.moved, False
+        self.counters.completions += len(values) // 3
+        completions = iter(values)
+        for token, res, flags in zip(completions, completions, completions):
+            if not token:
+                continue
+            if flags & _CQE_F_MORE:  # the kernel still holds the buffer
+                op = table[token]
+                op.state = op.state.lingering
+                op.res = res
+                continue
+            op = table.pop(token)
+            op.pin = op.buffer = op.buffers = None  # S3
+            state, op.state = op.state, op.state.done
+            if state.name != "LINGERING":
+                op.res = res
+            if flags & _CQE_F_BUFFER:
+                used = True
+                self.counters.buffers_in_use += 1
+                op.chunk = self._copy(flags >> 16, res)
+            if res > 0:
+                moved[op.opcode] += res
+            elif res < 0:
+                self._count_failure(op, res)
+            done.append(op)
+        return used
+
+    def _copy(self, index: int, count: int) -> bytes:
+        """The bytes in a provided buffer. The buffer goes back to the kernel at the end of the drain."""
+        if index < SMALL_COUNT:
+            start = index * SMALL_SIZE
+        else:
+            start = self._large_start + (index - SMALL_COUNT) * LARGE_SIZE
+        chunk: bytes = self._pool[start : start + max(count, 0)]
+        return chunk
+
+    def _count_failure(self, op: Operation, res: int) -> None:
+        if res == -errno.ECANCELED:
+            self.counters.cancelled[op.opcode] += 1
+        else:
+            self.counters.failed[op.opcode] += 1
+            if res == -errno.ENOBUFS and op.group != NO_GROUP:
+                self.counters.buffers_exhausted += 1
+
+    # -- teardown
+
+    def wait(self, timeout: float) -> None:
+        self._check_owner()
+        self._enter(1, _ENTER_GETEVENTS, max(0, int(timeout * 1e9)))
+
+    def close(self) -> bool:
+        if self._c is None:
+            return True
+        self._check_owner()
+        if self.table:
+            # S7: the kernel may still write to what these operations pin; `_open_rings` keeps it all alive.
+            warnings.warn(
+                f"trio_uring leaked a ring: the kernel did not give back {len(self.table)} operations, "
+                f"among them {list(self.table.values())[:5]}",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            return False
+        self._free()
+        return True
+
+    def _free(self) -> None:
+        self._view.release()
+        lib.tu_close(self._c)
+        self._c = None
+        _open_rings.discard(self)
+        if self._pool_memory != ffi.NULL:
+            lib.tu_pool_free(self._pool_memory, self._pool_size)
+
+    def disown(self) -> None:
+        """In a forked child: forgets the ring without touching its maps, which are the parent's and not mapped here."""
+        if self._c is not None:
+            lib.tu_disown(self._c)
+            self._c = None
+
+
+class Timer:
+    """A timerfd that fires every `seconds`, in real time: for the watchdog, which a MockClock must not see."""
+
+    def __init__(self, seconds: float) -> None:
+        self._fd: int = lib.tu_timer(int(seconds * 1e9))
+        if self._fd < 0:
+            raise RingUnavailableError(-self._fd, why_unavailable(-self._fd, "timerfd_create"))
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 8)
+
+    def __enter__(self) -> Timer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def _head(op: Operation) -> int:
+    op.head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
+    return op.head
+
+
+def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
+    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK), until a ring opens."""
+    out, info = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
+    result = -errno.EINVAL
+    for setup_flags in LADDERS[flags]:
+        entries = sq_entries
+        while True:
+            wanted = entries * CQ_FACTOR if cq_entries is None else cq_entries
+            result = lib.tu_open(out, entries, wanted, setup_flags, bool(setup_flags & _SETUP_DEFER_TASKRUN), info)
+            if result != -errno.ENOMEM or entries <= SQ_ENTRIES_MIN:
+                break
+            entries //= 2
+        if result == 0:
+            return out[0], info
+        if result != -errno.EINVAL:
+            break
+    raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
+
+
+def _vector(buffers: Iterable[memoryview], start: int) -> list[Any]:
+    """Returns [struct tu_vector, pins...]: what SENDMSG and WRITEV point at, and what keeps it where it is."""
+    pins: list[Any] = [ffi.from_buffer(view) for view in buffers]
+    vector = ffi.new("struct tu_vector *", {"iov": 2 * len(pins)})
+    for index, pin in enumerate(pins):
+        lib.tu_vector_set(vector, index, pin, start, len(pin) - start)
+        start = 0
+    lib.tu_vector_finish(vector, len(pins))
+    return [vector, *pins]
+
+
+def _disown_all() -> None:
+    for ring in list(_open_rings):
+        ring.disown()
+    _open_rings.clear()
+
+
+os.register_at_fork(after_in_child=_disown_all)

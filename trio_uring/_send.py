@@ -1,0 +1,212 @@
+"""The sending half of a stream: one buffer or a list of them, in order, past short writes, without a copy.
+
+Rules of this file: at most one send of a stream is in the kernel. Every byte that the kernel took is counted in `bytes_sent`
+before anything else can happen. No MSG_WAITALL: the kernel would block a worker thread for each slow reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._endpoint import Endpoint
+from ._op import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+    from ._driver import TaskOperation
+
+IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
+VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
+SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
+
+_AGAIN = (-errno.EAGAIN, -errno.EINTR)
+
+
+class SendSide(Endpoint):
+    """Mixed into the streams that send."""
+
+    _send_operation: TaskOperation | None = None
+    _sending = False
+
+    send_timeout: float | None = None
+    """Seconds that one send_all may take; None: no limit."""
+
+    bytes_sent: int = 0
+    """Bytes of the current or last send_all that the kernel has taken; every send resets it.
+
+    After a cancelled or timed-out send it says exactly where to go on.
+    """
+
+    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+        """Sends one buffer, or a sequence of buffers in order, as one operation and without joining or copying them.
+
+        Args:
+            data: anything with the buffer protocol that is C-contiguous, of any item size (bytes, bytearray, memoryview,
+                array, mmap, a NumPy array), or a list or tuple of such. Empty ones are skipped; there is no limit on their
+                number or size. They are borrowed until the call returns: an exported bytearray cannot be resized, but a
+                buffer that is changed meanwhile goes out changed.
+            timeout: seconds for the whole call; None: the stream's `send_timeout`; math.inf: no limit.
+
+        Raises:
+            trio.TooSlowError: the time was up. `bytes_sent` says how much went.
+            trio.BusyResourceError: another task is sending on this stream.
+            trio.BrokenResourceError: the connection is broken.
+            trio.ClosedResourceError: this stream was closed, or its sending half was.
+            TypeError: `data` is not a buffer or a sequence of buffers. Nothing was sent.
+
+        Cancellation: what the kernel had taken has been sent and is counted in `bytes_sent`; a later send works, and
+        whether the protocol can go on is the caller's to decide.
+        """
+        if timeout is None:
+            timeout = self.send_timeout
+        if timeout is None:
+            await self._send(data)
+        else:
+            with trio.fail_after(timeout):
+                await self._send(data)
+
+    @enable_ki_protection
+    async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is currently sending data on this stream")
+        self._check_can_send()
+        if type(data) is bytes and data:
+            self.bytes_sent = 0
+            op = self._send_operation or self._make_send_operation()
+            op.opcode = self._opcode_one
+            op.head = 0
+            op.buffer, op.start, op.length = data, 0, len(data)
+            self._sending = True
+            try:
+                res = await op.driver.perform(op, True)
+                if res == len(data):
+                    self.bytes_sent = res
+                    return
+                await self._send_rest(op, [memoryview(data)], res)
+            finally:
+                self._sending = False
+            return
+        views = _views(data)
+        self.bytes_sent = 0
+        self._sending = True
+        try:
+            if views:
+                await self._send_rest(self._send_operation or self._make_send_operation(), views, None)
+            else:
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._sending = False
+
+    async def _send_rest(self, op: TaskOperation, views: list[memoryview], res: int | None) -> None:
+        """Sends `views`. `res` is the result of an operation on the first of them that was already made."""
+        index = start = 0
+        while True:
+            if res is not None:
+                if res >= 0:
+                    self.bytes_sent += res
+                    index, start = _advance(views, index, start + res)
+                    if index == len(views):
+                        return
+                    op.driver.short_writes += 1
+                elif res in _AGAIN and not self._closed:
+                    await self._poll(select.POLLOUT)
+                else:
+                    raise self._error(res)
+                self._check_can_send()
+            self._load(op, views, index, start)
+            res = await op.driver.perform(op, True)
+
+    def _load(self, op: TaskOperation, views: list[memoryview], index: int, start: int) -> None:
+        """Puts as many buffers, from byte `start` of buffer `index`, into the operation as it may take."""
+        op.start, op.head = start, 0
+        length, end = views[index].nbytes - start, index + 1
+        while end < len(views) and end - index < IOV_MAX and length < VECTOR_BYTES_MAX:
+            length += views[end].nbytes
+            end += 1
+        op.length = min(length, SEND_MAX)
+        if end - index == 1:
+            op.opcode, op.buffer, op.buffers = self._opcode_one, views[index], None
+        else:
+            op.opcode, op.buffer, op.buffers = self._opcode_many, None, views[index:end]
+
+    @property
+    def _opcode_one(self) -> int:
+        return Opcode.SEND if self._is_socket else Opcode.WRITE
+
+    @property
+    def _opcode_many(self) -> int:
+        return Opcode.SENDMSG if self._is_socket else Opcode.WRITEV
+
+    def _make_send_operation(self) -> TaskOperation:
+        op = self._send_operation = self._operation(self._opcode_one)
+        if self._is_socket:
+            op.flags = stdlib_socket.MSG_NOSIGNAL
+        else:
+            op.offset = 2**64 - 1  # the current position, which pipes do not have
+        return op
+
+    def _check_can_send(self) -> None:
+        self._check_open()
+        if self._is_socket and self.socket.did_shutdown_SHUT_WR:
+            raise trio.ClosedResourceError("can't send data after sending EOF")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Waits until sending might be possible without blocking (trio.abc.SendStream).
+
+        Raises:
+            trio.BusyResourceError: another task is sending on this stream.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the descriptor cannot be polled.
+
+        Cancellation: it stops waiting.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is currently sending data on this stream")
+        self._check_open()
+        self._sending = True
+        try:
+            await self._poll(select.POLLOUT)
+        finally:
+            self._sending = False
+
+
+def _views(data: object) -> list[memoryview]:
+    """The buffers of `data` that are not empty, exported: from now on none of them can be resized."""
+    if isinstance(data, (list, tuple)):
+        views = [_view(item) for item in data]
+    elif isinstance(data, str):
+        raise TypeError("send_all takes bytes, not str: encode the text first")
+    else:
+        views = [_view(data)]
+    return [view for view in views if view.nbytes]
+
+
+def _view(item: object) -> memoryview:
+    try:
+        view = memoryview(item)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"send_all takes a bytes-like object or a list or tuple of them, not {type(item).__name__}") from None
+    if not view.c_contiguous:
+        raise BufferError("send_all takes C-contiguous buffers: make a contiguous copy of this one first")
+    return view
+
+
+def _advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]:
+    """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on with."""
+    while index < len(views) and start >= views[index].nbytes:
+        start -= views[index].nbytes
+        views[index] = _EMPTY  # what is sent need not be held
+        index += 1
+    return index, start
+
+
+_EMPTY = memoryview(b"")

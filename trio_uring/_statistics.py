@@ -1,0 +1,169 @@
+"""Counters that the ring and the driver keep, and the frozen snapshots that users get of them.
+
+Rules of this file: nothing but the operation is imported; plain integers, so that counting costs one addition on the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ._op import RECEIVING, SENDING, Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from ._op import Operation
+
+OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
+
+
+def _zeros() -> list[int]:
+    return [0] * OPCODES_MAX
+
+
+@dataclass
+class RingCounters:
+    """What a ring counts. The lists are indexed by opcode."""
+
+    submitted: list[int] = field(default_factory=_zeros)
+    cancelled: list[int] = field(default_factory=_zeros)
+    failed: list[int] = field(default_factory=_zeros)
+    moved: list[int] = field(default_factory=_zeros)  # sum of the results > 0: bytes, for operations that move bytes
+    enters: int = 0
+    completions: int = 0
+    sq_full: int = 0
+    cq_overflows: int = 0
+    buffers_exhausted: int = 0
+    buffers_in_use: int = 0
+
+
+@dataclass(frozen=True)
+class RingInfo:
+    """What a ring is: fixed at setup."""
+
+    backend: str
+    setup_flags: tuple[str, ...]
+    features: int
+    sq_entries: int
+    cq_entries: int
+    opcodes: tuple[str, ...]
+    provided_buffers: bool
+
+
+@dataclass(frozen=True)
+class OperationCounts:
+    """How many operations of one opcode there have been in this run."""
+
+    submitted: int
+    completed: int
+    """With a result >= 0."""
+    cancelled: int
+    failed: int
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot of what the ring and the driver of this run have done. All counts are since the run's first operation."""
+
+    operations: Mapping[str, OperationCounts]
+    """By the kernel's name of the opcode; those that were used."""
+    in_flight: int
+    """Operations that the kernel holds now."""
+    queued: int
+    """Operations that wait for the end of this scheduler pass."""
+    pinned: int
+    """Operations that hold a caller's buffers now."""
+    enters: int
+    """Calls of io_uring_enter."""
+    passes: int
+    """Passes of trio's scheduler."""
+    completions: int
+    completions_per_enter: float
+    sq_full: int
+    """Times that the submission queue was flushed in the middle of a pass because it was full."""
+    cq_overflows: int
+    """Times that the kernel held completions back because the completion queue was full. None is lost."""
+    short_writes: int
+    """Sends that the kernel did only in part; the stream sent the rest."""
+    bytes_sent: int
+    bytes_received: int
+    buffers_in_use: int
+    """Provided buffers that hold data not yet copied out."""
+    buffers_exhausted: int
+    """Receives that found no provided buffer free, and were made again."""
+    rescued: int
+    """Times that the watchdog found a wake-up lost. Please report it if this is not 0."""
+    backend: str
+    setup_flags: tuple[str, ...]
+    features: int
+    """IORING_FEAT_* bits."""
+    sq_entries: int
+    cq_entries: int
+
+
+@dataclass(frozen=True)
+class OperationInFlight:
+    """One operation that waits, in the queue or in the kernel."""
+
+    opcode: str
+    fd: int
+    age: float
+    """Seconds since it was submitted; 0.0 while it is queued."""
+    task_name: str | None
+    state: str
+
+    @classmethod
+    def of(cls, op: Any, now: float) -> OperationInFlight:
+        return cls(
+            opcode=Opcode(op.opcode).name,
+            fd=op.fd,
+            age=max(0.0, now - op.born) if op.state.in_kernel else 0.0,
+            task_name=None if op.task is None else op.task.name,
+            state=op.state.name,
+        )
+
+
+class _DriverCounters(Protocol):
+    passes: int
+    short_writes: int
+    rescued: int
+
+
+def snapshot(
+    ring: RingCounters, info: RingInfo, in_flight: Collection[Operation], queued: int, driver: _DriverCounters
+) -> Statistics:
+    """Puts the counters of a ring and its driver into one frozen object."""
+    flying = _zeros()
+    for op in in_flight:
+        flying[op.opcode] += 1
+    operations = {}
+    for opcode in Opcode:
+        submitted, cancelled, failed = ring.submitted[opcode], ring.cancelled[opcode], ring.failed[opcode]
+        if submitted:
+            completed = submitted - cancelled - failed - flying[opcode]
+            operations[opcode.name] = OperationCounts(submitted, completed, cancelled, failed, flying[opcode])
+    return Statistics(
+        operations=operations,
+        in_flight=len(in_flight),
+        queued=queued,
+        pinned=sum(op.pin is not None for op in in_flight),
+        enters=ring.enters,
+        passes=driver.passes,
+        completions=ring.completions,
+        completions_per_enter=ring.completions / ring.enters if ring.enters else 0.0,
+        sq_full=ring.sq_full,
+        cq_overflows=ring.cq_overflows,
+        short_writes=driver.short_writes,
+        bytes_sent=sum(ring.moved[opcode] for opcode in SENDING),
+        bytes_received=sum(ring.moved[opcode] for opcode in RECEIVING),
+        buffers_in_use=ring.buffers_in_use,
+        buffers_exhausted=ring.buffers_exhausted,
+        rescued=driver.rescued,
+        backend=info.backend,
+        setup_flags=info.setup_flags,
+        features=info.features,
+        sq_entries=info.sq_entries,
+        cq_entries=info.cq_entries,
+    )

@@ -1,0 +1,112 @@
+"""The streams: trio's abstract classes over the two halves.
+
+Rules of this file: names, signatures and errors are trio's; what is more than trio's is said in the docstrings of the halves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, overload
+
+import trio
+
+from ._endpoint import Endpoint, SocketLike, adopt, adopt_socket
+from ._errors import stream_error
+from ._receive import ReceiveSide
+from ._send import SendSide
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class SendStream(SendSide, trio.abc.SendStream):
+    """Sends on a stream socket, a pipe or a FIFO.
+
+    Args:
+        fd_or_sock: a descriptor, a stdlib socket or a trio socket, which this stream owns from now on. O_NONBLOCK is never
+            set on a descriptor that is not a socket: the other processes that share a pipe would be set with it.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+
+    def __init__(self, fd_or_sock: int | SocketLike) -> None:
+        Endpoint.__init__(self, adopt(fd_or_sock, "SendStream"))
+
+
+class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
+    """Receives from a stream socket, a pipe or a FIFO.
+
+    Args:
+        fd_or_sock: as of SendStream.
+    """
+
+    def __init__(self, fd_or_sock: int | SocketLike) -> None:
+        Endpoint.__init__(self, adopt(fd_or_sock, "ReceiveStream"))
+
+
+class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
+    """A connected stream socket: the ring's counterpart of trio.SocketStream.
+
+    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 128 KiB (trio: 16 KiB; see docs/design.md for what that costs).
+
+    Args:
+        sock: a stdlib or trio socket of type SOCK_STREAM, connected. The stream owns it from now on.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+
+    def __init__(self, sock: SocketLike) -> None:
+        Endpoint.__init__(self, adopt_socket(sock, "SocketStream"))
+
+    async def send_eof(self) -> None:
+        """Shuts down the sending half (trio.abc.HalfCloseableStream). Doing it twice is allowed.
+
+        Raises:
+            trio.BusyResourceError: another task is sending on this stream.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BrokenResourceError: the connection is broken.
+
+        Cancellation: a checkpoint comes first; cancelled there, nothing was shut down.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is currently sending data on this stream")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            if not self.socket.did_shutdown_SHUT_WR:
+                self.socket.shutdown(trio.socket.SHUT_WR)
+        except OSError as exc:
+            raise stream_error(exc.errno or 0) from exc
+        finally:
+            self._sending = False
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...
+
+    @overload
+    def setsockopt(self, level: int, option: int, value: None, length: int) -> None: ...
+
+    def setsockopt(self, level: int, option: int, value: int | Buffer | None, length: int | None = None) -> None:
+        """Sets a socket option; the arguments are those of socket.socket.setsockopt."""
+        if length is None:
+            if value is None:
+                raise TypeError("invalid value for argument 'value', must not be None when specifying length")
+            self.socket.setsockopt(level, option, value)
+        elif value is not None:
+            raise TypeError(f"invalid value for argument 'value': {value!r}, must be None when specifying optlen")
+        else:
+            self.socket.setsockopt(level, option, value, length)
+
+    @overload
+    def getsockopt(self, level: int, option: int) -> int: ...
+
+    @overload
+    def getsockopt(self, level: int, option: int, buffersize: int) -> bytes: ...
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """Reads a socket option; the arguments are those of socket.socket.getsockopt."""
+        if buffersize == 0:
+            return self.socket.getsockopt(level, option)
+        return self.socket.getsockopt(level, option, buffersize)
