@@ -432,11 +432,19 @@ def current_driver() -> Driver:
     try:
         return _current.get()
     except LookupError:
-        driver = Driver(UringRing())
+        return install(Driver(UringRing()))
+
+
+def install(driver: Driver) -> Driver:
+    """Makes `driver` the one of this trio.run, and starts it."""
+    try:
+        _current.get()
+    except LookupError:
         driver.start()
         _current.set(driver)
         _drivers.add(driver)
         return driver
+    raise RuntimeError("this trio.run has a ring already")
 
 
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()

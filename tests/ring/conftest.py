@@ -1,0 +1,76 @@
+"""The worlds that the contract suite runs in: a ring of each kind, and connected descriptors that it understands.
+
+Rules of this file: a world is the ring, `pair()` for two connected descriptors, and `settle()`, which flushes and drains until
+everything that can complete has. Nothing sleeps: a real ring is waited for in the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trio_uring._ring import UringRing
+from trio_uring.testing import FakeRing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trio_uring._op import Operation
+
+
+class World:
+    """A ring and descriptors for it."""
+
+    def __init__(self, ring: UringRing | FakeRing) -> None:
+        self.ring = ring
+        self.sockets: list[socket.socket] = []
+
+    def pair(self, capacity: int | None = None) -> tuple[int, int]:
+        a, b = socket.socketpair()
+        self.sockets += [a, b]
+        if capacity is not None:
+            for sock in (a, b):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, capacity)
+        if isinstance(self.ring, FakeRing):
+            self.ring.connect(a.fileno(), b.fileno(), capacity or 65536)
+        return a.fileno(), b.fileno()
+
+    def settle(self, *awaited: Operation) -> list[Operation]:
+        """Flushes and drains until every awaited operation is done; returns what was drained, in order."""
+        done: list[Operation] = []
+        for _ in range(1000):
+            self.ring.flush()
+            done += self.ring.drain()
+            if all(not op.state.in_kernel for op in awaited):
+                return done
+            self.ring.wait(1.0)
+        raise AssertionError(f"not done: {awaited}")
+
+    def close(self) -> None:
+        for op in list(self.ring.table.values()):
+            self.ring.cancel(op)
+        self.settle(*self.ring.table.values())
+        assert self.ring.close()
+        for sock in self.sockets:
+            sock.close()
+
+
+RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
+    "uring-coop": UringRing,
+    "uring-defer": functools.partial(UringRing, "defer"),
+    "uring-plain": functools.partial(UringRing, "plain"),
+    "uring-tiny": functools.partial(UringRing, "coop", 16, 16),
+    "uring-without-buffers": functools.partial(UringRing, provide_buffers=False),
+    "fake": FakeRing,
+    "fake-slow": functools.partial(FakeRing, 1, slow=0.5, short=0.2, refuse=0.2),
+}
+
+
+@pytest.fixture(params=sorted(RINGS))
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(RINGS[request.param]())
+    yield world
+    world.close()
