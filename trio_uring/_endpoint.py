@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from ._driver import TaskOperation, current_driver
-from ._errors import stream_error
+from ._errors import AGAIN_ERRNOS, stream_error
 from ._op import Opcode
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ class Endpoint:
         return stream_error(-res)
 
     async def _poll(self, events: int) -> None:
-        """Waits for poll(2) events. Cancellation: nothing is lost, there is nothing to lose."""
+        """Waits for poll(2) events, or an interruption. Cancellation: nothing is lost, there is nothing to lose."""
         op = self._operation(Opcode.POLL_ADD)
         op.flags = events
         try:
             res = await op.driver.perform(op)
         finally:
             self._operations.remove(op)
-        if res < 0:
+        if res < 0 and -res not in AGAIN_ERRNOS:
             raise self._error(res)
 
     def _close(self) -> None:

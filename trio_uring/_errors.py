@@ -15,7 +15,7 @@ import trio
 CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
 
 # A result that says "ask again", never an error of the stream.
-AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOBUFS})
+AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR})
 
 
 class RingUnavailableError(OSError):

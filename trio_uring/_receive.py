@@ -16,7 +16,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import Endpoint
-from ._errors import IncompleteReadError
+from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from ._ring import LARGE_SIZE, SMALL_SIZE
 
@@ -31,7 +31,6 @@ SMALL_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a strea
 OWN_SIZE = 16384  # bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 
-_AGAIN = (-errno.EAGAIN, -errno.EINTR)
 _T = TypeVar("_T")
 
 
@@ -188,7 +187,7 @@ class ReceiveSide(Endpoint):
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
             op.group, op.head = SMALL_GROUP, 0
-        elif res in _AGAIN:
+        elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
         else:
             raise self._error(res)

@@ -6,7 +6,6 @@ before anything else can happen. No MSG_WAITALL: the kernel would block a worker
 
 from __future__ import annotations
 
-import errno
 import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import Endpoint
+from ._errors import AGAIN_ERRNOS
 from ._op import Opcode
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
 SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
-
-_AGAIN = (-errno.EAGAIN, -errno.EINTR)
 
 
 class SendSide(Endpoint):
@@ -117,7 +115,7 @@ class SendSide(Endpoint):
                     if index == len(views):
                         return
                     op.driver.short_writes += 1
-                elif res in _AGAIN and not self._closed:
+                elif -res in AGAIN_ERRNOS and not self._closed:
                     await self._poll(select.POLLOUT)
                 else:
                     raise self._error(res)

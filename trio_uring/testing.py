@@ -50,7 +50,8 @@ class FakeRing:
         short: probability that a send takes only a part, or a receive gives only a part.
         slow: probability that an operation that could complete does not, this time.
         refuse: probability that submit finds no room, and that flush finds the kernel short of something.
-        faults: errno to probability: an operation fails with it (EINTR, EAGAIN, ENOBUFS, ECONNRESET, ...).
+        faults: errno to probability: an operation fails with it (EINTR, EAGAIN, ECONNRESET, ...). ENOBUFS strikes only
+            receives that take a provided buffer.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class FakeRing:
         if self._script.get(op.opcode):
             return self._script[op.opcode].popleft()
         for code, probability in self._faults.items():
-            if self._chance(probability):
+            if self._chance(probability) and (code != errno.ENOBUFS or op.group != NO_GROUP):
                 return -code
         end = self._ends.get(op.fd)
         if end is None:

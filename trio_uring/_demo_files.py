@@ -1,0 +1,272 @@
+"""The file server and the file client of the demo, the same code for both kinds of streams.
+
+The protocol is that of examples/file_protocol.py. Rules of this file: nothing here knows which streams it runs on but `Stack`;
+a path that is not in the index does not exist, so there is nothing to traverse to; sizes that a peer sends are bounded
+before memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+import trio_uring
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+REQUEST = struct.Struct("!QH")  # offset, length of the path
+ANSWER = struct.Struct("!BQQ32s")  # status, bytes that follow, size of the file, its SHA-256
+OK, REFUSED = 0, 1
+REFUSAL = ANSWER.pack(REFUSED, 0, 0, bytes(32))
+
+PATH_MAX = 1024  # bytes of a path; a longer one ends the connection
+FILES_MAX = 20_000  # files of an index: each is one memory map of the server, and the kernel allows 65,530
+JOIN_MAX = 65536  # bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
+CHUNKS_MIN = 8  # receives that a file with a cut is made to take, so that the cut is in its middle
+
+NOT_SERVED = {"site-packages", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the index. `name` is its path below the directory, with forward slashes."""
+
+    name: str
+    size: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One of the two kinds of streams: what opens them, what serves them, and how one sends a header and a body."""
+
+    name: str
+    connect: Callable[[str, int], Awaitable[Any]]
+    open_listeners: Callable[..., Awaitable[list[Any]]]
+    send_frame: Callable[[Any, bytes, memoryview], Awaitable[None]]
+
+
+async def _send_list(stream: trio_uring.SocketStream, header: bytes, body: memoryview) -> None:
+    await stream.send_all([header, body])
+
+
+async def _send_joined(stream: trio.SocketStream, header: bytes, body: memoryview) -> None:
+    """The best that a user of trio's streams can do: a copy where it is cheaper than a second send, two sends elsewhere."""
+    if len(body) <= JOIN_MAX:
+        await stream.send_all(b"".join((header, body)))
+    else:
+        await stream.send_all(header)
+        await stream.send_all(body)
+
+
+STACKS = {
+    "trio_uring": Stack("trio_uring", trio_uring.open_tcp_stream, trio_uring.open_tcp_listeners, _send_list),
+    "trio": Stack("trio", trio.open_tcp_stream, trio.open_tcp_listeners, _send_joined),
+}
+
+
+def scan(directory: Path, suffixes: tuple[str, ...], bytes_max: int) -> list[File]:
+    """The files below `directory` that end with one of `suffixes` (none: all files), in order of their names.
+
+    Files that are empty, that cannot be read, or that are larger than `bytes_max` are left out, and so is everything after
+    FILES_MAX. Links to directories are not followed.
+
+    Raises:
+        OSError: the directory cannot be listed.
+    """
+    files: list[File] = []
+    for path in _walk(directory):
+        if len(files) == FILES_MAX:
+            break
+        if suffixes and path.suffix not in suffixes:
+            continue
+        try:
+            if path.is_file() and 0 < path.stat().st_size <= bytes_max:
+                data = path.read_bytes()
+                files.append(File(path.relative_to(directory).as_posix(), len(data), hashlib.sha256(data).digest()))
+        except OSError:
+            continue
+    return files
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    def give_up(error: OSError) -> None:
+        if error.filename == os.fspath(directory):
+            raise error
+
+    for folder, folders, names in os.walk(directory, onerror=give_up):
+        folders[:] = sorted(set(folders) - NOT_SERVED)
+        yield from (Path(folder, name) for name in sorted(names))
+
+
+# -- the server
+
+
+class Server:
+    """Answers requests for the files of an index, from memory maps that are made once."""
+
+    def __init__(self, stack: Stack, directory: Path, files: list[File]) -> None:
+        self._stack = stack
+        self._index = {os.fsencode(file.name): (file, _map(directory / file.name, file.size)) for file in files}
+        self.hung_up = 0  # connections that a client left in the middle of a file
+
+    async def serve_client(self, stream: Any) -> None:
+        """Serves one connection, until the client hangs up or breaks the protocol."""
+        reader = Reader(stream)
+        try:
+            while (request := await reader.take(REQUEST.size)) is not None:
+                offset, path_length = REQUEST.unpack(request)
+                path = await reader.take(path_length) if path_length <= PATH_MAX else None
+                if path is None:
+                    return
+                await self._answer(stream, path, offset)
+        except trio.BrokenResourceError:
+            self.hung_up += 1
+
+    async def _answer(self, stream: Any, path: bytes, offset: int) -> None:
+        file, body = self._index.get(path, (None, _NOTHING))
+        if file is None or offset > file.size:
+            await stream.send_all(REFUSAL)
+            return
+        rest = body[offset:]
+        await self._stack.send_frame(stream, ANSWER.pack(OK, len(rest), file.size, file.digest), rest)
+
+
+_NOTHING = memoryview(b"")
+
+
+def _map(path: Path, size: int) -> memoryview:
+    """Its pages, which stay mapped for as long as the process runs."""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+class Reader:
+    """Takes exact numbers of bytes from either kind of stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def take(self, count: int) -> bytes | None:
+        """Exactly `count` bytes, or None: the stream ended before."""
+        buffer = self._buffer
+        while len(buffer) < count:
+            chunk = await self._stream.receive_some()
+            if not chunk:
+                return None
+            buffer += chunk
+        taken = bytes(buffer[:count])
+        del buffer[:count]
+        return taken
+
+    def rest(self) -> bytes:
+        """What came after the bytes taken."""
+        taken = bytes(self._buffer)
+        self._buffer.clear()
+        return taken
+
+
+# -- the client
+
+
+@dataclass
+class Tally:
+    """What the clients have seen. All of them share one."""
+
+    files: int = 0
+    bytes: int = 0
+    cancelled: int = 0
+    resumed: int = 0
+    bad: list[str] = field(default_factory=list)  # names of files that came with a wrong checksum
+
+
+class ProtocolError(Exception):
+    """The server's answer makes no sense."""
+
+
+@dataclass
+class Download:
+    """One file on its way to a client. It remembers where it is, over any number of connections.
+
+    Attributes:
+        cut: bytes after which the attempt is cancelled, once; None: never.
+    """
+
+    file: File
+    cut: int | None = None
+    received: int = 0
+    right: bool = False
+    _hash: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def done(self) -> bool:
+        return self.received == self.file.size
+
+    async def run(self, stream: Any, tally: Tally, cancel: Callable[[], None]) -> None:
+        """Asks for what is missing and receives it.
+
+        Cancellation: `received` and the checksum stand for exactly the bytes that came.
+        """
+        path = os.fsencode(self.file.name)
+        await stream.send_all(REQUEST.pack(self.received, len(path)) + path)
+        reader = Reader(stream)
+        answer = await reader.take(ANSWER.size)
+        if answer is None:
+            raise ProtocolError(f"{self.file.name}: the server hung up")
+        status, missing, size, digest = ANSWER.unpack(answer)
+        if (status, missing, size) != (OK, self.file.size - self.received, self.file.size):
+            raise ProtocolError(f"{self.file.name}: status {status}, {missing} of {size} bytes")
+        most = None if self.cut is None else max(1, self.file.size // CHUNKS_MIN)
+        chunk = reader.rest()
+        while True:
+            self._take(chunk, tally)
+            if self.done:
+                self.right = self._hash.digest() == digest == self.file.digest
+                return
+            if self.cut is not None and self.received >= self.cut:
+                self.cut = None
+                # Not now but in the next pass, from outside: by then this task waits, with its receive in the kernel.
+                trio.lowlevel.current_trio_token().run_sync_soon(cancel)
+            chunk = await stream.receive_some(most)
+            if not chunk:
+                raise ProtocolError(f"{self.file.name}: the server hung up at byte {self.received}")
+
+    def _take(self, chunk: bytes, tally: Tally) -> None:
+        self._hash.update(chunk)
+        self.received += len(chunk)
+        tally.bytes += len(chunk)
+
+
+async def run_client(stack: Stack, port: int, downloads: Iterator[Download], tally: Tally) -> None:
+    """One client: fetches the next download that nobody has taken, until there is none.
+
+    A cancelled one loses its connection and is resumed on a new one.
+    """
+    stream: Any = None
+    try:
+        for download in downloads:
+            while not download.done:
+                if stream is None:
+                    stream = await stack.connect("127.0.0.1", port)
+                tally.resumed += download.received > 0
+                with trio.CancelScope() as scope:
+                    await download.run(stream, tally, scope.cancel)
+                if scope.cancelled_caught:
+                    tally.cancelled += 1
+                    await stream.aclose()
+                    stream = None
+            tally.files += 1
+            if not download.right:
+                tally.bad.append(download.file.name)
+    finally:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)

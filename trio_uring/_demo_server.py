@@ -1,0 +1,62 @@
+"""The demo's server, in a process of its own so that its CPU time and its system calls are the server's and nobody else's.
+
+    python -m trio_uring._demo_server STACK CPU [DIRECTORY]
+
+Reads the list of files as one line of JSON from its standard input, prints {"port": ...}, serves until its standard input ends
+(its parent closed it, or died), and prints its report. Nothing between `MARK_START` and `MARK_STOP` is start-up or report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import trio
+
+import trio_uring
+
+from ._demo_files import STACKS, File, Server
+
+# Paths that do not exist: looking at them makes a system call that strace can see, and nothing else.
+MARK_START = "/trio_uring-demo-start"
+MARK_STOP = "/trio_uring-demo-stop"
+
+
+async def serve(stack_name: str, directory: Path, files: list[File]) -> None:
+    """Serves until the standard input ends."""
+    stack = STACKS[stack_name]
+    server = Server(stack, directory, files)
+    listeners = await stack.open_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, server.serve_client, listeners)
+        print(json.dumps({"port": listeners[0].socket.getsockname()[1]}), flush=True)
+        cpu = time.process_time()
+        os.access(MARK_START, os.F_OK)
+        await trio.lowlevel.wait_readable(sys.stdin)
+        os.access(MARK_STOP, os.F_OK)
+        cpu = time.process_time() - cpu
+        statistics = None
+        if stack_name == "trio_uring":
+            statistics = dataclasses.asdict(trio_uring.current_statistics())
+        print(json.dumps({"cpu": cpu, "hung_up": server.hung_up, "statistics": statistics}), flush=True)
+        nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """Runs the server that the command line asks for."""
+    stack_name, cpu, directory = sys.argv[1:]
+    if int(cpu) >= 0:
+        os.sched_setaffinity(0, {int(cpu)})
+    files = [File(name, size, bytes.fromhex(digest)) for name, size, digest in json.loads(sys.stdin.readline())]
+    try:
+        trio.run(serve, stack_name, Path(directory), files)
+    except KeyboardInterrupt:
+        pass  # Ctrl-C goes to the parent too, which says so
+
+
+if __name__ == "__main__":
+    main()
