@@ -74,23 +74,25 @@ STACKS = {
 
 
 def scan(directory: Path, suffixes: tuple[str, ...], bytes_max: int) -> list[File]:
-    """The files below `directory` that end with one of `suffixes` (none: all files), in order of their names.
+    """The files below `directory` that end with one of `suffixes` (none: all files), folder by folder, in order of their names.
 
-    Files that are empty, that cannot be read, or that are larger than `bytes_max` are left out, and so is everything after
-    FILES_MAX. Links to directories are not followed.
+    Files that are empty or cannot be read are left out, and so is what would make it more than `bytes_max` bytes or
+    FILES_MAX files in all. Links to directories are not followed.
 
     Raises:
         OSError: the directory cannot be listed.
     """
     files: list[File] = []
+    left = bytes_max
     for path in _walk(directory):
         if len(files) == FILES_MAX:
             break
         if suffixes and path.suffix not in suffixes:
             continue
         try:
-            if path.is_file() and 0 < path.stat().st_size <= bytes_max:
+            if path.is_file() and 0 < path.stat().st_size <= left:
                 data = path.read_bytes()
+                left -= len(data)
                 files.append(File(path.relative_to(directory).as_posix(), len(data), hashlib.sha256(data).digest()))
         except OSError:
             continue
@@ -150,17 +152,23 @@ def _map(path: Path, size: int) -> memoryview:
 
 
 class Reader:
-    """Takes exact numbers of bytes from either kind of stream."""
+    """Takes exact numbers of bytes from either kind of stream.
 
-    def __init__(self, stream: Any) -> None:
+    Args:
+        stream: the stream.
+        most: bytes of one receive; None: as the stream likes.
+    """
+
+    def __init__(self, stream: Any, most: int | None = None) -> None:
         self._stream = stream
+        self._most = most
         self._buffer = bytearray()
 
     async def take(self, count: int) -> bytes | None:
         """Exactly `count` bytes, or None: the stream ended before."""
         buffer = self._buffer
         while len(buffer) < count:
-            chunk = await self._stream.receive_some()
+            chunk = await self._stream.receive_some(self._most)
             if not chunk:
                 return None
             buffer += chunk
@@ -209,7 +217,7 @@ class Download:
 
     @property
     def done(self) -> bool:
-        return self.received == self.file.size
+        return self.received >= self.file.size
 
     async def run(self, stream: Any, tally: Tally, cancel: Callable[[], None]) -> None:
         """Asks for what is missing and receives it.
@@ -218,14 +226,14 @@ class Download:
         """
         path = os.fsencode(self.file.name)
         await stream.send_all(REQUEST.pack(self.received, len(path)) + path)
-        reader = Reader(stream)
+        most = None if self.cut is None else self.file.size // CHUNKS_MIN
+        reader = Reader(stream, most)
         answer = await reader.take(ANSWER.size)
         if answer is None:
             raise ProtocolError(f"{self.file.name}: the server hung up")
         status, missing, size, digest = ANSWER.unpack(answer)
         if (status, missing, size) != (OK, self.file.size - self.received, self.file.size):
             raise ProtocolError(f"{self.file.name}: status {status}, {missing} of {size} bytes")
-        most = None if self.cut is None else max(1, self.file.size // CHUNKS_MIN)
         chunk = reader.rest()
         while True:
             self._take(chunk, tally)

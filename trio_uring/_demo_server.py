@@ -8,6 +8,7 @@ Reads the list of files as one line of JSON from its standard input, prints {"po
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -52,10 +53,8 @@ def main() -> None:
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
     files = [File(name, size, bytes.fromhex(digest)) for name, size, digest in json.loads(sys.stdin.readline())]
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C goes to the parent too, which says so
         trio.run(serve, stack_name, Path(directory), files)
-    except KeyboardInterrupt:
-        pass  # Ctrl-C goes to the parent too, which says so
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ import warnings
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
-from ._driver import TaskOperation, current_driver
+from ._driver import current_driver
+from ._engine import TaskOperation
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._op import Opcode
 
 if TYPE_CHECKING:
-    from ._driver import Driver
+    from collections.abc import Callable
+
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
 # few packets; measured in docs/design.md.
@@ -71,10 +74,21 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
         return adopt_socket(source, what)
     mode = os.fstat(source).st_mode
     if stat.S_ISSOCK(mode):
-        return adopt_socket(stdlib_socket.socket(fileno=source), what)
+        sock = stdlib_socket.socket(fileno=source)
+        try:
+            return adopt_socket(sock, what)
+        except BaseException:
+            sock.detach()  # refused: it is the caller's still
+            raise
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         raise ValueError(f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else")
     return Descriptor(source)
+
+
+def release_view(view: memoryview) -> None:
+    """Ends our export of a caller's buffer, unless the kernel has it still because the call's coroutine was destroyed."""
+    with contextlib.suppress(BufferError):
+        view.release()
 
 
 class Endpoint:
@@ -82,18 +96,20 @@ class Endpoint:
 
     def __init__(self, owner: trio.socket.SocketType | Descriptor) -> None:
         self._owner = owner
-        self._fd = owner.fileno()
-        self._is_socket = not isinstance(owner, Descriptor)
+        # Asked before every operation: the user may have closed `.socket` behind our back.
+        self._fileno: Callable[[], int] = owner.fileno
+        self._fd = self._fileno()
+        self._socket = None if isinstance(owner, Descriptor) else owner
+        self._is_socket = self._socket is not None
         if self._fd < 0:
             raise trio.ClosedResourceError("this socket was already closed")
         self._closed = False
-        self._driver: Driver | None = None
         self._operations: list[TaskOperation] = []
         # Refused where the socket is not a TCP one.
-        if isinstance(owner, trio.socket.SocketType) and owner.family != stdlib_socket.AF_UNIX:
+        if self._socket is not None and self._socket.family != stdlib_socket.AF_UNIX:
             with contextlib.suppress(OSError):
-                owner.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-                owner.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+                self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+                self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -102,19 +118,17 @@ class Endpoint:
         Raises:
             AttributeError: this stream's descriptor is not a socket.
         """
-        if isinstance(self._owner, Descriptor):
+        if self._socket is None:
             raise AttributeError("this stream is not on a socket")
-        return self._owner
+        return self._socket
 
     def _operation(self, opcode: int) -> TaskOperation:
-        if self._driver is None:
-            self._driver = current_driver()
-        op = TaskOperation(self._driver, opcode, self._fd, self._owner)
+        op = TaskOperation(current_driver(), opcode, self._fd, self._owner)
         self._operations.append(op)
         return op
 
     def _check_open(self) -> None:
-        if self._closed or self._owner.fileno() != self._fd:
+        if self._closed or self._fileno() != self._fd:
             raise trio.ClosedResourceError("this stream was already closed")
 
     def _error(self, res: int) -> BaseException:
@@ -134,13 +148,18 @@ class Endpoint:
         if res < 0 and -res not in AGAIN_ERRNOS:
             raise self._error(res)
 
+    @enable_ki_protection
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._driver is None:
+            driver = next((op.driver for op in self._operations if not op.driver.closed), None)
+            if driver is None:
                 self._owner.close()
             else:
-                self._driver.release(self._operations, self._owner.close)
+                if driver.failure is not None and self._socket is not None:
+                    with contextlib.suppress(OSError):  # what the kernel holds and nobody can cancel would keep back the FIN
+                        self._socket.shutdown(stdlib_socket.SHUT_RDWR)
+                driver.release(self._operations, self._owner.close)
 
     async def aclose(self) -> None:
         """Closes the stream at once, and then executes a checkpoint.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,19 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import Endpoint, SocketLike, adopt_socket
-from ._errors import CLOSED_ERRNOS
+from ._errors import AGAIN_ERRNOS, CLOSED_ERRNOS
 from ._op import Opcode
 from ._streams import SocketStream
 
 if TYPE_CHECKING:
-    from ._driver import TaskOperation
+    from ._engine import TaskOperation
 
 # As trio's SocketListener: a connection that failed before it was accepted is no concern of the listener's.
 _IGNORABLE = frozenset(
     getattr(errno, name)
     for name in (
         "EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP",
-        "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET", "EAGAIN", "EINTR",
+        "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET",
     )
 )  # fmt: skip
 
@@ -83,7 +84,10 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                     return stdlib_socket.socket(self.socket.family, stdlib_socket.SOCK_STREAM, self.socket.proto, res)
                 if self._closed or -res in CLOSED_ERRNOS or res == -errno.ECANCELED:
                     raise trio.ClosedResourceError("this listener was closed")
-                if -res not in _IGNORABLE:
+                if -res in AGAIN_ERRNOS:  # kernels before 5.12 or so say EAGAIN for an O_NONBLOCK listener
+                    await self._poll(select.POLLIN)
+                    self._check_open()
+                elif -res not in _IGNORABLE:
                     raise OSError(-res, os.strerror(-res))
         finally:
             self._accepting = False

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._driver import TaskOperation, current_driver
+from ._driver import current_driver
+from ._engine import TaskOperation
 from ._listeners import SocketListener
 from ._op import Opcode
 from ._streams import SocketStream

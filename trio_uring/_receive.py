@@ -1,8 +1,10 @@
 """The receiving half of a stream: into the kernel's choice of buffer, or into the caller's.
 
+A stream begins with small provided buffers, goes to large ones when it fills the small, and back when messages are small.
+
 Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits for it: a stream that is not
-read holds nothing in this process, and its peer's bytes stay in the socket, which is the backpressure. A byte that the kernel
-gave belongs to the stream until a call returns it.
+read holds nothing in this process, and its peer's bytes stay in the sockets, which is the backpressure. A byte that the
+kernel gave belongs to the stream until a call returns it.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import errno
 import operator
 import select
+from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from ._ring import LARGE_SIZE, SMALL_SIZE
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._driver import TaskOperation
+    from ._engine import TaskOperation
 
-SMALL_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a stream goes back to small buffers
+BULK_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a bulk stream goes back to small buffers
 OWN_SIZE = 16384  # bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 
@@ -40,8 +43,8 @@ class ReceiveSide(Endpoint):
     _receive_operation: TaskOperation | None = None
     _into_operation: TaskOperation | None = None
     _receiving = False
-    _rest: bytes = b""  # bytes that an interrupted call had, for the next one
-    _streak = 0
+    _streak = 0  # receives in a row that were small for a stream with large buffers
+    _rest: deque[bytes | memoryview] | None = None  # what interrupted calls had, for the next one
 
     receive_timeout: float | None = None
     """Seconds that one receive may take; None: no limit."""
@@ -72,10 +75,10 @@ class ReceiveSide(Endpoint):
             raise ValueError("max_bytes must be >= 1")
         if timeout is None:
             timeout = self.receive_timeout
-        if timeout is None:
-            return await self._receive(max_bytes)
-        with trio.fail_after(timeout):
-            return await self._receive(max_bytes)
+        if timeout is not None:
+            with trio.fail_after(timeout):
+                return await self._receive(max_bytes)
+        return await self._receive(max_bytes)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -93,11 +96,14 @@ class ReceiveSide(Endpoint):
         Cancellation: no byte is lost, as of receive_some.
         """
         view = memoryview(buffer)
-        if view.readonly or not view.c_contiguous:
-            raise TypeError("receive_into takes a writable, C-contiguous buffer")
-        if not view.nbytes:
-            raise ValueError("receive_into takes a buffer that is not empty")
-        return await self._within(timeout, self._receive_into, view)
+        try:
+            if view.readonly or not view.c_contiguous:
+                raise TypeError("receive_into takes a writable, C-contiguous buffer")
+            if not view.nbytes:
+                raise ValueError("receive_into takes a buffer that is not empty")
+            return await self._within(timeout, self._receive_into, view)
+        finally:
+            release_view(view)
 
     async def receive_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
         """Receives exactly `count` bytes.
@@ -127,58 +133,71 @@ class ReceiveSide(Endpoint):
 
     @enable_ki_protection
     async def _receive(self, max_bytes: int) -> bytes:
+        """One receive, or what is left from an earlier call."""
         if self._receiving:
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        self._check_open()
+        if self._closed or self._fileno() != self._fd:
+            self._check_open()
+        op = self._receive_operation or self._make_receive_operation()
         self._receiving = True
         try:
-            return await self._next(max_bytes)
+            if op.chunk is not None:  # the task that waited for it was destroyed
+                self._put_back([op.chunk])
+                op.chunk = None
+            if self._rest:
+                await trio.lowlevel.checkpoint()
+                return self._take_rest(max_bytes)
+            while True:
+                own = self._prepare(op, max_bytes)
+                res = await op.driver.perform(op, op.group == LARGE_GROUP)
+                if res > 0:
+                    if own is not None:
+                        return bytes(own[:res])
+                    chunk, op.chunk = op.chunk, None
+                    assert chunk is not None
+                    self._adapt(op, res)
+                    return chunk
+                if res == 0:
+                    op.chunk = None
+                    return b""
+                await self._again(op, res)
         finally:
             self._receiving = False
 
-    async def _next(self, max_bytes: int) -> bytes:
-        """One receive, or what is left from an earlier one. The caller holds the direction."""
-        op = self._receive_operation or self._make_receive_operation()
-        if op.chunk is not None and not op.state.in_kernel:  # its task was destroyed while it waited
-            self._rest, op.chunk = self._rest + op.chunk, None
-        if self._rest:
-            await trio.lowlevel.checkpoint()
-            chunk, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
-            return chunk
-        while True:
-            self._prepare(op, max_bytes)
-            own = op.buffer
-            res = await op.driver.perform(op, op.group == LARGE_GROUP)
-            if res > 0:
-                if own is not None:
-                    return bytes(own[:res])
-                assert op.chunk is not None
-                chunk, op.chunk = op.chunk, None
-                self._adapt(op, res)
-                return chunk
-            if res == 0:
-                op.chunk = None
-                return b""
-            await self._again(op, res)
+    def _put_back(self, chunks: list[bytes]) -> None:
+        """Keeps what an interrupted call had, in order, before what is kept already."""
+        if self._rest is None:
+            self._rest = deque()
+        self._rest.extendleft(reversed(chunks))
 
-    def _prepare(self, op: TaskOperation, max_bytes: int) -> None:
+    def _take_rest(self, max_bytes: int) -> bytes:
+        assert self._rest
+        chunk = self._rest.popleft()
+        if len(chunk) > max_bytes:
+            # Views of what remains, so that many small receives from one large chunk do not copy it each time.
+            view = memoryview(chunk)
+            self._rest.appendleft(view[max_bytes:])
+            chunk = view[:max_bytes]
+        return bytes(chunk)
+
+    def _prepare(self, op: TaskOperation, max_bytes: int) -> memoryview | None:
+        """Sets how much to receive, and where: None, or the memory we bring because the kernel takes no provided buffers."""
         if op.group == NO_GROUP:
             op.length = min(max_bytes, OWN_SIZE)
             op.buffer = memoryview(bytearray(op.length))
-        else:
-            op.length = min(max_bytes, LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE)
+            return op.buffer  # type: ignore[no-any-return]
+        size = LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE
+        op.length = max_bytes if max_bytes < size else size
+        return None
 
     def _adapt(self, op: TaskOperation, count: int) -> None:
         """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
-        if op.group == SMALL_GROUP:
-            if count == SMALL_SIZE:
-                op.group, op.head, self._streak = LARGE_GROUP, 0, 0
-        elif count > SMALL_SIZE:
-            self._streak = 0
-        else:
-            self._streak += 1
-            if self._streak >= SMALL_STREAK:
-                op.group, op.head = SMALL_GROUP, 0
+        if op.group == LARGE_GROUP:
+            self._streak = 0 if count > SMALL_SIZE else self._streak + 1
+            if self._streak == BULK_STREAK:
+                op.group, op.head, self._streak = SMALL_GROUP, 0, 0
+        elif count == SMALL_SIZE:
+            op.group, op.head, self._streak = LARGE_GROUP, 0, 0
 
     async def _again(self, op: TaskOperation, res: int) -> None:
         """After a negative result: returns if the receive is to be made again."""
@@ -195,16 +214,17 @@ class ReceiveSide(Endpoint):
 
     @enable_ki_protection
     async def _receive_into(self, view: memoryview) -> int:
+        if self._rest or (self._receive_operation is not None and self._receive_operation.chunk is not None):
+            chunk = await self._receive(view.nbytes)
+            with view.cast("B") as octets:
+                octets[: len(chunk)] = chunk
+            return len(chunk)
         if self._receiving:
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         self._check_open()
+        op = self._into_operation or self._make_into_operation()
         self._receiving = True
         try:
-            if self._rest or (self._receive_operation is not None and self._receive_operation.chunk is not None):
-                chunk = await self._next(view.nbytes)
-                view.cast("B")[: len(chunk)] = chunk
-                return len(chunk)
-            op = self._into_operation or self._make_into_operation()
             while True:
                 op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
                 res = await op.driver.perform(op, view.nbytes > SMALL_SIZE)
@@ -216,26 +236,27 @@ class ReceiveSide(Endpoint):
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        self._check_open()
-        self._receiving = True
         parts: list[bytes] = []
         missing = count
         try:
             if not missing:
-                await trio.lowlevel.checkpoint()
-            while missing:
-                chunk = await self._next(missing)
+                await self._nothing_to_receive()
+            while missing:  # the direction is free between two receives, but no other task runs there
+                chunk = await self._receive(missing)
                 if not chunk:
                     raise IncompleteReadError(b"".join(parts), count)
                 parts.append(chunk)
                 missing -= len(chunk)
             return parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
-            if missing:
-                self._rest = b"".join(parts) + self._rest
-            self._receiving = False
+            if missing and parts:
+                self._put_back(parts)
+
+    async def _nothing_to_receive(self) -> None:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        self._check_open()
+        await trio.lowlevel.checkpoint()
 
     def _make_receive_operation(self) -> TaskOperation:
         op = self._receive_operation = self._make_operation()

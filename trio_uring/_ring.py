@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trio_uring._uring import ffi, lib
 
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
 from ._statistics import RingCounters, RingInfo
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})  # enter's answ
 
 _open_rings: set[UringRing] = set()  # S2
 
+# Looked up once: they are called for every operation.
+_from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
+
 
 class Ring(Protocol):
     """What the driver needs of a ring. UringRing and testing.FakeRing are rings; one suite tests every ring."""
@@ -103,8 +106,11 @@ class Ring(Protocol):
     def flush(self) -> bool:
         """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
 
-    def drain(self) -> list[Operation]:
-        """Takes every completion and returns the operations that are done, unpinned and forgotten by the ring."""
+    def drain(self, done: list[Operation]) -> None:
+        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
+
+        The list is the caller's so that none is lost if this raises.
+        """
 
     def wait(self, timeout: float) -> None:
         """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
@@ -132,6 +138,7 @@ class UringRing:
     ) -> None:
         self.table: dict[int, Operation] = {}
         self.counters = RingCounters()
+        self._submitted = self.counters.submitted
         self.now = 0.0
         self._thread = threading.get_ident()
         self._token = 0
@@ -207,9 +214,10 @@ class UringRing:
             self.counters.sq_full += 1
             return False
         state = op.state.submitted
-        length, address = op.length, ffi.NULL
-        if op.buffer is not None:
-            op.pin = address = ffi.from_buffer(op.buffer)
+        length, address = op.length, _NULL
+        buffer = op.buffer
+        if buffer is not None:
+            op.pin = address = _from_buffer(buffer)
             if op.start:
                 address = address + op.start
         elif op.buffers is not None:
@@ -221,13 +229,14 @@ class UringRing:
         token = self._token = self._token + 1
         head = op.head or _head(op)
         # The kernel sees the entry at the next enter; a bad argument raises here, with nothing written.
-        lib.tu_submit(self._c, head, op.offset, address, length, op.flags, max(op.group, 0), token)
+        group = op.group
+        _tu_submit(self._c, head, op.offset, address, length, op.flags, group if group > 0 else 0, token)
         self.table[token] = op
         self._unsubmitted += 1
         op.token = token
         op.state = state
         op.born = self.now
-        self.counters.submitted[op.opcode] += 1
+        self._submitted[op.opcode] += 1
         return True
 
     def cancel(self, op: Operation) -> None:
@@ -245,6 +254,7 @@ class UringRing:
 
     def flush(self) -> bool:
         self._check_owner()
+        self._write_cancels()
         while self._unsubmitted:
             if not self._enter(0, 0):
                 return False
@@ -271,14 +281,13 @@ class UringRing:
 
     # -- completion
 
-    def drain(self) -> list[Operation]:
+    def drain(self, done: list[Operation]) -> None:
         self._check_owner()
-        done: list[Operation] = []
         if self._has_event_fd:  # before reaping: read afterwards, it would swallow the signal of what came in between
             lib.tu_event_read(self._c)
         used = False
         while True:
-            count = lib.tu_drain(self._c, self._out, DRAIN_MAX)
+            count = _tu_drain(self._c, self._out, DRAIN_MAX)
             if count:
                 used |= self._collect(self._view[1 : 1 + 3 * count].tolist(), done)
             more = self._view[0]
@@ -290,7 +299,6 @@ class UringRing:
         if used:  # only now: a sender that refilled the pool while we drained would keep us here for ever
             lib.tu_recycle(self._c)
             self.counters.buffers_in_use = 0
-        return done
 
     def _run_task_work(self) -> None:
         if lib.tu_overflowed(self._c):
@@ -310,19 +318,22 @@ class UringRing:
                 op.res = res
                 continue
             op = table.pop(token)
+            done.append(op)  # at once: from here on it is the caller's, whatever happens
             op.pin = op.buffer = op.buffers = None  # S3
-            state, op.state = op.state, op.state.done
-            if state.name != "LINGERING":
+            if op.state is not LINGERING:
                 op.res = res
+            op.state = op.state.done
             if flags & _CQE_F_BUFFER:
                 used = True
                 self.counters.buffers_in_use += 1
-                op.chunk = self._copy(flags >> 16, res)
+                try:
+                    op.chunk = self._copy(flags >> 16, res)
+                except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
+                    op.res = res = -errno.ENOMEM
             if res > 0:
                 moved[op.opcode] += res
             elif res < 0:
                 self._count_failure(op, res)
-            done.append(op)
         return used
 
     def _copy(self, index: int, count: int) -> bytes:
@@ -394,10 +405,7 @@ class Timer:
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 8)
 
-    def __enter__(self) -> Timer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         os.close(self._fd)
 
 

@@ -11,9 +11,9 @@ import socket as stdlib_socket
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._endpoint import Endpoint
+from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS
 from ._op import Opcode
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._driver import TaskOperation
+    from ._engine import TaskOperation
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
@@ -32,7 +32,8 @@ SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length h
 class SendSide(Endpoint):
     """Mixed into the streams that send."""
 
-    _send_operation: TaskOperation | None = None
+    _one: TaskOperation | None = None  # sends one buffer
+    _many: TaskOperation | None = None  # sends a list
     _sending = False
 
     send_timeout: float | None = None
@@ -44,6 +45,7 @@ class SendSide(Endpoint):
     After a cancelled or timed-out send it says exactly where to go on.
     """
 
+    @enable_ki_protection
     async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
         """Sends one buffer, or a sequence of buffers in order, as one operation and without joining or copying them.
 
@@ -66,51 +68,61 @@ class SendSide(Endpoint):
         """
         if timeout is None:
             timeout = self.send_timeout
-        if timeout is None:
-            await self._send(data)
-        else:
+        if timeout is not None:
             with trio.fail_after(timeout):
                 await self._send(data)
-
-    @enable_ki_protection
-    async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
-        if self._sending:
-            raise trio.BusyResourceError("another task is currently sending data on this stream")
-        self._check_can_send()
-        if type(data) is bytes and data:
-            self.bytes_sent = 0
-            op = self._send_operation or self._make_send_operation()
-            op.opcode = self._opcode_one
-            op.head = 0
+        elif type(data) is bytes and data:  # what most sends are: one coroutine, and nothing of the general case
+            op = self._begin_send()
             op.buffer, op.start, op.length = data, 0, len(data)
-            self._sending = True
             try:
-                res = await op.driver.perform(op, True)
-                if res == len(data):
-                    self.bytes_sent = res
-                    return
-                await self._send_rest(op, [memoryview(data)], res)
+                if op.driver.begin(op, True):
+                    res = await wait_task_rescheduled(op.abort)
+                else:
+                    res = await op.driver.perform_eagerly(op)
+                self.bytes_sent = max(res, 0)
+                if res != len(data):
+                    await self._send_views([memoryview(data)], res)
             finally:
                 self._sending = False
-            return
-        views = _views(data)
-        self.bytes_sent = 0
-        self._sending = True
-        try:
-            if views:
-                await self._send_rest(self._send_operation or self._make_send_operation(), views, None)
-            else:
-                await trio.lowlevel.checkpoint()
-        finally:
-            self._sending = False
+                if op.task is not None:
+                    op.driver.abandon(op)
+        else:
+            await self._send(data)
 
-    async def _send_rest(self, op: TaskOperation, views: list[memoryview], res: int | None) -> None:
+    def _begin_send(self) -> TaskOperation:
+        """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is currently sending data on this stream")
+        if self._closed or self._fileno() != self._fd or (self._socket is not None and self._socket.did_shutdown_SHUT_WR):
+            self._check_can_send()
+        op = self._one or self._make_one()
+        self._sending = True
+        self.bytes_sent = 0
+        return op
+
+    async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
+        views = _views(data)
+        try:
+            self._begin_send()
+            try:
+                if views:
+                    await self._send_views(views, None)
+                else:
+                    await trio.lowlevel.checkpoint()
+            finally:
+                self._sending = False
+        finally:
+            # A traceback may keep this frame; the caller may resize its buffers all the same.
+            for view in views:
+                release_view(view)
+
+    async def _send_views(self, views: list[memoryview], res: int | None) -> None:
         """Sends `views`. `res` is the result of an operation on the first of them that was already made."""
         index = start = 0
+        op = self._one or self._make_one()
         while True:
             if res is not None:
                 if res >= 0:
-                    self.bytes_sent += res
                     index, start = _advance(views, index, start + res)
                     if index == len(views):
                         return
@@ -120,32 +132,35 @@ class SendSide(Endpoint):
                 else:
                     raise self._error(res)
                 self._check_can_send()
-            self._load(op, views, index, start)
+            op = self._load(views, index, start)
             res = await op.driver.perform(op, True)
+            self.bytes_sent += max(res, 0)
 
-    def _load(self, op: TaskOperation, views: list[memoryview], index: int, start: int) -> None:
-        """Puts as many buffers, from byte `start` of buffer `index`, into the operation as it may take."""
-        op.start, op.head = start, 0
+    def _load(self, views: list[memoryview], index: int, start: int) -> TaskOperation:
+        """An operation on as many buffers, from byte `start` of buffer `index`, as one may take."""
         length, end = views[index].nbytes - start, index + 1
         while end < len(views) and end - index < IOV_MAX and length < VECTOR_BYTES_MAX:
             length += views[end].nbytes
             end += 1
-        op.length = min(length, SEND_MAX)
         if end - index == 1:
-            op.opcode, op.buffer, op.buffers = self._opcode_one, views[index], None
+            op = self._one or self._make_one()
+            op.buffer = views[index]
         else:
-            op.opcode, op.buffer, op.buffers = self._opcode_many, None, views[index:end]
+            op = self._many or self._make_many()
+            op.buffers = views[index:end]
+        op.start, op.length = start, min(length, SEND_MAX)
+        return op
 
-    @property
-    def _opcode_one(self) -> int:
-        return Opcode.SEND if self._is_socket else Opcode.WRITE
+    def _make_one(self) -> TaskOperation:
+        op = self._one = self._sending_operation(Opcode.SEND if self._is_socket else Opcode.WRITE)
+        return op
 
-    @property
-    def _opcode_many(self) -> int:
-        return Opcode.SENDMSG if self._is_socket else Opcode.WRITEV
+    def _make_many(self) -> TaskOperation:
+        op = self._many = self._sending_operation(Opcode.SENDMSG if self._is_socket else Opcode.WRITEV)
+        return op
 
-    def _make_send_operation(self) -> TaskOperation:
-        op = self._send_operation = self._operation(self._opcode_one)
+    def _sending_operation(self, opcode: Opcode) -> TaskOperation:
+        op = self._operation(opcode)
         if self._is_socket:
             op.flags = stdlib_socket.MSG_NOSIGNAL
         else:
@@ -154,7 +169,7 @@ class SendSide(Endpoint):
 
     def _check_can_send(self) -> None:
         self._check_open()
-        if self._is_socket and self.socket.did_shutdown_SHUT_WR:
+        if self._socket is not None and self._socket.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("can't send data after sending EOF")
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -202,9 +217,6 @@ def _advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]
     """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on with."""
     while index < len(views) and start >= views[index].nbytes:
         start -= views[index].nbytes
-        views[index] = _EMPTY  # what is sent need not be held
+        release_view(views[index])  # what is sent need not be held
         index += 1
     return index, start
-
-
-_EMPTY = memoryview(b"")

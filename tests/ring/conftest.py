@@ -43,7 +43,7 @@ class World:
         done: list[Operation] = []
         for _ in range(1000):
             self.ring.flush()
-            done += self.ring.drain()
+            self.ring.drain(done)
             if all(not op.state.in_kernel for op in awaited):
                 return done
             self.ring.wait(1.0)

@@ -416,7 +416,12 @@ int tu_timer(int64_t interval_ns) {
     memset(&spec, 0, sizeof spec);
     spec.it_interval.tv_sec = spec.it_value.tv_sec = interval_ns / 1000000000;
     spec.it_interval.tv_nsec = spec.it_value.tv_nsec = interval_ns % 1000000000;
-    if (fd < 0 || timerfd_settime(fd, 0, &spec, NULL) < 0)
+    if (fd < 0)
         return -errno;
+    if (timerfd_settime(fd, 0, &spec, NULL) < 0) {
+        int error = errno;
+        (void)close(fd);
+        return -error;
+    }
     return fd;
 }

@@ -1,0 +1,76 @@
+"""The command line: `python -m trio_uring demo`, `info`, `--version`.
+
+Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in _demo.py and _info.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__, _demo, _info
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, not for the demo's connections
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _clients(text: str) -> int:
+    value, most = _count(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{text} is more than the {most} that the limit of open files allows (ulimit -n)")
+    return value
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m trio_uring", description="trio streams on io_uring.")
+    parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("info", help="what this machine's io_uring can do, and what trio_uring makes of it")
+    about = "serve real files to many clients on io_uring and on trio's own streams, verify every checksum, and compare"
+    demo = commands.add_parser("demo", help=about, description=about)
+    demo.add_argument("--directory", type=_directory, help="whose files (default: *.py and *.so of the standard library)")
+    demo.add_argument("--clients", type=_clients, default=50, help="at the same time (default: %(default)s)")
+    demo.add_argument("--max-mib", type=_count, default=256, help="MiB that a round serves (default: %(default)s)")
+    demo.add_argument("--rounds", type=_count, default=5, help="of each kind of streams (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=1, help="of the order and the cancellations (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (None: that of the process) and returns the exit status."""
+    arguments = make_parser().parse_args(argv)
+    if arguments.command == "info":
+        print("\n".join(_info.describe()))
+        return 0
+    try:
+        return _demo.run(arguments)
+    except _demo.DemoError as exc:
+        print(f"python -m trio_uring demo: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("python -m trio_uring demo: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

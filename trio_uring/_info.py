@@ -1,0 +1,125 @@
+"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it, and why it is not used.
+
+Rules of this file: it opens one ring and closes it. It never fails: what cannot be read is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+from importlib import metadata
+
+from . import __version__, _receive, _ring, _send
+from ._errors import RingUnavailableError
+
+# IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
+FEATURE_NAMES = (
+    "SINGLE_MMAP", "NODROP", "SUBMIT_STABLE", "RW_CUR_POS", "CUR_PERSONALITY", "FAST_POLL", "POLL_32BITS",
+    "SQPOLL_NONFIXED", "EXT_ARG", "NATIVE_WORKERS", "RSRC_TAGS", "CQE_SKIP", "LINKED_FILE", "REG_REG_RING",
+    "RECVSEND_BUNDLE", "MIN_TIMEOUT", "RW_ATTR", "NO_IOWAIT",
+)  # fmt: skip
+
+_SYSCTL = "/proc/sys/kernel/io_uring_disabled"
+_SYSCTL_MEANINGS = {
+    "0": "every process may use io_uring",
+    "1": "only privileged processes and the group kernel.io_uring_group may use io_uring",
+    "2": "nobody may use io_uring",
+}
+_WIDTH = 28  # characters of the first column
+_WRAP = 100  # characters of a list, after which it goes on in the next line
+
+
+def describe() -> list[str]:
+    """The lines that `info` prints."""
+    return [*_describe_machine(), "", *_describe_ring(), "", "limits of this version", *_describe_limits()]
+
+
+def _describe_machine() -> list[str]:
+    return [
+        *_entry("trio_uring", __version__),
+        *_entry("kernel", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        *_entry("Python", f"{platform.python_implementation()} {platform.python_version()}"),
+        *_entry("trio, cffi", f"{_version('trio')}, {_version('cffi')}"),
+        *_entry("kernel.io_uring_disabled", _sysctl()),
+        *_entry("RLIMIT_MEMLOCK", _limit(resource.RLIMIT_MEMLOCK, 1024, " KiB")),
+        *_entry("RLIMIT_NOFILE", _limit(resource.RLIMIT_NOFILE, 1, " descriptors")),
+    ]
+
+
+def _describe_ring() -> list[str]:
+    try:
+        ring = _ring.UringRing()
+    except RingUnavailableError as exc:
+        return [
+            f"io_uring: not available: {exc.strerror}",
+            "There is no fallback to epoll in this version yet: use trio's own streams here, which have the same methods.",
+        ]
+    info = ring.info
+    ring.close()
+    if info.provided_buffers:
+        receives = "into provided buffers"
+    else:
+        receives = f"into {_receive.OWN_SIZE} bytes of their own: the kernel has no provided-buffer rings (Linux 5.19 has them)"
+    return [
+        "io_uring: available, no fallback is used",
+        *_entry("  setup flags", " ".join(info.setup_flags) or "none"),
+        *_entry("  features", " ".join(feature_names(info.features))),
+        *_entry("  opcodes used, all there", " ".join(info.opcodes)),
+        *_entry("  submission queue", f"{info.sq_entries} entries"),
+        *_entry("  completion queue", f"{info.cq_entries} entries"),
+        *_entry("  receives", receives),
+    ]
+
+
+def feature_names(bits: int) -> list[str]:
+    """The names of the IORING_FEAT_* bits; a bit without a name in this version is given as a number."""
+    names = [name for bit, name in enumerate(FEATURE_NAMES) if bits >> bit & 1]
+    unknown = bits >> len(FEATURE_NAMES) << len(FEATURE_NAMES)
+    return [*names, f"{unknown:#x}"] if unknown else names
+
+
+def _describe_limits() -> list[str]:
+    pool = _ring.SMALL_COUNT * _ring.SMALL_SIZE + _ring.LARGE_COUNT * _ring.LARGE_SIZE
+    limits = [
+        ("SQ_ENTRIES", f"{_ring.SQ_ENTRIES} operations between two enters; more are flushed in between"),
+        ("SQ_ENTRIES_MIN", f"{_ring.SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
+        ("SMALL_SIZE, SMALL_COUNT", f"{_ring.SMALL_SIZE} bytes, {_ring.SMALL_COUNT} buffers for small messages"),
+        ("LARGE_SIZE, LARGE_COUNT", f"{_ring.LARGE_SIZE} bytes, {_ring.LARGE_COUNT} buffers for bulk"),
+        ("memory of all buffers", f"{pool // 1024} KiB a trio.run, whatever the number of streams"),
+        ("IOV_MAX", f"{_send.IOV_MAX} buffers in one operation; send_all takes any number"),
+        ("VECTOR_BYTES_MAX", f"{_send.VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),
+        ("SEND_MAX, RECEIVE_MAX", f"{_send.SEND_MAX} bytes in one operation; send_all takes any size"),
+    ]
+    return [line for name, text in limits for line in _entry("  " + name, text)]
+
+
+def _entry(name: str, text: str) -> list[str]:
+    """A name and its text, in as many lines as it needs."""
+    lines, line = [], f"{name:<{_WIDTH}}"
+    for word in text.split(" "):
+        if len(line) + len(word) > _WIDTH + _WRAP:
+            lines.append(line.rstrip())
+            line = " " * _WIDTH
+        line += word + " "
+    return [*lines, line.rstrip()]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _sysctl() -> str:
+    try:
+        with open(_SYSCTL, encoding="ascii") as file:
+            value = file.read().strip()
+    except OSError:
+        return "unknown: this kernel does not have it (Linux 6.6 has), or it cannot be read"
+    return f"{value} ({_SYSCTL_MEANINGS.get(value, 'unknown to this version')})"
+
+
+def _limit(which: int, unit: int, name: str) -> str:
+    soft, _ = resource.getrlimit(which)
+    return "unlimited" if soft == resource.RLIM_INFINITY else f"{soft // unit}{name}"
