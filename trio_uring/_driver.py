@@ -174,7 +174,7 @@ class Driver(Engine):
     # -- looking in
 
     def statistics(self) -> Statistics:
-        return snapshot(self.ring.counters, self.ring.info, self.ring.table.values(), len(self.queue), self)
+        return snapshot(self.ring, len(self.queue), self)
 
     def operations(self) -> list[OperationInFlight]:
         now = time.monotonic()

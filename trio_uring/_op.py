@@ -94,10 +94,10 @@ class Operation:
         "buffers",
         "chunk",
         "dispose",
+        "entry",
         "fd",
         "flags",
         "group",
-        "head",
         "length",
         "offset",
         "opcode",
@@ -124,7 +124,7 @@ class Operation:
 
         self.state = NEW
         self.token = 0
-        self.head = 0  # the ring's own first word of the entry, kept from one use to the next; 0: make it anew
+        self.entry: Any = None  # the ring's own, kept from one use to the next; None: make it anew
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
 

@@ -10,13 +10,14 @@ kernel gave belongs to the stream until a call returns it.
 from __future__ import annotations
 
 import errno
+import math
 import operator
 import select
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
@@ -49,6 +50,7 @@ class ReceiveSide(Endpoint):
     receive_timeout: float | None = None
     """Seconds that one receive may take; None: no limit."""
 
+    @enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
         """Waits until there is data, and returns some of it (trio.abc.ReceiveStream).
 
@@ -75,10 +77,44 @@ class ReceiveSide(Endpoint):
             raise ValueError("max_bytes must be >= 1")
         if timeout is None:
             timeout = self.receive_timeout
-        if timeout is not None:
+        if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
-                return await self._receive(max_bytes)
-        return await self._receive(max_bytes)
+                return await self.receive_some(max_bytes, timeout=math.inf)
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        if self._closed or self._fileno() != self._fd:
+            self._check_open()
+        op = self._receive_operation or self._make_receive_operation()
+        self._receiving = True
+        try:
+            if op.chunk is not None:  # the task that waited for it was destroyed
+                self._put_back([op.chunk])
+                op.chunk = None
+            if self._rest:
+                await trio.lowlevel.checkpoint()
+                return self._take_rest(max_bytes)
+            while True:
+                own = self._prepare(op, max_bytes)
+                if op.driver.begin(op, op.group == LARGE_GROUP):
+                    res = await wait_task_rescheduled(op.abort)
+                else:
+                    res = await op.driver.perform_eagerly(op)
+                if res > 0:
+                    if own is not None:
+                        return bytes(own[:res])
+                    chunk, op.chunk = op.chunk, None
+                    assert chunk is not None
+                    if op.group == LARGE_GROUP or res == SMALL_SIZE:
+                        self._adapt(op, res)
+                    return chunk
+                if res == 0:
+                    op.chunk = None
+                    return b""
+                await self._again(op, res)
+        finally:
+            self._receiving = False
+            if op.task is not None:
+                op.driver.abandon(op)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -131,39 +167,6 @@ class ReceiveSide(Endpoint):
         with trio.fail_after(timeout):
             return await receive(argument)
 
-    @enable_ki_protection
-    async def _receive(self, max_bytes: int) -> bytes:
-        """One receive, or what is left from an earlier call."""
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        if self._closed or self._fileno() != self._fd:
-            self._check_open()
-        op = self._receive_operation or self._make_receive_operation()
-        self._receiving = True
-        try:
-            if op.chunk is not None:  # the task that waited for it was destroyed
-                self._put_back([op.chunk])
-                op.chunk = None
-            if self._rest:
-                await trio.lowlevel.checkpoint()
-                return self._take_rest(max_bytes)
-            while True:
-                own = self._prepare(op, max_bytes)
-                res = await op.driver.perform(op, op.group == LARGE_GROUP)
-                if res > 0:
-                    if own is not None:
-                        return bytes(own[:res])
-                    chunk, op.chunk = op.chunk, None
-                    assert chunk is not None
-                    self._adapt(op, res)
-                    return chunk
-                if res == 0:
-                    op.chunk = None
-                    return b""
-                await self._again(op, res)
-        finally:
-            self._receiving = False
-
     def _put_back(self, chunks: list[bytes]) -> None:
         """Keeps what an interrupted call had, in order, before what is kept already."""
         if self._rest is None:
@@ -195,9 +198,9 @@ class ReceiveSide(Endpoint):
         if op.group == LARGE_GROUP:
             self._streak = 0 if count > SMALL_SIZE else self._streak + 1
             if self._streak == BULK_STREAK:
-                op.group, op.head, self._streak = SMALL_GROUP, 0, 0
+                op.group, op.entry, self._streak = SMALL_GROUP, None, 0
         elif count == SMALL_SIZE:
-            op.group, op.head, self._streak = LARGE_GROUP, 0, 0
+            op.group, op.entry, self._streak = LARGE_GROUP, None, 0
 
     async def _again(self, op: TaskOperation, res: int) -> None:
         """After a negative result: returns if the receive is to be made again."""
@@ -205,7 +208,7 @@ class ReceiveSide(Endpoint):
             raise self._error(res)
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
-            op.group, op.head = SMALL_GROUP, 0
+            op.group, op.entry = SMALL_GROUP, None
         elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
         else:
@@ -215,7 +218,7 @@ class ReceiveSide(Endpoint):
     @enable_ki_protection
     async def _receive_into(self, view: memoryview) -> int:
         if self._rest or (self._receive_operation is not None and self._receive_operation.chunk is not None):
-            chunk = await self._receive(view.nbytes)
+            chunk = await self.receive_some(view.nbytes, timeout=math.inf)
             with view.cast("B") as octets:
                 octets[: len(chunk)] = chunk
             return len(chunk)
@@ -242,7 +245,7 @@ class ReceiveSide(Endpoint):
             if not missing:
                 await self._nothing_to_receive()
             while missing:  # the direction is free between two receives, but no other task runs there
-                chunk = await self._receive(missing)
+                chunk = await self.receive_some(missing, timeout=math.inf)
                 if not chunk:
                     raise IncompleteReadError(b"".join(parts), count)
                 parts.append(chunk)

@@ -112,6 +112,9 @@ class Ring(Protocol):
         The list is the caller's so that none is lost if this raises.
         """
 
+    def buffers_in_use(self) -> int:
+        """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
+
     def wait(self, timeout: float) -> None:
         """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
 
@@ -190,8 +193,9 @@ class UringRing:
 
     def _provide_buffers(self) -> bool:
         """Registers the two groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
-        self._large_start = SMALL_COUNT * SMALL_SIZE
-        size = self._large_start + LARGE_COUNT * LARGE_SIZE
+        large_start = SMALL_COUNT * SMALL_SIZE
+        self._large_base = large_start - SMALL_COUNT * LARGE_SIZE  # the large buffers' ids go on from the small ones'
+        size = large_start + LARGE_COUNT * LARGE_SIZE
         memory = lib.tu_pool_alloc(size)
         if memory == ffi.NULL:
             raise RingUnavailableError(errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool"))
@@ -201,7 +205,7 @@ class UringRing:
         small = lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory)
         if small < 0:
             return False
-        large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + self._large_start)
+        large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start)
         return bool(large >= 0)
 
     def fileno(self) -> int:
@@ -214,23 +218,17 @@ class UringRing:
             self.counters.sq_full += 1
             return False
         state = op.state.submitted
-        length, address = op.length, _NULL
+        entry = op.entry or _make_entry(op)
+        token = self._token = self._token + 1
+        # The kernel sees the entry at the next enter; a bad argument raises in here, with nothing written.
         buffer = op.buffer
         if buffer is not None:
             op.pin = address = _from_buffer(buffer)
-            if op.start:
-                address = address + op.start
-        elif op.buffers is not None:
-            op.pin = pins = _vector(op.buffers, op.start)
-            if op.opcode == Opcode.SENDMSG:
-                address, length = pins[0], 1
-            else:
-                address, length = pins[0].iov, len(op.buffers)
-        token = self._token = self._token + 1
-        head = op.head or _head(op)
-        # The kernel sees the entry at the next enter; a bad argument raises here, with nothing written.
-        group = op.group
-        _tu_submit(self._c, head, op.offset, address, length, op.flags, group if group > 0 else 0, token)
+            _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
+        elif op.buffers is None:
+            _tu_submit(self._c, entry, _NULL, op.length, token)
+        else:
+            self._submit_vector(op, entry, token)
         self.table[token] = op
         self._unsubmitted += 1
         op.token = token
@@ -238,6 +236,14 @@ class UringRing:
         op.born = self.now
         self._submitted[op.opcode] += 1
         return True
+
+    def _submit_vector(self, op: Operation, entry: Any, token: int) -> None:
+        assert op.buffers is not None
+        op.pin = pins = _vector(op.buffers, op.start)
+        if op.opcode == Opcode.SENDMSG:
+            _tu_submit(self._c, entry, pins[0], 1, token)
+        else:
+            _tu_submit(self._c, entry, pins[0].iov, len(op.buffers), token)
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -298,7 +304,6 @@ class UringRing:
                 break
         if used:  # only now: a sender that refilled the pool while we drained would keep us here for ever
             lib.tu_recycle(self._c)
-            self.counters.buffers_in_use = 0
 
     def _run_task_work(self) -> None:
         if lib.tu_overflowed(self._c):
@@ -319,15 +324,16 @@ class UringRing:
                 continue
             op = table.pop(token)
             done.append(op)  # at once: from here on it is the caller's, whatever happens
-            op.pin = op.buffer = op.buffers = None  # S3
             if op.state is not LINGERING:
                 op.res = res
             op.state = op.state.done
+            op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
                 used = True
-                self.counters.buffers_in_use += 1
+                index = flags >> 16
+                start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
                 try:
-                    op.chunk = self._copy(flags >> 16, res)
+                    op.chunk = self._pool[start : start + res]
                 except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
                     op.res = res = -errno.ENOMEM
             if res > 0:
@@ -336,15 +342,6 @@ class UringRing:
                 self._count_failure(op, res)
         return used
 
-    def _copy(self, index: int, count: int) -> bytes:
-        """The bytes in a provided buffer. The buffer goes back to the kernel at the end of the drain."""
-        if index < SMALL_COUNT:
-            start = index * SMALL_SIZE
-        else:
-            start = self._large_start + (index - SMALL_COUNT) * LARGE_SIZE
-        chunk: bytes = self._pool[start : start + max(count, 0)]
-        return chunk
-
     def _count_failure(self, op: Operation, res: int) -> None:
         if res == -errno.ECANCELED:
             self.counters.cancelled[op.opcode] += 1
@@ -352,6 +349,10 @@ class UringRing:
             self.counters.failed[op.opcode] += 1
             if res == -errno.ENOBUFS and op.group != NO_GROUP:
                 self.counters.buffers_exhausted += 1
+
+    def buffers_in_use(self) -> int:
+        count: int = lib.tu_buffers_in_use(self._c)
+        return count
 
     # -- teardown
 
@@ -409,9 +410,10 @@ class Timer:
         os.close(self._fd)
 
 
-def _head(op: Operation) -> int:
-    op.head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
-    return op.head
+def _make_entry(op: Operation) -> Any:
+    head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
+    op.entry = ffi.new("struct tu_entry *", (head, op.offset, op.flags, max(op.group, 0)))
+    return op.entry
 
 
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ before anything else can happen. No MSG_WAITALL: the kernel would block a worker
 
 from __future__ import annotations
 
+import math
 import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING
@@ -68,18 +69,19 @@ class SendSide(Endpoint):
         """
         if timeout is None:
             timeout = self.send_timeout
-        if timeout is not None:
+        if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
-                await self._send(data)
+                await self.send_all(data, timeout=math.inf)
         elif type(data) is bytes and data:  # what most sends are: one coroutine, and nothing of the general case
             op = self._begin_send()
-            op.buffer, op.start, op.length = data, 0, len(data)
             try:
+                op.buffer, op.start, op.length = data, 0, len(data)
                 if op.driver.begin(op, True):
                     res = await wait_task_rescheduled(op.abort)
                 else:
                     res = await op.driver.perform_eagerly(op)
-                self.bytes_sent = max(res, 0)
+                if res > 0:
+                    self.bytes_sent = res
                 if res != len(data):
                     await self._send_views([memoryview(data)], res)
             finally:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ._op import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
-    from ._op import Operation
+    from ._ring import Ring
 
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
@@ -35,7 +35,6 @@ class RingCounters:
     sq_full: int = 0
     cq_overflows: int = 0
     buffers_exhausted: int = 0
-    buffers_in_use: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,15 @@ class _DriverCounters(Protocol):
     rescued: int
 
 
-def snapshot(
-    ring: RingCounters, info: RingInfo, in_flight: Collection[Operation], queued: int, driver: _DriverCounters
-) -> Statistics:
+def snapshot(ring: Ring, queued: int, driver: _DriverCounters) -> Statistics:
     """Puts the counters of a ring and its driver into one frozen object."""
+    counters, info, in_flight = ring.counters, ring.info, ring.table.values()
     flying = _zeros()
     for op in in_flight:
         flying[op.opcode] += 1
     operations = {}
     for opcode in Opcode:
-        submitted, cancelled, failed = ring.submitted[opcode], ring.cancelled[opcode], ring.failed[opcode]
+        submitted, cancelled, failed = counters.submitted[opcode], counters.cancelled[opcode], counters.failed[opcode]
         if submitted:
             completed = submitted - cancelled - failed - flying[opcode]
             operations[opcode.name] = OperationCounts(submitted, completed, cancelled, failed, flying[opcode])
@@ -149,17 +147,17 @@ def snapshot(
         in_flight=len(in_flight),
         queued=queued,
         pinned=sum(op.pin is not None for op in in_flight),
-        enters=ring.enters,
+        enters=counters.enters,
         passes=driver.passes,
-        completions=ring.completions,
-        completions_per_enter=ring.completions / ring.enters if ring.enters else 0.0,
-        sq_full=ring.sq_full,
-        cq_overflows=ring.cq_overflows,
+        completions=counters.completions,
+        completions_per_enter=counters.completions / counters.enters if counters.enters else 0.0,
+        sq_full=counters.sq_full,
+        cq_overflows=counters.cq_overflows,
         short_writes=driver.short_writes,
-        bytes_sent=sum(ring.moved[opcode] for opcode in SENDING),
-        bytes_received=sum(ring.moved[opcode] for opcode in RECEIVING),
-        buffers_in_use=ring.buffers_in_use,
-        buffers_exhausted=ring.buffers_exhausted,
+        bytes_sent=sum(counters.moved[opcode] for opcode in SENDING),
+        bytes_received=sum(counters.moved[opcode] for opcode in RECEIVING),
+        buffers_in_use=ring.buffers_in_use(),
+        buffers_exhausted=counters.buffers_exhausted,
         rescued=driver.rescued,
         backend=info.backend,
         setup_flags=info.setup_flags,

@@ -170,6 +170,9 @@ class FakeRing:
         if len(done) > before or self._active:
             self._signal_if_able(len(done) > before)
 
+    def buffers_in_use(self) -> int:
+        return 0
+
     def wait(self, timeout: float) -> None:
         self._signal()
 

@@ -90,7 +90,7 @@ def test_a_receive_from_a_group_gets_its_own_bytes(world, group):
                     got += more.chunk
                 got = got[:-1]
             assert got == bytes([number, index])
-    assert world.ring.counters.buffers_in_use == 0
+    assert world.ring.buffers_in_use() == 0
 
 
 def test_end_of_stream_is_zero(world):

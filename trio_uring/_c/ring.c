@@ -306,17 +306,16 @@ static struct io_uring_sqe *next_entry(tu_ring *ring) {
     return sqe;
 }
 
-int tu_submit(tu_ring *ring, uint64_t head, uint64_t off, void *addr, unsigned len, unsigned op_flags,
-              unsigned group, uint64_t token) {
+int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token) {
     struct io_uring_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
-    memcpy(sqe, &head, sizeof head);    /* little-endian on both architectures we build for */
-    sqe->off = off;
+    memcpy(sqe, &entry->head, sizeof entry->head);    /* little-endian on both architectures we build for */
+    sqe->off = entry->off;
     sqe->addr = (uint64_t)(uintptr_t)addr;
     sqe->len = len;
-    sqe->rw_flags = (__typeof__(sqe->rw_flags))op_flags;
-    sqe->buf_group = (uint16_t)group;
+    sqe->rw_flags = (__typeof__(sqe->rw_flags))entry->op_flags;
+    sqe->buf_group = (uint16_t)entry->buf_group;
     sqe->user_data = token;
     return 0;
 }
@@ -348,6 +347,10 @@ int tu_vector_finish(struct tu_vector *vector, unsigned count) {
 
 int tu_sq_space(tu_ring *ring) {
     return (int)(ring->sq_entries - (ring->tail - atomic_load_explicit(ring->sq_head, memory_order_acquire)));
+}
+
+int tu_buffers_in_use(tu_ring *ring) {
+    return (int)ring->out_count;
 }
 
 int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, int64_t timeout_ns) {

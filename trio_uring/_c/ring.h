@@ -35,14 +35,21 @@ int tu_recycle(tu_ring *ring);          /* give back every buffer that tu_drain 
 char *tu_pool_alloc(size_t bytes);      /* anonymous memory, absent in forked children; NULL when there is none */
 int tu_pool_free(char *memory, size_t bytes);
 
-/* Writes one entry. head: opcode | flags << 8 | ioprio << 16 | fd << 32, the first word of struct io_uring_sqe. */
-int tu_submit(tu_ring *ring, uint64_t head, uint64_t off, void *addr, unsigned len, unsigned op_flags,
-              unsigned group, uint64_t token);
+/* What is the same each time that an operation is submitted: the first words of its struct io_uring_sqe. */
+struct tu_entry {
+    uint64_t head;         /* opcode | flags << 8 | ioprio << 16 | fd << 32 */
+    uint64_t off;
+    uint32_t op_flags;
+    uint32_t buf_group;
+};
+
+int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token);
 int tu_cancel(tu_ring *ring, uint64_t target);      /* ASYNC_CANCEL by user_data; its own completion has token 0 */
 int tu_vector_set(struct tu_vector *vector, unsigned index, void *addr, size_t offset, size_t length);
 int tu_vector_finish(struct tu_vector *vector, unsigned count);
 
 int tu_sq_space(tu_ring *ring);
+int tu_buffers_in_use(tu_ring *ring);   /* reported by tu_drain, not yet recycled */
 int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, int64_t timeout_ns);   /* entries taken */
 
 /* Copies at most max completions: out[0] = tu_more, then token, res, flags of each. */
