@@ -17,6 +17,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -26,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._engine import Engine
-from ._ring import Ring, Timer, UringRing
+from ._ring import UringRing, open_timer
 from ._statistics import OperationInFlight, Statistics, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._contract import Ring
     from ._engine import TaskOperation
 
 _log = logging.getLogger("trio_uring")
@@ -50,7 +52,7 @@ class Driver(Engine):
         self._hooks = _Hooks(self)
         self._hooked = False  # the hooks reaped in this pass
         self._late = False
-        self._timer = Timer(watchdog_seconds)
+        self._timer = open_timer(watchdog_seconds)
 
     def start(self) -> None:
         try:
@@ -108,8 +110,9 @@ class Driver(Engine):
         """
         while self._working():
             before = self.ring.counters.completions
-            await trio.lowlevel.wait_readable(self._timer.fileno())
-            self._timer.read()
+            await trio.lowlevel.wait_readable(self._timer)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._timer, 8)
             self.rehook()
             if self.ring.table and self.ring.counters.completions == before:
                 self.reap()
@@ -169,7 +172,7 @@ class Driver(Engine):
 
     def _end(self, attention: Callable[[TaskOperation], None]) -> None:
         self.closed, self.attention = True, attention
-        self._timer.close()
+        os.close(self._timer)
 
     # -- looking in
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from ._ring import Ring
+    from ._contract import Ring
 
 _log = logging.getLogger("trio_uring")
 

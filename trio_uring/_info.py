@@ -9,7 +9,7 @@ import platform
 import resource
 from importlib import metadata
 
-from . import __version__, _receive, _ring, _send
+from . import __version__, _contract, _receive, _ring, _send
 from ._errors import RingUnavailableError
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
@@ -79,12 +79,12 @@ def feature_names(bits: int) -> list[str]:
 
 
 def _describe_limits() -> list[str]:
-    pool = _ring.SMALL_COUNT * _ring.SMALL_SIZE + _ring.LARGE_COUNT * _ring.LARGE_SIZE
+    pool = _contract.SMALL_COUNT * _contract.SMALL_SIZE + _contract.LARGE_COUNT * _contract.LARGE_SIZE
     limits = [
         ("SQ_ENTRIES", f"{_ring.SQ_ENTRIES} operations between two enters; more are flushed in between"),
         ("SQ_ENTRIES_MIN", f"{_ring.SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
-        ("SMALL_SIZE, SMALL_COUNT", f"{_ring.SMALL_SIZE} bytes, {_ring.SMALL_COUNT} buffers for small messages"),
-        ("LARGE_SIZE, LARGE_COUNT", f"{_ring.LARGE_SIZE} bytes, {_ring.LARGE_COUNT} buffers for bulk"),
+        ("SMALL_SIZE, SMALL_COUNT", f"{_contract.SMALL_SIZE} bytes, {_contract.SMALL_COUNT} buffers for small messages"),
+        ("LARGE_SIZE, LARGE_COUNT", f"{_contract.LARGE_SIZE} bytes, {_contract.LARGE_COUNT} buffers for bulk"),
         ("memory of all buffers", f"{pool // 1024} KiB a trio.run, whatever the number of streams"),
         ("IOV_MAX", f"{_send.IOV_MAX} buffers in one operation; send_all takes any number"),
         ("VECTOR_BYTES_MAX", f"{_send.VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),

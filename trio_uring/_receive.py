@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
-from ._ring import LARGE_SIZE, SMALL_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,16 +80,8 @@ class ReceiveSide(Endpoint):
         if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
                 return await self.receive_some(max_bytes, timeout=math.inf)
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        if self._closed or self._fileno() != self._fd:
-            self._check_open()
-        op = self._receive_operation or self._make_receive_operation()
-        self._receiving = True
+        op = self._begin_receive()
         try:
-            if op.chunk is not None:  # the task that waited for it was destroyed
-                self._put_back([op.chunk])
-                op.chunk = None
             if self._rest:
                 await trio.lowlevel.checkpoint()
                 return self._take_rest(max_bytes)
@@ -100,13 +92,10 @@ class ReceiveSide(Endpoint):
                 else:
                     res = await op.driver.perform_eagerly(op)
                 if res > 0:
-                    if own is not None:
-                        return bytes(own[:res])
                     chunk, op.chunk = op.chunk, None
-                    assert chunk is not None
                     if op.group == LARGE_GROUP or res == SMALL_SIZE:
                         self._adapt(op, res)
-                    return chunk
+                    return chunk if chunk is not None else bytes(own[:res])  # type: ignore[index]
                 if res == 0:
                     op.chunk = None
                     return b""
@@ -115,6 +104,19 @@ class ReceiveSide(Endpoint):
             self._receiving = False
             if op.task is not None:
                 op.driver.abandon(op)
+
+    def _begin_receive(self) -> TaskOperation:
+        """Takes the receiving direction, if it may be taken, and returns the operation that receives."""
+        if self._receiving:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
+        if self._closed or self._fileno() != self._fd:
+            self._check_open()
+        op = self._receive_operation or self._make_receive_operation()
+        if op.chunk is not None:  # the task that waited for it was destroyed
+            self._put_back([op.chunk])
+            op.chunk = None
+        self._receiving = True
+        return op
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -195,6 +197,8 @@ class ReceiveSide(Endpoint):
 
     def _adapt(self, op: TaskOperation, count: int) -> None:
         """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
+        if op.group == NO_GROUP:
+            return
         if op.group == LARGE_GROUP:
             self._streak = 0 if count > SMALL_SIZE else self._streak + 1
             if self._streak == BULK_STREAK:

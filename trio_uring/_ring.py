@@ -17,24 +17,23 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from trio_uring._uring import ffi, lib
 
+from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, RingCounters, RingInfo
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
-from ._statistics import RingCounters, RingInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# linux/io_uring.h, with the version that brought each.
+# linux/io_uring.h
 _SETUP_CQSIZE, _SETUP_CLAMP, _SETUP_SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
 _SETUP_COOP_TASKRUN, _SETUP_TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
 _SETUP_SINGLE_ISSUER, _SETUP_DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
@@ -74,9 +73,6 @@ CQ_FACTOR = 16  # completions (16 bytes each) per submission slot: a pass of tho
 CANCELS_RESERVED = 8  # submission slots that only a cancel may take
 DRAIN_MAX = 1024  # completions copied by one call
 
-SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
-LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
-
 _REQUIRED_FEATURES = _FEAT_NODROP | _FEAT_SUBMIT_STABLE | _FEAT_FAST_POLL | _FEAT_EXT_ARG
 _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})  # enter's answers that pass
 
@@ -84,42 +80,6 @@ _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
-
-
-class Ring(Protocol):
-    """What the driver needs of a ring. UringRing and testing.FakeRing are rings; one suite tests every ring."""
-
-    counters: RingCounters
-    info: RingInfo
-    table: dict[int, Operation]  # what is in flight, by token
-    now: float  # seconds; the driver sets it once a pass, and it stamps Operation.born
-
-    def fileno(self) -> int:
-        """The descriptor that becomes readable when drain() has something to do."""
-
-    def submit(self, op: Operation) -> bool:
-        """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
-
-    def cancel(self, op: Operation) -> None:
-        """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
-
-    def flush(self) -> bool:
-        """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
-
-    def drain(self, done: list[Operation]) -> None:
-        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
-
-        The list is the caller's so that none is lost if this raises.
-        """
-
-    def buffers_in_use(self) -> int:
-        """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
-
-    def wait(self, timeout: float) -> None:
-        """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
-
-    def close(self) -> bool:
-        """Closes the ring. False: something was in flight, and the ring and its buffers have been leaked on purpose."""
 
 
 class UringRing:
@@ -153,31 +113,22 @@ class UringRing:
         self._pool_size = 0
         self._c: Any
         self._c, raw = _open(flags, sq_entries, cq_entries)
-        self._has_event_fd = raw.event_fd >= 0
-        self._fd: int = raw.event_fd if self._has_event_fd else raw.fd
+        self._fd: int = raw.fd if raw.event_fd < 0 else raw.event_fd
+        self._waits_on_event_fd = raw.event_fd >= 0
         self._entries: int = raw.sq_entries
         self._submit_max = self._entries - CANCELS_RESERVED
         try:
-            opcodes = self._require(raw.features)
-            provided = provide_buffers and self._provide_buffers()
+            self.info = self._look(raw, provide_buffers)
         except BaseException:
             self._free()
             raise
-        self.info = RingInfo(
-            backend="uring",
-            setup_flags=tuple(name for bit, name in SETUP_FLAG_NAMES.items() if raw.setup_flags & bit),
-            features=raw.features,
-            sq_entries=raw.sq_entries,
-            cq_entries=raw.cq_entries,
-            opcodes=opcodes,
-            provided_buffers=provided,
-        )
         _open_rings.add(self)
 
     # -- setup
 
-    def _require(self, features: int) -> tuple[str, ...]:
-        missing = _REQUIRED_FEATURES & ~features
+    def _look(self, raw: Any, provide_buffers: bool) -> RingInfo:
+        """Finds out what this ring can do, and refuses one that lacks what we need."""
+        missing = _REQUIRED_FEATURES & ~raw.features
         if missing:
             raise RingUnavailableError(
                 errno.EOPNOTSUPP, f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them"
@@ -189,7 +140,15 @@ class UringRing:
         lacking = [op.name for op in Opcode if not probe[op]]
         if lacking:
             raise RingUnavailableError(errno.EOPNOTSUPP, f"this kernel's io_uring lacks {', '.join(lacking)}")
-        return tuple(op.name for op in Opcode)
+        return RingInfo(
+            backend="uring",
+            setup_flags=tuple(name for bit, name in SETUP_FLAG_NAMES.items() if raw.setup_flags & bit),
+            features=raw.features,
+            sq_entries=raw.sq_entries,
+            cq_entries=raw.cq_entries,
+            opcodes=tuple(op.name for op in Opcode),
+            provided_buffers=provide_buffers and self._provide_buffers(),
+        )
 
     def _provide_buffers(self) -> bool:
         """Registers the two groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
@@ -289,7 +248,7 @@ class UringRing:
 
     def drain(self, done: list[Operation]) -> None:
         self._check_owner()
-        if self._has_event_fd:  # before reaping: read afterwards, it would swallow the signal of what came in between
+        if self._waits_on_event_fd:  # before reaping: read afterwards, it would swallow the signal of what came in between
             lib.tu_event_read(self._c)
         used = False
         while True:
@@ -391,23 +350,12 @@ class UringRing:
             self._c = None
 
 
-class Timer:
-    """A timerfd that fires every `seconds`, in real time: for the watchdog, which a MockClock must not see."""
-
-    def __init__(self, seconds: float) -> None:
-        self._fd: int = lib.tu_timer(int(seconds * 1e9))
-        if self._fd < 0:
-            raise RingUnavailableError(-self._fd, why_unavailable(-self._fd, "timerfd_create"))
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 8)
-
-    def close(self) -> None:
-        os.close(self._fd)
+def open_timer(seconds: float) -> int:
+    """A timerfd that fires every `seconds`, in real time. Python has them from 3.13 on."""
+    fd: int = lib.tu_timer(int(seconds * 1e9))
+    if fd < 0:
+        raise RingUnavailableError(-fd, why_unavailable(-fd, "timerfd_create"))
+    return fd
 
 
 def _make_entry(op: Operation) -> Any:

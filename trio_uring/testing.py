@@ -17,10 +17,9 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ._contract import LARGE_SIZE, SMALL_SIZE, RingCounters, RingInfo
 from ._driver import install
 from ._op import LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
-from ._ring import LARGE_SIZE, SMALL_SIZE
-from ._statistics import RingCounters, RingInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,88 @@
+"""The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring shares.
+
+UringRing and testing.FakeRing are rings; an epoll ring will be one. tests/ring/test_contract.py is the contract, run over every
+ring.
+
+Rules of this file: no ring, no task, no address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from ._op import Operation
+
+SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
+LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
+
+OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
+
+
+def _zeros() -> list[int]:
+    return [0] * OPCODES_MAX
+
+
+@dataclass
+class RingCounters:
+    """What a ring counts. The lists are indexed by opcode."""
+
+    submitted: list[int] = field(default_factory=_zeros)
+    cancelled: list[int] = field(default_factory=_zeros)
+    failed: list[int] = field(default_factory=_zeros)
+    moved: list[int] = field(default_factory=_zeros)  # sum of the results > 0: bytes, for operations that move bytes
+    enters: int = 0
+    completions: int = 0
+    sq_full: int = 0
+    cq_overflows: int = 0
+    buffers_exhausted: int = 0
+
+
+@dataclass(frozen=True)
+class RingInfo:
+    """What a ring is: fixed at setup."""
+
+    backend: str
+    setup_flags: tuple[str, ...]
+    features: int
+    sq_entries: int
+    cq_entries: int
+    opcodes: tuple[str, ...]
+    provided_buffers: bool
+
+
+class Ring(Protocol):
+    """What the driver needs of a ring. UringRing and testing.FakeRing are rings; one suite tests every ring."""
+
+    counters: RingCounters
+    info: RingInfo
+    table: dict[int, Operation]  # what is in flight, by token
+    now: float  # seconds; the driver sets it once a pass, and it stamps Operation.born
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when drain() has something to do."""
+
+    def submit(self, op: Operation) -> bool:
+        """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
+
+    def cancel(self, op: Operation) -> None:
+        """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
+
+    def flush(self) -> bool:
+        """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
+
+    def drain(self, done: list[Operation]) -> None:
+        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
+
+        The list is the caller's so that none is lost if this raises.
+        """
+
+    def buffers_in_use(self) -> int:
+        """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
+
+    def wait(self, timeout: float) -> None:
+        """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
+
+    def close(self) -> bool:
+        """Closes the ring. False: something was in flight, and the ring and its buffers have been leaked on purpose."""
