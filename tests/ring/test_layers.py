@@ -1,0 +1,64 @@
+"""Imports point down: the layers of docs/design.md, checked.
+
+Rules of this file: modules are read as text, not imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+import trio_uring
+
+PACKAGE = pathlib.Path(trio_uring.__file__).parent
+LAYERS = [
+    {"_op", "_errors"},
+    {"_contract"},
+    {"_statistics"},
+    {"_ring"},
+    {"_engine"},
+    {"_driver"},
+    {"_endpoint", "testing"},
+    {"_send", "_receive"},
+    {"_streams"},
+    {"_listeners"},
+    {"_open"},
+    {"__init__"},
+    {"_demo_files", "_info", "_demo_report"},
+    {"_demo_server"},
+    {"_demo"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("trio_uring."):
+            names.add(node.module.removeprefix("trio_uring."))
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_every_import_points_down(path):
+    assert path.stem in RANK, "a module without a layer: give it one here and in docs/design.md"
+    below = {name for name in imported(path) if name in RANK}
+    assert not {name for name in below if RANK[name] >= RANK[path.stem]}
+
+
+def test_only_the_ring_touches_ffi():
+    assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_uring" in imported(path)] == ["_ring"]
+
+
+@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics"])
+def test_leaves_import_nothing_of_trio(name):
+    assert "import trio\n" not in (PACKAGE / f"{name}.py").read_text()
+
+
+def test_importing_the_package_opens_nothing():
+    assert not trio_uring._ring._open_rings

@@ -1,0 +1,233 @@
+"""What only the kernel's ring can do: setup on lesser kernels, its limits, its memory, its owner.
+
+Rules of this file: kernels that we do not have are played by a stand-in for the C library that refuses what they would refuse;
+everything else is the real one.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import pathlib
+import socket
+import threading
+import types
+
+import pytest
+
+from trio_uring import RingBrokenError, RingUnavailableError, _ring
+from trio_uring._contract import LARGE_COUNT, SMALL_COUNT
+from trio_uring._op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
+from trio_uring._ring import UringRing
+
+COOP, SINGLE_ISSUER, SUBMIT_ALL, CLAMP = 1 << 8, 1 << 12, 1 << 7, 1 << 4
+
+
+def stand_in(monkeypatch, **functions):
+    """Puts functions in place of those of the C library that have their names."""
+    real = {name: getattr(_ring.lib, name) for name in dir(_ring.lib)}
+    monkeypatch.setattr(_ring, "lib", types.SimpleNamespace(**{**real, **functions}))
+    return types.SimpleNamespace(**real)
+
+
+def refusing_flags(monkeypatch, unknown: int) -> None:
+    def tu_open(out, entries, cq, flags, *rest):
+        return -errno.EINVAL if flags & unknown else real.tu_open(out, entries, cq, flags, *rest)
+
+    real = stand_in(monkeypatch, tu_open=tu_open)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "expected"),
+    [
+        (0, {"SINGLE_ISSUER", "COOP_TASKRUN", "SUBMIT_ALL", "CLAMP"}),
+        (SINGLE_ISSUER, {"COOP_TASKRUN", "SUBMIT_ALL", "CLAMP"}),
+        (SINGLE_ISSUER | COOP, {"SUBMIT_ALL", "CLAMP"}),
+        (SINGLE_ISSUER | COOP | SUBMIT_ALL, {"CLAMP"}),
+        (~0, set()),
+    ],
+)
+def test_the_ladder_goes_down_flag_by_flag(monkeypatch, unknown, expected):
+    refusing_flags(monkeypatch, unknown)
+    ring = UringRing()
+    assert set(ring.info.setup_flags) - {"CQSIZE", "TASKRUN_FLAG"} == expected
+    assert ring.close()
+
+
+def test_it_takes_less_memory_when_there_is_less(monkeypatch):
+    asked = []
+
+    def tu_open(out, entries, *rest):
+        asked.append(entries)
+        return -errno.ENOMEM if entries > 32 else real.tu_open(out, entries, *rest)
+
+    real = stand_in(monkeypatch, tu_open=tu_open)
+    ring = UringRing()
+    assert asked == [256, 128, 64, 32]
+    assert ring.info.sq_entries == 32
+    assert ring.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOSYS, "no io_uring"),
+        (errno.EPERM, "forbidden"),
+        (errno.ENOMEM, "RLIMIT_MEMLOCK"),
+        (errno.EMFILE, "RLIMIT_NOFILE"),
+        (errno.EOPNOTSUPP, "not supported"),
+        (errno.EINVAL, "too old"),
+        (errno.EIO, "no io_uring ring can be had"),
+    ],
+)
+def test_a_refusal_says_why(monkeypatch, code, says):
+    stand_in(monkeypatch, tu_open=lambda *_: -code)
+    with pytest.raises(RingUnavailableError, match=says) as caught:
+        UringRing()
+    assert caught.value.errno == code
+    assert errno.errorcode[code] in str(caught.value)
+
+
+def test_a_kernel_without_an_opcode_is_named(monkeypatch):
+    def tu_probe(c, supported, count):
+        result = real.tu_probe(c, supported, count)
+        supported[Opcode.ACCEPT] = 0
+        return result
+
+    real = stand_in(monkeypatch, tu_probe=tu_probe)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(RingUnavailableError, match="ACCEPT"):
+        UringRing()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_kernel_without_buffer_rings_has_none(monkeypatch):
+    stand_in(monkeypatch, tu_buffers=lambda *_: -errno.EINVAL)
+    ring = UringRing()
+    assert not ring.info.provided_buffers
+    assert ring.close()
+
+
+def test_opening_and_closing_leaves_nothing():
+    UringRing().close()
+    gc.collect()
+    before = sorted(os.listdir("/proc/self/fd")), pathlib.Path("/proc/self/maps").read_text().count("io_uring")
+    for _ in range(20):
+        assert UringRing().close()
+    assert (sorted(os.listdir("/proc/self/fd")), pathlib.Path("/proc/self/maps").read_text().count("io_uring")) == before
+    assert not _ring._open_rings
+
+
+@pytest.mark.parametrize(("group", "count"), [(SMALL_GROUP, SMALL_COUNT), (LARGE_GROUP, LARGE_COUNT)])
+def test_every_buffer_comes_back(group, count):
+    ring = UringRing()
+    a, b = socket.socketpair()
+    with a, b:
+        for number in range(3 * count):
+            op = Operation(Opcode.RECV, b.fileno(), b)
+            op.group, op.length = group, 64
+            a.send(b"%d" % number)
+            assert ring.submit(op)
+            ring.flush()
+            ring.drain([])
+            assert op.chunk == b"%d" % number
+    assert ring.buffers_in_use() == 0
+    assert ring.close()
+
+
+def test_an_empty_group_says_so_and_takes_nothing():
+    """More receives at once than buffers: the rest fail with ENOBUFS, and their bytes stay in their sockets."""
+    ring = UringRing()
+    pairs = [socket.socketpair() for _ in range(LARGE_COUNT + 4)]
+    ops = []
+    for a, b in pairs:
+        a.send(b"x")
+        op = Operation(Opcode.RECV, b.fileno(), b)
+        op.group, op.length = LARGE_GROUP, 64
+        assert ring.submit(op)
+        ops.append(op)
+    ring.flush()
+    ring.drain([])
+    assert sorted(op.res for op in ops) == [-errno.ENOBUFS] * 4 + [1] * LARGE_COUNT
+    for op, (_, b) in zip(ops, pairs):
+        assert op.chunk == b"x" if op.res == 1 else b.recv(10) == b"x"
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+    assert ring.close()
+
+
+def test_another_thread_is_refused():
+    ring = UringRing()
+    errors = []
+
+    def use() -> None:
+        for method in (ring.flush, lambda: ring.drain([]), ring.close):
+            try:
+                method()
+            except RuntimeError as exc:
+                errors.append(str(exc))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert len(errors) == 3
+    assert all("another thread" in error for error in errors)
+    assert ring.close()
+
+
+def test_a_closed_ring_is_refused():
+    ring = UringRing()
+    assert ring.close()
+    assert ring.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ring.flush()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EBADFD, errno.EEXIST, errno.EBADR, errno.ENXIO])
+def test_an_enter_that_fails_for_good_says_so(monkeypatch, code):
+    ring = UringRing()
+    a, b = socket.socketpair()
+    op = Operation(Opcode.SEND, a.fileno(), a)
+    op.buffer, op.length = b"x", 1
+    assert ring.submit(op)
+    with monkeypatch.context() as patch:
+        stand_in(patch, tu_enter=lambda *_: -code)
+        with pytest.raises(RingBrokenError) as caught:
+            ring.flush()
+        assert caught.value.errno == code
+    ring.flush()
+    ring.drain([])
+    a.close()
+    b.close()
+    assert ring.close()
+
+
+def test_enter_is_made_again_after_a_signal_and_given_up_for_now_when_memory_is_short(monkeypatch):
+    ring = UringRing()
+    a, b = socket.socketpair()
+    op = Operation(Opcode.SEND, a.fileno(), a)
+    op.buffer, op.length = b"x", 1
+    assert ring.submit(op)
+    answers = [-errno.EINTR, -errno.EINTR, -errno.EAGAIN]
+    with monkeypatch.context() as patch:
+        stand_in(patch, tu_enter=lambda *_: answers.pop(0))
+        assert ring.flush() is False
+        assert not answers
+    assert ring.flush() is True
+    ring.drain([])
+    assert op.res == 1
+    a.close()
+    b.close()
+    assert ring.close()
+
+
+def test_dropped_completions_are_fatal(monkeypatch):
+    ring = UringRing()
+    with monkeypatch.context() as patch:
+        real = stand_in(patch, tu_overflowed=lambda _: 1)
+        monkeypatch.setattr(_ring, "_tu_drain", lambda c, out, most: (real.tu_drain(c, out, most), out.__setitem__(0, 4))[0])
+        with pytest.raises(RingBrokenError, match="dropped"):
+            ring.drain([])
+    assert ring.close()
