@@ -26,8 +26,8 @@ LAYERS = [
     {"_listeners"},
     {"_open"},
     {"__init__"},
-    {"_demo_files", "_info", "_demo_report"},
-    {"_demo_server"},
+    {"_demo_files", "_info"},
+    {"_demo_server", "_demo_report"},
     {"_demo"},
     {"__main__"},
 ]
