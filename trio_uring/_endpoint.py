@@ -94,10 +94,11 @@ def release_view(view: memoryview) -> None:
 class Endpoint:
     """A descriptor with an owner, and the operations that use it."""
 
-    def __init__(self, owner: trio.socket.SocketType | Descriptor) -> None:
+    def __init__(self, owner: trio.socket.SocketType | Descriptor, source: object = None) -> None:
         self._owner = owner
         # Asked before every operation: the user may have closed `.socket` behind our back.
-        self._fileno: Callable[[], int] = owner.fileno
+        # The stdlib socket within says the same in a third of the time.
+        self._fileno: Callable[[], int] = source.fileno if isinstance(source, stdlib_socket.socket) else owner.fileno
         self._fd = self._fileno()
         self._socket = None if isinstance(owner, Descriptor) else owner
         self._is_socket = self._socket is not None

@@ -44,6 +44,7 @@ class ReceiveSide(Endpoint):
     _receive_operation: TaskOperation | None = None
     _into_operation: TaskOperation | None = None
     _receiving = False
+    _size = OWN_SIZE  # bytes of the buffers that it receives into
     _streak = 0  # receives in a row that were small for a stream with large buffers
     _rest: deque[bytes | memoryview] | None = None  # what interrupted calls had, for the next one
 
@@ -86,7 +87,11 @@ class ReceiveSide(Endpoint):
                 await trio.lowlevel.checkpoint()
                 return self._take_rest(max_bytes)
             while True:
-                own = self._prepare(op, max_bytes)
+                size = self._size
+                op.length = size if size < max_bytes else max_bytes
+                own = None
+                if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
+                    own = op.buffer = memoryview(bytearray(op.length))
                 if op.driver.begin(op, op.group == LARGE_GROUP):
                     res = await wait_task_rescheduled(op.abort)
                 else:
@@ -185,16 +190,6 @@ class ReceiveSide(Endpoint):
             chunk = view[:max_bytes]
         return bytes(chunk)
 
-    def _prepare(self, op: TaskOperation, max_bytes: int) -> memoryview | None:
-        """Sets how much to receive, and where: None, or the memory we bring because the kernel takes no provided buffers."""
-        if op.group == NO_GROUP:
-            op.length = min(max_bytes, OWN_SIZE)
-            op.buffer = memoryview(bytearray(op.length))
-            return op.buffer  # type: ignore[no-any-return]
-        size = LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE
-        op.length = max_bytes if max_bytes < size else size
-        return None
-
     def _adapt(self, op: TaskOperation, count: int) -> None:
         """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
         if op.group == NO_GROUP:
@@ -202,9 +197,13 @@ class ReceiveSide(Endpoint):
         if op.group == LARGE_GROUP:
             self._streak = 0 if count > SMALL_SIZE else self._streak + 1
             if self._streak == BULK_STREAK:
-                op.group, op.entry, self._streak = SMALL_GROUP, None, 0
+                self._use(op, SMALL_GROUP)
         elif count == SMALL_SIZE:
-            op.group, op.entry, self._streak = LARGE_GROUP, None, 0
+            self._use(op, LARGE_GROUP)
+
+    def _use(self, op: TaskOperation, group: int) -> None:
+        op.group, op.entry, self._streak = group, None, 0
+        self._size = LARGE_SIZE if group == LARGE_GROUP else SMALL_SIZE
 
     async def _again(self, op: TaskOperation, res: int) -> None:
         """After a negative result: returns if the receive is to be made again."""
@@ -212,7 +211,7 @@ class ReceiveSide(Endpoint):
             raise self._error(res)
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
-            op.group, op.entry = SMALL_GROUP, None
+            self._use(op, SMALL_GROUP)
         elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
         else:
@@ -268,7 +267,7 @@ class ReceiveSide(Endpoint):
     def _make_receive_operation(self) -> TaskOperation:
         op = self._receive_operation = self._make_operation()
         if op.driver.ring.info.provided_buffers:
-            op.group = SMALL_GROUP
+            self._use(op, SMALL_GROUP)
         return op
 
     def _make_into_operation(self) -> TaskOperation:

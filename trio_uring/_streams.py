@@ -30,7 +30,7 @@ class SendStream(SendSide, trio.abc.SendStream):
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
-        Endpoint.__init__(self, adopt(fd_or_sock, "SendStream"))
+        Endpoint.__init__(self, adopt(fd_or_sock, "SendStream"), fd_or_sock)
 
 
 class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
@@ -41,7 +41,7 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
-        Endpoint.__init__(self, adopt(fd_or_sock, "ReceiveStream"))
+        Endpoint.__init__(self, adopt(fd_or_sock, "ReceiveStream"), fd_or_sock)
 
 
 class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
@@ -57,7 +57,7 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, sock: SocketLike) -> None:
-        Endpoint.__init__(self, adopt_socket(sock, "SocketStream"))
+        Endpoint.__init__(self, adopt_socket(sock, "SocketStream"), sock)
 
     async def send_eof(self) -> None:
         """Shuts down the sending half (trio.abc.HalfCloseableStream). Doing it twice is allowed.
