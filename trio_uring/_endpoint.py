@@ -128,6 +128,15 @@ class Endpoint:
         self._operations.append(op)
         return op
 
+    def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
+        """At the end of a call: the operation that is not over, because the call's coroutine was destroyed (coro.close())."""
+        for op in ops:
+            if op is not None and (op.task is not None or op.state.in_kernel):
+                if op.task is not None:
+                    op.driver.abandon(op)
+                return op
+        return None
+
     def _check_open(self) -> None:
         if self._closed or self._fileno() != self._fd:
             raise trio.ClosedResourceError("this stream was already closed")

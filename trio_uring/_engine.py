@@ -181,7 +181,20 @@ class Engine:
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
         op.task = None
-        self._abandoned.append(op)
+        if get_ident() != self._thread or not self.withdraw(op):
+            self._abandoned.append(op)
+
+    @enable_ki_protection
+    async def settle(self, op: TaskOperation) -> None:
+        """Waits until an abandoned operation is done. Cancellation: it stops waiting."""
+
+        def leave(_: Callable[[], NoReturn]) -> Abort:
+            op.task = None
+            return Abort.SUCCEEDED
+
+        while op.state.in_kernel:
+            op.task = current_task()
+            await wait_task_rescheduled(leave)
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:

@@ -10,6 +10,7 @@ kernel gave belongs to the stream until a call returns it.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import operator
 import select
@@ -44,6 +45,7 @@ class ReceiveSide(Endpoint):
     _receive_operation: TaskOperation | None = None
     _into_operation: TaskOperation | None = None
     _receiving = False
+    _orphan: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
     _size = OWN_SIZE  # bytes of the buffers that it receives into
     _streak = 0  # receives in a row that were small for a stream with large buffers
     _rest: deque[bytes | memoryview] | None = None  # what interrupted calls had, for the next one
@@ -83,6 +85,8 @@ class ReceiveSide(Endpoint):
                 return await self.receive_some(max_bytes, timeout=math.inf)
         op = self._begin_receive()
         try:
+            if self._orphan is not None:
+                await self._settle_receive(self._orphan)
             if self._rest:
                 await trio.lowlevel.checkpoint()
                 return self._take_rest(max_bytes)
@@ -107,8 +111,8 @@ class ReceiveSide(Endpoint):
                 await self._again(op, res)
         finally:
             self._receiving = False
-            if op.task is not None:
-                op.driver.abandon(op)
+            if op.task is not None or op.state.in_kernel:
+                self._orphan = self._left_behind(op)
 
     def _begin_receive(self) -> TaskOperation:
         """Takes the receiving direction, if it may be taken, and returns the operation that receives."""
@@ -117,11 +121,15 @@ class ReceiveSide(Endpoint):
         if self._closed or self._fileno() != self._fd:
             self._check_open()
         op = self._receive_operation or self._make_receive_operation()
-        if op.chunk is not None:  # the task that waited for it was destroyed
-            self._put_back([op.chunk])
-            op.chunk = None
         self._receiving = True
         return op
+
+    async def _settle_receive(self, orphan: TaskOperation) -> None:
+        await orphan.driver.settle(orphan)
+        self._orphan = None
+        if orphan.chunk is not None:
+            self._put_back([orphan.chunk])
+            orphan.chunk = None
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -220,16 +228,11 @@ class ReceiveSide(Endpoint):
 
     @enable_ki_protection
     async def _receive_into(self, view: memoryview) -> int:
-        if self._rest or (self._receive_operation is not None and self._receive_operation.chunk is not None):
+        if self._rest or self._orphan is not None:
             chunk = await self.receive_some(view.nbytes, timeout=math.inf)
-            with view.cast("B") as octets:
-                octets[: len(chunk)] = chunk
-            return len(chunk)
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        self._check_open()
+            return io.BytesIO(chunk).readinto(view)  # into any format, where a slice would want bytes
+        self._begin_receive()
         op = self._into_operation or self._make_into_operation()
-        self._receiving = True
         try:
             while True:
                 op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
@@ -239,6 +242,7 @@ class ReceiveSide(Endpoint):
                 await self._again(op, res)
         finally:
             self._receiving = False
+            self._orphan = self._left_behind(op)
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:
@@ -259,10 +263,11 @@ class ReceiveSide(Endpoint):
                 self._put_back(parts)
 
     async def _nothing_to_receive(self) -> None:
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        self._check_open()
-        await trio.lowlevel.checkpoint()
+        self._begin_receive()
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._receiving = False
 
     def _make_receive_operation(self) -> TaskOperation:
         op = self._receive_operation = self._make_operation()

@@ -36,6 +36,7 @@ class SendSide(Endpoint):
     _one: TaskOperation | None = None  # sends one buffer
     _many: TaskOperation | None = None  # sends a list
     _sending = False
+    _orphan_send: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
 
     send_timeout: float | None = None
     """Seconds that one send_all may take; None: no limit."""
@@ -75,6 +76,8 @@ class SendSide(Endpoint):
         elif type(data) is bytes and data:  # what most sends are: one coroutine, and nothing of the general case
             op = self._begin_send()
             try:
+                if self._orphan_send is not None:
+                    await self._settle_send(self._orphan_send)
                 op.buffer, op.start, op.length = data, 0, len(data)
                 if op.driver.begin(op, True):
                     res = await wait_task_rescheduled(op.abort)
@@ -86,10 +89,14 @@ class SendSide(Endpoint):
                     await self._send_views([memoryview(data)], res)
             finally:
                 self._sending = False
-                if op.task is not None:
-                    op.driver.abandon(op)
+                if op.task is not None or op.state.in_kernel:
+                    self._orphan_send = self._left_behind(op)
         else:
             await self._send(data)
+
+    async def _settle_send(self, orphan: TaskOperation) -> None:
+        await orphan.driver.settle(orphan)
+        self._orphan_send = None
 
     def _begin_send(self) -> TaskOperation:
         """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer."""
@@ -107,12 +114,15 @@ class SendSide(Endpoint):
         try:
             self._begin_send()
             try:
+                if self._orphan_send is not None:
+                    await self._settle_send(self._orphan_send)
                 if views:
                     await self._send_views(views, None)
                 else:
                     await trio.lowlevel.checkpoint()
             finally:
                 self._sending = False
+                self._orphan_send = self._orphan_send or self._left_behind(self._one, self._many)
         finally:
             # A traceback may keep this frame; the caller may resize its buffers all the same.
             for view in views:
