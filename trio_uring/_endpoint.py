@@ -25,6 +25,8 @@ from ._op import Opcode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._engine import Engine
+
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
 # few packets; measured in docs/design.md.
@@ -49,8 +51,10 @@ class Descriptor:
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"unclosed stream on descriptor {self._fd}", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            try:
+                warnings.warn(f"unclosed stream on descriptor {self._fd}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                self.close()
 
 
 def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
@@ -124,9 +128,13 @@ class Endpoint:
         return self._socket
 
     def _operation(self, opcode: int) -> TaskOperation:
-        op = TaskOperation(current_driver(), opcode, self._fd, self._owner)
+        op = TaskOperation(self._live_driver() or current_driver(), opcode, self._fd, self._owner)
         self._operations.append(op)
         return op
+
+    def _live_driver(self) -> Engine | None:
+        """The driver that this stream has been used with, if its run goes on: no other may work on it meanwhile."""
+        return next((op.driver for op in self._operations if not op.driver.closed), None)
 
     def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
         """At the end of a call: the operation that is not over, because the call's coroutine was destroyed (coro.close())."""
@@ -162,7 +170,7 @@ class Endpoint:
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            driver = next((op.driver for op in self._operations if not op.driver.closed), None)
+            driver = self._live_driver()
             if driver is None:
                 self._owner.close()
             else:

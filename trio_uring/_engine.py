@@ -332,6 +332,7 @@ class Engine:
 
         op.res, op.raise_cancel = _ECANCELED, raise_it
         self._wake(op)
+        self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
 
     def fail(self, exc: BaseException) -> None:
         """The ring is gone. Everyone who waits is told; what the kernel may still write to stays pinned by the ring."""

@@ -143,10 +143,11 @@ def _pack_address(family: int, address: Any) -> bytes:
         return struct.pack("=HHI16sI", family, stdlib_socket.htons(port), stdlib_socket.htonl(flow), packed, scope)
     if family == stdlib_socket.AF_UNIX:
         path = os.fsencode(address)
-        if len(path) > 107:
+        if path and not path.startswith(b"\0"):
+            path += b"\0"  # an abstract name begins with a zero byte, and has no terminator
+        if len(path) > 108:
             raise OSError("AF_UNIX path too long: at most 107 bytes")
-        # An abstract name begins with a zero byte and has no terminator; a path has one.
-        return struct.pack("=H", family) + path + (b"" if path.startswith(b"\0") else b"\0")
+        return struct.pack("=H", family) + path
     raise OSError(f"cannot connect over address family {family}")
 
 

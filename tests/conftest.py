@@ -1,0 +1,74 @@
+"""What every test of trio_uring runs under.
+
+Rules: a machine that refuses io_uring skips the tests that need it, with the kernel's reason, and TRIO_URING_REQUIRE=1 makes
+that an error; a test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot be ended by
+a trio timeout; every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A test for
+which the ring does not matter carries the marker `no_ring`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import inspect
+import os
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from trio_uring import RingUnavailableError
+from trio_uring._ring import UringRing
+
+pytest.register_assert_rewrite("streams.support")
+
+from streams.support import checked_run  # noqa: E402  (after the rewrite is registered)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HANG_SECONDS = 120
+
+# The same examples every time. `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.load_profile("fixed")
+
+_terminal = pytest.StashKey[int]()
+
+
+def _why_no_ring() -> str | None:
+    try:
+        ring = UringRing()
+    except RingUnavailableError as exc:
+        return str(exc)
+    ring.close()
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "no_ring: this test runs where io_uring is refused, too")
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        config.stash[_terminal] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[_terminal])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _why_no_ring()
+    if reason and os.environ.get("TRIO_URING_REQUIRE") == "1":
+        raise pytest.UsageError(f"TRIO_URING_REQUIRE=1, and io_uring cannot be used: {reason}")
+    for item in items:
+        if reason and not item.get_closest_marker("no_ring"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.trio(run=checked_run), append=False)
+
+
+@pytest.fixture(autouse=True)
+def end_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=request.config.stash[_terminal])
+    yield
+    faulthandler.cancel_dump_traceback_later()

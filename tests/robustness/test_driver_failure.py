@@ -1,0 +1,232 @@
+"""The driver fails: everyone who waits is told at once, nothing spins, nothing hangs, and nothing leaks in silence.
+
+Rules of this file: the watchdog is set to an hour, because its tick would wake a trio that nobody else wakes. No spinning is
+shown by counting trio's passes while a timer of another kind runs, never by a clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import warnings
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trio_uring
+from trio_uring import _ring
+
+from .child import FLAGS, driver, expect_log, in_child, no_watchdog, use_ring
+from .seccomp import IO_URING_ENTER, deny
+
+BLOCKED = 20
+LEAK = "trio_uring leaked a ring"
+
+
+class Passes(trio.abc.Instrument):
+    """Counts trio's passes."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def expect_broken(operation: Any, *arguments: Any) -> None:
+    with pytest.raises(trio.BrokenResourceError, match="driver has failed"):
+        await operation(*arguments)
+
+
+def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return trio_uring.SocketStream(ours), theirs
+
+
+async def break_under_blocked_tasks(break_it: Any) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
+    """Tasks blocked in receives and sends; `break_it`, one more operation, and all of them must wake."""
+    no_watchdog()
+    pairs = [pair() for _ in range(BLOCKED)]
+    async with trio.open_nursery() as nursery:
+        for index, (stream, _) in enumerate(pairs):
+            if index % 2:
+                nursery.start_soon(expect_broken, stream.receive_some)
+            else:
+                nursery.start_soon(expect_broken, stream.send_all, bytes(2**22))
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio_uring.current_statistics().in_flight == BLOCKED
+        break_it()
+        pairs.append(pair())
+        nursery.start_soon(expect_broken, pairs[-1][0].receive_some)
+    return pairs
+
+
+def forbid_enter() -> None:
+    deny(IO_URING_ENTER, errno.EPERM)
+
+
+async def broken_and_quiet(break_it: Any) -> None:
+    """After the failure: operations fail at once, closing works, and data for the lost operations spins nothing."""
+    pairs = await break_under_blocked_tasks(break_it)
+    for stream, _ in pairs[:4]:
+        await expect_broken(stream.receive_some)
+        await expect_broken(stream.send_all, b"x")
+    for _, peer in pairs:
+        peer.setblocking(False)
+        peer.send(b"completes a receive that nobody waits for")
+        with contextlib.suppress(BlockingIOError):
+            peer.recv(2**20)
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    await trio.to_thread.run_sync(some_time)
+    assert passes.count < 20, "the failed driver spins"
+    trio.lowlevel.remove_instrument(passes)
+    for stream, peer in pairs:
+        await stream.aclose()
+        peer.close()
+
+
+def some_time() -> None:
+    """Some real time passes in another thread: long enough for thousands of passes, were there any."""
+    select.select([], [], [], 0.2)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child(hang_seconds=10)
+def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
+    use_ring(flags=flags)
+    with pytest.warns(ResourceWarning, match=LEAK):
+        trio.run(broken_and_quiet, forbid_enter)
+    expect_log("driver has failed")
+    expect_log("could not empty its ring")
+    assert len(_ring._open_rings) == 1  # S7: kept, because the kernel may still write to its memory
+    os._exit(0)
+
+
+class FaultyRing(_ring.UringRing):
+    """Its drain fails while `faults` lasts."""
+
+    faults = 0
+    error: BaseException = ZeroDivisionError("injected")
+
+    def drain(self, *done: Any) -> Any:
+        if self.faults:
+            self.faults -= 1
+            raise self.error
+        return super().drain(*done)
+
+
+def drain_fails(times: int) -> None:
+    driver().ring.faults = times
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child(hang_seconds=10)
+def test_a_fault_in_drain_is_told_to_everyone_and_leaks_nothing(flags: str) -> None:
+    use_ring(FaultyRing, flags=flags)
+    trio.run(broken_and_quiet, lambda: drain_fails(1))
+    expect_log("driver has failed")
+
+
+@in_child(hang_seconds=10)
+def test_a_drain_that_always_fails_is_leaked_loudly() -> None:
+    use_ring(FaultyRing)
+    with pytest.warns(ResourceWarning, match=LEAK):
+        trio.run(broken_and_quiet, lambda: drain_fails(10**9))
+    expect_log("driver has failed")
+    assert len(_ring._open_rings) == 1
+    os._exit(0)
+
+
+class SilentRing(_ring.UringRing):
+    """Gives nothing back, once told to be silent."""
+
+    silent = False
+
+    def drain(self, *done: Any) -> Any:
+        return [] if self.silent else super().drain(*done)
+
+
+@in_child(hang_seconds=10)
+def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
+    """trio crashes with a receive in flight that never completes: the end comes, and the leak is loud."""
+    use_ring(SilentRing)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        stream = trio_uring.SocketStream(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            driver().ring.silent = True
+            with trio.CancelScope() as scope:  # an answer that makes trio give up on the spot
+                scope.cancel()
+                await trio.lowlevel.wait_task_rescheduled(lambda _: "nonsense")  # type: ignore[arg-type, return-value]
+
+    with pytest.warns(ResourceWarning, match=LEAK), pytest.raises(trio.TrioInternalError):
+        trio.run(main)
+    theirs.close()
+    os._exit(0)
+
+
+@in_child(hang_seconds=10)
+async def test_an_operation_that_cannot_be_submitted_fails_alone() -> None:
+    """Its error is its own task's, at once: nothing else wakes trio here. Another task's operation goes on."""
+    no_watchdog()
+    stream, peer = pair()
+    other, other_peer = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_one, other, b"untouched")
+        await trio.testing.wait_all_tasks_blocked()
+        operation = stream._receive_operation or stream._make_receive_operation()
+        operation.flags = "not a number"  # type: ignore[assignment]
+        with pytest.raises(TypeError):
+            await stream.receive_some()
+        operation.flags = 0
+        peer.send(b"again")
+        assert await stream.receive_some() == b"again"
+        other_peer.send(b"untouched")
+    for end in (stream, other):
+        await end.aclose()
+    peer.close()
+    other_peer.close()
+
+
+async def receive_one(stream: trio_uring.SocketStream, expected: bytes) -> None:
+    assert await stream.receive_some() == expected
+
+
+@in_child(hang_seconds=10)
+def test_a_run_can_end_after_the_driver_failed_with_tasks_blocked() -> None:
+    """Cancelled and failed in the same pass; the next run has a new ring and works."""
+    use_ring(FaultyRing)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        async with trio_uring.SocketStream(ours) as stream:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.receive_some)
+                    await trio.testing.wait_all_tasks_blocked()
+                    drain_fails(1)
+                    scope.cancel()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with pytest.raises(BaseException):  # noqa: B017, PT011  # Cancelled is absorbed, BrokenResourceError is not
+            trio.run(main)
+    expect_log("driver has failed")
+    theirs.close()
+    trio.run(next_run)
+
+
+async def next_run() -> None:
+    stream, peer = pair()
+    async with stream:
+        peer.send(b"works")
+        assert await stream.receive_some() == b"works"
+    peer.close()

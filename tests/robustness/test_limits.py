@@ -1,0 +1,250 @@
+"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and the promises of section F of
+failure-modes.md that are about numbers.
+
+Rules of this file: a limit is made small rather than the load large, and the statistics must say that it was really reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trio_uring
+from trio_uring import _ring
+
+from .child import FLAGS, in_child, no_watchdog, use_ring
+
+
+def stream_pair() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
+    ours, theirs = socket.socketpair()
+    return trio_uring.SocketStream(ours), trio_uring.SocketStream(theirs)
+
+
+async def close_all(*streams: Any) -> None:
+    for stream in streams:
+        await stream.aclose()
+
+
+async def receive_and_compare(stream: trio_uring.SocketStream, expected: bytes) -> None:
+    assert await stream.receive_exactly(len(expected)) == expected
+
+
+async def all_at_once(count: int, rounds: int) -> None:
+    """`count` receives in one pass, then as many sends in one pass; in every round."""
+    pairs = [stream_pair() for _ in range(count)]
+    for number in range(rounds):
+        message = number.to_bytes(8, "little")
+        async with trio.open_nursery() as nursery:
+            for _, right in pairs:
+                nursery.start_soon(receive_and_compare, right, message)
+            await trio.testing.wait_all_tasks_blocked()
+            for left, _ in pairs:
+                nursery.start_soon(left.send_all, message)
+    for pair in pairs:
+        await close_all(*pair)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_more_operations_in_one_pass_than_the_queue_has_slots(flags: str) -> None:
+    use_ring(flags=flags)
+    no_watchdog()
+    await all_at_once(600, 3)
+    statistics = trio_uring.current_statistics()
+    assert statistics.sq_entries == 256
+    assert statistics.sq_full > 0
+    assert statistics.operations["RECV"].submitted >= 600
+    assert statistics.in_flight == statistics.queued == 0
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_tiny_queues_overflow_and_lose_nothing(flags: str) -> None:
+    use_ring(flags=flags, sq_entries=16, cq_entries=16)
+    no_watchdog()
+    await all_at_once(300, 10)
+    statistics = trio_uring.current_statistics()
+    assert statistics.cq_entries == 16
+    assert statistics.cq_overflows > 0
+    assert statistics.sq_full > 0
+    assert statistics.bytes_received == statistics.bytes_sent == 300 * 10 * 8
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_more_cancels_at_once_than_the_queue_has_slots(flags: str) -> None:
+    use_ring(flags=flags, sq_entries=16, cq_entries=16)
+    no_watchdog()
+    pairs = [stream_pair() for _ in range(300)]
+    async with trio.open_nursery() as nursery:
+        for left, right in pairs:
+            nursery.start_soon(left.receive_some)
+            nursery.start_soon(right.send_all, bytes(2**16))
+        for left, _ in pairs:
+            nursery.start_soon(left.send_all, bytes(2**22))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert trio_uring.current_statistics().queued == 0
+    for pair in pairs:
+        await close_all(*pair)
+    assert trio_uring.current_statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("entries", [1, 2, 4, 8])
+@in_child(hang_seconds=5)
+async def test_a_ring_smaller_than_its_reserve_is_refused_or_works(entries: int) -> None:
+    """Some slots are for cancels only; a ring with no others must not be a driver that spins for ever."""
+    try:
+        _ring.UringRing(sq_entries=entries).close()
+    except ValueError:
+        return
+    use_ring(sq_entries=entries)
+    await all_at_once(20, 2)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_without_provided_buffers(flags: str) -> None:
+    """As on kernels before 5.19: messages, bulk and a cancelled receive."""
+    use_ring(flags=flags, provide_buffers=False)
+    no_watchdog()
+    await all_at_once(50, 10)
+    left, right = stream_pair()
+    with trio.move_on_after(0) as scope:
+        await right.receive_some()
+    assert scope.cancelled_caught
+    await transfer(left, right, 2**24)
+    assert trio_uring.current_statistics().buffers_in_use == 0
+    await close_all(left, right)
+
+
+async def transfer(left: trio_uring.SocketStream, right: trio_uring.SocketStream, count: int) -> None:
+    data = os.urandom(2**20) * (count // 2**20)
+    digest = hashlib.blake2b()
+
+    async def receive() -> None:
+        missing = count
+        while missing:
+            chunk = await right.receive_some(missing)
+            assert chunk
+            digest.update(chunk)
+            missing -= len(chunk)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await left.send_all(data)
+        assert left.bytes_sent == count
+    assert digest.digest() == hashlib.blake2b(data).digest()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_hardly_any_buffers(flags: str) -> None:
+    """Two small buffers for 64 connections: receives fail for want of one and are made again; everyone gets everything."""
+    _ring.SMALL_COUNT = 2  # type: ignore[misc]
+    _ring.LARGE_COUNT = 1  # type: ignore[misc]
+    use_ring(flags=flags)
+    no_watchdog()
+    pairs = [stream_pair() for _ in range(64)]
+    for left, _ in pairs:
+        await left.send_all(b"there before the receive")
+    async with trio.open_nursery() as nursery:
+        for _, right in pairs:
+            nursery.start_soon(receive_and_compare, right, b"there before the receive")
+    assert trio_uring.current_statistics().buffers_exhausted > 0
+    async with trio.open_nursery() as nursery:
+        for left, right in pairs[:8]:
+            nursery.start_soon(transfer, left, right, 2**20)
+    assert trio_uring.current_statistics().buffers_in_use == 0
+    for pair in pairs:
+        await close_all(*pair)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_a_hundred_times_more_messages_than_buffers(flags: str) -> None:
+    use_ring(flags=flags)
+    no_watchdog()
+    pairs = [stream_pair() for _ in range(8)]
+    messages = 60_000
+
+    async def send(left: trio_uring.SocketStream) -> None:
+        for number in range(messages // len(pairs)):
+            await left.send_all(number.to_bytes(8, "little"))
+
+    async def receive(right: trio_uring.SocketStream) -> None:
+        for number in range(messages // len(pairs)):
+            assert await right.receive_exactly(8) == number.to_bytes(8, "little")
+
+    async with trio.open_nursery() as nursery:
+        for left, right in pairs:
+            nursery.start_soon(send, left)
+            nursery.start_soon(receive, right)
+    statistics = trio_uring.current_statistics()
+    assert messages > 100 * _ring.SMALL_COUNT
+    assert statistics.buffers_in_use == 0
+    assert statistics.operations["SEND"].completed >= messages
+    for pair in pairs:
+        await close_all(*pair)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@in_child()
+async def test_a_send_of_64_mib_is_whole(many: bool) -> None:
+    no_watchdog()
+    left, right = stream_pair()
+    block = os.urandom(2**20)
+    digest, count = hashlib.blake2b(), 0
+
+    async def receive() -> None:
+        nonlocal count
+        async for chunk in right:
+            digest.update(chunk)
+            count += len(chunk)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await left.send_all([block] * 64 if many else block * 64)
+        assert left.bytes_sent == 64 * 2**20
+        await left.send_eof()
+    assert count == 64 * 2**20
+    assert digest.digest() == hashlib.blake2b(block * 64).digest()
+    assert trio_uring.current_statistics().short_writes > 0
+    await close_all(left, right)
+
+
+@in_child()
+async def test_two_sends_on_one_stream_are_refused_and_corrupt_nothing() -> None:
+    left, right = stream_pair()
+    data = os.urandom(2**22)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(left.send_all, data)
+        await trio.testing.wait_all_tasks_blocked()
+        for second in (b"second", [b"sec", b"ond"], b""):
+            with pytest.raises(trio.BusyResourceError):
+                await left.send_all(second)
+        with pytest.raises(trio.BusyResourceError):
+            await left.send_eof()
+        assert await right.receive_exactly(len(data)) == data
+    await left.send_all(b"third")
+    assert await right.receive_exactly(5) == b"third"
+    await close_all(left, right)
+
+
+@in_child()
+async def test_two_receives_on_one_stream_are_refused_and_lose_nothing() -> None:
+    left, right = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_and_compare, right, b"first")
+        await trio.testing.wait_all_tasks_blocked()
+        for second in (right.receive_some, lambda: right.receive_into(bytearray(9)), lambda: right.receive_exactly(9)):
+            with pytest.raises(trio.BusyResourceError):
+                await second()
+        await left.send_all(b"first")
+    await close_all(left, right)

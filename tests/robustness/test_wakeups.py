@@ -1,0 +1,67 @@
+"""No wake-up is lost: data from another process, 100,000 messages there and back, on every set of setup flags.
+
+Rules of this file: the data comes from a process that shares nothing with ours (a test in one thread cannot see a lost
+wake-up). The watchdog is set to an hour, because its tick is itself a wake-up and would cover a loss: here a loss is a hang,
+and the child's. That the watchdog finds a loss, and counts it, is a test of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import trio
+
+import trio_uring
+from trio_uring import _ring
+
+from .child import FLAGS, driver, expect_log, in_child, no_watchdog, set_watchdog, use_ring
+from .peer import echo_peer
+
+MESSAGES = 100_000
+
+
+async def ping_pong(sock: socket.socket, messages: int) -> None:
+    async with trio_uring.SocketStream(sock) as stream:
+        for number in range(messages):
+            message = number.to_bytes(8, "little")
+            await stream.send_all(message)
+            assert await stream.receive_exactly(8) == message
+
+
+@pytest.mark.parametrize("connections", [1, 16])
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child(hang_seconds=58)
+async def test_a_hundred_thousand_ping_pongs(flags: str, connections: int) -> None:
+    use_ring(flags=flags)
+    no_watchdog()
+    with echo_peer(connections) as socks:
+        async with trio.open_nursery() as nursery:
+            for sock in socks:
+                nursery.start_soon(ping_pong, sock, MESSAGES // connections)
+    statistics = trio_uring.current_statistics()
+    assert statistics.bytes_received == statistics.bytes_sent == 8 * MESSAGES
+    assert statistics.rescued == 0
+    assert statistics.in_flight == 0
+    assert ("DEFER_TASKRUN" in statistics.setup_flags) == (flags == "defer")
+
+
+class DeafRing(_ring.UringRing):
+    """Its descriptor never becomes readable: what a lost wake-up looks like."""
+
+    def fileno(self) -> int:
+        if not hasattr(self, "deaf"):
+            self.deaf = os.eventfd(0)
+        return self.deaf
+
+
+@in_child()
+async def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
+    use_ring(DeafRing)
+    set_watchdog(0.01)
+    with echo_peer(1) as [sock]:
+        await ping_pong(sock, 20)
+    assert trio_uring.current_statistics().rescued > 0
+    assert expect_log("watchdog found completions") == trio_uring.current_statistics().rescued
+    os.close(driver().ring.deaf)

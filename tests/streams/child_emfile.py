@@ -1,0 +1,88 @@
+"""Run as a program by test_serve: a server that runs out of descriptors, under a clock that only the program moves.
+
+Rules: trio's rule is one attempt, one log record and 0.1 s of sleep for each failure of capacity. It is checked by counting
+attempts against the clock, and then that a connection that waited is served when there are descriptors again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+
+import trio
+from trio.testing import MockClock
+
+import trio_uring
+
+
+class Count(logging.Handler):
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+def failures() -> int:
+    counts = trio_uring.current_statistics().operations.get("ACCEPT")
+    return counts.failed if counts else 0
+
+
+async def until(condition: object) -> None:
+    for _ in range(100_000):
+        if condition():  # type: ignore[operator]
+            return
+        await trio.lowlevel.checkpoint()
+    raise AssertionError("it did not happen")
+
+
+async def handler(stream: trio_uring.SocketStream) -> None:
+    await stream.send_all(b"served")
+
+
+async def main() -> None:
+    log = Count()
+    logging.getLogger("trio.serve_listeners").addHandler(log)
+    client = socket.socket()
+    async with trio.open_nursery() as nursery:
+        (listener,) = await _start(nursery)
+        await until(lambda: any(op.state == "SUBMITTED" for op in trio_uring.current_operations()))
+        hoard = []
+        try:
+            while True:
+                hoard.append(os.dup(0))
+        except OSError:
+            pass
+        client.connect(("127.0.0.1", listener.socket.getsockname()[1]))
+        for attempts in range(1, 6):
+            await until(lambda n=attempts: failures() == n)
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+            assert failures() == attempts == log.count, (failures(), attempts, log.count)
+            clock.jump(0.11)
+        for fd in hoard:
+            os.close(fd)
+        for _ in range(3):
+            clock.jump(0.11)
+            await trio.lowlevel.checkpoint()
+        client.setblocking(False)
+        await until(lambda: trio_uring.current_statistics().bytes_sent == 6)
+        assert client.recv(100) == b"served"
+        client.close()
+        nursery.cancel_scope.cancel()
+    print("recovered")
+
+
+async def _start(nursery: trio.Nursery) -> list[trio_uring.SocketListener]:
+    async def serve(task_status: trio.TaskStatus[list[trio_uring.SocketListener]]) -> None:
+        await trio_uring.serve_tcp(handler, 0, host="127.0.0.1", task_status=task_status)
+
+    listeners: list[trio_uring.SocketListener] = await nursery.start(serve)
+    return listeners
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+    clock = MockClock()
+    trio.run(main, clock=clock)

@@ -1,0 +1,229 @@
+"""What the stream tests share: connected pairs, clogging, waiting for a state of the ring, and the check after each run.
+
+Rules: nothing in here sleeps for luck. To wait is to give the scheduler passes until a condition holds, and to fail by name
+when it does not within PASSES_MAX of them. Every pair owns its descriptors until a stream takes them.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import socket
+import tempfile
+import termios
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+
+import trio_uring
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+
+PASSES_MAX = 100_000
+TINY = 4608  # bytes: the least SO_SNDBUF that Linux takes
+
+
+# -- runs
+
+
+def open_descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def checked_run(main: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    """trio.run, which fails if a wake-up had to be rescued or the ring or a descriptor was left in use."""
+    before = open_descriptors()
+    result = trio.run(partial(_checked_main, main, *args), **kwargs)
+    after = open_descriptors()
+    assert len(after) <= len(before), f"descriptors left open: {sorted(set(after.items()) - set(before.items()))}"
+    return result
+
+
+async def _checked_main(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    result = await main(*args)
+    for _ in range(10):  # what an abandoned coroutine left is cancelled in the next pass
+        if not trio_uring.current_operations():
+            break
+        await trio.lowlevel.checkpoint()
+    statistics = trio_uring.current_statistics()
+    left = trio_uring.current_operations()
+    assert (statistics.rescued, statistics.in_flight, statistics.queued, statistics.pinned) == (0, 0, 0, 0), (statistics, left)
+    return result
+
+
+# -- waiting
+
+
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """Gives the scheduler passes until `condition()` is true, and returns what it was."""
+    for _ in range(PASSES_MAX):
+        found = condition()
+        if found:
+            return found
+        await trio.lowlevel.checkpoint()
+    raise AssertionError(f"after {PASSES_MAX} passes still not: {what}")
+
+
+async def passes(count: int) -> None:
+    for _ in range(count):
+        await trio.lowlevel.checkpoint()
+
+
+def operations_on(fd: int) -> list[trio_uring.OperationInFlight]:
+    return [op for op in trio_uring.current_operations() if op.fd == fd]
+
+
+async def until_blocked(fd: int, count: int = 1) -> list[trio_uring.OperationInFlight]:
+    """Until the kernel holds `count` operations on `fd` and has not finished them."""
+
+    def in_kernel() -> list[trio_uring.OperationInFlight]:
+        found = [op for op in operations_on(fd) if op.state == "SUBMITTED"]
+        return found if len(found) >= count else []
+
+    found: list[trio_uring.OperationInFlight] = await until(in_kernel, f"{count} operations in the kernel on {fd}")
+    return found
+
+
+def count_of(opcode: str) -> trio_uring.OperationCounts:
+    return trio_uring.current_statistics().operations.get(opcode, trio_uring.OperationCounts(0, 0, 0, 0, 0))
+
+
+# -- pairs
+
+
+def unix_sockets(send_buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    if send_buffer is not None:
+        for sock in pair:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    return pair
+
+
+def tcp_sockets(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if buffer is not None:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        client = socket.socket()
+        if buffer is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        client.connect(server.getsockname())
+        return client, server.accept()[0]
+
+
+def fifo_descriptors() -> tuple[int, int]:
+    """(read end, write end) of a FIFO with a name in the file system."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "fifo")
+        os.mkfifo(path)
+        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        write = os.open(path, os.O_WRONLY)
+        os.set_blocking(read, True)
+        return read, write
+
+
+def unix_streams(send_buffer: int | None = None) -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
+    left, right = unix_sockets(send_buffer)
+    return trio_uring.SocketStream(left), trio_uring.SocketStream(right)
+
+
+def tcp_streams(buffer: int | None = None) -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
+    left, right = tcp_sockets(buffer)
+    return trio_uring.SocketStream(left), trio_uring.SocketStream(right)
+
+
+def pipe_streams() -> tuple[trio_uring.SendStream, trio_uring.ReceiveStream]:
+    read, write = os.pipe()
+    return trio_uring.SendStream(write), trio_uring.ReceiveStream(read)
+
+
+@contextlib.asynccontextmanager
+async def closing(*resources: trio.abc.AsyncResource | socket.socket) -> AsyncIterator[None]:
+    """Closes everything at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        for resource in resources:
+            if isinstance(resource, trio.abc.AsyncResource):
+                await trio.aclose_forcefully(resource)
+            else:
+                resource.close()
+
+
+# -- clogging, draining
+
+
+def clog(fd: int) -> int:
+    """Writes to `fd` until it takes no more, and returns how many bytes it took. Its blocking mode stays as it was."""
+    blocking, taken = os.get_blocking(fd), 0
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            taken += os.write(fd, b"c" * 65536)
+    os.set_blocking(fd, blocking)
+    return taken
+
+
+def clog_tcp(sender: socket.socket, receiver: socket.socket) -> int:
+    """As clog; also waits until every byte is either acknowledged or stuck: acknowledgements on their way make room again."""
+    taken = clog(sender.fileno())
+    for _ in range(5000):
+        if taken == _queued(sender, termios.TIOCOUTQ) + _queued(receiver, termios.FIONREAD):
+            more = clog(sender.fileno())
+            if not more:
+                return taken
+            taken += more
+        time.sleep(0.001)  # the kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for
+    raise AssertionError("TCP does not come to rest")
+
+
+def _queued(sock: socket.socket, what: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(sock, what, count)
+    return count[0]
+
+
+def drain(sock: socket.socket) -> bytes:
+    """Everything that can be received now."""
+    sock.setblocking(False)
+    parts = []
+    with contextlib.suppress(BlockingIOError):
+        while chunk := sock.recv(1 << 20):
+            parts.append(chunk)
+    return b"".join(parts)
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+# -- data
+
+
+def pattern(count: int, start: int = 0) -> bytes:
+    """`count` bytes that tell where in the stream they belong: a run that was lost, doubled or moved does not match."""
+    first = start // 8
+    words = b"".join(number.to_bytes(8, "big") for number in range(first, (start + count) // 8 + 1))
+    return words[start - 8 * first :][:count]
+
+
+def skip_bytes(buffers: Iterable[Any], count: int) -> Iterator[memoryview]:
+    """What is left of `buffers` after their first `count` bytes."""
+    for item in buffers:
+        view = memoryview(item).cast("B") if memoryview(item).nbytes else memoryview(b"")
+        gone = min(count, view.nbytes)
+        count -= gone
+        if gone < view.nbytes or not view.nbytes:
+            yield view[gone:]

@@ -1,0 +1,249 @@
+"""What streams and listeners are made from, what they refuse, and what they do to it.
+
+Rules: what is refused still belongs to the caller, open and usable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+import trio_uring
+from trio_uring import ReceiveStream, SendStream, SocketListener, SocketStream
+
+from .support import clog, closing, drain, pipe_streams, tcp_sockets, unix_sockets, until_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLASSES = [SocketStream, SendStream, ReceiveStream]
+
+
+# -- taken
+
+
+@pytest.mark.parametrize("wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"])
+@pytest.mark.parametrize("cls", CLASSES)
+async def test_sockets(cls: Any, wrap: Callable[[socket.socket], Any]) -> None:
+    left, peer = unix_sockets()
+    stream = cls(wrap(left))
+    async with closing(stream, peer):
+        assert isinstance(stream.socket, trio.socket.SocketType)
+        if cls is not ReceiveStream:
+            await stream.send_all(b"out")
+            assert drain(peer) == b"out"
+        if cls is not SendStream:
+            peer.send(b"in")
+            assert await stream.receive_some() == b"in"
+        await stream.aclose()
+        assert left.fileno() == -1
+
+
+async def test_a_trio_socket_stays_the_streams_socket() -> None:
+    left, peer = unix_sockets()
+    sock = trio.socket.from_stdlib_socket(left)
+    stream = SocketStream(sock)
+    async with closing(stream, peer):
+        assert stream.socket is sock
+
+
+async def test_the_socket_of_a_pipe_is_no_attribute() -> None:
+    sender, receiver = pipe_streams()
+    async with closing(sender, receiver):
+        for stream in (sender, receiver):
+            assert not hasattr(stream, "socket")
+
+
+async def test_it_is_what_trio_says_it_is() -> None:
+    assert issubclass(SocketStream, trio.abc.HalfCloseableStream)
+    assert issubclass(SendStream, trio.abc.SendStream)
+    assert issubclass(ReceiveStream, trio.abc.ReceiveStream)
+    assert issubclass(SocketListener, trio.abc.Listener)
+    assert not issubclass(SendStream, trio.abc.ReceiveStream)
+
+
+@pytest.mark.parametrize("cls", [SendStream, ReceiveStream])
+@pytest.mark.parametrize("make", [os.pipe, os.openpty], ids=["pipe", "pty"])
+async def test_o_nonblock_is_never_set_on_what_others_may_share(cls: Any, make: Callable[[], tuple[int, int]]) -> None:
+    """Neither by making a stream nor by an operation, done at once or blocked."""
+    read, write = make()
+    fd, other = (write, read) if cls is SendStream else (read, write)
+    before = fcntl.fcntl(fd, fcntl.F_GETFL)
+    stream = cls(fd)
+    try:
+        async with closing(stream):
+            if cls is SendStream:
+                await stream.send_all(b"x\n")
+                if make is os.pipe:
+                    clog(fd)
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(stream.send_all, b"blocked")
+                        await until_blocked(fd)
+                        assert fcntl.fcntl(fd, fcntl.F_GETFL) == before
+                        nursery.cancel_scope.cancel()
+            else:
+                os.write(other, b"x\n")
+                assert (await stream.receive_some()).startswith(b"x")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.receive_some)
+                    await until_blocked(fd)
+                    assert fcntl.fcntl(fd, fcntl.F_GETFL) == before
+                    nursery.cancel_scope.cancel()
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) == before
+    finally:
+        os.close(other)
+
+
+async def test_tcp_options() -> None:
+    left, peer = tcp_sockets()
+    stream = SocketStream(left)
+    async with closing(stream, peer):
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, b"\1\0\0\0")
+        assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 4) == b"\1\0\0\0"
+        with pytest.raises(OSError, match="Protocol not available"):
+            stream.getsockopt(socket.IPPROTO_TCP, 9999)
+
+
+@pytest.mark.parametrize("args", [(1, 9, None), (1, 9, 1, 4), (1, 9), (1, 9, "1")])
+async def test_setsockopt_refuses_what_trio_refuses(args: Any) -> None:
+    left, right = unix_sockets()
+    ours, trios = SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+    async with closing(ours, trios):
+        with pytest.raises(TypeError):
+            trios.setsockopt(*args)
+        with pytest.raises(TypeError):
+            ours.setsockopt(*args)
+
+
+def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("name", ["open_tcp_stream", "open_tcp_listeners", "serve_tcp", "open_unix_socket"])
+def test_signatures_of_functions_are_trios(name: str) -> None:
+    assert shape(getattr(trio_uring, name)) == shape(getattr(trio, name))
+
+
+METHODS = ["setsockopt", "getsockopt", "send_eof", "aclose", "wait_send_all_might_not_block", "receive_some"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signatures_of_methods_are_trios(name: str) -> None:
+    ours = [one for one in shape(getattr(SocketStream, name)) if one[0] != "timeout"]
+    assert [(n, k) for n, k, _ in ours] == [(n, k) for n, k, _ in shape(getattr(trio.SocketStream, name))]
+
+
+# -- refused
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, SocketListener])
+@pytest.mark.parametrize("what", [None, "5", 5.0, True, object(), b"", [1]])
+async def test_wrong_types(cls: Any, what: Any) -> None:
+    with pytest.raises(TypeError):
+        cls(what)
+
+
+@pytest.mark.parametrize("cls", [SocketStream, SocketListener])
+async def test_descriptors_are_for_one_direction_only(cls: Any) -> None:
+    left, right = unix_sockets()
+    async with closing(left, right):
+        with pytest.raises(TypeError):
+            cls(left.fileno())
+        left.send(b"still open")
+        assert drain(right) == b"still open"
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, SocketListener])
+@pytest.mark.parametrize("wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"])
+async def test_datagram_sockets(cls: Any, wrap: Callable[[socket.socket], Any]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with pytest.raises(ValueError, match="SOCK_STREAM"):
+            cls(wrap(sock))
+        assert os.fstat(sock.fileno())
+
+
+@pytest.mark.parametrize("cls", [SendStream, ReceiveStream])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+async def test_descriptors_of_other_sockets_stay_the_callers(cls: Any, kind: int) -> None:
+    sock = socket.socket(socket.AF_UNIX, kind)
+    fd = sock.detach()
+    with pytest.raises(ValueError, match="SOCK_STREAM"):
+        cls(fd)
+    assert os.fstat(fd)  # EBADF: it was closed under the caller
+    os.close(fd)
+
+
+@pytest.mark.parametrize("cls", [SendStream, ReceiveStream])
+async def test_files_and_directories(cls: Any, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    fd = os.open(file, os.O_RDWR | os.O_CREAT)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    for one in (fd, directory):
+        with pytest.raises(ValueError, match="stream socket, a pipe or a FIFO"):
+            cls(one)
+        os.close(one)  # still the caller's
+
+
+@pytest.mark.parametrize("cls", [SendStream, ReceiveStream])
+@pytest.mark.parametrize("fd", [-1, 2**20])
+async def test_descriptors_that_are_not_open(cls: Any, fd: int) -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cls(fd)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+async def test_closed_sockets(cls: Any) -> None:
+    left, right = unix_sockets()
+    left.close()
+    right.close()
+    with pytest.raises((OSError, ValueError, trio.ClosedResourceError)):
+        cls(left)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+async def test_tls_sockets(cls: Any) -> None:
+    """They have a state of their own, which reading their descriptor would destroy."""
+    left, right = unix_sockets()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    wrapped = context.wrap_socket(left, do_handshake_on_connect=False)
+    async with closing(wrapped, right):
+        with pytest.raises(TypeError):
+            cls(wrapped)
+
+
+async def test_the_wrong_end_of_a_pipe() -> None:
+    read, write = os.pipe()
+    sender, receiver = SendStream(read), ReceiveStream(write)
+    async with closing(sender, receiver):
+        with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+            await sender.send_all(b"x")
+        with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+            await receiver.receive_some()
+
+
+async def test_a_socket_that_is_not_connected() -> None:
+    for make in (socket.socket, lambda: socket.create_server(("127.0.0.1", 0))):
+        stream = SocketStream(make())
+        async with closing(stream):
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.send_all(b"x")
+
+
+async def test_a_listener_must_listen() -> None:
+    for sock in (socket.socket(), *unix_sockets()):
+        with sock, pytest.raises(ValueError, match="listening"):
+            SocketListener(sock)

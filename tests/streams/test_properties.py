@@ -1,0 +1,249 @@
+"""Property tests: whatever is sent and received, and however it is cut short, no byte is lost, doubled or moved.
+
+Rules: tiny buffers, so that every send is many partial writes. The other end is trio's own stream: it knows nothing of the
+ring. A cut comes after a count of passes, or from inside the peer right after it moved bytes, never from a clock that
+matters. What was sent is what `bytes_sent` says, and the next send goes on from there.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trio_uring import IncompleteReadError, ReceiveStream, SendStream, SocketStream
+
+from .support import TINY, checked_run, closing, passes, pattern, skip_bytes, tcp_sockets, unix_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SEND_CASES = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+# -- what is drawn
+
+sizes = st.one_of(st.just(0), st.integers(1, 64), st.integers(1, 9000), st.integers(1, 200_000))
+few = st.lists(sizes, max_size=10)
+cycles = st.lists(st.integers(0, 40), min_size=1, max_size=8)
+many = st.builds(lambda cycle, count: (cycle * count)[:count], cycles, st.integers(1020, 2600))
+kinds = st.sampled_from(["bytes", "bytearray", "memoryview", "array"])
+cuts = st.one_of(
+    st.just(("now", 0)),
+    st.just(("timeout", 0)),
+    st.tuples(st.just("passes"), st.integers(0, 40)),
+    st.tuples(st.just("peer"), st.integers(1, 6)),
+)
+
+
+@dataclass
+class Cutter:
+    """Cuts one call short: by itself at once, after some passes, or when the peer has moved bytes a number of times."""
+
+    moves_left: int = 0
+    scope: trio.CancelScope | None = field(default=None)
+
+    def peer_moved(self) -> None:
+        if self.scope is not None and self.moves_left:
+            self.moves_left -= 1
+            if not self.moves_left:
+                self.scope.cancel()
+
+    async def run(self, cut: tuple[str, int], call: Callable[..., Any]) -> Any:
+        """The call's result, or None if it was cut short."""
+        how, count = cut
+        if how == "timeout":
+            try:
+                return await call(timeout=0)
+            except trio.TooSlowError:
+                return None
+        result = None
+        async with trio.open_nursery() as nursery:
+            if how == "passes":
+                nursery.start_soon(self._cancel_after, count, nursery.cancel_scope)
+            elif how == "now":
+                nursery.cancel_scope.cancel()
+            else:
+                self.scope, self.moves_left = nursery.cancel_scope, count
+            result = await call()
+            nursery.cancel_scope.cancel()
+        self.scope = None
+        return result
+
+    async def _cancel_after(self, count: int, scope: trio.CancelScope) -> None:
+        await passes(count)
+        scope.cancel()
+
+
+def buffer_of(kind: str, data: bytes) -> Any:
+    if kind == "array":
+        return array.array("I", data[: len(data) // 4 * 4])
+    return {"bytes": bytes, "bytearray": bytearray, "memoryview": memoryview}[kind](data)
+
+
+def make_buffers(lengths: list[int], kind_cycle: list[str]) -> list[Any]:
+    buffers, start = [], 0
+    for index, length in enumerate(lengths):
+        buffers.append(buffer_of(kind_cycle[index % len(kind_cycle)], pattern(length, start)))
+        start += memoryview(buffers[-1]).nbytes
+    return buffers
+
+
+def send_pair(transport: str) -> tuple[Any, trio.abc.ReceiveStream]:
+    if transport == "pipe":
+        read, write = os.pipe()
+        return SendStream(write), trio.lowlevel.FdStream(read)
+    left, right = tcp_sockets() if transport == "tcp" else unix_sockets(TINY)
+    if transport == "tcp":
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TINY)
+    return SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+
+
+# -- sending
+
+
+async def read_slowly(peer: trio.abc.ReceiveStream, cutter: Cutter, read_sizes: list[int], got: bytearray) -> None:
+    turn = 0
+    while chunk := await peer.receive_some(read_sizes[turn % len(read_sizes)]):
+        got += chunk
+        cutter.peer_moved()
+        turn += 1
+
+
+async def send_with_cuts(stream: Any, buffers: list[Any], schedule: list[tuple[str, int]], cutter: Cutter, finish: bool) -> int:
+    """Returns how many bytes were sent in all, by what `bytes_sent` says after each call."""
+    total, left = 0, buffers
+    for cut in schedule:
+        current = left if len(left) != 1 else left[0]
+        await cutter.run(cut, lambda current=current, **options: stream.send_all(current, **options))
+        total += stream.bytes_sent
+        left = list(skip_bytes(left, stream.bytes_sent))
+    if finish:
+        await stream.send_all(left)
+        total += stream.bytes_sent
+    await stream.aclose()
+    return total
+
+
+@SEND_CASES
+@given(
+    lengths=st.one_of(few, many),
+    kind_cycle=st.lists(kinds, min_size=1, max_size=5),
+    schedule=st.lists(cuts, max_size=12),
+    read_sizes=st.lists(st.sampled_from([1, 100, 4096, 65536]), min_size=1, max_size=4).filter(lambda some: max(some) > 1000),
+    transport=st.sampled_from(["unix", "unix", "tcp", "pipe"]),
+    finish=st.booleans(),
+)
+def test_the_receiver_gets_what_bytes_sent_says(
+    lengths: list[int],
+    kind_cycle: list[str],
+    schedule: list[tuple[str, int]],
+    read_sizes: list[int],
+    transport: str,
+    finish: bool,
+) -> None:
+    buffers = make_buffers(lengths, kind_cycle)
+    whole = b"".join(bytes(memoryview(item)) for item in buffers)
+
+    async def main() -> None:
+        stream, peer = send_pair(transport)
+        cutter, got, total = Cutter(), bytearray(), 0
+        async with closing(stream, peer):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_slowly, peer, cutter, read_sizes, got)
+                total = await send_with_cuts(stream, buffers, schedule, cutter, finish)
+        assert len(got) == total
+        assert got == whole[:total]
+        assert total == len(whole) or not finish
+        for item in buffers:  # nothing holds on to them any more
+            if isinstance(item, bytearray):
+                item.append(0)
+
+    checked_run(main)
+
+
+# -- receiving
+
+receives = st.one_of(
+    st.tuples(st.just("some"), st.one_of(st.none(), st.integers(1, 10_000))),
+    st.tuples(st.just("into"), st.integers(1, 20_000)),
+    st.tuples(st.just("into array"), st.integers(1, 3000)),
+    st.tuples(st.just("exactly"), st.integers(0, 30_000)),
+)
+
+
+async def receive_once(stream: Any, kind: str, size: Any, timeout: float | None = None) -> bytes:
+    if kind == "some":
+        return bytes(await stream.receive_some(size, timeout=timeout))
+    if kind == "exactly":
+        try:
+            got = await stream.receive_exactly(size, timeout=timeout)
+        except IncompleteReadError as exc:
+            if len(exc.partial) >= size or exc.expected != size:
+                raise
+            return b""  # what came stays in the stream
+        assert len(got) == size
+        return bytes(got)
+    buffer = bytearray(b"\xee" * size) if kind == "into" else array.array("I", [0xEEEEEEEE]) * size
+    count = await stream.receive_into(buffer, timeout=timeout)
+    data = bytes(memoryview(buffer))
+    assert data[count:] == b"\xee" * (len(data) - count)
+    return data[:count]
+
+
+async def write_in_pieces(peer: trio.abc.SendStream, pieces: list[tuple[int, int]], cutter: Cutter) -> None:
+    """For each piece: wait some passes, send so many bytes, tell the cutter."""
+    start = 0
+    for wait, size in pieces:
+        await passes(wait)
+        await peer.send_all(pattern(size, start))
+        cutter.peer_moved()
+        start += size
+    await peer.aclose()
+
+
+async def receive_with_cuts(stream: Any, calls: list[Any], cutter: Cutter) -> bytes:
+    got = b""
+    for (kind, size), cut in calls:
+        if cut is None:
+            part = await receive_once(stream, kind, size)
+        else:
+            part = await cutter.run(cut, lambda kind=kind, size=size, **opt: receive_once(stream, kind, size, **opt))
+        got += part or b""
+    while part := await stream.receive_some():
+        got += part
+    return got
+
+
+def receive_pair(transport: str) -> tuple[Any, trio.abc.SendStream]:
+    if transport == "pipe":
+        read, write = os.pipe()
+        return ReceiveStream(read), trio.lowlevel.FdStream(write)
+    left, right = tcp_sockets() if transport == "tcp" else unix_sockets(TINY)
+    return SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 12), st.one_of(st.integers(1, 300), st.integers(1, 60_000))), max_size=12),
+    calls=st.lists(st.tuples(receives, st.one_of(st.none(), cuts)), max_size=25),
+    transport=st.sampled_from(["unix", "unix", "tcp", "pipe"]),
+)
+def test_receives_cut_short_lose_nothing(pieces: list[tuple[int, int]], calls: list[Any], transport: str) -> None:
+    async def main() -> None:
+        stream, peer = receive_pair(transport)
+        cutter, got = Cutter(), b""
+        async with closing(stream, peer):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write_in_pieces, peer, pieces, cutter)
+                got = await receive_with_cuts(stream, calls, cutter)
+        whole = pattern(sum(size for _, size in pieces))
+        assert len(got) == len(whole)
+        assert got == whole
+
+    checked_run(main)
