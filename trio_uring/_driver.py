@@ -51,6 +51,8 @@ class Driver(Engine):
         self.rescued = 0  # see _watch
         self._hooks = _Hooks(self)
         self._hooked = False  # the hooks reaped in this pass
+        self._wakes = 0  # times that the ring's descriptor woke us
+        self._before_wait = (0, 0)  # completions and wakes when trio began its last wait
         self._late = False
         self._timer = open_timer(watchdog_seconds)
 
@@ -72,6 +74,7 @@ class Driver(Engine):
         try:
             while self._working():
                 await trio.lowlevel.wait_readable(self.ring.fileno())
+                self._wakes += 1
                 if not self._hooked:
                     self.rehook()
                     self.reap()
@@ -109,21 +112,24 @@ class Driver(Engine):
         unless there is a defect here or in the kernel.
         """
         while self._working():
-            before = self.ring.counters.completions
+            seen = self.ring.counters.completions
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
             self.rehook()
-            if self.ring.table and self.ring.counters.completions == before:
-                self.reap()
-                if self.ring.counters.completions != before:
-                    self.rescued += 1
-                    _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
+            self.reap()
+            before, wakes = self._before_wait
+            found = before == seen != self.ring.counters.completions
+            await trio.lowlevel.checkpoint()  # the ring's own wake-up, if there was one in this pass, has run now
+            if found and wakes == self._wakes:
+                self.rescued += 1
+                _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
 
     # -- hooks
 
     def before_io_wait(self) -> None:
         self.flush()
+        self._before_wait = (self.ring.counters.completions, self._wakes)
         if self._late:
             self._guard(self._flush_late)
 
@@ -159,7 +165,7 @@ class Driver(Engine):
                 self.ring.wait(_LATE_WAIT)
                 self.ring.flush()
                 self._reap_ring()
-        except OSError as exc:
+        except Exception as exc:
             _log.error("trio_uring could not empty its ring at the end of the run: %s", exc)
         self._end(_move_to_current_run)
         self._close_deferred()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ class UringRing:
         self._fd: int = raw.fd if raw.event_fd < 0 else raw.event_fd
         self._waits_on_event_fd = raw.event_fd >= 0
         self._entries: int = raw.sq_entries
-        self._submit_max = self._entries - CANCELS_RESERVED
+        self._submit_max = self._entries - min(CANCELS_RESERVED, self._entries // 2)
         try:
             self.info = self._look(raw, provide_buffers)
         except BaseException:
@@ -367,15 +368,21 @@ def _make_entry(op: Operation) -> Any:
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
     """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK), until a ring opens."""
     out, info = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
-    result = -errno.EINVAL
+    result, patience = -errno.EINVAL, 10
     for setup_flags in LADDERS[flags]:
         entries = sq_entries
         while True:
             wanted = entries * CQ_FACTOR if cq_entries is None else cq_entries
             result = lib.tu_open(out, entries, wanted, setup_flags, bool(setup_flags & _SETUP_DEFER_TASKRUN), info)
-            if result != -errno.ENOMEM or entries <= SQ_ENTRIES_MIN:
+            if result != -errno.ENOMEM:
                 break
-            entries //= 2
+            if entries > SQ_ENTRIES_MIN:
+                entries //= 2
+            elif patience:  # the kernel gives back the locked memory of closed rings with some delay
+                patience -= 1
+                time.sleep(0.02)
+            else:
+                break
         if result == 0:
             return out[0], info
         if result != -errno.EINVAL:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import select
 import socket as stdlib_socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,8 +20,6 @@ from ._errors import AGAIN_ERRNOS
 from ._op import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from typing_extensions import Buffer
 
     from ._engine import TaskOperation
@@ -53,7 +52,7 @@ class SendSide(Endpoint):
 
         Args:
             data: anything with the buffer protocol that is C-contiguous, of any item size (bytes, bytearray, memoryview,
-                array, mmap, a NumPy array), or a list or tuple of such. Empty ones are skipped; there is no limit on their
+                array, mmap, a NumPy array), or a sequence of such. Empty ones are skipped; there is no limit on their
                 number or size. They are borrowed until the call returns: an exported bytearray cannot be resized, but a
                 buffer that is changed meanwhile goes out changed.
             timeout: seconds for the whole call; None: the stream's `send_timeout`; math.inf: no limit.
@@ -206,20 +205,28 @@ class SendSide(Endpoint):
 
 def _views(data: object) -> list[memoryview]:
     """The buffers of `data` that are not empty, exported: from now on none of them can be resized."""
-    if isinstance(data, (list, tuple)):
-        views = [_view(item) for item in data]
-    elif isinstance(data, str):
+    if isinstance(data, str):
         raise TypeError("send_all takes bytes, not str: encode the text first")
+    if isinstance(data, (list, tuple)) or (isinstance(data, Sequence) and not _is_buffer(data)):
+        views = [_view(item) for item in data]
     else:
         views = [_view(data)]
     return [view for view in views if view.nbytes]
+
+
+def _is_buffer(data: object) -> bool:
+    try:
+        memoryview(data).release()  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _view(item: object) -> memoryview:
     try:
         view = memoryview(item)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"send_all takes a bytes-like object or a list or tuple of them, not {type(item).__name__}") from None
+        raise TypeError(f"send_all takes a bytes-like object or a sequence of them, not {type(item).__name__}") from None
     if not view.c_contiguous:
         raise BufferError("send_all takes C-contiguous buffers: make a contiguous copy of this one first")
     return view
