@@ -127,9 +127,7 @@ class Child:
         self._buffer = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (`_end` closes it; not a pipe: nobody reads it until the end)
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr)
         except BaseException:
             self._stderr.close()
             raise
@@ -140,9 +138,7 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if isinstance(error, RunError) and (words := self.last_words()):
                 error.last_words.append(words)
@@ -276,9 +272,7 @@ def measure(loadgen: Path, server: Child, port: str, load: Load, cores: Cores) -
     return to_result(figures, start, end, strays, ring)
 
 
-def to_result(
-    figures: dict[str, Any], start: CpuSample, end: CpuSample, strays: tuple[str, ...], ring: bool
-) -> RunResult:
+def to_result(figures: dict[str, Any], start: CpuSample, end: CpuSample, strays: tuple[str, ...], ring: bool) -> RunResult:
     # This process reads START and END a little late, each time by something else. The share of a core does not mind;
     # multiplied with the load's own window it gives the CPU time of exactly the messages that were counted.
     wall = end.wall_seconds - start.wall_seconds

@@ -116,14 +116,24 @@ class Driver(Engine):
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
-            self.rehook()
+            hooked = self._was_hooked()
             self.reap()
             before, wakes = self._before_wait
-            found = before == seen != self.ring.counters.completions
+            found = hooked and before == seen != self.ring.counters.completions
             await trio.lowlevel.checkpoint()  # the ring's own wake-up, if there was one in this pass, has run now
             if found and wakes == self._wakes:
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
+
+    def _was_hooked(self) -> bool:
+        """Puts the hooks back if they are gone, and tells."""
+        try:
+            trio.lowlevel.remove_instrument(self._hooks)
+        except KeyError:
+            return False
+        finally:
+            self.rehook()
+        return True
 
     # -- hooks
 

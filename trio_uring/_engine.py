@@ -193,6 +193,8 @@ class Engine:
             return Abort.SUCCEEDED
 
         while op.state.in_kernel:
+            if self.attention is not None or get_ident() != self._thread:
+                self._attend(op)
             op.task = current_task()
             await wait_task_rescheduled(leave)
 

@@ -57,11 +57,16 @@ class DeafRing(_ring.UringRing):
 
 
 @in_child()
-async def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
+def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
     use_ring(DeafRing)
     set_watchdog(0.01)
-    with echo_peer(1) as [sock]:
-        await ping_pong(sock, 20)
-    assert trio_uring.current_statistics().rescued > 0
-    assert expect_log("watchdog found completions") == trio_uring.current_statistics().rescued
-    os.close(driver().ring.deaf)
+
+    async def main() -> int:
+        with echo_peer(1) as [sock]:
+            await ping_pong(sock, 20)
+        os.close(driver().ring.deaf)
+        return trio_uring.current_statistics().rescued
+
+    rescued = trio.run(main)
+    assert rescued > 0
+    assert expect_log("watchdog found completions") >= rescued
