@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
 # few packets; measured in docs/design.md.
-NOTSENT_LOWAT = 131072
+NOTSENT_LOWAT = 2**20
 
 SocketLike = stdlib_socket.socket | trio.socket.SocketType
 

@@ -47,7 +47,7 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
 class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     """A connected stream socket: the ring's counterpart of trio.SocketStream.
 
-    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 128 KiB (trio: 16 KiB; see docs/design.md for what that costs).
+    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 1 MiB (trio: 16 KiB; see docs/design.md for what that costs).
 
     Args:
         sock: a stdlib or trio socket of type SOCK_STREAM, connected. The stream owns it from now on.
