@@ -62,27 +62,35 @@ class Ring(Protocol):
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when drain() has something to do."""
+        ...
 
     def submit(self, op: Operation) -> bool:
         """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
+        ...
 
     def cancel(self, op: Operation) -> None:
         """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
+        ...
 
     def flush(self) -> bool:
         """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
+        ...
 
     def drain(self, done: list[Operation]) -> None:
         """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
 
         The list is the caller's so that none is lost if this raises.
         """
+        ...
 
     def buffers_in_use(self) -> int:
         """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
+        ...
 
     def wait(self, timeout: float) -> None:
         """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
+        ...
 
     def close(self) -> bool:
         """Closes the ring. False: something was in flight, and the ring and its buffers have been leaked on purpose."""
+        ...

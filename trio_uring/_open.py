@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]  # trio brings it
 
 DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
 
@@ -138,7 +138,8 @@ def _pack_address(family: int, address: Any) -> bytes:
     if family == stdlib_socket.AF_INET:
         return struct.pack("=HH4s8x", family, stdlib_socket.htons(address[1]), stdlib_socket.inet_aton(address[0]))
     if family == stdlib_socket.AF_INET6:
-        host, port, flow, scope = (*address, 0, 0)[:4]
+        _, port, flow, scope = (*address, 0, 0)[:4]
+        host: str = address[0]
         packed = stdlib_socket.inet_pton(family, host.partition("%")[0])
         return struct.pack("=HHI16sI", family, stdlib_socket.htons(port), stdlib_socket.htonl(flow), packed, scope)
     if family == stdlib_socket.AF_UNIX:
