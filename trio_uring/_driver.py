@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._engine import Engine
+from ._errors import RingBrokenError
 from ._ring import UringRing, open_timer
 from ._statistics import OperationInFlight, Statistics, snapshot
 
@@ -165,6 +166,8 @@ class Driver(Engine):
         try:
             self._cancel_abandoned()
             self.queue.clear()
+            if isinstance(self.failure, RingBrokenError):
+                raise self.failure  # entries that it did not take may name descriptors that are closed by now
             op: Any
             for op in list(self.ring.table.values()):
                 op.task = None  # it cannot be woken any more
@@ -205,7 +208,10 @@ def _move_to_current_run(op: TaskOperation) -> None:
     """The run that the stream was used in is over: this one goes on with it, as with trio's own sockets."""
     if op.state.in_kernel:
         raise RuntimeError("this stream has an operation that the kernel did not give back at the end of an earlier trio.run")
-    op.driver = current_driver()
+    driver = current_driver()
+    if any(other.driver is not driver and not other.driver.closed for other in op.siblings):
+        raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
+    op.driver = driver
 
 
 def _refuse_in_child(op: TaskOperation) -> None:

@@ -130,6 +130,7 @@ class Endpoint:
     def _operation(self, opcode: int) -> TaskOperation:
         op = TaskOperation(self._live_driver() or current_driver(), opcode, self._fd, self._owner)
         self._operations.append(op)
+        op.siblings = self._operations
         return op
 
     def _live_driver(self) -> Engine | None:
@@ -139,9 +140,9 @@ class Endpoint:
     def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
         """At the end of a call: the operation that is not over, because the call's coroutine was destroyed (coro.close())."""
         for op in ops:
-            if op is not None and (op.task is not None or op.state.in_kernel):
-                if op.task is not None:
-                    op.driver.abandon(op)
+            if op is not None and op.task is not None:
+                op.driver.abandon(op)
+            if op is not None and op.state.in_kernel:
                 return op
         return None
 

@@ -46,13 +46,14 @@ _ECANCELED = -errno.ECANCELED
 class TaskOperation(Operation):
     """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
 
-    __slots__ = ("driver", "raise_cancel", "task")
+    __slots__ = ("driver", "raise_cancel", "siblings", "task")
 
     def __init__(self, driver: Engine, opcode: int, fd: int, owner: object = None) -> None:
         super().__init__(opcode, fd, owner)
         self.driver = driver
         self.task: trio.lowlevel.Task | None = None
         self.raise_cancel: Callable[[], NoReturn] | None = None
+        self.siblings: list[TaskOperation] = []  # the operations of the same stream, with this one
 
     @enable_ki_protection
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
@@ -73,7 +74,7 @@ class TaskOperation(Operation):
 
     def let_go(self) -> None:
         """Drops the buffers of an operation that the ring does not hold."""
-        self.buffer = self.buffers = None
+        self.buffer = self.buffers = self.pin = None
 
 
 # trio asks of an outcome that it has unwrap(), nothing else; an Outcome object for each wake-up would be one more allocation.
@@ -96,7 +97,7 @@ class Engine:
         # What `begin` has to do first, in states other than running.
         self.attention: Callable[[TaskOperation], None] | None = None
         self._done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
-        self._abandoned: list[TaskOperation] = []
+        self._abandoned: list[tuple[TaskOperation, int]] = []
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
         self._load = 0  # operations made in the last pass
         self._made = 0  # operations made in this pass
@@ -168,7 +169,12 @@ class Engine:
 
     def _perform_now(self, op: TaskOperation) -> bool:
         """Enters the kernel with this one operation. False: it is not done yet, and in the ring or at least in the queue."""
-        if not self.ring.submit(op):
+        try:
+            taken = self.ring.submit(op)
+        except BaseException:
+            op.let_go()
+            raise
+        if not taken:
             self.rehook()
             self.queue.append(op)
             return False
@@ -180,23 +186,25 @@ class Engine:
 
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
-        op.task = None
+        op.task = op.raise_cancel = None
         if get_ident() != self._thread or not self.withdraw(op):
-            self._abandoned.append(op)
+            self._abandoned.append((op, op.token))  # this use of it: the next one is somebody else's
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
         """Waits until an abandoned operation is done. Cancellation: it stops waiting."""
 
         def leave(_: Callable[[], NoReturn]) -> Abort:
-            op.task = None
             return Abort.SUCCEEDED
 
         while op.state.in_kernel:
             if self.attention is not None or get_ident() != self._thread:
                 self._attend(op)
             op.task = current_task()
-            await wait_task_rescheduled(leave)
+            try:
+                await wait_task_rescheduled(leave)
+            finally:
+                op.task = None
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:
@@ -226,6 +234,8 @@ class Engine:
             close()
             return
         for op in ops:
+            if op.driver is not self:
+                continue
             if op.state.in_kernel:
                 self.ring.cancel(op)
                 self.dirty = True
@@ -309,15 +319,18 @@ class Engine:
     @staticmethod
     def _drop(op: TaskOperation) -> None:
         """A completion that no task waits for: an eager operation's, which is told by its state, or an abandoned one's."""
-        if op.dispose is not None and op.res >= 0:
+        if op.dispose is not None:
             op.dispose(op.res)
 
     def _cancel_abandoned(self) -> None:
         while self._abandoned:
-            op = self._abandoned.pop()
-            if not self.withdraw(op):
-                self.ring.cancel(op)
-                self.dirty = True
+            op, token = self._abandoned.pop()
+            if op.state.in_kernel:
+                if op.token == token:
+                    self.ring.cancel(op)
+                    self.dirty = True
+            elif op.task is None:
+                self.withdraw(op)
 
     # -- when things go wrong
 
@@ -332,8 +345,11 @@ class Engine:
         def raise_it() -> NoReturn:
             raise exc
 
-        op.res, op.raise_cancel = _ECANCELED, raise_it
-        self._wake(op)
+        if not op.state.in_kernel:
+            op.let_go()
+        if op.task is not None:
+            op.res, op.raise_cancel = _ECANCELED, raise_it
+            self._wake(op)
         self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
 
     def fail(self, exc: BaseException) -> None:

@@ -74,12 +74,14 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
         if op is None:
             op = self._accept_operation = self._operation(Opcode.ACCEPT)
             op.flags = stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK
-            op.dispose = os.close
+            op.dispose = _close_accepted
         self._accepting = True
         try:
             while True:
+                op.res = -1
                 res = await op.driver.perform(op)
                 if res >= 0:
+                    op.res = -1
                     # With family, type and protocol given, Python asks the kernel for nothing.
                     return stdlib_socket.socket(self.socket.family, stdlib_socket.SOCK_STREAM, self.socket.proto, res)
                 if self._closed or -res in CLOSED_ERRNOS or res == -errno.ECANCELED:
@@ -91,3 +93,13 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                     raise OSError(-res, os.strerror(-res))
         finally:
             self._accepting = False
+            if op.state.in_kernel:  # this coroutine was destroyed: the ring disposes of what still comes
+                self._accept_operation = None
+            elif op.res >= 0:  # it was done, and the coroutine destroyed before it resumed
+                os.close(op.res)
+                op.res = -1
+
+
+def _close_accepted(res: int) -> None:
+    if res >= 0:
+        os.close(res)

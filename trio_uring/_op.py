@@ -120,7 +120,7 @@ class Operation:
         self.offset = 0  # file offset, or the length of a socket address
         self.flags = 0  # MSG_*, SOCK_* or poll bits
         self.group = NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
-        self.dispose: Callable[[int], object] | None = None  # takes a result >= 0 that no task is left to receive
+        self.dispose: Callable[[int], object] | None = None  # takes the result that no task is left to receive
 
         self.state = NEW
         self.token = 0

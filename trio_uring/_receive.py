@@ -10,6 +10,7 @@ kernel gave belongs to the stream until a call returns it.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import math
 import operator
@@ -84,6 +85,7 @@ class ReceiveSide(Endpoint):
             with trio.fail_after(timeout):
                 return await self.receive_some(max_bytes, timeout=math.inf)
         op = self._begin_receive()
+        own = None
         try:
             if self._orphan is not None:
                 await self._settle_receive(self._orphan)
@@ -93,7 +95,6 @@ class ReceiveSide(Endpoint):
             while True:
                 size = self._size
                 op.length = size if size < max_bytes else max_bytes
-                own = None
                 if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
                     own = op.buffer = memoryview(bytearray(op.length))
                 if op.driver.begin(op, op.group == LARGE_GROUP):
@@ -112,7 +113,9 @@ class ReceiveSide(Endpoint):
         finally:
             self._receiving = False
             if op.task is not None or op.state.in_kernel:
-                self._orphan = self._left_behind(op)
+                self._leave_behind(op, own)
+            elif op.chunk is not None:  # it was done, and the coroutine destroyed before it resumed
+                self._keep_chunk(op)
 
     def _begin_receive(self) -> TaskOperation:
         """Takes the receiving direction, if it may be taken, and returns the operation that receives."""
@@ -125,11 +128,26 @@ class ReceiveSide(Endpoint):
         return op
 
     async def _settle_receive(self, orphan: TaskOperation) -> None:
+        """What the destroyed call still got comes after what it had got before."""
         await orphan.driver.settle(orphan)
         self._orphan = None
-        if orphan.chunk is not None:
-            self._put_back([orphan.chunk])
-            orphan.chunk = None
+        if orphan.dispose is not None:
+            orphan.dispose(orphan.res)
+        self._keep_chunk(orphan)
+        self._check_open()
+
+    def _leave_behind(self, op: TaskOperation, view: memoryview | None) -> None:
+        orphan = self._left_behind(op)
+        if orphan is not None:
+            self._orphan = orphan
+            if view is not None:
+                orphan.dispose = functools.partial(_stash, orphan, view)
+
+    def _keep_chunk(self, op: TaskOperation) -> None:
+        chunk, op.chunk = op.chunk, None
+        if chunk is not None:
+            self._rest = self._rest or deque()
+            self._rest.append(chunk)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -211,7 +229,7 @@ class ReceiveSide(Endpoint):
 
     def _use(self, op: TaskOperation, group: int) -> None:
         op.group, op.entry, self._streak = group, None, 0
-        self._size = LARGE_SIZE if group == LARGE_GROUP else SMALL_SIZE
+        self._size = {LARGE_GROUP: LARGE_SIZE, SMALL_GROUP: SMALL_SIZE, NO_GROUP: OWN_SIZE}[group]
 
     async def _again(self, op: TaskOperation, res: int) -> None:
         """After a negative result: returns if the receive is to be made again."""
@@ -219,7 +237,7 @@ class ReceiveSide(Endpoint):
             raise self._error(res)
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
-            self._use(op, SMALL_GROUP)
+            self._use(op, SMALL_GROUP if op.driver.ring.info.provided_buffers else NO_GROUP)
         elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
         else:
@@ -242,7 +260,8 @@ class ReceiveSide(Endpoint):
                 await self._again(op, res)
         finally:
             self._receiving = False
-            self._orphan = self._left_behind(op)
+            if op.task is not None or op.state.in_kernel:
+                self._leave_behind(op, view)
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:
@@ -284,3 +303,11 @@ class ReceiveSide(Endpoint):
         if not self._is_socket:
             op.offset = 2**64 - 1  # the current position, which pipes do not have
         return op
+
+
+def _stash(op: TaskOperation, view: memoryview, res: int) -> None:
+    """Keeps what a destroyed call's receive put into memory of its own, and lets the memory go."""
+    op.dispose = None
+    if res > 0:
+        op.chunk = view.tobytes()[:res]
+    release_view(view)

@@ -77,7 +77,7 @@ class SendSide(Endpoint):
             try:
                 if self._orphan_send is not None:
                     await self._settle_send(self._orphan_send)
-                op.buffer, op.start, op.length = data, 0, len(data)
+                op.buffer, op.start, op.length = data, 0, min(len(data), SEND_MAX)
                 if op.driver.begin(op, True):
                     res = await wait_task_rescheduled(op.abort)
                 else:
@@ -96,6 +96,7 @@ class SendSide(Endpoint):
     async def _settle_send(self, orphan: TaskOperation) -> None:
         await orphan.driver.settle(orphan)
         self._orphan_send = None
+        self._check_can_send()
 
     def _begin_send(self) -> TaskOperation:
         """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer."""

@@ -69,6 +69,14 @@ RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
 }
 
 
+@pytest.fixture(params=sorted(set(RINGS) - {"uring-without-buffers"}))
+def world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(RINGS[request.param]())
+    assert world.ring.info.provided_buffers
+    yield world
+    world.close()
+
+
 @pytest.fixture(params=sorted(RINGS))
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     world = World(RINGS[request.param]())

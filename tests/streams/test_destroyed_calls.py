@@ -1,0 +1,140 @@
+"""Calls whose coroutine is destroyed (coro.close()) while they wait, and what the stream does next.
+
+Rules of this file: tasks are destroyed from within the run, by closing their coroutine; what the nursery then makes of its dead
+child does not matter, so each scenario ends its process-independent part before the nursery does. The children of
+tests/robustness/test_destroyed.py drive coroutines by hand; here the next call comes in the same pass.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import outcome
+import pytest
+import trio
+import trio.testing
+from trio._core._traps import WaitTaskRescheduled
+
+import trio_uring
+from trio_uring import _send
+
+
+def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return trio_uring.SocketStream(ours), theirs
+
+
+async def park(coro: Any) -> None:
+    """Runs a call by hand until it waits for the kernel, and its operation has been submitted."""
+    message = coro.send(None)
+    while not isinstance(message, WaitTaskRescheduled):
+        await trio.lowlevel.checkpoint()
+        message = coro.send(outcome.Value(None))
+    while trio_uring.current_statistics().queued:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
+    stream, peer = pair()
+    peer.send(b"AAAA")
+    coro = stream.receive_exactly(10)
+    for _ in range(2):  # the first four bytes, then it waits for the rest
+        message = coro.send(None)
+        assert isinstance(message, WaitTaskRescheduled)
+        operation = stream._receive_operation
+        operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+        if operation.chunk is None and not _:
+            while operation.state.in_kernel or trio_uring.current_statistics().queued:
+                await trio.lowlevel.checkpoint()
+            message = coro.send(outcome.Value(operation.res))
+            operation.task = None
+            break
+    while trio_uring.current_statistics().queued:
+        await trio.lowlevel.checkpoint()
+    peer.send(b"BBBB")
+    coro.close()
+    assert await stream.receive_exactly(8) == b"AAAABBBB"
+    await stream.aclose()
+    peer.close()
+
+
+async def test_what_a_destroyed_receive_into_got_is_kept():
+    stream, peer = pair()
+    buffer = bytearray(16)
+    coro = stream.receive_into(buffer)
+    await park(coro)
+    peer.send(b"AAAA")
+    coro.close()
+    assert await stream.receive_exactly(4) == b"AAAA"
+    buffer.append(0)
+    await stream.aclose()
+    peer.close()
+
+
+async def test_accept_after_a_destroyed_accept_in_the_same_pass():
+    [listener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+    coro = listener.accept()
+    await park(coro)
+    coro.close()
+    with trio.move_on_after(0):
+        await listener.accept()
+    await listener.aclose()
+
+
+async def expect(stream: trio_uring.SocketStream, data: bytes) -> None:
+    assert await stream.receive_some() == data
+
+
+async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
+    stream, peer = pair()
+    coro = stream.receive_some()
+    await park(coro)
+    operation = stream._receive_operation
+
+    def never() -> None:
+        raise AssertionError("the dead task's cancellation reached another task")
+
+    operation.abort(never)
+    coro.close()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect, stream, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        peer.send(b"x")
+    await stream.aclose()
+    peer.close()
+
+
+async def test_a_destroyed_send_does_not_stop_the_next():
+    stream, peer = pair()
+    coro = stream.send_all(bytes(2**22))
+    await park(coro)
+    coro.close()
+    async with trio.open_nursery() as nursery, trio_uring.SocketStream(peer) as sink:
+
+        async def drain() -> None:
+            async for _ in sink:
+                pass
+
+        nursery.start_soon(drain)
+        for _ in range(10):
+            await stream.send_all(b"next")
+        assert stream.bytes_sent == 4
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("size", [1000, 1001, 5000])
+async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypatch):
+    """A length has 32 bits in the kernel: larger buffers go in parts. Here with a smaller limit."""
+    monkeypatch.setattr(_send, "SEND_MAX", 1000)
+    stream, peer = pair()
+    data = bytes(range(250)) * 20
+    await stream.send_all(data[:size])
+    assert stream.bytes_sent == size
+    assert trio_uring.current_statistics().operations["SEND"].submitted == -(-size // 1000)
+    received = b""
+    while len(received) < size:
+        received += peer.recv(10000)
+    assert received == data[:size]
+    await stream.aclose()
+    peer.close()
