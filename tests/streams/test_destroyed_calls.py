@@ -82,8 +82,9 @@ async def test_accept_after_a_destroyed_accept_in_the_same_pass():
     await listener.aclose()
 
 
-async def expect(stream: trio_uring.SocketStream, data: bytes) -> None:
-    assert await stream.receive_some() == data
+async def send_later(peer: socket.socket, data: bytes) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    peer.send(data)
 
 
 async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
@@ -98,9 +99,8 @@ async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
     operation.abort(never)
     coro.close()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(expect, stream, b"x")
-        await trio.testing.wait_all_tasks_blocked()
-        peer.send(b"x")
+        nursery.start_soon(send_later, peer, b"x")
+        assert await stream.receive_some() == b"x"  # in this same pass: it waits for the destroyed one to be over
     await stream.aclose()
     peer.close()
 
