@@ -10,17 +10,16 @@ import sys
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
 
 
 class build_ring(build_ext):
     def build_extension(self, ext):
         try:
             super().build_extension(ext)
-        except BaseError as exc:
+        except Exception as exc:  # setuptools has several unrelated classes for a compiler that failed or is not there
             raise SystemExit(
-                f"trio_uring could not build its C extension ({exc}). It needs a C compiler (Debian: apt-get install gcc "
-                "libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h (linux-libc-dev); the "
+                f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C compiler (Debian: "
+                "apt-get install gcc libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h (linux-libc-dev); the "
                 "compiler's own message, above, says which one is missing."
             ) from exc
 
