@@ -19,8 +19,8 @@ class build_ring(build_ext):
         except Exception as exc:  # setuptools has several unrelated classes for a compiler that failed or is not there
             raise SystemExit(
                 f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C compiler (Debian: "
-                "apt-get install gcc libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h (linux-libc-dev); the "
-                "compiler's own message, above, says which one is missing."
+                "apt-get install gcc libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h "
+                "(linux-libc-dev); the compiler's own message, above, says which one is missing."
             ) from exc
 
 
