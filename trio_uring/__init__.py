@@ -4,12 +4,18 @@ Every public name is here and in `trio_uring.testing`. Importing changes nothing
 trio.run does.
 """
 
+from ._buffered import BufferedReceiveStream
 from ._driver import current_driver as _current_driver
-from ._errors import IncompleteReadError, RingBrokenError, RingUnavailableError
+from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
+from ._frames import FrameStream, receive_frame, send_frame
 from ._listeners import SocketListener
+from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
+from ._socket_networks import TrioNetwork, UringNetwork
 from ._statistics import OperationCounts, OperationInFlight, Statistics
 from ._streams import ReceiveStream, SendStream, SocketStream
+from ._vectored import send_all_vectored
+from .framing import FrameError, FrameTooLarge
 
 __version__ = "0.1.0"
 
@@ -35,7 +41,17 @@ def current_operations() -> list[OperationInFlight]:
 
 
 __all__ = [
+    "Address",
+    "BufferedReceiveStream",
+    "DelimiterNotFound",
+    "FrameError",
+    "FrameStream",
+    "FrameTooLarge",
     "IncompleteReadError",
+    "Network",
+    "NetworkConfig",
+    "NetworkListener",
+    "NetworkStream",
     "OperationCounts",
     "OperationInFlight",
     "ReceiveStream",
@@ -45,10 +61,15 @@ __all__ = [
     "SocketListener",
     "SocketStream",
     "Statistics",
+    "TrioNetwork",
+    "UringNetwork",
     "current_operations",
     "current_statistics",
     "open_tcp_listeners",
     "open_tcp_stream",
     "open_unix_socket",
+    "receive_frame",
+    "send_all_vectored",
+    "send_frame",
     "serve_tcp",
 ]

@@ -33,13 +33,28 @@ class IncompleteReadError(EOFError):
 
     Attributes:
         partial: the bytes that came before the end.
-        expected: how many bytes had been asked for.
+        expected: how many bytes had been asked for; None: as many as it takes to a delimiter.
     """
 
-    def __init__(self, partial: bytes, expected: int) -> None:
-        super().__init__(f"the stream ended after {len(partial)} of the {expected} bytes asked for")
+    def __init__(self, partial: bytes, expected: int | None = None) -> None:
+        wanted = "bytes, before the delimiter" if expected is None else f"of the {expected} bytes asked for"
+        super().__init__(f"the stream ended after {len(partial)} {wanted}")
         self.partial = partial
         self.expected = expected
+
+
+class DelimiterNotFound(ValueError):
+    """The peer's line is longer than allowed. Its bytes stay in the stream.
+
+    Attributes:
+        delimiter: what was looked for.
+        max_bytes: in how many bytes.
+    """
+
+    def __init__(self, delimiter: bytes, max_bytes: int) -> None:
+        super().__init__(f"the delimiter {delimiter!r} is not in the first {max_bytes} bytes")
+        self.delimiter = delimiter
+        self.max_bytes = max_bytes
 
 
 def stream_error(code: int) -> trio.BrokenResourceError | trio.ClosedResourceError:

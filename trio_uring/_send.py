@@ -10,7 +10,7 @@ import math
 import select
 import socket as stdlib_socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
@@ -110,7 +110,7 @@ class SendSide(Endpoint):
         return op
 
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
-        views = _views(data)
+        views = buffer_views(data)
         try:
             self._begin_send()
             try:
@@ -135,7 +135,7 @@ class SendSide(Endpoint):
         while True:
             if res is not None:
                 if res >= 0:
-                    index, start = _advance(views, index, start + res)
+                    index, start = advance(views, index, start + res)
                     if index == len(views):
                         return
                     op.driver.short_writes += 1
@@ -204,15 +204,19 @@ class SendSide(Endpoint):
             self._sending = False
 
 
-def _views(data: object) -> list[memoryview]:
+def buffer_views(data: object) -> list[memoryview]:
     """The buffers of `data` that are not empty, exported: from now on none of them can be resized."""
+    views = [_view(item) for item in buffer_list(data)]
+    return [view for view in views if view.nbytes]
+
+
+def buffer_list(data: Any) -> Sequence[Any]:
+    """What send_all was given, one buffer or a sequence of them, as a sequence."""
     if isinstance(data, str):
         raise TypeError("send_all takes bytes, not str: encode the text first")
     if isinstance(data, (list, tuple)) or (isinstance(data, Sequence) and not _is_buffer(data)):
-        views = [_view(item) for item in data]
-    else:
-        views = [_view(data)]
-    return [view for view in views if view.nbytes]
+        return data
+    return [data]
 
 
 def _is_buffer(data: object) -> bool:
@@ -233,7 +237,7 @@ def _view(item: object) -> memoryview:
     return view
 
 
-def _advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]:
+def advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]:
     """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on with."""
     while index < len(views) and start >= views[index].nbytes:
         start -= views[index].nbytes

@@ -14,18 +14,23 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors"},
-    {"_contract"},
+    {"_op", "_errors", "_chunks", "_pool", "metrics"},
+    {"_contract", "framing", "audit"},
     {"_statistics"},
     {"_ring"},
     {"_engine"},
     {"_driver"},
-    {"_endpoint", "testing"},
+    {"_endpoint"},
     {"_send", "_receive"},
     {"_streams"},
     {"_listeners"},
     {"_open"},
+    {"_vectored", "_buffered"},
+    {"_frames", "_network"},
+    {"_socket_networks", "_simulated", "_observed"},
+    {"testing"},
     {"__init__"},
+    {"prometheus", "pytest_plugin"},
     {"_demo_files", "_info"},
     {"_demo_server", "_demo_report"},
     {"_demo"},
@@ -55,7 +60,7 @@ def test_only_the_ring_touches_ffi():
     assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_uring" in imported(path)] == ["_ring"]
 
 
-@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics"])
+@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_chunks", "framing"])
 def test_leaves_import_nothing_of_trio(name):
     assert "import trio\n" not in (PACKAGE / f"{name}.py").read_text()
 

@@ -1,0 +1,122 @@
+"""Bytes in the order in which they came, taken from the front in any sizes.
+
+Rules of this file: standard library only, no I/O. Every operation is linear in the bytes it moves, also for a peer that sends
+byte by byte: small chunks are merged, so that a chunk's own overhead is a small part of what is held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+MERGE_BELOW = 512  # bytes: a smaller chunk is copied to the end of the one before it; its object would be much of its size
+MERGED_MAX = 2**16  # bytes at which a merged chunk is full: what was taken from its front is let go with it
+
+
+class ChunkQueue:
+    """A queue of bytes.
+
+    Attributes:
+        size: how many bytes it holds.
+    """
+
+    __slots__ = ("_chunks", "_start", "size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | bytearray] = deque()
+        self._start = 0  # bytes of the first chunk that are taken already
+        self.size = 0
+
+    def append(self, chunk: bytes) -> None:
+        """Adds `chunk`, which must not change, to the end."""
+        chunks = self._chunks
+        count = len(chunk)
+        self.size += count
+        if count < MERGE_BELOW and chunks:
+            last = chunks[-1]
+            if len(last) < (MERGED_MAX if type(last) is bytearray else MERGE_BELOW):
+                if type(last) is not bytearray:
+                    last = chunks[-1] = bytearray(last)
+                last += chunk
+                return
+        if count:
+            chunks.append(chunk)
+
+    def prepend(self, chunk: bytes) -> None:
+        """Puts `chunk` back before everything else."""
+        if chunk:
+            if self._start:
+                self._chunks[0] = bytes(self._chunks[0][self._start :])
+                self._start = 0
+            self._chunks.appendleft(chunk)
+            self.size += len(chunk)
+
+    def take(self, count: int) -> bytes:
+        """Removes `count` bytes from the front, at most `size`."""
+        if not count:
+            return b""
+        chunk, start = self._chunks[0], self._start
+        end = start + count
+        if end > len(chunk):
+            return self._take_across(count)
+        self.size -= count
+        if end < len(chunk):
+            self._start = end
+            part = chunk[start:end]
+        else:
+            self._chunks.popleft()
+            self._start = 0
+            part = chunk[start:] if start else chunk
+        return part if type(part) is bytes else bytes(part)
+
+    def take_all(self) -> bytes:
+        return self.take(self.size)
+
+    def peek(self, count: int) -> bytes:
+        """Up to `count` bytes of the front, which stay."""
+        parts, start = [], self._start
+        for chunk in self._chunks:
+            if count <= 0:
+                break
+            parts.append(chunk[start : start + count])
+            count -= len(chunk) - start
+            start = 0
+        return parts[0] if len(parts) == 1 and type(parts[0]) is bytes else b"".join(parts)
+
+    def find(self, delimiter: bytes, start: int, end: int) -> int:
+        """Where `delimiter` lies as a whole within bytes `start` to `end`; -1: nowhere."""
+        if not self.size:
+            return -1
+        if len(self._chunks) > 1:
+            self._join()
+        found = self._chunks[0].find(delimiter, self._start + start, self._start + end)
+        return found - self._start if found >= 0 else -1
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self._start = self.size = 0
+
+    def _join(self) -> None:
+        """Makes one chunk of all. A bytearray grows in place: searching a long line again and again stays linear."""
+        first = self._chunks.popleft()
+        if type(first) is not bytearray:
+            first = bytearray(first)
+        del first[: self._start]
+        self._start = 0
+        for chunk in self._chunks:
+            first += chunk
+        self._chunks = deque([first])
+
+    def _take_across(self, count: int) -> bytes:
+        self.size -= count
+        parts = []
+        while count:
+            chunk, start = self._chunks[0], self._start
+            part = chunk[start : start + count]
+            parts.append(part)
+            count -= len(part)
+            if start + len(part) == len(chunk):
+                self._chunks.popleft()
+                self._start = 0
+            else:
+                self._start = start + len(part)
+        return b"".join(parts)

@@ -1,0 +1,171 @@
+"""The networks that are made of sockets: on the ring, and on plain trio.
+
+Rules of this file: both make the same sockets with the same options, in the same order; only who drives them differs.
+TrioNetwork touches nothing of the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as stdlib_socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._listeners import SocketListener
+from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._open import open_tcp_stream
+from ._vectored import TrioTransport, within
+
+if TYPE_CHECKING:
+    from ._streams import SocketStream
+
+_BACKLOG_MAX = 65535  # connections; trio's value for "as many as the system allows", which cuts it down
+
+
+class SocketNetworkListener(NetworkListener):
+    """Accepts on a socket, and makes each connection a stream of the network."""
+
+    def __init__(self, network: SocketNetwork, listener: trio.abc.Listener[Any], local_address: Address) -> None:
+        self._network = network
+        self._listener = listener
+        self._local_address = local_address
+
+    @property
+    def local_address(self) -> Address:
+        return self._local_address
+
+    async def accept(self) -> NetworkStream:
+        return await self._network.stream(await self._listener.accept(), None)
+
+    async def aclose(self) -> None:
+        await self._listener.aclose()
+
+
+class SocketNetwork(Network):
+    """What the networks made of sockets have in common.
+
+    Args:
+        config: None: the defaults.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        self.config = config or NetworkConfig()
+
+    async def bind(self, address: Address) -> NetworkListener:
+        host, port = _check_address(address)
+        targets = await trio.socket.getaddrinfo(
+            host or "0.0.0.0", port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE
+        )
+        family, kind, proto, _, where = targets[0]
+        sock = stdlib_socket.socket(family, kind, proto)
+        try:
+            if sys.platform != "win32":  # there it would let two servers share a port
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+            if family == stdlib_socket.AF_INET6:
+                sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+            sock.bind(where)
+            sock.listen(_BACKLOG_MAX if self.config.backlog is None else self.config.backlog)
+            return SocketNetworkListener(self, self._listener(sock), _address(sock.getsockname()))
+        except OSError as exc:
+            sock.close()
+            raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+        except BaseException:
+            sock.close()
+            raise
+
+    async def dial(self, address: Address) -> NetworkStream:
+        host, port = _check_address(address)
+        timeout = self.config.connect_timeout
+        with within(timeout):
+            try:
+                transport = await self._connect(host, port)
+            except OSError as exc:
+                raise _one_error(exc, host, port) from exc.__cause__
+        return await self.stream(transport, (host, port))
+
+    async def stream(self, transport: Any, remote_address: Address | None) -> NetworkStream:
+        """The stream over a new connection. If that fails, the connection is closed."""
+        sock = transport.socket
+        try:
+            local = _address(sock.getsockname())
+            with contextlib.suppress(OSError):  # the peer may be gone already: the first receive says so
+                remote_address = _address(sock.getpeername())
+            self._set_options(sock)
+            return BufferedNetworkStream(self._transport(transport), self.config, local, remote_address or ("", 0))
+        except BaseException:
+            await trio.aclose_forcefully(transport)
+            raise
+
+    def _set_options(self, sock: Any) -> None:
+        with contextlib.suppress(OSError):  # Windows and macOS refuse options of a connection that is gone
+            sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, self.config.tcp_nodelay)
+            if self.config.so_linger is not None:
+                layout = "HH" if sys.platform == "win32" else "ii"
+                linger = struct.pack(layout, 1, self.config.so_linger)
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
+
+    # -- what differs
+
+    def _listener(self, sock: stdlib_socket.socket) -> trio.abc.Listener[Any]:
+        raise NotImplementedError
+
+    async def _connect(self, host: str, port: int) -> Any:
+        raise NotImplementedError
+
+    def _transport(self, stream: Any) -> trio.abc.HalfCloseableStream:
+        raise NotImplementedError
+
+
+class UringNetwork(SocketNetwork):
+    """TCP on the ring."""
+
+    def _listener(self, sock: stdlib_socket.socket) -> SocketListener:
+        return SocketListener(sock)
+
+    async def _connect(self, host: str, port: int) -> SocketStream:
+        return await open_tcp_stream(host, port)
+
+    def _transport(self, stream: SocketStream) -> SocketStream:
+        return stream
+
+
+class TrioNetwork(SocketNetwork):
+    """TCP on trio's own sockets: for platforms and sandboxes without io_uring, and for comparing."""
+
+    def _listener(self, sock: stdlib_socket.socket) -> trio.SocketListener:
+        return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+    async def _connect(self, host: str, port: int) -> trio.SocketStream:
+        return await trio.open_tcp_stream(host, port)
+
+    def _transport(self, stream: trio.SocketStream) -> TrioTransport:
+        return TrioTransport(stream)
+
+
+def _check_address(address: Address) -> Address:
+    """The host and port of what should be a pair of them."""
+    try:
+        host, port = address
+    except (TypeError, ValueError):
+        host, port = None, None
+    if not isinstance(host, str) or not isinstance(port, int):
+        raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
+    return host, port
+
+
+def _address(name: Any) -> Address:
+    """Host and port of a socket's name, which has more for IPv6."""
+    return name[0], name[1]
+
+
+def _one_error(error: OSError, host: str, port: int) -> OSError:
+    """The error of a dial. If every attempt failed in the same way, that is its errno, and so its class."""
+    codes = {exc.errno for exc in getattr(error.__cause__, "exceptions", ())}
+    if error.errno is not None or len(codes) != 1:
+        return error
+    code = codes.pop()
+    return OSError(code, f"cannot connect to {host}:{port}: {os.strerror(code)}")

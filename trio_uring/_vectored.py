@@ -1,0 +1,160 @@
+"""A list of buffers to any stream that sends, never joined.
+
+Rules of this file: what can send a list at once is found by what it is (our streams, trio.SocketStream) or by the method that
+it has (`send_all_vectored`, which is how wrappers forward it). The timeout rule is the same for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._endpoint import release_view
+from ._errors import stream_error
+from ._send import IOV_MAX, SendSide, advance, buffer_views
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
+
+
+async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+    """Sends buffers in order, without joining them, on any trio.abc.SendStream.
+
+    On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the socket takes only a part);
+    a stream with a method `send_all_vectored(buffers, *, timeout=None)` is asked to do it, and a trio.StapledStream passes it
+    on. Any other stream (TLS, memory) gets the buffers one after another.
+
+    Args:
+        stream: where to send.
+        buffers: C-contiguous ones of any item size; empty ones are skipped, and there is no limit on their number. They are
+            borrowed until the call returns: the caller must not change them.
+        timeout: seconds for the whole call; None: the stream's own `send_timeout`, if it has one; math.inf: no limit.
+
+    Raises:
+        trio.TooSlowError: the time was up; what part of the data went is in `stream.bytes_sent` if the stream has that.
+        trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as the stream's send_all.
+        TypeError: something is not a buffer, or `buffers` is itself one. Nothing was sent.
+
+    Cancellation: as of the stream's send_all; some of the data may have been sent.
+    """
+    buffers = listed(buffers)
+    forward: Any = stream.send_all if isinstance(stream, SendSide) else getattr(stream, "send_all_vectored", None)
+    if forward is not None:
+        await forward(buffers, timeout=timeout)
+        return
+    if timeout is None:
+        timeout = getattr(stream, "send_timeout", None)
+    with within(timeout):
+        if isinstance(stream, trio.StapledStream) and type(stream).send_all is trio.StapledStream.send_all:
+            await send_all_vectored(stream.send_stream, buffers)
+        else:
+            await _send(stream, buffers)
+
+
+def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
+    """The scope of a call with a time limit, in seconds; none for None and math.inf."""
+    return contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout)
+
+
+def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
+    """The buffers as a list or tuple: an iterator is used up once, here."""
+    if isinstance(buffers, (list, tuple)):
+        return buffers
+    if isinstance(buffers, (bytes, bytearray, memoryview, str)):
+        raise TypeError(f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: use send_all for one")
+    return list(buffers)
+
+
+async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffer, ...]) -> None:
+    if isinstance(stream, trio.SocketStream):
+        await TrioTransport(stream).send_all(buffers)
+        return
+    views = byte_views(buffers)
+    try:
+        for view in views:
+            await stream.send_all(view)
+        if not views:
+            await stream.send_all(b"")
+    finally:
+        _release(views)
+
+
+class TrioTransport(trio.abc.HalfCloseableStream):
+    """A trio.SocketStream that sends lists and counts what it sent."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.socket = stream.socket
+        self.bytes_sent = 0
+
+    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
+        """trio.SocketStream.send_all, for one buffer or a sequence of them.
+
+        Cancellation: `bytes_sent` says how much went.
+        """
+        views = byte_views(data)
+        try:
+            # The detector is trio's own: a send_all of another task on the trio stream meets it as well.
+            with self.stream._send_conflict_detector:  # pyright: ignore[reportPrivateUsage]
+                if self.socket.did_shutdown_SHUT_WR:
+                    raise trio.ClosedResourceError("can't send data after sending EOF")
+                self.bytes_sent = 0
+                await self._send_views(views)
+        except OSError as exc:
+            raise stream_error(exc.errno or 0) from exc
+        finally:
+            _release(views)
+
+    async def send_all_vectored(self, buffers: Sequence[Buffer], *, timeout: float | None = None) -> None:
+        with within(timeout):
+            await self.send_all(buffers)
+
+    async def _send_views(self, views: list[memoryview]) -> None:
+        if not views:
+            if self.socket.fileno() == -1:
+                raise trio.ClosedResourceError("this stream was already closed")
+            await trio.lowlevel.checkpoint()
+        index = start = 0
+        while index < len(views):
+            with views[index][start:] as first:
+                if len(views) - index == 1 or not hasattr(self.socket, "sendmsg"):
+                    sent = await self.socket.send(first)
+                else:
+                    sent = await self.socket.sendmsg([first, *views[index + 1 : index + IOV_MAX]])
+            self.bytes_sent += sent
+            index, start = advance(views, index, start + sent)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self.stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self.stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+def byte_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
+    """The buffers that are not empty, as memory of bytes, which is what other streams know how to slice."""
+    views = []
+    for view in buffer_views(data):
+        with view:
+            try:
+                views.append(view.cast("B"))
+            except TypeError:  # an item format that only its own library knows
+                views.append(memoryview(bytes(view)))
+    return views
+
+
+def _release(views: list[memoryview]) -> None:
+    """A traceback may keep the frame that has them; the caller may resize its buffers all the same."""
+    for view in views:
+        release_view(view)
