@@ -17,7 +17,7 @@ import trio
 from ._buffered import BufferedReceiveStream
 from ._errors import IncompleteReadError
 from ._receive import ReceiveSide
-from ._send import buffer_list
+from ._send import SendSide, buffer_list
 from ._vectored import send_all_vectored, within
 from .framing import (
     MAX_SIZE,
@@ -71,8 +71,11 @@ async def send_frame(
     Cancellation: a part of the frame may have been sent; then only closing the stream is left to do. `bytes_sent` of the stream
     says how much, if the stream has it.
     """
-    check_max_size(max_size)
-    await send_all_vectored(stream, _encode(payload, max_size, prefix), timeout=timeout)
+    buffers = _encode(payload, check_max_size(max_size), prefix)
+    if isinstance(stream, SendSide):
+        await stream.send_all(buffers, timeout=timeout)
+    else:
+        await send_all_vectored(stream, buffers, timeout=timeout)
 
 
 async def receive_frame(

@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Opcode(enum.IntEnum):
@@ -114,7 +114,7 @@ class Operation:
         self.fd = fd
         self.owner = owner  # holds the descriptor open for as long as the ring's table holds this operation
         self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
-        self.buffers: list[memoryview] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
+        self.buffers: Sequence[Any] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
         self.length = 0  # bytes, without `start`; of `buffers`: all together
         self.offset = 0  # file offset, or the length of a socket address

@@ -81,6 +81,7 @@ _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
+_new, _VECTOR = ffi.new, ffi.typeof("struct tu_vector *")
 
 
 class UringRing:
@@ -390,14 +391,11 @@ def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any
     raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
 
 
-def _vector(buffers: Iterable[memoryview], start: int) -> list[Any]:
+def _vector(buffers: Iterable[Any], start: int) -> list[Any]:
     """Returns [struct tu_vector, pins...]: what SENDMSG and WRITEV point at, and what keeps it where it is."""
-    pins: list[Any] = [ffi.from_buffer(view) for view in buffers]
-    vector = ffi.new("struct tu_vector *", {"iov": 2 * len(pins)})
-    for index, pin in enumerate(pins):
-        lib.tu_vector_set(vector, index, pin, start, len(pin) - start)
-        start = 0
-    lib.tu_vector_finish(vector, len(pins))
+    pins: list[Any] = [_from_buffer(buffer) for buffer in buffers]
+    vector = _new(_VECTOR, {"iov": 2 * len(pins)})
+    lib.tu_vector_fill(vector, len(pins), pins, [len(pin) for pin in pins], start)
     return [vector, *pins]
 
 

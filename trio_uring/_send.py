@@ -72,39 +72,57 @@ class SendSide(Endpoint):
         if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
                 await self.send_all(data, timeout=math.inf)
-        elif type(data) is bytes and data:  # what most sends are: one coroutine, and nothing of the general case
-            op = self._begin_send()
-            try:
-                if self._orphan_send is not None:
-                    await self._settle_send(self._orphan_send)
-                op.buffer, op.start, op.length = data, 0, min(len(data), SEND_MAX)
-                if op.driver.begin(op, True):
-                    res = await wait_task_rescheduled(op.abort)
-                else:
-                    res = await op.driver.perform_eagerly(op)
-                if res > 0:
-                    self.bytes_sent = res
-                if res != len(data):
-                    await self._send_views([memoryview(data)], res)
-            finally:
-                self._sending = False
-                if op.task is not None or op.state.in_kernel:
-                    self._orphan_send = self._left_behind(op)
-        else:
+            return
+        length = len(data) if type(data) is bytes else _plain_length(data)
+        if not 0 < length <= SEND_MAX:
             await self._send(data)
+            return
+        # What most sends are: one coroutine, no views, and nothing of the general case.
+        op = self._begin_send(type(data) is not bytes)
+        try:
+            if self._orphan_send is not None:
+                await self._settle_send(self._orphan_send)
+            if type(data) is bytes:
+                op.buffer = data
+            else:
+                # The caller's list may change while the operation waits.
+                op.buffers = data = tuple(data)  # type: ignore[arg-type]
+            op.start, op.length = 0, length
+            if op.driver.begin(op, True):
+                res = await wait_task_rescheduled(op.abort)
+            else:
+                res = await op.driver.perform_eagerly(op)
+            if res > 0:
+                self.bytes_sent = res
+            if res != length:
+                await self._send_rest(data, res)
+        finally:
+            self._sending = False
+            if op.task is not None or op.state.in_kernel:
+                self._orphan_send = self._left_behind(op)
+
+    async def _send_rest(self, data: Buffer | Sequence[Buffer], res: int) -> None:
+        """After a first operation on `data` that was not all: short, refused for now, or failed."""
+        views = buffer_views(data)
+        try:
+            await self._send_views(views, res)
+        finally:
+            self._orphan_send = self._left_behind(self._one, self._many)
+            for view in views:
+                release_view(view)
 
     async def _settle_send(self, orphan: TaskOperation) -> None:
         await orphan.driver.settle(orphan)
         self._orphan_send = None
         self._check_can_send()
 
-    def _begin_send(self) -> TaskOperation:
-        """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer."""
+    def _begin_send(self, many: bool = False) -> TaskOperation:
+        """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer, or many."""
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending data on this stream")
         if self._closed or self._fileno() != self._fd or (self._socket is not None and self._socket.did_shutdown_SHUT_WR):
             self._check_can_send()
-        op = self._one or self._make_one()
+        op = (self._many or self._make_many()) if many else (self._one or self._make_one())
         self._sending = True
         self.bytes_sent = 0
         return op
@@ -202,6 +220,19 @@ class SendSide(Endpoint):
             await self._poll(select.POLLOUT)
         finally:
             self._sending = False
+
+
+def _plain_length(data: object) -> int:
+    """Bytes of a short list of bytes objects, which the ring can pin as they are; 0: it is something else."""
+    length = 0
+    if type(data) is list or type(data) is tuple:
+        for item in data:
+            if type(item) is not bytes:
+                return 0
+            length += len(item)
+        if len(data) > IOV_MAX or length > VECTOR_BYTES_MAX:
+            return 0
+    return length
 
 
 def buffer_views(data: object) -> list[memoryview]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import ctypes
 import hashlib
 import mmap
 import os
 import random
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,3 +275,23 @@ async def test_bytes_sent_is_of_the_last_send_and_grows_while_it_runs() -> None:
             while len(got) < 200_005:
                 got += await until(lambda: drain(right), "more bytes")
         assert stream.bytes_sent == 200_000
+
+
+@types.coroutine
+def parked(call: Any, then: Callable[[], object]) -> Any:
+    """Awaits `call`, and does something as soon as it has parked, before anything else can run."""
+    message = call.send(None)
+    then()
+    outcome = yield message
+    with contextlib.suppress(StopIteration):
+        call.send(outcome)
+
+
+async def test_a_list_that_changes_while_its_send_is_queued_changes_nothing(monkeypatch):
+    monkeypatch.setattr("trio_uring._engine.QUIET_MAX", 0)  # no eager sends: it waits for the end of the pass
+    ours, theirs = unix_streams()
+    async with ours, theirs:
+        data = [b"first", b"second"]
+        await parked(ours.send_all(data), data.clear)
+        assert ours.bytes_sent == 11
+        assert await theirs.receive_some() == b"firstsecond"

@@ -330,13 +330,12 @@ int tu_cancel(tu_ring *ring, uint64_t target) {
     return 0;
 }
 
-int tu_vector_set(struct tu_vector *vector, unsigned index, void *addr, size_t offset, size_t length) {
-    vector->iov[2 * index] = (uint64_t)(uintptr_t)addr + offset;
-    vector->iov[2 * index + 1] = length;
-    return 0;
-}
-
-int tu_vector_finish(struct tu_vector *vector, unsigned count) {
+int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start) {
+    for (unsigned index = 0; index < count; index++) {
+        vector->iov[2 * index] = (uint64_t)(uintptr_t)addrs[index] + start;
+        vector->iov[2 * index + 1] = lengths[index] - start;
+        start = 0;
+    }
     struct msghdr header;
     memset(&header, 0, sizeof header);
     header.msg_iov = (struct iovec *)(void *)vector->iov;

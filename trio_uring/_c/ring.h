@@ -17,7 +17,7 @@ struct tu_info {
     uint32_t cq_entries;
 };
 
-/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_set, borrowed by the kernel. */
+/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_fill, borrowed by the kernel. */
 struct tu_vector {
     uint64_t msghdr[7];    /* a struct msghdr; ring.c asserts that it fits */
     uint64_t iov[];        /* pairs of address and length: struct iovec */
@@ -45,8 +45,8 @@ struct tu_entry {
 
 int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token);
 int tu_cancel(tu_ring *ring, uint64_t target);      /* ASYNC_CANCEL by user_data; its own completion has token 0 */
-int tu_vector_set(struct tu_vector *vector, unsigned index, void *addr, size_t offset, size_t length);
-int tu_vector_finish(struct tu_vector *vector, unsigned count);
+/* Fills it with `count` buffers, of which the first begins at byte `start`. */
+int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start);
 
 int tu_sq_space(tu_ring *ring);
 int tu_buffers_in_use(tu_ring *ring);   /* reported by tu_drain, not yet recycled */
