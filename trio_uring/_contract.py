@@ -53,7 +53,7 @@ class RingInfo:
 
 
 class Ring(Protocol):
-    """What the driver needs of a ring. UringRing and testing.FakeRing are rings; one suite tests every ring."""
+    """What the driver needs of a ring."""
 
     counters: RingCounters
     info: RingInfo

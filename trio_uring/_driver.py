@@ -51,7 +51,7 @@ class Driver(Engine):
         super().__init__(ring)
         self.rescued = 0  # see _watch
         self._hooks = _Hooks(self)
-        self._hooked = False  # the hooks reaped in this pass
+        self._hooks_reaped = False  # in this pass
         self._wakes = 0  # times that the ring's descriptor woke us
         self._before_wait = (0, 0)  # completions and wakes when trio began its last wait
         self._late = False
@@ -76,10 +76,10 @@ class Driver(Engine):
             while self._working():
                 await trio.lowlevel.wait_readable(self.ring.fileno())
                 self._wakes += 1
-                if not self._hooked:
+                if not self._hooks_reaped:
                     self.rehook()
                     self.reap()
-                self._hooked = False
+                self._hooks_reaped = False
         except trio.Cancelled:
             self.rehook()
             # Asked again after each scope: a task that was woken last may have queued the next before we ran.
@@ -117,7 +117,7 @@ class Driver(Engine):
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
-            hooked = self._was_hooked()
+            hooked = self._restore_hooks()
             self.reap()
             before, wakes = self._before_wait
             found = hooked and before == seen != self.ring.counters.completions
@@ -126,8 +126,8 @@ class Driver(Engine):
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
 
-    def _was_hooked(self) -> bool:
-        """Puts the hooks back if they are gone, and tells."""
+    def _restore_hooks(self) -> bool:
+        """Puts the hooks back. False: somebody had removed them."""
         try:
             trio.lowlevel.remove_instrument(self._hooks)
         except KeyError:
@@ -152,7 +152,7 @@ class Driver(Engine):
             self.come_back()
 
     def after_io_wait(self) -> None:
-        self._hooked = True
+        self._hooks_reaped = True
         self.reap()
 
     # -- the end

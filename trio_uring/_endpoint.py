@@ -62,14 +62,11 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
             raise TypeError(f"{what} requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
-        if sock.type != stdlib_socket.SOCK_STREAM:
-            raise ValueError(f"{what} requires a SOCK_STREAM socket")
-        return trio.socket.from_stdlib_socket(sock)
-    if not isinstance(sock, trio.socket.SocketType):
+    elif not isinstance(sock, trio.socket.SocketType):
         raise TypeError(f"{what} requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_STREAM:
         raise ValueError(f"{what} requires a SOCK_STREAM socket")
-    return sock
+    return trio.socket.from_stdlib_socket(sock) if isinstance(sock, stdlib_socket.socket) else sock
 
 
 def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:

@@ -355,14 +355,15 @@ class Engine:
     def fail(self, exc: BaseException) -> None:
         """The ring is gone. Everyone who waits is told; what the kernel may still write to stays pinned by the ring."""
         self.failure = exc
-        self.attention = _ignore
+        self.attention = self._refuse_failed
         _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
         for op in self._done:  # these were done before it happened
             self._wake(op)
         self._done.clear()
         stranded: list[Any] = [*self.ring.table.values(), *self.queue]
         for op in self.queue:
-            op.let_go()
+            if not op.state.in_kernel:  # an earlier flush of this pass may have handed it over
+                op.let_go()
         self.queue.clear()
         for op in stranded:
             error = trio.BrokenResourceError(f"trio_uring's driver has failed: {exc}")
@@ -377,8 +378,6 @@ class Engine:
         try:
             if not self.closed and get_ident() != self._thread:
                 raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
-            if not self.closed and self.failure is not None:
-                raise trio.BrokenResourceError(f"trio_uring's driver has failed: {self.failure}") from self.failure
             if self.attention is not None:
                 self.attention(op)
         except BaseException:
@@ -386,10 +385,9 @@ class Engine:
                 op.let_go()
             raise
 
+    def _refuse_failed(self, _: TaskOperation) -> None:
+        raise trio.BrokenResourceError(f"trio_uring's driver has failed: {self.failure}") from self.failure
+
 
 def _nothing() -> None:
-    pass
-
-
-def _ignore(op: TaskOperation) -> None:
     pass

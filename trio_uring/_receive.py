@@ -25,6 +25,7 @@ from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
+from ._timed import TimedReceive
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,7 +41,7 @@ RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 _T = TypeVar("_T")
 
 
-class ReceiveSide(Endpoint):
+class ReceiveSide(TimedReceive, Endpoint):
     """Mixed into the streams that receive."""
 
     _receive_operation: TaskOperation | None = None
@@ -101,20 +102,19 @@ class ReceiveSide(Endpoint):
                     res = await wait_task_rescheduled(op.abort)
                 else:
                     res = await op.driver.perform_eagerly(op)
-                if res > 0:
+                if res >= 0:
                     chunk, op.chunk = op.chunk, None
                     if op.group == LARGE_GROUP or res == SMALL_SIZE:
                         self._adapt(op, res)
-                    return chunk if chunk is not None else bytes(own[:res])  # type: ignore[index]
-                if res == 0:
-                    op.chunk = None
-                    return b""
+                    return (chunk or b"") if own is None else _take_own(op, own)
                 await self._again(op, res)
         finally:
             self._receiving = False
             if op.task is not None or op.state.in_kernel:
                 self._leave_behind(op, own)
-            elif op.chunk is not None:  # it was done, and the coroutine destroyed before it resumed
+            elif op.chunk is not None or (own is not None and op.res > 0):  # done, and destroyed before it resumed
+                if own is not None:
+                    op.chunk = _take_own(op, own)
                 self._keep_chunk(op)
 
     def _begin_receive(self) -> TaskOperation:
@@ -250,7 +250,7 @@ class ReceiveSide(Endpoint):
             chunk = await self.receive_some(view.nbytes, timeout=math.inf)
             return io.BytesIO(chunk).readinto(view)  # into any format, where a slice would want bytes
         self._begin_receive()
-        op = self._into_operation or self._make_into_operation()
+        op = self._into_operation = self._into_operation or self._make_operation()
         try:
             while True:
                 op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
@@ -294,15 +294,17 @@ class ReceiveSide(Endpoint):
             self._use(op, SMALL_GROUP)
         return op
 
-    def _make_into_operation(self) -> TaskOperation:
-        op = self._into_operation = self._make_operation()
-        return op
-
     def _make_operation(self) -> TaskOperation:
         op = self._operation(Opcode.RECV if self._is_socket else Opcode.READ)
         if not self._is_socket:
             op.offset = 2**64 - 1  # the current position, which pipes do not have
         return op
+
+
+def _take_own(op: TaskOperation, own: memoryview) -> bytes:
+    """What was received into memory that the call brought. Taken once: the result says whether it still is to be."""
+    count, op.res = op.res, 0
+    return bytes(own[:count])
 
 
 def _stash(op: TaskOperation, view: memoryview, res: int) -> None:

@@ -17,6 +17,7 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import threading
@@ -34,38 +35,29 @@ from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcod
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# linux/io_uring.h
-_SETUP_CQSIZE, _SETUP_CLAMP, _SETUP_SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
-_SETUP_COOP_TASKRUN, _SETUP_TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
-_SETUP_SINGLE_ISSUER, _SETUP_DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
+
+class Setup(enum.IntFlag):
+    """IORING_SETUP_* of linux/io_uring.h, as are the constants below."""
+
+    CQSIZE, CLAMP, SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
+    COOP_TASKRUN, TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
+    SINGLE_ISSUER, DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
+
+
 _FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
 _ENTER_GETEVENTS = 1 << 0
 _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
 _SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
 
-_BASE = _SETUP_CQSIZE | _SETUP_CLAMP
-_MODERN = _BASE | _SETUP_SUBMIT_ALL | _SETUP_TASKRUN_FLAG
+_BASE = Setup.CQSIZE | Setup.CLAMP
+_MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
+_COOP = _MODERN | Setup.COOP_TASKRUN
 # Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
 LADDERS: dict[str, tuple[int, ...]] = {
-    "coop": (
-        _MODERN | _SETUP_COOP_TASKRUN | _SETUP_SINGLE_ISSUER,
-        _MODERN | _SETUP_COOP_TASKRUN,
-        _BASE | _SETUP_SUBMIT_ALL,
-        _BASE,
-        0,
-    ),
+    "coop": (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0),
     # An option: completions wait until we enter, and only an eventfd wakes a sleeping epoll.
-    "defer": (_MODERN | _SETUP_DEFER_TASKRUN | _SETUP_SINGLE_ISSUER,),
+    "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER,),
     "plain": (_BASE, 0),
-}
-SETUP_FLAG_NAMES = {
-    _SETUP_CQSIZE: "CQSIZE",
-    _SETUP_CLAMP: "CLAMP",
-    _SETUP_SUBMIT_ALL: "SUBMIT_ALL",
-    _SETUP_COOP_TASKRUN: "COOP_TASKRUN",
-    _SETUP_TASKRUN_FLAG: "TASKRUN_FLAG",
-    _SETUP_SINGLE_ISSUER: "SINGLE_ISSUER",
-    _SETUP_DEFER_TASKRUN: "DEFER_TASKRUN",
 }
 
 SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
@@ -144,7 +136,7 @@ class UringRing:
             raise RingUnavailableError(errno.EOPNOTSUPP, f"this kernel's io_uring lacks {', '.join(lacking)}")
         return RingInfo(
             backend="uring",
-            setup_flags=tuple(name for bit, name in SETUP_FLAG_NAMES.items() if raw.setup_flags & bit),
+            setup_flags=tuple(name for name, bit in Setup.__members__.items() if raw.setup_flags & bit),
             features=raw.features,
             sq_entries=raw.sq_entries,
             cq_entries=raw.cq_entries,
@@ -260,16 +252,13 @@ class UringRing:
             more = self._view[0]
             if more & 6:
                 self.counters.cq_overflows += more >> 2
-                self._run_task_work()
+                if lib.tu_overflowed(self._c):
+                    raise RingBrokenError(errno.EBADR, "the kernel dropped completions for want of memory")
+                self._enter(0, _ENTER_GETEVENTS)
             elif not more:
                 break
         if used:  # only now: a sender that refilled the pool while we drained would keep us here for ever
             lib.tu_recycle(self._c)
-
-    def _run_task_work(self) -> None:
-        if lib.tu_overflowed(self._c):
-            raise RingBrokenError(errno.EBADR, "the kernel dropped completions for want of memory")
-        self._enter(0, _ENTER_GETEVENTS)
 
     def _collect(self, values: list[int], done: list[Operation]) -> bool:
         table, moved, used = self.table, self.counters.moved, False
@@ -374,7 +363,7 @@ def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any
         entries = sq_entries
         while True:
             wanted = entries * CQ_FACTOR if cq_entries is None else cq_entries
-            result = lib.tu_open(out, entries, wanted, setup_flags, bool(setup_flags & _SETUP_DEFER_TASKRUN), info)
+            result = lib.tu_open(out, entries, wanted, setup_flags, bool(setup_flags & Setup.DEFER_TASKRUN), info)
             if result != -errno.ENOMEM:
                 break
             if entries > SQ_ENTRIES_MIN:

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from typing import Any
 
 import trio
 
+import trio_uring
 from trio_uring import _driver, _ring
 from trio_uring._op import Operation
 
@@ -156,6 +158,18 @@ def expect_log(text: str) -> int:
     assert found, f"nothing with {text!r} was logged: {[record.getMessage() for record in _logged.records]}"
     _logged.records = [record for record in _logged.records if record not in found]
     return len(found)
+
+
+def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
+    """A stream, and the plain socket at its other end."""
+    ours, theirs = socket.socketpair()
+    return trio_uring.SocketStream(ours), theirs
+
+
+def stream_pair() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
+    """Both ends as streams."""
+    ours, theirs = socket.socketpair()
+    return trio_uring.SocketStream(ours), trio_uring.SocketStream(theirs)
 
 
 def open_fds() -> dict[int, str]:

@@ -23,12 +23,7 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 
-from .child import FLAGS, in_child, open_fds, use_ring
-
-
-def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), theirs
+from .child import FLAGS, in_child, open_fds, pair, use_ring
 
 
 async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:

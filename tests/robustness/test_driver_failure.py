@@ -20,8 +20,9 @@ import trio.testing
 
 import trio_uring
 from trio_uring import _ring
+from trio_uring._errors import RingBrokenError
 
-from .child import FLAGS, driver, expect_log, in_child, no_watchdog, use_ring
+from .child import FLAGS, driver, expect_log, in_child, no_watchdog, pair, use_ring
 from .seccomp import IO_URING_ENTER, deny
 
 BLOCKED = 20
@@ -40,11 +41,6 @@ class Passes(trio.abc.Instrument):
 async def expect_broken(operation: Any, *arguments: Any) -> None:
     with pytest.raises(trio.BrokenResourceError, match="driver has failed"):
         await operation(*arguments)
-
-
-def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), theirs
 
 
 async def break_under_blocked_tasks(break_it: Any) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
@@ -230,3 +226,42 @@ async def next_run() -> None:
         peer.send(b"works")
         assert await stream.receive_some() == b"works"
     peer.close()
+
+
+class BreaksAtItsSecondEnter(_ring.UringRing):
+    """Its second enter fails for good: operations of the same pass are in the kernel by then."""
+
+    enters = 0
+
+    def _enter(self, *arguments: Any) -> Any:
+        self.enters += 1
+        if self.enters == 2:
+            raise RingBrokenError(errno.EPERM, "injected")
+        return super()._enter(*arguments)
+
+
+@in_child(hang_seconds=10)
+def test_a_failure_within_a_pass_keeps_what_the_kernel_has_pinned() -> None:
+    buffers = [bytearray(4000) for _ in range(20)]
+
+    async def receive_into_all_of_them() -> None:
+        pairs = [pair() for _ in buffers]
+        async with trio.open_nursery() as nursery:
+            for (stream, _), buffer in zip(pairs, buffers):
+                nursery.start_soon(expect_broken, stream.receive_into, buffer)
+        held = driver().ring.table.values()
+        assert len(held) >= 8
+        assert all(op.pin is not None for op in held)
+        resizable = 0
+        for buffer in buffers:
+            with contextlib.suppress(BufferError):
+                buffer.append(0)
+                resizable += 1
+        assert resizable == len(buffers) - len(held)
+
+    use_ring(BreaksAtItsSecondEnter, sq_entries=16)
+    with pytest.warns(ResourceWarning):
+        trio.run(receive_into_all_of_them)
+    expect_log("driver has failed")
+    expect_log("could not empty its ring")
+    os._exit(0)

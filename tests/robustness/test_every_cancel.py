@@ -17,7 +17,7 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, in_child, no_watchdog, use_ring
+from .child import FLAGS, in_child, no_watchdog, stream_pair, use_ring
 from .peer import HOST
 
 MOMENTS = ("queued", "in flight")
@@ -49,18 +49,13 @@ async def finish(*streams: Any) -> None:
     assert trio_uring.current_statistics().in_flight == 0
 
 
-def socket_streams() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), trio_uring.SocketStream(theirs)
-
-
 def pipe_streams() -> tuple[trio_uring.SendStream, trio_uring.ReceiveStream]:
     read_fd, write_fd = os.pipe()
     return trio_uring.SendStream(write_fd), trio_uring.ReceiveStream(read_fd)
 
 
 def ends(kind: str) -> Any:
-    return socket_streams() if kind == "socket" else pipe_streams()
+    return stream_pair() if kind == "socket" else pipe_streams()
 
 
 @pytest.mark.parametrize("kind", ["socket", "pipe"])
@@ -110,7 +105,7 @@ async def test_sends(flags: str, kind: str, many: bool) -> None:
 
 @in_child()
 async def test_waiting_to_send() -> None:
-    sender, receiver = socket_streams()
+    sender, receiver = stream_pair()
     with trio.move_on_after(0):
         await sender.send_all(bytes(2**22))
     await trio.testing.wait_all_tasks_blocked()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from typing import Any
 
 import pytest
@@ -18,12 +17,7 @@ import trio.testing
 import trio_uring
 from trio_uring import _ring
 
-from .child import FLAGS, in_child, no_watchdog, use_ring
-
-
-def stream_pair() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), trio_uring.SocketStream(theirs)
+from .child import FLAGS, in_child, no_watchdog, stream_pair, use_ring
 
 
 async def close_all(*streams: Any) -> None:

@@ -199,14 +199,11 @@ async def block_and_break(streams: list[trio_uring.SocketStream], buffer: bytear
 @in_child()
 def test_after_trio_itself_crashed(flags: str) -> None:
     use_ring(flags=flags)
-    watch, running = Watch(), Load()
-    streams = [running.pair()[0] for _ in range(PAIRS)]
-    buffer = running.buffer(2**22)
-    assert types_raised(block_and_break, streams, buffer) == {trio.TrioInternalError}
-    del streams
-    running.close()
-    running.check_unpinned()
-    watch.check_left()
+    with load() as running:
+        streams = [running.pair()[0] for _ in range(PAIRS)]
+        buffer = running.buffer(2**22)
+        assert types_raised(block_and_break, streams, buffer) == {trio.TrioInternalError}
+        del streams
 
 
 async def interrupted(running: Load, after: int) -> None:

@@ -20,7 +20,7 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, expect_log, in_child, iou_threads, no_watchdog, open_fds, rss, use_ring
+from .child import FLAGS, expect_log, in_child, iou_threads, no_watchdog, open_fds, rss, stream_pair, use_ring
 from .peer import HOST, echo_peer, peer
 
 FLOOD = 256 * 2**20
@@ -31,11 +31,6 @@ RSS_GROWTH_MAX = 16 * 2**20
 async def echo(stream: trio_uring.SocketStream) -> None:
     async for data in stream:
         await stream.send_all(data)
-
-
-def stream_pair() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), trio_uring.SocketStream(theirs)
 
 
 async def echo_messages(stream: trio_uring.SocketStream, count: int) -> None:

@@ -19,15 +19,10 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, in_child, open_fds, use_ring
+from .child import FLAGS, in_child, open_fds, pair, use_ring
 from .peer import HOST, echo_peer
 
 OK = 0
-
-
-def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), theirs
 
 
 def run_by_hand(coro: Any) -> None:

@@ -19,15 +19,10 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, Watch, driver, in_child, no_watchdog, remove_hooks, set_watchdog, use_ring
+from .child import FLAGS, Watch, driver, in_child, no_watchdog, pair, remove_hooks, set_watchdog, use_ring
 from .peer import echo_peer
 
 MESSAGES = 300
-
-
-def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), theirs
 
 
 async def chat(messages: int) -> None:

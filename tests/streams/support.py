@@ -139,9 +139,9 @@ def unix_streams(send_buffer: int | None = None) -> tuple[trio_uring.SocketStrea
     return trio_uring.SocketStream(left), trio_uring.SocketStream(right)
 
 
-def tcp_streams(buffer: int | None = None) -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
-    left, right = tcp_sockets(buffer)
-    return trio_uring.SocketStream(left), trio_uring.SocketStream(right)
+def stream_and_peer() -> tuple[trio_uring.SocketStream, socket.socket]:
+    left, right = unix_sockets()
+    return trio_uring.SocketStream(left), right
 
 
 def pipe_streams() -> tuple[trio_uring.SendStream, trio_uring.ReceiveStream]:
@@ -160,6 +160,20 @@ async def closing(*resources: trio.abc.AsyncResource | socket.socket) -> AsyncIt
                 await trio.aclose_forcefully(resource)
             else:
                 resource.close()
+
+
+@contextlib.asynccontextmanager
+async def receiving(stream: trio_uring.SocketStream) -> AsyncIterator[list[bytes]]:
+    """Meanwhile a task is blocked in a receive on `stream`; at the end it has received, and the list has what."""
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await until_blocked(stream.socket.fileno())
+        yield got
 
 
 # -- clogging, draining

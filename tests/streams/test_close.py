@@ -25,6 +25,8 @@ from .support import (
     operations_on,
     passes,
     pipe_streams,
+    receiving,
+    stream_and_peer,
     tcp_sockets,
     unix_sockets,
     unix_streams,
@@ -208,16 +210,9 @@ async def test_one_sender_at_a_time(first: str) -> None:
 
 
 async def test_one_receiver_at_a_time() -> None:
-    left, peer = unix_sockets()
-    stream, got = SocketStream(left), []
-
-    async def receive() -> None:
-        got.append(await stream.receive_some())
-
+    stream, peer = stream_and_peer()
     async with closing(stream, peer):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
-            await until_blocked(left.fileno())
+        async with receiving(stream) as got:
             for call in (
                 stream.receive_some,
                 lambda: stream.receive_into(bytearray(9)),
@@ -325,16 +320,9 @@ async def test_send_eof_in_a_cancelled_scope_does_nothing() -> None:
 
 
 async def test_send_eof_with_a_blocked_receiver_leaves_it_alone() -> None:
-    left, peer = unix_sockets()
-    stream, got = SocketStream(left), []
-
-    async def receive() -> None:
-        got.append(await stream.receive_some())
-
+    stream, peer = stream_and_peer()
     async with closing(stream, peer):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
-            await until_blocked(left.fileno())
+        async with receiving(stream) as got:
             await stream.send_eof()
             assert saw_end(peer)
             peer.send(b"reply")

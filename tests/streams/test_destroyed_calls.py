@@ -7,8 +7,7 @@ tests/robustness/test_destroyed.py drive coroutines by hand; here the next call 
 
 from __future__ import annotations
 
-import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import outcome
 import pytest
@@ -18,11 +17,13 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring import _send
+from trio_uring._driver import install
+from trio_uring._ring import UringRing
 
+from .support import stream_and_peer
 
-def pair() -> tuple[trio_uring.SocketStream, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return trio_uring.SocketStream(ours), theirs
+if TYPE_CHECKING:
+    import socket
 
 
 async def park(coro: Any) -> None:
@@ -36,7 +37,7 @@ async def park(coro: Any) -> None:
 
 
 async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
-    stream, peer = pair()
+    stream, peer = stream_and_peer()
     peer.send(b"AAAA")
     coro = stream.receive_exactly(10)
     for _ in range(2):  # the first four bytes, then it waits for the rest
@@ -60,7 +61,7 @@ async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
 
 
 async def test_what_a_destroyed_receive_into_got_is_kept():
-    stream, peer = pair()
+    stream, peer = stream_and_peer()
     buffer = bytearray(16)
     coro = stream.receive_into(buffer)
     await park(coro)
@@ -70,6 +71,26 @@ async def test_what_a_destroyed_receive_into_got_is_kept():
     buffer.append(0)
     await stream.aclose()
     peer.close()
+
+
+@pytest.mark.parametrize("provided", [True, False])
+def test_what_a_receive_had_that_was_destroyed_when_it_was_done_is_kept(provided):
+    async def scenario() -> None:
+        install(UringRing(provide_buffers=provided))
+        stream, peer = stream_and_peer()
+        coro = stream.receive_some()
+        await park(coro)
+        stream._receive_operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+        peer.send(b"AAAA")
+        while stream._receive_operation.state.in_kernel:
+            await trio.lowlevel.checkpoint()
+        coro.close()
+        peer.send(b"BBBB")
+        assert await stream.receive_exactly(8) == b"AAAABBBB"
+        await stream.aclose()
+        peer.close()
+
+    trio.run(scenario)
 
 
 async def test_accept_after_a_destroyed_accept_in_the_same_pass():
@@ -88,7 +109,7 @@ async def send_later(peer: socket.socket, data: bytes) -> None:
 
 
 async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
-    stream, peer = pair()
+    stream, peer = stream_and_peer()
     coro = stream.receive_some()
     await park(coro)
     operation = stream._receive_operation
@@ -106,7 +127,7 @@ async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
 
 
 async def test_a_destroyed_send_does_not_stop_the_next():
-    stream, peer = pair()
+    stream, peer = stream_and_peer()
     coro = stream.send_all(bytes(2**22))
     await park(coro)
     coro.close()
@@ -127,7 +148,7 @@ async def test_a_destroyed_send_does_not_stop_the_next():
 async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypatch):
     """A length has 32 bits in the kernel: larger buffers go in parts. Here with a smaller limit."""
     monkeypatch.setattr(_send, "SEND_MAX", 1000)
-    stream, peer = pair()
+    stream, peer = stream_and_peer()
     data = bytes(range(250)) * 20
     await stream.send_all(data[:size])
     assert stream.bytes_sent == size

@@ -95,14 +95,18 @@ def make_buffers(lengths: list[int], kind_cycle: list[str]) -> list[Any]:
     return buffers
 
 
+def socket_pair(transport: str) -> tuple[SocketStream, trio.SocketStream]:
+    left, right = tcp_sockets() if transport == "tcp" else unix_sockets(TINY)
+    return SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+
+
 def send_pair(transport: str) -> tuple[Any, trio.abc.ReceiveStream]:
     if transport == "pipe":
         read, write = os.pipe()
         return SendStream(write), trio.lowlevel.FdStream(read)
-    left, right = tcp_sockets() if transport == "tcp" else unix_sockets(TINY)
-    if transport == "tcp":
-        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TINY)
-    return SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+    stream, peer = socket_pair(transport)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TINY)
+    return stream, peer
 
 
 # -- sending
@@ -226,8 +230,7 @@ def receive_pair(transport: str) -> tuple[Any, trio.abc.SendStream]:
     if transport == "pipe":
         read, write = os.pipe()
         return ReceiveStream(read), trio.lowlevel.FdStream(write)
-    left, right = tcp_sockets() if transport == "tcp" else unix_sockets(TINY)
-    return SocketStream(left), trio.SocketStream(trio.socket.from_stdlib_socket(right))
+    return socket_pair(transport)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])

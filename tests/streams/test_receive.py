@@ -17,15 +17,32 @@ import trio
 import trio_uring
 from trio_uring import IncompleteReadError, ReceiveStream, SocketStream
 
-from .support import clog, closing, drain, passes, pattern, receive_all, tcp_sockets, unix_sockets, until, until_blocked
+from .support import (
+    clog,
+    closing,
+    drain,
+    passes,
+    pattern,
+    receive_all,
+    stream_and_peer,
+    tcp_sockets,
+    unix_sockets,
+    until,
+    until_blocked,
+)
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Awaitable, Callable
 
 
-def stream_and_peer() -> tuple[SocketStream, socket.socket]:
-    left, right = unix_sockets()
-    return SocketStream(left), right
+async def takes_nothing(error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Awaitable[Any]]) -> None:
+    """`call`, a receive on the stream that it is given, raises `error`, and the stream's data stays there."""
+    stream, peer = stream_and_peer()
+    async with closing(stream, peer):
+        peer.send(b"data")
+        with pytest.raises(error):
+            await call(stream)
+        assert await stream.receive_some() == b"data"
 
 
 # -- receive_some
@@ -55,12 +72,7 @@ async def test_max_bytes(max_bytes: int | None) -> None:
     [(0, ValueError), (-1, ValueError), (-(2**70), ValueError), (1.0, TypeError), ("9", TypeError), (b"", TypeError)],
 )
 async def test_impossible_max_bytes_take_nothing(max_bytes: Any, error: type[Exception]) -> None:
-    stream, peer = stream_and_peer()
-    async with closing(stream, peer):
-        peer.send(b"data")
-        with pytest.raises(error):
-            await stream.receive_some(max_bytes)
-        assert await stream.receive_some() == b"data"
+    await takes_nothing(error, lambda stream: stream.receive_some(max_bytes))
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "pipe"])
@@ -183,12 +195,7 @@ async def test_receive_into_a_buffer_that_is_too_small(left_over: bool) -> None:
     "buffer", [b"read-only", memoryview(b"read-only"), bytearray(), memoryview(bytearray(8))[::2], "text", None, [bytearray(4)]]
 )
 async def test_buffers_that_cannot_be_received_into_take_nothing(buffer: Any) -> None:
-    stream, peer = stream_and_peer()
-    async with closing(stream, peer):
-        peer.send(b"data")
-        with pytest.raises((TypeError, ValueError)):
-            await stream.receive_into(buffer)
-        assert await stream.receive_some() == b"data"
+    await takes_nothing((TypeError, ValueError), lambda stream: stream.receive_into(buffer))
 
 
 async def test_receive_into_holds_its_buffer_while_blocked_and_no_longer() -> None:
@@ -287,12 +294,7 @@ async def test_a_cancelled_receive_exactly_gives_its_bytes_to_the_next() -> None
 
 @pytest.mark.parametrize(("count", "error"), [(-1, ValueError), ("3", TypeError), (2.0, TypeError), (None, TypeError)])
 async def test_impossible_counts_take_nothing(count: Any, error: type[Exception]) -> None:
-    stream, peer = stream_and_peer()
-    async with closing(stream, peer):
-        peer.send(b"data")
-        with pytest.raises(error):
-            await stream.receive_exactly(count)
-        assert await stream.receive_some() == b"data"
+    await takes_nothing(error, lambda stream: stream.receive_exactly(count))
 
 
 async def test_a_cancelled_receive_leaves_the_data_in_the_socket() -> None:
