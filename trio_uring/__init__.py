@@ -7,15 +7,20 @@ trio.run does.
 from ._buffered import BufferedReceiveStream
 from ._driver import current_driver as _current_driver
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
-from ._frames import FrameStream, receive_frame, send_frame
+from ._frame_stream import FrameStream
+from ._frames import receive_frame, send_frame
 from ._listeners import SocketListener
 from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
+from ._pool import BufferClassStatistics, BufferPool
 from ._socket_networks import TrioNetwork, UringNetwork
 from ._statistics import OperationCounts, OperationInFlight, Statistics
 from ._streams import ReceiveStream, SendStream, SocketStream
 from ._vectored import send_all_vectored
+from .audit import Audit, AuditEvent
 from .framing import FrameError, FrameTooLarge
+from .metrics import Metrics, MetricsSnapshot
 
 __version__ = "0.1.0"
 
@@ -42,12 +47,22 @@ def current_operations() -> list[OperationInFlight]:
 
 __all__ = [
     "Address",
+    "Audit",
+    "AuditEvent",
+    "Audited",
+    "AuditedStream",
+    "BufferClassStatistics",
+    "BufferPool",
     "BufferedReceiveStream",
     "DelimiterNotFound",
     "FrameError",
     "FrameStream",
     "FrameTooLarge",
     "IncompleteReadError",
+    "Metered",
+    "MeteredStream",
+    "Metrics",
+    "MetricsSnapshot",
     "Network",
     "NetworkConfig",
     "NetworkListener",

@@ -17,6 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._chunks import ChunkQueue
 from ._errors import DelimiterNotFound, IncompleteReadError
+from ._timed import TimedReceive, check_timeout, receive_default, receiving_end, untimed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 BUFFER_SIZE = 65536  # bytes: one receive then serves many small reads, and a connection's memory stays small
+EXACT_MAX = 2**16  # bytes asked for at once by a large exact read
 
 _T = TypeVar("_T")
 
 
-class BufferedReceiveStream(trio.abc.ReceiveStream):
+class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     """Wraps a stream that receives, for protocols that read headers, lines and records.
 
     Small reads are served from one receive of `buffer_size` bytes. A read that is at least as large as the buffer, while
@@ -39,10 +41,16 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         stream: the stream, owned from now on: receive only through this one.
         buffer_size: bytes to receive at once for smaller reads. 0: unbuffered, never a byte more is received than was asked
             for; `peek` is always empty.
-        receive_timeout: seconds that one call may take, if it says nothing else; None: no limit.
+        receive_timeout: seconds that one call may take, if it says nothing else; None: the default of the wrapped stream, if it
+            has one.
 
-    It holds at most `buffer_size` bytes, and what an interrupted exact read had.
+    It holds at most `buffer_size` bytes, and what an interrupted exact read had. What is buffered is returned whatever the
+    `timeout` of the call: there is nothing to wait for.
     """
+
+    # Sockets tell once that a connection is broken, and then seem to have ended. Where the stream is known to be one, it is
+    # told each time.
+    _stays_broken = False
 
     def __init__(
         self, stream: trio.abc.ReceiveStream, buffer_size: int = BUFFER_SIZE, *, receive_timeout: float | None = None
@@ -53,10 +61,13 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             raise ValueError("buffer_size must be >= 0 (0: unbuffered)")
         self.stream = stream
         self.receive_timeout = receive_timeout
+        self._source = receiving_end(stream)
+        self._untimed = untimed(self._source)  # a call's time is limited here, for the whole call
         self._buffer_size = buffer_size
         self._queue = ChunkQueue()
         self._receiving = False
         self._closed = False
+        self._broken = False
 
     def peek(self, max_bytes: int | None = None) -> bytes:
         """Buffered bytes, which stay buffered: no I/O, and no waiting.
@@ -100,6 +111,9 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         """
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
+        size = self._queue.size
+        if size:
+            return await self._take(size if max_bytes is None else min(max_bytes, size), timeout)
         return await self._receive(timeout, self._some, max_bytes)
 
     @enable_ki_protection
@@ -123,6 +137,9 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
                 raise TypeError("receive_into takes a writable, C-contiguous buffer")
             if not view.nbytes:
                 raise ValueError("receive_into takes a buffer that is not empty")
+            size = self._queue.size
+            if size:
+                return _copy(await self._take(min(view.nbytes, size), timeout), view)
             return await self._receive(timeout, self._into, view)
 
     @enable_ki_protection
@@ -141,6 +158,8 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         """
         if operator.index(count) < 0:
             raise ValueError("count must be >= 0")
+        if count <= self._queue.size:
+            return await self._take(count, timeout)
         return await self._receive(timeout, self._exactly, count)
 
     @enable_ki_protection
@@ -162,11 +181,14 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
 
         Cancellation: no byte is lost: what came is kept, and the next call begins with it.
         """
-        delimiter = bytes(delimiter)
+        delimiter = bytes(memoryview(delimiter))
         if not delimiter:
             raise ValueError("the delimiter must be 1 byte or more")
         if operator.index(max_bytes) < len(delimiter):
             raise ValueError("max_bytes must be at least the length of the delimiter")
+        found = self._queue.find(delimiter, 0, max_bytes)
+        if found >= 0:
+            return await self._take(found + len(delimiter), timeout)
         return await self._receive(timeout, self._until, delimiter, max_bytes)
 
     async def aclose(self) -> None:
@@ -175,7 +197,8 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         Cancellation: the stream is closed even if the scope is already cancelled.
         """
         self._closed = True
-        self._queue.clear()
+        if not self._receiving:
+            self._queue.clear()  # otherwise the call that reads from it does this when it finds out
         await self.stream.aclose()
 
     # -- one call at a time, in time
@@ -183,60 +206,100 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
     async def _receive(self, timeout: float | None, receive: Callable[..., Awaitable[_T]], *args: object) -> _T:
         if timeout is None:
             timeout = self.receive_timeout
+            if timeout is None:
+                timeout = receive_default(self._source)
         if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
                 return await self._receive(math.inf, receive, *args)
+        self._begin()
+        try:
+            return await receive(*args)
+        except trio.BrokenResourceError:
+            self._broken = self._stays_broken
+            raise
+        finally:
+            self._end()
+
+    def _begin(self) -> None:
         self._check_open()
         if self._receiving:
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         self._receiving = True
+
+    def _end(self) -> None:
+        self._receiving = False
+        if self._closed:
+            self._queue.clear()
+
+    async def _take(self, count: int, timeout: float | None, prefix: int = 0) -> bytes:
+        """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there is nothing to time."""
+        check_timeout(timeout)
+        self._begin()
         try:
-            return await receive(*args)
+            await self._checkpoint()
+            self._queue.take(prefix)
+            return self._queue.take(count)
         finally:
-            self._receiving = False
-            if self._closed:  # what an interrupted call put back has no reader any more
-                self._queue.clear()
+            self._end()
+
+    async def _more(self, max_bytes: int) -> bytes:
+        """Receives into the queue. What comes when another task has closed the stream comes too late."""
+        chunk = bytes(await self._source.receive_some(max_bytes, **self._untimed))
+        self._check_open()
+        if not chunk:
+            self._check_end()
+        self._queue.append(chunk)
+        return chunk
+
+    async def _checkpoint(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_open()
 
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this stream was already closed")
+
+    def _check_end(self) -> None:
+        """At what seems to be the end of the stream."""
+        if self._broken:
+            raise trio.BrokenResourceError("this connection was broken before")
 
     def _put_back(self, chunks: list[bytes]) -> None:
         """Keeps what an interrupted reader of frames had, in order, before what is kept already."""
         for chunk in reversed(chunks):
             self._queue.prepend(chunk)
 
+    def _take_back(self) -> bytes:
+        """All that is held."""
+        return self._queue.take_all()
+
     # -- the reads
 
     async def _some(self, max_bytes: int | None) -> bytes:
-        queue = self._queue
-        if queue.size:
-            await trio.lowlevel.checkpoint()
-        elif max_bytes is None or max_bytes >= self._buffer_size:
-            return bytes(await self.stream.receive_some(max_bytes))
-        else:
-            queue.append(bytes(await self.stream.receive_some(self._buffer_size)))
-        return queue.take(queue.size if max_bytes is None else min(max_bytes, queue.size))
+        if max_bytes is None or max_bytes >= self._buffer_size:
+            chunk = bytes(await self._source.receive_some(max_bytes, **self._untimed))
+            if not chunk:
+                self._check_end()
+            return chunk
+        await self._more(self._buffer_size)
+        return self._queue.take(min(max_bytes, self._queue.size))
 
     async def _into(self, view: memoryview) -> int:
-        straight = getattr(self.stream, "receive_into", None)
-        if straight is not None and not self._queue.size and view.nbytes >= self._buffer_size:
-            count: int = await straight(view)
+        if view.nbytes >= self._buffer_size and hasattr(type(self._source), "receive_into"):
+            count: int = await self._source.receive_into(view, **self._untimed)
+            if not count:
+                self._check_end()
             return count
-        chunk = await self._some(view.nbytes)
-        return io.BytesIO(chunk).readinto(view)  # into any format, where a slice would want bytes
+        return _copy(await self._some(view.nbytes), view)
 
     async def _exactly(self, count: int) -> bytes:
         queue = self._queue
-        if count <= queue.size:
-            await trio.lowlevel.checkpoint()
-            return queue.take(count)
         while queue.size < count:
-            # Large ones bring no byte that belongs to the next read: they can then go straight there.
-            chunk = await self.stream.receive_some(max(count - queue.size, self._buffer_size))
-            if not chunk:
+            # Large ones bring no byte that belongs to the next read, which can then go straight to its own memory. Not all
+            # at once: trio's streams allocate what they are asked for, however little has come.
+            size = max(min(count - queue.size, EXACT_MAX), self._buffer_size)
+            if not await self._more(size):
                 raise IncompleteReadError(queue.peek(queue.size), count)
-            queue.append(bytes(chunk))
         return queue.take(count)
 
     async def _until(self, delimiter: bytes, max_bytes: int) -> bytes:
@@ -245,17 +308,19 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         received = False
         while (found := queue.find(delimiter, searched, max_bytes)) < 0 and queue.size < max_bytes:
             searched = max(0, queue.size - len(delimiter) + 1)
-            size = self._buffer_size or _missing(queue, delimiter)
-            chunk = await self.stream.receive_some(size)
-            if not chunk:
+            if not await self._more(self._buffer_size or min(_missing(queue, delimiter), max_bytes - queue.size)):
                 raise IncompleteReadError(queue.peek(queue.size))
-            queue.append(bytes(chunk))
             received = True
         if not received:
-            await trio.lowlevel.checkpoint()
+            await self._checkpoint()
         if found < 0:
             raise DelimiterNotFound(delimiter, max_bytes)
         return queue.take(found + len(delimiter))
+
+
+def _copy(chunk: bytes, view: memoryview) -> int:
+    """Into a view of any format, where a slice would want bytes."""
+    return io.BytesIO(chunk).readinto(view)
 
 
 def _missing(queue: ChunkQueue, delimiter: bytes) -> int:

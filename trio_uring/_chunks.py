@@ -36,6 +36,9 @@ class ChunkQueue:
             if len(last) < (MERGED_MAX if type(last) is bytearray else MERGE_BELOW):
                 if type(last) is not bytearray:
                     last = chunks[-1] = bytearray(last)
+                if len(chunks) == 1 and 2 * self._start > len(last):  # what was taken from its front is most of it
+                    del last[: self._start]
+                    self._start = 0
                 last += chunk
                 return
         if count:

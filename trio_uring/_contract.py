@@ -87,6 +87,10 @@ class Ring(Protocol):
         """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
         ...
 
+    def ready(self) -> bool:
+        """Whether there are completions to drain for which the descriptor must have become readable."""
+        ...
+
     def wait(self, timeout: float) -> None:
         """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
         ...

@@ -53,7 +53,9 @@ class Driver(Engine):
         self._hooks = _Hooks(self)
         self._hooks_reaped = False  # in this pass
         self._wakes = 0  # times that the ring's descriptor woke us
-        self._before_wait = (0, 0)  # completions and wakes when trio began its last wait
+        self._wakes_before_wait = 0
+        self._long_wait = watchdog_seconds / 2
+        self._left = False  # the hooks left what came in a long wait to the system task, see _watch
         self._late = False
         self._timer = open_timer(watchdog_seconds)
 
@@ -107,22 +109,24 @@ class Driver(Engine):
             self._late = True
 
     async def _watch(self) -> None:
-        """The safety net under the wake-ups: operations in flight and nothing reaped for a second means look once more.
+        """The safety net under the wake-ups: once a second, see to it that the hooks are there, and look for completions.
 
-        By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts what it found: always 0,
-        unless there is a defect here or in the kernel.
+        By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts wake-ups that were lost:
+        always 0, unless there is a defect here or in the kernel. Whether one was is only known by asking epoll once more: so
+        after a long wait the hooks do not reap, and completions that are here now must make the ring's descriptor wake the
+        system task in this pass or the next.
         """
         while self._working():
-            seen = self.ring.counters.completions
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
-            hooked = self._restore_hooks()
-            self.reap()
-            before, wakes = self._before_wait
-            found = hooked and before == seen != self.ring.counters.completions
-            await trio.lowlevel.checkpoint()  # the ring's own wake-up, if there was one in this pass, has run now
-            if found and wakes == self._wakes:
+            if not (self._restore_hooks() and self._left and self.ring.ready()):
+                self.reap()
+                continue
+            wakes = self._wakes_before_wait
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # the system task may come after us in a pass
+            if wakes == self._wakes:
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
 
@@ -140,7 +144,7 @@ class Driver(Engine):
 
     def before_io_wait(self) -> None:
         self.flush()
-        self._before_wait = (self.ring.counters.completions, self._wakes)
+        self._wakes_before_wait = self._wakes
         if self._late:
             self._guard(self._flush_late)
 
@@ -152,8 +156,13 @@ class Driver(Engine):
             self.come_back()
 
     def after_io_wait(self) -> None:
-        self._hooks_reaped = True
-        self.reap()
+        # `now` is the time of the last reap.
+        self._left = not self._left and time.monotonic() - self.ring.now > self._long_wait
+        self._hooks_reaped = not self._left
+        if self._left:
+            self.come_back()  # the next pass reaps, whoever was woken in this one
+        else:
+            self.reap()
 
     # -- the end
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import trio
 
@@ -42,6 +43,9 @@ class IncompleteReadError(EOFError):
         self.partial = partial
         self.expected = expected
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.partial, self.expected)
+
 
 class DelimiterNotFound(ValueError):
     """The peer's line is longer than allowed. Its bytes stay in the stream.
@@ -55,6 +59,9 @@ class DelimiterNotFound(ValueError):
         super().__init__(f"the delimiter {delimiter!r} is not in the first {max_bytes} bytes")
         self.delimiter = delimiter
         self.max_bytes = max_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delimiter, self.max_bytes)
 
 
 def stream_error(code: int) -> trio.BrokenResourceError | trio.ClosedResourceError:

@@ -1,28 +1,26 @@
 """Frames over streams: a prefix and a payload leave in one vectored operation, and arrive as they were sent.
 
-Rules of this file: the codec is `framing`. An interrupted receive keeps its place: no byte of a frame is lost. An interrupted
-send that may have sent a part of a frame breaks the sending side of a FrameStream: the peer would take what follows for the
-rest of that frame.
+Rules of this file: the codec is `framing`. An interrupted receive keeps its place: no byte of a frame is lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+import weakref
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BufferedReceiveStream
 from ._errors import IncompleteReadError
 from ._receive import ReceiveSide
-from ._send import SendSide, buffer_list
-from ._vectored import send_all_vectored, within
+from ._send import SendSide, buffer_list, buffer_view
+from ._timed import receive_default, receiving_end, within
+from ._vectored import send_all_vectored
 from .framing import (
     MAX_SIZE,
-    FrameDecoder,
-    FrameError,
+    PREFIX_MAX,
     FrameTooLarge,
     Prefix,
     check_max_size,
@@ -32,19 +30,12 @@ from .framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
-COALESCE_MAX = 1024  # bytes; measured in docs/design.md
 
-# Errors of a send that come before its first byte.
-_NOTHING_SENT = (trio.BusyResourceError, trio.ClosedResourceError, TypeError, ValueError, BufferError)
-
-# What an interrupted receive_frame had of a stream that cannot take bytes back. Empty but for such streams.
-_interrupted: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
-
-
+@enable_ki_protection
 async def send_frame(
     stream: trio.abc.SendStream,
     payload: Buffer | Sequence[Buffer],
@@ -71,13 +62,37 @@ async def send_frame(
     Cancellation: a part of the frame may have been sent; then only closing the stream is left to do. `bytes_sent` of the stream
     says how much, if the stream has it.
     """
-    buffers = _encode(payload, check_max_size(max_size), prefix)
-    if isinstance(stream, SendSide):
-        await stream.send_all(buffers, timeout=timeout)
+    buffers = encode_frame(payload, check_max_size(max_size), prefix)
+    target: Any = stream
+    if isinstance(target, SendSide):  # a coroutine less
+        await target.send_all(buffers, timeout=timeout)
     else:
-        await send_all_vectored(stream, buffers, timeout=timeout)
+        await send_all_vectored(target, buffers, timeout=timeout)
 
 
+def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Prefix) -> list[Any]:
+    """The buffers of one frame, the prefix first.
+
+    Raises:
+        FrameTooLarge: it is larger than `max_size`.
+        TypeError, BufferError: something is not a buffer that can be sent.
+    """
+    if type(payload) is bytes:  # what most payloads are
+        size = len(payload)
+        if size > max_size:
+            raise FrameTooLarge(size, max_size)
+        return [encode_prefix(size, prefix), payload]
+    buffers = buffer_list(payload)
+    size = 0
+    for buffer in buffers:
+        with buffer_view(buffer) as view:
+            size += view.nbytes
+    if size > max_size:
+        raise FrameTooLarge(size, max_size)
+    return [encode_prefix(size, prefix), *buffers]
+
+
+@enable_ki_protection
 async def receive_frame(
     stream: trio.abc.ReceiveStream, max_size: int = MAX_SIZE, *, prefix: Prefix = "u32be", timeout: float | None = None
 ) -> bytes:
@@ -100,26 +115,26 @@ async def receive_frame(
         IncompleteReadError: the stream ended; its `partial` is b"" if it ended between two frames.
         trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as receive_some.
 
-    Cancellation: no byte is lost: the next receive_frame on the same stream goes on where this one was. A stream that cannot
-    take bytes back (one that is not of this package) must then be read with receive_frame only.
+    Cancellation: no byte is lost: the next receive_frame on the same stream object goes on where this one was. A stream that
+    cannot take bytes back (one that is not of this package) must then be read with receive_frame only.
     """
     check_max_size(max_size)
     check_prefix(prefix)
-    if isinstance(stream, (BufferedReceiveStream, ReceiveSide)):
-        reader: Any = stream
-    else:
-        reader = _LastingReader(stream)
+    source = receiving_end(stream)
+    if isinstance(source, BufferedReceiveStream):
+        decoded = decode_prefix(source._queue.peek(PREFIX_MAX[prefix]), prefix)
+        if decoded is not None and decoded[0] <= max_size and sum(decoded) <= source._queue.size:
+            return await source._take(decoded[0], timeout, decoded[1])
     if timeout is None:
-        timeout = getattr(stream, "receive_timeout", None)
+        timeout = receive_default(source)
     with within(timeout):
-        try:
+        if isinstance(source, (BufferedReceiveStream, ReceiveSide)):
+            return await _receive_frame(source, max_size, prefix)
+        with _Place(source) as reader:
             return await _receive_frame(reader, max_size, prefix)
-        finally:
-            if isinstance(reader, _LastingReader):
-                reader.keep_rest()
 
 
-async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
+async def _receive_frame(reader: BufferedReceiveStream | ReceiveSide, max_size: int, prefix: Prefix) -> bytes:
     head = b""
     done = False
     try:
@@ -128,7 +143,7 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
         size = decoded[0]
         if size > max_size:
             raise FrameTooLarge(size, max_size)
-        payload: bytes = await reader.receive_exactly(size, timeout=math.inf) if size else b""
+        payload = await reader.receive_exactly(size, timeout=math.inf) if size else b""
         done = True
         return payload
     except IncompleteReadError as exc:
@@ -140,216 +155,39 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
             reader._put_back([head])
 
 
-class _LastingReader(BufferedReceiveStream):
-    """Exact reads of a stream that has none, or that cannot take bytes back; what it holds at the end outlasts it."""
+# By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it; None while a call goes on.
+# An entry is there for no longer than a frame is begun, and goes with its stream (the weak references' callbacks see to it).
+_kept: dict[int, bytes | None] = {}
+_watched: dict[int, weakref.ref[Any]] = {}
+
+
+class _Place:
+    """Where receive_frame is on a stream that cannot take bytes back, from one call to the next."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
-        super().__init__(stream, 0)
-        self._put_back([_interrupted.pop(stream, b"")])
-
-    def keep_rest(self) -> None:
-        if self._queue.size:
-            _interrupted[self.stream] = self._queue.take_all()
-
-
-def _encode(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Prefix) -> list[Any]:
-    """The buffers of one frame, the prefix first."""
-    if type(payload) is bytes:  # what most payloads are
-        size = len(payload)
-        if size > max_size:
-            raise FrameTooLarge(size, max_size)
-        return [encode_prefix(size, prefix), payload]
-    buffers = buffer_list(payload)
-    size = 0
-    for buffer in buffers:
-        with memoryview(buffer) as view:
-            size += view.nbytes
-    if size > max_size:
-        raise FrameTooLarge(size, max_size)
-    return [encode_prefix(size, prefix), *buffers]
-
-
-class FrameStream(trio.abc.Channel[bytes]):
-    """A channel of messages over a stream: each message is a frame.
-
-    Args:
-        stream: any trio.abc.Stream, owned from now on.
-        max_size: bytes that a message may have, inclusive, in both directions.
-        prefix: "u32be" (four bytes, big-endian) or "varint" (unsigned LEB128).
-
-    It receives as much as the stream gives at once, so that small messages cost a fraction of a receive each. A connection
-    holds at most one incomplete message and one receive of the stream.
-    """
-
-    def __init__(self, stream: trio.abc.Stream, max_size: int = MAX_SIZE, *, prefix: Prefix = "u32be") -> None:
-        if not isinstance(stream, trio.abc.Stream):
-            raise TypeError(f"FrameStream is made over a trio.abc.Stream, not {stream!r}")
-        self.stream = stream
-        self._max_size = check_max_size(max_size)
-        self._prefix: Prefix = prefix
-        self._decoder = FrameDecoder(max_size, prefix)
-        self._ready: deque[bytes] = deque()  # complete, and not yet received
-        self._sending = False
-        self._receiving = False
-        self._broken = False  # a frame was sent in part
-        self._closed = False
-
-    async def send(self, value: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
-        """Sends one message, as send_frame does.
-
-        Args:
-            value: one buffer, or a sequence of buffers that are one message together.
-            timeout: seconds; None: the stream's `send_timeout`, if it has one; math.inf: no limit.
-
-        Raises:
-            FrameTooLarge: nothing was sent.
-            trio.BrokenResourceError: an earlier send was interrupted within a frame, or the connection is broken.
-            trio.TooSlowError, trio.BusyResourceError, trio.ClosedResourceError: as send_all.
-
-        Cancellation: the message was sent, or not at all; or in part, and then every later send raises
-        trio.BrokenResourceError. Streams that do not say how much went are taken to have sent a part.
-        """
-        await self._send(_encode(value, self._max_size, self._prefix), timeout)
-
-    async def send_many(self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None) -> None:
-        """Sends many messages, in order, as one operation (one for each 1,024 buffers or 4 MiB).
-
-        Args:
-            values: the messages, each as of send.
-            timeout: seconds for all of them.
-
-        Raises:
-            As send. FrameTooLarge for any of them: none was sent.
-
-        Cancellation: as of send; a part of the messages may have been sent.
-        """
-        await self._send(_coalesce(values, self._max_size, self._prefix), timeout)
-
-    async def receive(self, *, timeout: float | None = None) -> bytes:
-        """Returns the next message.
-
-        Args:
-            timeout: seconds; None: the stream's `receive_timeout`, if it has one; math.inf: no limit.
-
-        Raises:
-            trio.EndOfChannel: the stream ended between two messages.
-            IncompleteReadError: the stream ended within a message.
-            FrameTooLarge, FrameError: the peer sent what it must not. Every later receive raises it again.
-            trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as receive_some.
-
-        Cancellation: no message is lost, nor a part of one.
-        """
-        return (await self._receive(timeout, 1))[0]
-
-    async def receive_many(self, *, timeout: float | None = None) -> list[bytes]:
-        """Returns every complete message that is already here, or waits for the next: never an empty list.
-
-        Args, Raises, Cancellation: as of receive. What came before an error is returned first.
-        """
-        return await self._receive(timeout, None)
-
-    async def send_eof(self) -> None:
-        """Ends the sending side: the peer gets trio.EndOfChannel, and can still send.
-
-        Raises:
-            AttributeError: the stream has no send_eof.
-            As the stream's send_eof.
-
-        Cancellation: as of the stream's send_eof.
-        """
-        stream: Any = self.stream
-        await stream.send_eof()
-
-    async def aclose(self) -> None:
-        """Closes the stream, and drops what was not received.
-
-        Cancellation: the stream is closed even if the scope is already cancelled.
-        """
-        self._closed = True
-        await self.stream.aclose()
-
-    async def _send(self, buffers: list[Any], timeout: float | None) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this channel was already closed")
-        if self._sending:
-            raise trio.BusyResourceError("another task is currently sending on this channel")
-        if self._broken:
-            raise trio.BrokenResourceError("an earlier send was interrupted within a message: the peer cannot follow any more")
-        self._sending = True
-        started = False
+        self._key = key = id(stream)
+        if _kept.get(key, b"") is None:
+            raise trio.BusyResourceError("another task is currently receiving data on this stream")
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()  # cancelled before it began: nothing was sent, nothing is broken
-            started = True
-            await send_all_vectored(self.stream, buffers, timeout=timeout)
-        except _NOTHING_SENT:
-            raise
-        except BaseException:
-            self._broken = started and getattr(self.stream, "bytes_sent", None) != 0
-            raise
-        finally:
-            self._sending = False
+            watched = weakref.ref(stream, lambda _: _forget(key))
+        except TypeError:
+            what = type(stream).__name__
+            raise TypeError(f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive frames") from None
+        self._reader = BufferedReceiveStream(stream, 0)
+        self._reader._put_back([_kept.get(key) or b""])
+        _kept[key], _watched[key] = None, watched
 
-    async def _receive(self, timeout: float | None, most: int | None) -> list[bytes]:
-        if self._closed:
-            raise trio.ClosedResourceError("this channel was already closed")
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving on this channel")
-        self._receiving = True
-        try:
-            if self._ready:
-                await trio.lowlevel.checkpoint()
-            else:
-                if timeout is None:
-                    timeout = self._receive_timeout
-                with within(timeout):
-                    await self._fill()
-            if most == 1:
-                return [self._ready.popleft()]
-            frames = list(self._ready)
-            self._ready.clear()
-            return frames
-        finally:
-            self._receiving = False
+    def __enter__(self) -> BufferedReceiveStream:
+        return self._reader
 
-    @property
-    def _receive_timeout(self) -> float | None:
-        timeout: float | None = getattr(self.stream, "receive_timeout", None)
-        return timeout
-
-    async def _fill(self) -> None:
-        """Receives until at least one message is there."""
-        decoder, stream = self._decoder, self.stream
-        # The time is for the whole message, and already running: a stream of ours must not add its own for each receive.
-        arguments: Any = {"timeout": math.inf} if hasattr(stream, "receive_timeout") else {}
-        while not self._ready:
-            decoder.check()
-            chunk = await stream.receive_some(**arguments)
-            if chunk:
-                decoder.feed(bytes(chunk))
-            elif decoder.pending:
-                raise IncompleteReadError(decoder.partial, len(decoder.partial) + decoder.missing)
-            else:
-                raise trio.EndOfChannel
-            try:
-                self._ready.extend(decoder)
-            except FrameError:
-                if not self._ready:  # what came before the error is delivered first; `check` raises it after that
-                    raise
+    def __exit__(self, *_: object) -> None:
+        rest = self._reader._take_back()
+        if rest:
+            _kept[self._key] = rest
+        else:
+            _forget(self._key)
 
 
-def _coalesce(values: Iterable[Buffer | Sequence[Buffer]], max_size: int, prefix: Prefix) -> list[Any]:
-    """The buffers of many frames. Small ones are joined: each buffer of an operation costs more than copying them does."""
-    buffers: list[Any] = []
-    run = bytearray()
-    for value in values:
-        for part in _encode(value, max_size, prefix):
-            if type(part) is bytes and len(part) <= COALESCE_MAX:
-                run += part
-                continue
-            if run:
-                buffers.append(run)
-                run = bytearray()
-            buffers.append(part)
-    if run:
-        buffers.append(run)
-    return buffers
+def _forget(key: int) -> None:
+    _kept.pop(key, None)
+    _watched.pop(key, None)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BUFFER_SIZE, BufferedReceiveStream
 from ._send import SendSide, buffer_list
-from ._vectored import listed, send_all_vectored, within
+from ._timed import TimedReceive, TimedSend, within
+from ._vectored import listed, send_all_vectored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,8 +40,8 @@ class NetworkConfig:
     tcp_nodelay: bool = True
     """Small sends leave at once (TCP_NODELAY)."""
     so_linger: int | None = None
-    """Seconds for which close keeps trying to deliver (SO_LINGER). None: the system's default, which delivers in the
-    background. 0: close resets the connection (RST), for peers that do not read."""
+    """SO_LINGER. None: the system's default, which goes on delivering in the background after a close. 0: a close resets the
+    connection (RST), for peers that do not read. More: seconds for which aclose waits until the peer has everything."""
     connect_timeout: float | None = None
     """Seconds for one dial; None: no limit but the system's."""
     read_timeout: float | None = None
@@ -56,18 +58,25 @@ class NetworkConfig:
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
                 raise ValueError(f"{name} must be a number of seconds >= 0, or None for no limit, not {seconds!r}")
-        for name in ("so_linger", "backlog", "read_buffer_size"):
+        for name in ("so_linger", "backlog"):
             number = getattr(self, name)
-            if number is not None and operator.index(number) < 0:
-                raise ValueError(f"{name} must be >= 0, not {number!r}")
+            if number is not None and not 0 <= operator.index(number) <= 65535:  # which is what kernels take
+                raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
+        if operator.index(self.read_buffer_size) < 0:
+            raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")
 
 
-class NetworkStream(trio.abc.HalfCloseableStream):
+class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
     """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads and timeouts.
 
     Every `timeout` is in seconds, for the whole call. None: the default of the network's config; math.inf: no limit. When it
     is up, trio.TooSlowError.
     """
+
+    send_timeout: float | None
+    """Seconds for each send call that says nothing else; None: no limit."""
+    receive_timeout: float | None
+    """Seconds for each receive call that says nothing else; None: no limit."""
 
     @property
     @abc.abstractmethod
@@ -85,7 +94,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
         """Bytes of the current or last send that have gone.
 
         Raises:
-            AttributeError: this network does not know (trio's streams do not say).
+            AttributeError: a wrapper's: what it wraps does not say.
         """
 
     @abc.abstractmethod
@@ -190,6 +199,8 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         send_timeout, receive_timeout: seconds for each call that says nothing else; None: no limit.
     """
 
+    _stays_broken = True
+
     def __init__(
         self, transport: trio.abc.HalfCloseableStream, config: NetworkConfig, local_address: Address, remote_address: Address
     ) -> None:
@@ -213,17 +224,22 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         transport: Any = self.transport
         return transport.bytes_sent  # type: ignore[no-any-return]
 
+    @enable_ki_protection
     async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
         if timeout is None:
             timeout = self.send_timeout
         transport: Any = self.transport
-        if self._takes_lists:
-            await transport.send_all(data, timeout=timeout)
-        elif not isinstance(data, (bytes, bytearray)):
-            await send_all_vectored(self.transport, buffer_list(data), timeout=timeout)
-        else:
-            with within(timeout):
-                await transport.send_all(data)
+        try:
+            if self._takes_lists:
+                await transport.send_all(data, timeout=timeout)
+            elif not isinstance(data, (bytes, bytearray)):
+                await send_all_vectored(transport, buffer_list(data), timeout=timeout)
+            else:
+                with within(timeout):
+                    await transport.send_all(data)
+        except trio.BrokenResourceError:
+            self._broken = True  # the socket has told it now: a receive gets what has come, and then would find an end
+            raise
 
     async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
         await self.send_all(listed(buffers), timeout=timeout)

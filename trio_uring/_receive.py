@@ -15,12 +15,12 @@ import io
 import math
 import operator
 import select
-from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from ._chunks import ChunkQueue
 from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
@@ -50,7 +50,7 @@ class ReceiveSide(TimedReceive, Endpoint):
     _orphan: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
     _size = OWN_SIZE  # bytes of the buffers that it receives into
     _streak = 0  # receives in a row that were small for a stream with large buffers
-    _rest: deque[bytes | memoryview] | None = None  # what interrupted calls had, for the next one
+    _rest: ChunkQueue | None = None  # what interrupted calls had, for the next one; None: nothing
 
     receive_timeout: float | None = None
     """Seconds that one receive may take; None: no limit."""
@@ -145,8 +145,8 @@ class ReceiveSide(TimedReceive, Endpoint):
 
     def _keep_chunk(self, op: TaskOperation) -> None:
         chunk, op.chunk = op.chunk, None
-        if chunk is not None:
-            self._rest = self._rest or deque()
+        if chunk:
+            self._rest = self._rest or ChunkQueue()
             self._rest.append(chunk)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
@@ -201,20 +201,18 @@ class ReceiveSide(TimedReceive, Endpoint):
             return await receive(argument)
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Keeps what an interrupted call had, in order, before what is kept already."""
-        if self._rest is None:
-            self._rest = deque()
-        self._rest.extendleft(reversed(chunks))
+        """Keeps what an interrupted reader of frames had, in order, before what is kept already."""
+        self._rest = self._rest or ChunkQueue()
+        for chunk in reversed(chunks):
+            self._rest.prepend(chunk)
 
     def _take_rest(self, max_bytes: int) -> bytes:
-        assert self._rest
-        chunk = self._rest.popleft()
-        if len(chunk) > max_bytes:
-            # Views of what remains, so that many small receives from one large chunk do not copy it each time.
-            view = memoryview(chunk)
-            self._rest.appendleft(view[max_bytes:])
-            chunk = view[:max_bytes]
-        return bytes(chunk)
+        rest = self._rest
+        assert rest is not None
+        chunk = rest.take(min(max_bytes, rest.size))
+        if not rest.size:
+            self._rest = None
+        return chunk
 
     def _adapt(self, op: TaskOperation, count: int) -> None:
         """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
@@ -265,21 +263,21 @@ class ReceiveSide(TimedReceive, Endpoint):
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:
-        parts: list[bytes] = []
-        missing = count
+        got, self._rest = self._rest or ChunkQueue(), None
         try:
-            if not missing:
+            if got.size >= count:
                 await self._nothing_to_receive()
-            while missing:  # the direction is free between two receives, but no other task runs there
-                chunk = await self.receive_some(missing, timeout=math.inf)
+            while got.size < count:  # the direction is free between two receives, but no other task runs there
+                chunk = await self.receive_some(count - got.size, timeout=math.inf)
                 if not chunk:
-                    raise IncompleteReadError(b"".join(parts), count)
-                parts.append(chunk)
-                missing -= len(chunk)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+                    raise IncompleteReadError(got.peek(got.size), count)
+                got.append(chunk)
+            return got.take(count)
         finally:
-            if missing and parts:
-                self._put_back(parts)
+            if got.size:
+                if self._rest is not None:
+                    got.append(self._rest.take_all())
+                self._rest = got
 
     async def _nothing_to_receive(self) -> None:
         self._begin_receive()

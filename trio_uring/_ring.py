@@ -300,6 +300,10 @@ class UringRing:
             if res == -errno.ENOBUFS and op.group != NO_GROUP:
                 self.counters.buffers_exhausted += 1
 
+    def ready(self) -> bool:
+        # An eventfd is signalled for task work that is to be run; the ring's own descriptor tells of completions only.
+        return bool(lib.tu_more(self._c) & (3 if self._waits_on_event_fd else 1))
+
     def buffers_in_use(self) -> int:
         count: int = lib.tu_buffers_in_use(self._c)
         return count
@@ -314,8 +318,7 @@ class UringRing:
         if self._c is None:
             return True
         self._check_owner()
-        if self.table:
-            # S7: the kernel may still write to what these operations pin; `_open_rings` keeps it all alive.
+        if self.table:  # S7: the kernel may still write to what these operations pin; `_open_rings` keeps it all alive
             warnings.warn(
                 f"trio_uring leaked a ring: the kernel did not give back {len(self.table)} operations, "
                 f"among them {list(self.table.values())[:5]}",

@@ -18,6 +18,7 @@ from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS
 from ._op import Opcode
+from ._timed import TimedSend
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,7 +30,7 @@ VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buf
 SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
 
 
-class SendSide(Endpoint):
+class SendSide(TimedSend, Endpoint):
     """Mixed into the streams that send."""
 
     _one: TaskOperation | None = None  # sends one buffer
@@ -237,7 +238,7 @@ def _plain_length(data: object) -> int:
 
 def buffer_views(data: object) -> list[memoryview]:
     """The buffers of `data` that are not empty, exported: from now on none of them can be resized."""
-    views = [_view(item) for item in buffer_list(data)]
+    views = [buffer_view(item) for item in buffer_list(data)]
     return [view for view in views if view.nbytes]
 
 
@@ -258,7 +259,7 @@ def _is_buffer(data: object) -> bool:
     return True
 
 
-def _view(item: object) -> memoryview:
+def buffer_view(item: object) -> memoryview:
     try:
         view = memoryview(item)  # type: ignore[arg-type]
     except TypeError:

@@ -6,6 +6,7 @@ TrioNetwork touches nothing of the ring.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import socket as stdlib_socket
@@ -18,12 +19,64 @@ import trio
 from ._listeners import SocketListener
 from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._open import open_tcp_stream
-from ._vectored import TrioTransport, within
+from ._timed import within
+from ._vectored import TrioTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ._streams import SocketStream
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+_TCP_CLOSE = 7  # the state, linux/tcp_states.h, of a connection that the peer has reset
 _BACKLOG_MAX = 65535  # connections; trio's value for "as many as the system allows", which cuts it down
+
+
+class LingeringStream(BufferedNetworkStream):
+    """A stream whose aclose waits until the peer has everything, but for no longer than `so_linger` seconds.
+
+    The option itself is of no use here: close(2) would block the thread, and so every task. Instead the stream closes as
+    always, while a second descriptor keeps the socket until the kernel has nothing left to send or the time is up.
+    """
+
+    def __init__(self, transport: Any, config: NetworkConfig, local_address: Address, remote_address: Address) -> None:
+        super().__init__(transport, config, local_address, remote_address)
+        self._seconds = config.so_linger or 0
+
+    async def aclose(self) -> None:
+        last = self._duplicate()
+        try:
+            await super().aclose()
+            if last is not None:
+                with contextlib.suppress(OSError), trio.move_on_after(self._seconds):
+                    last.shutdown(stdlib_socket.SHUT_WR)  # the FIN, which the other descriptor's close did not send
+                    pause = 0.001
+                    while _unsent(last):
+                        await trio.sleep(pause)
+                        pause = min(2 * pause, 0.05)
+        finally:
+            if last is not None:
+                last.close()
+
+    def _duplicate(self) -> stdlib_socket.socket | None:
+        """The socket under a descriptor of its own; None: it is closed already, or there are no descriptors left."""
+        transport: Any = self.transport
+        sock = transport.socket
+        try:
+            return stdlib_socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
+        except (OSError, ValueError):
+            return None
+
+
+def _unsent(sock: stdlib_socket.socket) -> int:
+    """Bytes that the peer has not acknowledged; 0 where the system does not tell: there nothing is waited for."""
+    if sys.platform != "linux" or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        return 0
+    unsent: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return unsent
 
 
 class SocketNetworkListener(NetworkListener):
@@ -57,9 +110,10 @@ class SocketNetwork(Network):
 
     async def bind(self, address: Address) -> NetworkListener:
         host, port = _check_address(address)
-        targets = await trio.socket.getaddrinfo(
-            host or "0.0.0.0", port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE
-        )
+        with _names_checked(host):
+            targets = await trio.socket.getaddrinfo(
+                host or "0.0.0.0", port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE
+            )
         family, kind, proto, _, where = targets[0]
         sock = stdlib_socket.socket(family, kind, proto)
         try:
@@ -80,7 +134,7 @@ class SocketNetwork(Network):
     async def dial(self, address: Address) -> NetworkStream:
         host, port = _check_address(address)
         timeout = self.config.connect_timeout
-        with within(timeout):
+        with within(timeout), _names_checked(host):
             try:
                 transport = await self._connect(host, port)
             except OSError as exc:
@@ -95,7 +149,8 @@ class SocketNetwork(Network):
             with contextlib.suppress(OSError):  # the peer may be gone already: the first receive says so
                 remote_address = _address(sock.getpeername())
             self._set_options(sock)
-            return BufferedNetworkStream(self._transport(transport), self.config, local, remote_address or ("", 0))
+            make = LingeringStream if self.config.so_linger else BufferedNetworkStream
+            return make(self._transport(transport), self.config, local, remote_address or ("", 0))
         except BaseException:
             await trio.aclose_forcefully(transport)
             raise
@@ -103,21 +158,23 @@ class SocketNetwork(Network):
     def _set_options(self, sock: Any) -> None:
         with contextlib.suppress(OSError):  # Windows and macOS refuse options of a connection that is gone
             sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, self.config.tcp_nodelay)
-            if self.config.so_linger is not None:
+            if self.config.so_linger == 0:  # more than that is for aclose, see LingeringStream
                 layout = "HH" if sys.platform == "win32" else "ii"
-                linger = struct.pack(layout, 1, self.config.so_linger)
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack(layout, 1, 0))
 
     # -- what differs
 
+    @abc.abstractmethod
     def _listener(self, sock: stdlib_socket.socket) -> trio.abc.Listener[Any]:
-        raise NotImplementedError
+        """The listener on a socket that listens."""
 
+    @abc.abstractmethod
     async def _connect(self, host: str, port: int) -> Any:
-        raise NotImplementedError
+        """The stream of a new connection."""
 
+    @abc.abstractmethod
     def _transport(self, stream: Any) -> trio.abc.HalfCloseableStream:
-        raise NotImplementedError
+        """What a stream of the listener or of `_connect` is used through."""
 
 
 class UringNetwork(SocketNetwork):
@@ -152,14 +209,29 @@ def _check_address(address: Address) -> Address:
         host, port = address
     except (TypeError, ValueError):
         host, port = None, None
-    if not isinstance(host, str) or not isinstance(port, int):
+    if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
+    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
+        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
     return host, port
 
 
+@contextlib.contextmanager
+def _names_checked(host: str) -> Iterator[None]:
+    """A name that cannot even be asked for is unknown, too."""
+    try:
+        yield
+    except UnicodeError as exc:
+        raise stdlib_socket.gaierror(stdlib_socket.EAI_NONAME, f"{host!r} is not a host name: {exc}") from None
+
+
 def _address(name: Any) -> Address:
-    """Host and port of a socket's name, which has more for IPv6."""
-    return name[0], name[1]
+    """Host and port of a socket's name, with the scope of an IPv6 one: a link-local address means nothing without it."""
+    host, port = name[:2]
+    if len(name) == 4 and name[3] and "%" not in host:
+        with contextlib.suppress(OSError):  # that interface is gone
+            host += "%" + stdlib_socket.if_indextoname(name[3])
+    return host, port
 
 
 def _one_error(error: OSError, host: str, port: int) -> OSError:

@@ -6,15 +6,15 @@ it has (`send_all_vectored`, which is how wrappers forward it). The timeout rule
 
 from __future__ import annotations
 
-import contextlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import release_view
 from ._errors import stream_error
-from ._send import IOV_MAX, SendSide, advance, buffer_views
+from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
+from ._timed import TimedSend, sending_end, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+@enable_ki_protection
 async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
     """Sends buffers in order, without joining them, on any trio.abc.SendStream.
 
@@ -33,7 +34,7 @@ async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffe
         stream: where to send.
         buffers: C-contiguous ones of any item size; empty ones are skipped, and there is no limit on their number. They are
             borrowed until the call returns: the caller must not change them.
-        timeout: seconds for the whole call; None: the stream's own `send_timeout`, if it has one; math.inf: no limit.
+        timeout: seconds for the whole call; None: the default of a stream that has one; math.inf: no limit.
 
     Raises:
         trio.TooSlowError: the time was up; what part of the data went is in `stream.bytes_sent` if the stream has that.
@@ -43,22 +44,38 @@ async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffe
     Cancellation: as of the stream's send_all; some of the data may have been sent.
     """
     buffers = listed(buffers)
-    forward: Any = stream.send_all if isinstance(stream, SendSide) else getattr(stream, "send_all_vectored", None)
-    if forward is not None:
-        await forward(buffers, timeout=timeout)
-        return
-    if timeout is None:
-        timeout = getattr(stream, "send_timeout", None)
-    with within(timeout):
-        if isinstance(stream, trio.StapledStream) and type(stream).send_all is trio.StapledStream.send_all:
-            await send_all_vectored(stream.send_stream, buffers)
-        else:
-            await _send(stream, buffers)
+    target = sending_end(stream)
+    if isinstance(target, SendSide):
+        await target.send_all(buffers, timeout=timeout)
+    elif hasattr(type(target), "send_all_vectored"):
+        await target.send_all_vectored(buffers, timeout=timeout)
+    else:
+        with within(timeout):
+            await _send(target, buffers)
 
 
-def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
-    """The scope of a call with a time limit, in seconds; none for None and math.inf."""
-    return contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout)
+async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | None) -> None:
+    """stream.send_all(data), by the same timeout rule."""
+    target = sending_end(stream)
+    if isinstance(target, TimedSend):
+        await target.send_all(data, timeout=timeout)  # type: ignore[attr-defined]  # pyright: ignore
+    else:
+        with within(timeout):
+            await target.send_all(data)
+
+
+def counts_bytes(stream: trio.abc.SendStream) -> bool:
+    """Whether the stream gets a list as one call: then its `bytes_sent`, if it has one, is of all that was to be sent."""
+    target = sending_end(stream)
+    return isinstance(target, SendSide) or hasattr(type(target), "send_all_vectored")
+
+
+def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
+    """How much of the last send_all_vectored went; None: the stream does not say, or not of all of it."""
+    if not counts_bytes(stream):
+        return None
+    count: int | None = getattr(sending_end(stream), "bytes_sent", None)
+    return count
 
 
 def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
@@ -74,14 +91,17 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
     if isinstance(stream, trio.SocketStream):
         await TrioTransport(stream).send_all(buffers)
         return
-    views = byte_views(buffers)
+    views: list[Any] = []
     try:
+        for item in buffer_list(buffers):  # all of them first: a wrong one is found before anything is sent
+            views += [item] if type(item) is bytes else byte_views([item])  # a stream may like bytes best
         for view in views:
-            await stream.send_all(view)
-        if not views:
+            if len(view):
+                await stream.send_all(view)
+        if not any(len(view) for view in views):
             await stream.send_all(b"")
     finally:
-        _release(views)
+        _release([view for view in views if type(view) is memoryview])
 
 
 class TrioTransport(trio.abc.HalfCloseableStream):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import operator
 import struct
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._chunks import ChunkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Prefix = Literal["u32be", "varint"]
 
@@ -42,6 +43,9 @@ class FrameTooLarge(FrameError):
         super().__init__(f"a frame of {size} bytes is larger than the limit of {max_size} bytes")
         self.size = size
         self.max_size = max_size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.size, self.max_size)
 
 
 def check_max_size(max_size: int) -> int:
@@ -125,11 +129,12 @@ class FrameDecoder:
         self._prefix: Prefix = prefix
         self._queue = ChunkQueue()
         self._size: int | None = None  # of the frame whose prefix was read
-        self._error: FrameError | None = None
+        self._prefix_length = 0
+        self._error: Callable[[], FrameError] | None = None  # makes it: a kept error would keep its traceback's frames
 
     def feed(self, data: bytes) -> None:
         """Adds bytes as they came. b"" adds nothing: what the end of the stream means is for the caller to say."""
-        self._queue.append(data)
+        self._queue.append(bytes(data))
 
     def next_frame(self) -> bytes | None:
         """The next complete frame; None: more bytes are needed.
@@ -149,7 +154,7 @@ class FrameDecoder:
     def check(self) -> None:
         """Raises the error that next_frame found, if it found one."""
         if self._error is not None:
-            raise self._error.with_traceback(None)
+            raise self._error()
 
     def __iter__(self) -> Iterator[bytes]:
         """The complete frames, as next_frame gives them."""
@@ -158,8 +163,7 @@ class FrameDecoder:
     @property
     def pending(self) -> int:
         """Bytes of the prefix and frame that are not complete; 0: the stream may end here."""
-        prefix = 0 if self._size is None else len(encode_prefix(self._size, self._prefix))
-        return prefix + self._queue.size
+        return (0 if self._size is None else self._prefix_length) + self._queue.size
 
     @property
     def partial(self) -> bytes:
@@ -180,17 +184,19 @@ class FrameDecoder:
             if queue.size < 4:
                 return None
             size: int = _U32BE.unpack(queue.take(4))[0]
+            length = 4
         else:
             try:
                 decoded = decode_prefix(queue.peek(5), "varint")
             except FrameError as exc:
-                self._error = exc
+                self._error = partial(FrameError, *exc.args)
                 raise
             if decoded is None:
                 return None
             size, length = decoded
             queue.take(length)
+        self._prefix_length = length
         if size > self._max_size:
-            self._error = FrameTooLarge(size, self._max_size)
-            raise self._error
+            self._error = partial(FrameTooLarge, size, self._max_size)
+            raise self._error()
         return size

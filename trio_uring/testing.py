@@ -1,7 +1,8 @@
-"""FakeRing: a ring without a kernel, for tests of what stands above it.
+"""For tests: FakeRing, a ring without a kernel; SimulatedNetwork, a network in memory; run_deterministically, a run to repeat.
 
-It speaks the Ring protocol over descriptors that are connected in memory, scripted or at random from a seed, and it checks the
-duties of its caller: one operation a direction, a state that allows it, buffers held to the end, no cancel of a stranger.
+FakeRing speaks the Ring protocol over descriptors that are connected in memory, scripted or at random from a seed, and it
+checks the duties of its caller: one operation a direction, a state that allows it, buffers held to the end, no cancel of a
+stranger.
 
 Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere. Operations make progress in
 `drain` and `wait` only.
@@ -18,8 +19,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ._contract import LARGE_SIZE, SMALL_SIZE, RingCounters, RingInfo
+from ._deterministic import run_deterministically
 from ._driver import install
 from ._op import LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
+from ._simulated import SimulatedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,6 +172,9 @@ class FakeRing:
         if len(done) > before or self._active:
             self._signal_if_able(len(done) > before)
 
+    def ready(self) -> bool:
+        return self._signalled
+
     def buffers_in_use(self) -> int:
         return 0
 
@@ -279,4 +285,4 @@ def use_ring(ring: Any) -> None:
     install(ring)
 
 
-__all__ = ["FakeRing", "Misuse", "use_ring"]
+__all__ = ["FakeRing", "Misuse", "SimulatedNetwork", "run_deterministically", "use_ring"]

@@ -14,7 +14,7 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors", "_chunks", "_pool", "metrics"},
+    {"_op", "_errors", "_chunks", "_pool", "_timed", "metrics"},
     {"_contract", "framing", "audit"},
     {"_statistics"},
     {"_ring"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"_open"},
     {"_vectored", "_buffered"},
     {"_frames", "_network"},
-    {"_socket_networks", "_simulated_link", "_deterministic", "_observed"},
+    {"_frame_stream", "_socket_networks", "_simulated_link", "_deterministic", "_observed"},
     {"_simulated_transport"},
     {"_simulated"},
     {"testing"},

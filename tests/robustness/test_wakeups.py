@@ -70,3 +70,34 @@ def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
     rescued = trio.run(main)
     assert rescued > 0
     assert expect_log("watchdog found completions") >= rescued
+
+
+class SendAfterALongWait(trio.abc.Instrument):
+    """Data arrives when trio's wait is over, and before the driver's hooks run: it was too late to wake anyone."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer = peer
+        self.blocked = False
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.blocked = timeout > 1 and trio_uring.current_statistics().in_flight == 1
+
+    def after_io_wait(self, timeout: float) -> None:
+        if self.blocked and self.peer.fileno() >= 0:
+            self.peer.send(b"x")
+            self.peer.close()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_what_arrives_when_the_watchdog_wakes_is_not_taken_for_lost(flags: str) -> None:
+    use_ring(flags=flags)
+    set_watchdog(0.05)
+    ours, theirs = socket.socketpair()
+    trio.lowlevel.add_instrument(SendAfterALongWait(theirs))
+    stream = trio_uring.SocketStream(ours)
+    assert await stream.receive_some() == b"x"
+    for _ in range(5):
+        await trio.lowlevel.checkpoint()
+    assert trio_uring.current_statistics().rescued == 0
+    await stream.aclose()

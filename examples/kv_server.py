@@ -1,0 +1,180 @@
+"""A key-value server over frames, with metrics for Prometheus and a graceful shutdown.
+
+    pip install 'trio-uring[prometheus]'
+    python examples/kv_server.py --port 7002 --metrics-port 9102
+    python examples/kv_client.py --port 7002 put colour green
+    python examples/kv_client.py --port 7002 get colour
+
+What to look at: `Server` takes a Network and does not know which. Here it is given the ring, in its tests a simulated network
+with partitions and a virtual clock as well. SIGTERM or SIGINT stops it in order: no new connections, what is in flight is
+finished, whoever is not done by the deadline is cut off, and then everything is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import signal
+
+import prometheus_client
+import trio
+from kv_protocol import DELETE, FOUND, FRAME_MAX, GET, MISSING, PUT, REFUSED, VALUE_MAX, parse_request
+
+import trio_uring
+from trio_uring.prometheus import DriverCollector, NetworkCollector
+
+CONNECTIONS_MAX = 1000  # beyond it, clients wait in the backlog
+ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
+LAST_LOOK_SECONDS = 0.05  # for requests that a client had already sent when the server was told to stop
+HTTP_HEAD_MAX = 8192  # bytes
+HTTP_SECONDS_MAX = 10.0
+
+
+class Server:
+    """Serves one store to any number of clients.
+
+    Args:
+        network: where to listen.
+        drain_seconds: how long a shutdown waits for requests in flight.
+    """
+
+    def __init__(self, network: trio_uring.Network, *, drain_seconds: float = 10.0) -> None:
+        self.network = network
+        self.drain_seconds = drain_seconds
+        self.store: dict[bytes, bytes] = {}
+        self._stopping = False
+        self._idle: set[trio.CancelScope] = set()  # of connections that wait for a request: nothing of theirs is in flight
+        self._accepting = trio.CancelScope()
+        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+
+    async def serve(
+        self,
+        address: trio_uring.Address,
+        *,
+        task_status: trio.TaskStatus[trio_uring.NetworkListener] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serves until `stop` is called and the connections have ended, or been cut off at the deadline."""
+        listener = await self.network.bind(address)
+        async with trio.open_nursery() as connections:
+            async with listener:
+                task_status.started(listener)
+                with self._accepting:
+                    await self._accept(listener, connections)
+            connections.cancel_scope.deadline = trio.current_time() + self.drain_seconds
+
+    def stop(self) -> None:
+        """Stops accepting, lets requests in flight finish, and ends connections that have none."""
+        self._stopping = True
+        self._accepting.cancel()
+        for scope in self._idle:
+            scope.cancel()
+
+    async def _accept(self, listener: trio_uring.NetworkListener, connections: trio.Nursery) -> None:
+        while True:
+            slot = object()
+            await self._slots.acquire_on_behalf_of(slot)  # before accept: when all are taken, the backlog pushes back
+            accepted = False
+            try:
+                stream = await listener.accept()
+                connections.start_soon(self._serve_connection, stream, slot)
+                accepted = True
+            except OSError:
+                await trio.sleep(0.1)  # out of descriptors: some will be free later
+            finally:
+                if not accepted:
+                    self._slots.release_on_behalf_of(slot)
+
+    async def _serve_connection(self, stream: trio_uring.NetworkStream, slot: object) -> None:
+        try:
+            async with trio_uring.FrameStream(stream, FRAME_MAX) as channel:
+                with contextlib.suppress(
+                    trio.EndOfChannel,  # the client is done
+                    trio.BrokenResourceError,  # or gone
+                    trio.TooSlowError,  # or as good as gone
+                    trio_uring.IncompleteReadError,
+                    trio_uring.FrameError,
+                ):
+                    while requests := await self._next_requests(channel):
+                        await channel.send_many([self._answer(request) for request in requests])
+        finally:
+            self._slots.release_on_behalf_of(slot)
+
+    async def _next_requests(self, channel: trio_uring.FrameStream) -> list[bytes]:
+        """Every request that is here, or the next that comes. An empty list: none will, because the server stops."""
+        # A client whose requests were sent ahead gets its answers: closing now, with bytes unread, would reset the connection.
+        seconds = LAST_LOOK_SECONDS if self._stopping else math.inf
+        with trio.move_on_after(seconds) as scope:
+            self._idle.add(scope)
+            try:
+                return await channel.receive_many()  # cancelled while it waits, it has taken nothing
+            finally:
+                self._idle.discard(scope)
+        return []
+
+    def _answer(self, frame: bytes) -> list[bytes]:
+        request = parse_request(frame)
+        if request is None:
+            return [bytes([REFUSED])]
+        operation, key, value = request
+        if operation == GET:
+            stored = self.store.get(key)
+            return [bytes([MISSING])] if stored is None else [bytes([FOUND]), stored]
+        if operation == DELETE:
+            return [bytes([MISSING if self.store.pop(key, None) is None else FOUND])]
+        assert operation == PUT
+        if len(value) > VALUE_MAX or (key not in self.store and len(self.store) >= ENTRIES_MAX):
+            return [bytes([REFUSED])]
+        self.store[key] = value
+        return [bytes([FOUND])]
+
+
+async def serve_metrics(stream: trio_uring.NetworkStream, registry: prometheus_client.CollectorRegistry) -> None:
+    """Answers one HTTP request with the metrics, and hangs up."""
+    async with stream:
+        with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError, EOFError, ValueError):
+            with trio.fail_after(HTTP_SECONDS_MAX):
+                head = await stream.receive_until(b"\r\n\r\n", HTTP_HEAD_MAX)
+                found = head.startswith((b"GET /metrics ", b"GET /metrics?"))
+                body = prometheus_client.generate_latest(registry) if found else b"see /metrics\n"
+                status = "200 OK" if found else "404 Not Found"
+                lines = [
+                    f"HTTP/1.1 {status}",
+                    "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+                    f"Content-Length: {len(body)}",
+                    "Connection: close",
+                    "\r\n",
+                ]
+                await stream.send_all(["\r\n".join(lines).encode(), body])
+
+
+async def main(host: str, port: int, metrics_port: int, drain_seconds: float) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    config = trio_uring.NetworkConfig(read_timeout=300, write_timeout=30)
+    network = trio_uring.Metered(trio_uring.UringNetwork(config))
+    server = Server(network, drain_seconds=drain_seconds)
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(DriverCollector())
+    registry.register(NetworkCollector(network.metrics))
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            # Metrics are served to the last, and not counted among what they tell about.
+            metrics = await trio_uring.UringNetwork().bind((host, metrics_port))
+            nursery.start_soon(trio.serve_listeners, lambda stream: serve_metrics(stream, registry), [metrics])
+            async with trio.open_nursery() as serving:
+                listener = await serving.start(server.serve, (host, port))
+                print(f"listening on {host}:{listener.local_address[1]}", flush=True)
+                print(f"metrics on http://{host}:{metrics.local_address[1]}/metrics", flush=True)
+                await anext(signals)
+                server.stop()
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="A key-value server on io_uring.")
+    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7002, help="0: the kernel chooses one (default: %(default)s)")
+    parser.add_argument("--metrics-port", type=int, default=9102, help="0: the kernel chooses one (default: %(default)s)")
+    parser.add_argument("--drain", type=float, default=10.0, help="seconds for requests in flight (default: %(default)s)")
+    arguments = parser.parse_args()
+    trio.run(main, arguments.host, arguments.port, arguments.metrics_port, arguments.drain)

@@ -1,0 +1,400 @@
+"""Wrappers that tell an observer (counters, an audit) of every operation on a network or a stream: attempt, success, failure.
+
+Rules of this file: a wrapper adds no checkpoint, holds no byte and changes no result and no error. What the wrapped stream
+returned has happened and is a success, however late a cancellation comes. Observers never see an iterator, and a stream's
+feature is there only if the wrapped stream has it. send_all and receive_some make no closure and no second coroutine.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._buffered import BufferedReceiveStream
+from ._network import Address, Network, NetworkListener, NetworkStream
+from ._send import SendSide
+from ._timed import TimedReceive, receive_default, within
+from ._vectored import bytes_of_last_send, listed, send_all_vectored
+from .audit import Audit
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from typing_extensions import Buffer
+
+    from .metrics import Direction, Outcome
+
+_T = TypeVar("_T")
+
+Observer = Metrics | Audit
+"""What is told of every operation. Its methods do not raise."""
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an operation's exception means. A destroyed coroutine (GeneratorExit) was cancelled, in its way."""
+    if isinstance(error, trio.TooSlowError):
+        return "timed_out"
+    if isinstance(error, (trio.Cancelled, GeneratorExit)):
+        return "cancelled"
+    members = getattr(error, "exceptions", None)  # of an exception group, from a nursery inside of the operation
+    if isinstance(members, tuple) and all(outcome_of(member) == "cancelled" for member in members):
+        return "cancelled"
+    return "failed"
+
+
+if TYPE_CHECKING:
+
+    def _if_wrapped_has(method: _T) -> _T:
+        return method
+
+else:
+
+    class _if_wrapped_has:
+        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must tell the truth."""
+
+        def __init__(self, method):
+            self._method = method
+            self.__doc__ = method.__doc__
+
+        def __get__(self, instance, owner=None):
+            if instance is None:
+                return self._method
+            getattr(instance.wrapped, self._method.__name__)  # AttributeError: the wrapped stream's own
+            return self._method.__get__(instance, owner)
+
+
+class _Wrapper:
+    """What it does not define is the wrapped object's."""
+
+    wrapped: Any
+
+    def __getattr__(self, name: str) -> Any:
+        # A property of ours that raised AttributeError is not to be looked for further down: it knows why.
+        if name == "wrapped" or hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__} has no {name} here")
+        return getattr(self.wrapped, name)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.wrapped!r}>"
+
+
+class _Resource(_Wrapper):
+    """What a stream and a listener have in common: an address, and an end."""
+
+    def __init__(self, wrapped: Any, observer: Observer, address: Address | None) -> None:
+        self.wrapped = wrapped
+        self._observer = observer
+        self._address = address
+        self._was_closed = False
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        if self._was_closed:  # trio.serve_listeners closes again what the handler has closed
+            await self.wrapped.aclose()
+            return
+        self._was_closed = True
+        await _told(self._observer, "close", self._address, self.wrapped.aclose)
+        self._observer.success("close", self._address)
+
+
+class _ObservedStream(_Resource, NetworkStream):
+    """A stream that tells `observer`. See MeteredStream."""
+
+    def __init__(self, stream: trio.abc.Stream, observer: Observer) -> None:
+        super().__init__(stream, observer, getattr(stream, "remote_address", None))
+        self._times_sends = isinstance(stream, (SendSide, NetworkStream))
+        self._times_receives = isinstance(stream, TimedReceive)
+
+    @property
+    def local_address(self) -> Address:
+        return self.wrapped.local_address  # type: ignore[no-any-return]
+
+    @property
+    def remote_address(self) -> Address:
+        return self.wrapped.remote_address  # type: ignore[no-any-return]
+
+    @property
+    def bytes_sent(self) -> int:
+        count = bytes_of_last_send(self.wrapped)
+        if count is None:
+            raise AttributeError(f"{type(self.wrapped).__name__} does not know its bytes_sent")
+        return count
+
+    @property
+    def send_timeout(self) -> float | None:
+        """Seconds; the wrapped stream's."""
+        return self.wrapped.send_timeout  # type: ignore[no-any-return]
+
+    @send_timeout.setter
+    def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _set_default(self.wrapped, "send_timeout", seconds)
+
+    @property
+    def receive_timeout(self) -> float | None:
+        """Seconds; the wrapped stream's."""
+        return receive_default(self.wrapped)
+
+    @receive_timeout.setter
+    def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _set_default(self.wrapped, "receive_timeout", seconds)
+
+    # -- sending
+
+    @enable_ki_protection
+    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+        if isinstance(data, (list, tuple)):
+            await self.send_all_vectored(data, timeout=timeout)
+            return
+        observer, address = self._observer, self._address
+        buffers = (data,) if type(data) is bytes else _buffers_of(data)
+        observer.attempt("send", address, buffers)
+        try:
+            if timeout is None:
+                await self.wrapped.send_all(data)
+            else:
+                await _in_time(self._times_sends, timeout, self.wrapped.send_all, data)
+        except BaseException as exc:
+            observer.failure("send", address, exc, outcome_of(exc))
+            raise
+        observer.success("send", address, buffers)
+
+    @enable_ki_protection
+    async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+        observer, address = self._observer, self._address
+        buffers = tuple(listed(buffers))  # used up once, here; and what the caller does to a list meanwhile is not counted
+        observer.attempt("send", address, buffers)
+        try:
+            await send_all_vectored(self.wrapped, buffers, timeout=timeout)
+        except BaseException as exc:
+            observer.failure("send", address, exc, outcome_of(exc))
+            raise
+        observer.success("send", address, buffers)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.wrapped.wait_send_all_might_not_block()
+
+    @_if_wrapped_has
+    async def send_eof(self) -> None:
+        await self.wrapped.send_eof()
+
+    # -- receiving
+
+    @enable_ki_protection
+    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+        observer, address = self._observer, self._address
+        observer.attempt("receive", address)
+        try:
+            if timeout is None:
+                data: bytes = await self.wrapped.receive_some(max_bytes)
+            else:
+                data = await _in_time(self._times_receives, timeout, self.wrapped.receive_some, max_bytes)
+        except BaseException as exc:
+            observer.failure("receive", address, exc, outcome_of(exc))
+            raise
+        observer.success("receive", address, (data,))
+        return data
+
+    @enable_ki_protection
+    async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
+        source: Any = self.wrapped
+        if not hasattr(type(source), "receive_into"):  # who asks this of the wrapper's class is told that it has it
+            source = BufferedReceiveStream(source, 0)
+        count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
+        with _filled(buffer, count) as part:
+            self._observer.success("receive", self._address, (part,))
+        return count
+
+    @_if_wrapped_has
+    @enable_ki_protection
+    async def receive_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
+        data: bytes = await self._receive(self.wrapped.receive_exactly, count, timeout=timeout)
+        self._observer.success("receive", self._address, (data,))
+        return data
+
+    @_if_wrapped_has
+    @enable_ki_protection
+    async def receive_until(self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None) -> bytes:
+        data: bytes = await self._receive(self.wrapped.receive_until, delimiter, max_bytes, timeout=timeout)
+        self._observer.success("receive", self._address, (data,))
+        return data
+
+    async def _receive(self, method: Callable[..., Awaitable[Any]], *args: object, timeout: float | None) -> Any:
+        return await _told(self._observer, "receive", self._address, _in_time, self._times_receives, timeout, method, *args)
+
+    @_if_wrapped_has
+    def peek(self, max_bytes: int | None = None) -> bytes:
+        return self.wrapped.peek(max_bytes)  # type: ignore[no-any-return]
+
+
+class _ObservedListener(_Resource, NetworkListener):
+    """A listener of an observed network."""
+
+    def __init__(self, listener: NetworkListener, network: _ObservedNetwork) -> None:
+        super().__init__(listener, network._observer, listener.local_address)
+        self._network = network
+
+    @property
+    def local_address(self) -> Address:
+        return self.wrapped.local_address  # type: ignore[no-any-return]
+
+    @enable_ki_protection
+    async def accept(self) -> NetworkStream:
+        stream: NetworkStream = await _told(self._observer, "accept", self._address, self.wrapped.accept)
+        self._observer.success("accept", stream.remote_address)
+        return self._network._wrap(stream, "in")
+
+
+class _ObservedNetwork(_Wrapper, Network):
+    """A network that tells `observer`. `config` is the wrapped network's, by __getattr__."""
+
+    def __init__(self, network: Network, observer: Observer) -> None:
+        self.wrapped = network
+        self._observer = observer
+
+    @abc.abstractmethod
+    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
+        """The stream of a new connection, observed."""
+
+    @enable_ki_protection
+    async def bind(self, address: Address) -> NetworkListener:
+        listener: NetworkListener = await _told(self._observer, "bind", address, self.wrapped.bind, address)
+        self._observer.success("bind", listener.local_address)
+        return _ObservedListener(listener, self)
+
+    @enable_ki_protection
+    async def dial(self, address: Address) -> NetworkStream:
+        stream: NetworkStream = await _told(self._observer, "dial", address, self.wrapped.dial, address)
+        self._observer.success("dial", stream.remote_address)
+        return self._wrap(stream, "out")
+
+
+class MeteredStream(_ObservedStream):
+    """Counts what is sent and received on any trio.abc.Stream.
+
+    It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists, `timeout=` and `receive_into`
+    work on any stream; another method that the wrapped stream has not is not there (AttributeError). Bytes count when the call
+    that moved them returns; `peek` and a second `aclose` count nothing.
+
+    Args:
+        stream: the stream, owned from now on; the attribute `wrapped`.
+        metrics: where to count, an attribute too; None: a new one. No network made the stream: it counts as no connection.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, metrics: Metrics | None = None) -> None:
+        self.metrics = Metrics() if metrics is None else metrics
+        self._direction: Direction | None = None
+        super().__init__(stream, self.metrics)
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        direction, self._direction = self._direction, None
+        try:
+            await super().aclose()
+        finally:  # it is closed even if this was cancelled
+            if direction is not None:
+                self.metrics.connection_closed(direction)
+
+
+class AuditedStream(_ObservedStream):
+    """Hashes what is sent and received on any trio.abc.Stream, which it forwards as MeteredStream does.
+
+    Args:
+        stream: the stream, owned from now on; the attribute `wrapped`.
+        audit: where to hash, an attribute too; None: a new one.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, audit: Audit | None = None) -> None:
+        self.audit = Audit() if audit is None else audit
+        super().__init__(stream, self.audit)
+
+
+class Metered(_ObservedNetwork):
+    """A network that counts what is done on another: connections, bytes, operations, timeouts and errors.
+
+    Its listeners and streams count, too. What a network has beside bind and dial (the hosts of a SimulatedNetwork) is
+    the wrapped network's, and does not count: wrap what you bind and dial with.
+
+    Args:
+        network: the network; the attribute `wrapped`.
+        metrics: where to count, an attribute too; None: a new one. Several networks may share one.
+    """
+
+    def __init__(self, network: Network, metrics: Metrics | None = None) -> None:
+        self.metrics = Metrics() if metrics is None else metrics
+        super().__init__(network, self.metrics)
+
+    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
+        metered = MeteredStream(stream, self.metrics)
+        metered._direction = direction
+        return metered
+
+
+class Audited(_ObservedNetwork):
+    """A network that hashes all that is done on another, and gives the events to subscribers. It wraps as Metered does.
+
+    Args:
+        network: the network; the attribute `wrapped`.
+        audit: where to hash, an attribute too; None: a new one. Several networks may share one.
+    """
+
+    def __init__(self, network: Network, audit: Audit | None = None) -> None:
+        self.audit = Audit() if audit is None else audit
+        super().__init__(network, self.audit)
+
+    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
+        return AuditedStream(stream, self.audit)
+
+
+async def _told(
+    observer: Observer,
+    operation: str,
+    address: Address | None,
+    method: Callable[..., Awaitable[Any]],
+    *args: object,
+) -> Any:
+    """Tells of the attempt and of a failure. The success is told by the caller, who knows what it brought."""
+    observer.attempt(operation, address)
+    try:
+        return await method(*args)
+    except BaseException as exc:
+        observer.failure(operation, address, exc, outcome_of(exc))
+        raise
+
+
+async def _in_time(takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object) -> Any:
+    """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own streams, is given from outside."""
+    if takes_timeout:
+        return await method(*args, timeout=timeout)
+    with within(timeout):
+        return await method(*args)
+
+
+def _set_default(stream: Any, name: str, seconds: float | None) -> None:
+    """Sets a timeout that the stream has: another one would do nothing, without a word."""
+    if not hasattr(stream, name):
+        raise AttributeError(f"{type(stream).__name__} has no {name}")
+    setattr(stream, name, seconds)
+
+
+def _filled(buffer: Buffer, count: int) -> memoryview:
+    """What receive_into put there."""
+    view = memoryview(buffer)
+    try:
+        return view.cast("B")[:count]
+    except TypeError:  # of a format that only its own library knows
+        return memoryview(view.tobytes())[:count]
+
+
+def _buffers_of(data: Any) -> tuple[Any, ...]:
+    """What observers see of send_all's argument: its buffers. Something unfit is shown as it is; the stream complains."""
+    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray, memoryview, str)):
+        try:
+            memoryview(data).release()  # type: ignore[arg-type]  # array.array is a sequence, and a buffer
+        except TypeError:
+            return tuple(data)
+    return (data,)

@@ -1,0 +1,390 @@
+"""A network in memory for tests: seeded, and with trio's MockClock and a seeded scheduler the same in every run.
+
+Rules of this file: no socket, no thread, no wall clock, no task of its own. Names of hosts are looked up in `_Hosts` only, by
+its rules. A connection draws from generators of its own (`_Generators`), so that it does not depend on how others interleave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import math
+import operator
+import os
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint_if_cancelled, enable_ki_protection
+
+from ._deterministic import run_deterministically
+from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._simulated_link import LinkSettings, Path
+from ._simulated_transport import SimulatedTransport, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+BACKLOG = 128  # connections that wait to be accepted where the config does not say: the default of old kernels
+EPHEMERAL = range(49152, 65536)  # ports that are given out, as IANA has them
+HOME = "127.0.0.1"  # the host of a program that names none
+ANY = ""  # in tables: every host
+WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+LOOPBACKS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class SimulatedNetwork(Network):
+    """A network in memory, for tests: what TCP does, with the faults and the timing that you choose.
+
+    It needs no ring and works with any clock. Under trio.testing.MockClock its times are exact, and under
+    `run_deterministically` two runs with the same seed do the same in the same order.
+
+    Hosts are names of your choice ("server", "10.0.0.1"), and need not be declared. The network itself is the host
+    "127.0.0.1"; `host(name)` gives a view of it from another. "localhost" and "::1" mean the host that says them. A listener
+    that the network itself binds to "", "0.0.0.0" or "::" is reached under every name; one of a view, under the view's.
+
+    As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a close while there are
+    bytes that were not received, and every close with `so_linger=0`. A reset takes what was not received with it. A close
+    never waits, whatever `so_linger` says. A dial to a host that is cut off waits forever unless there is a connect_timeout.
+
+    Args:
+        seed: of everything random. Each connection's behaviour comes from the seed and its number.
+        config: of connections and listeners. A `backlog` of None is 128, of 0 it is 1.
+        latency: seconds that a message takes one way; a pair of them is a range, drawn for each. Bytes stay in order.
+        bandwidth: bytes per second, for each direction of a connection; None: no limit.
+        buffer_size: bytes in flight and not received, at most, for each direction of a connection; then a send waits.
+        short: probability that a send puts only a part on its way before it goes on, or a receive returns only a part of
+            what is there. The size of the part is random.
+        race: probability that a receive which has its bytes can still be cancelled, and puts them back then.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        config: NetworkConfig | None = None,
+        latency: float | tuple[float, float] = 0.0,
+        bandwidth: float | None = None,
+        buffer_size: int = 65536,
+        short: float = 0.25,
+        race: float = 0.25,
+    ) -> None:
+        low, high = latency if isinstance(latency, tuple) else (latency, latency)
+        if not 0 <= low <= high < math.inf:
+            raise ValueError("latency must be seconds >= 0, or a range of them")
+        if bandwidth is not None and not bandwidth > 0:
+            raise ValueError("bandwidth must be > 0 bytes per second")
+        if operator.index(buffer_size) < 1:
+            raise ValueError("buffer_size must be at least 1 byte")
+        if not (0 <= short <= 1 and 0 <= race <= 1):
+            raise ValueError("short and race are probabilities")
+        self.seed = seed
+        self.config = NetworkConfig() if config is None else config
+        self._settings = LinkSettings((float(low), float(high)), bandwidth, buffer_size, short, race)
+        self._hosts = _Hosts()
+        self._numbers = itertools.count()
+
+    def __repr__(self) -> str:
+        return f"<SimulatedNetwork seed={self.seed}>"
+
+    def host(self, name: str, *, config: NetworkConfig | None = None) -> Network:
+        """This network, seen from the host `name`: its dials come from there, and it binds to addresses of that host only.
+
+        Args:
+            name: any but a wildcard.
+            config: of what this view dials and binds; None: the network's.
+        """
+        if name in WILDCARDS:
+            raise ValueError(f"{name!r} is not the name of a host")
+        return _View(self, _resolve(HOME, name), self.config if config is None else config)
+
+    async def bind(self, address: Address) -> NetworkListener:
+        """Listens on an address. See Network.bind.
+
+        Args:
+            address: of any host. Port 0: the host's next free one, from 49152 on.
+
+        Raises:
+            OSError: EADDRINUSE.
+
+        Cancellation: nothing is bound.
+        """
+        return await self._bind(None, self.config, address)
+
+    async def dial(self, address: Address) -> NetworkStream:
+        """Connects to an address, from the host 127.0.0.1; it takes one round trip. See Network.dial.
+
+        While the hosts are cut off from each other, or the listener's backlog is full, it waits.
+
+        Raises:
+            ConnectionRefusedError: nothing listens there, or `refuse` was called.
+            trio.TooSlowError: `config.connect_timeout` was up.
+
+        Cancellation: nothing is left open, and nothing is accepted.
+        """
+        return await self._dial(HOME, self.config, address)
+
+    # -- faults
+
+    def partition(self, a: str | Collection[str], b: str | Collection[str]) -> None:
+        """Cuts two hosts, or each host of one group and each of the other, off from each other, until `heal`.
+
+        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends, resets and dials.
+        """
+        for path in self._paths(a, b):
+            path.cut()
+
+    def heal(self, a: str | Collection[str], b: str | Collection[str]) -> None:
+        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time on the wire) from now."""
+        for path in self._paths(a, b):
+            path.heal()
+
+    def reset(self, a: str | Collection[str], b: str | Collection[str]) -> None:
+        """Breaks all connections between the hosts now, for both ends: what was not received is gone, blocked tasks wake.
+
+        Of one connection: `stream.transport.reset()`.
+        """
+        for path in self._paths(a, b):
+            path.reset()
+
+    def refuse(self, address: Address) -> None:
+        """From now on dials to `address` are refused, whoever listens there; a wildcard means the port of every host."""
+        self._hosts.refused.add(_key(HOME, address))
+        for listener in self._hosts.listeners.values():
+            listener.room.unpark_all()
+
+    def accept_again(self, address: Address) -> None:
+        """Ends a `refuse` of the same address."""
+        self._hosts.refused.discard(_key(HOME, address))
+
+    def _paths(self, a: str | Collection[str], b: str | Collection[str]) -> list[Path]:
+        groups = [[name] if isinstance(name, str) else list(name) for name in (a, b)]
+        return [self._hosts.path(_resolve(HOME, one), _resolve(HOME, other)) for one in groups[0] for other in groups[1]]
+
+    # -- for the views
+
+    @enable_ki_protection
+    async def _bind(self, name: str | None, config: NetworkConfig, address: Address) -> SimulatedListener:
+        """`name` is the host that binds; None: whoever the address names."""
+        await trio.lowlevel.checkpoint()
+        hosts, (host, port) = self._hosts, _key(name or HOME, address)
+        if name is not None and host not in (name, ANY):
+            raise _error(errno.EADDRNOTAVAIL, "listen on", address)
+        owner = host if name is None else name
+        port = port or hosts.free_port(owner)
+        if not port or hosts.is_used(owner, port):
+            raise _error(errno.EADDRINUSE, "listen on", address)
+        hosts.used.add((owner, port))
+        listener = SimulatedListener(hosts, (owner, port), config, ("0.0.0.0" if host == ANY else host, port))
+        hosts.listeners[owner, port] = listener
+        return listener
+
+    @enable_ki_protection
+    async def _dial(self, name: str, config: NetworkConfig, address: Address) -> NetworkStream:
+        target = _key(name, address, to_dial=True)
+        path = self._hosts.path(name, target[0])
+        generator = _Generators(self.seed, next(self._numbers))
+        timeout = config.connect_timeout
+        with contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout):
+            listener = await self._reach(path, generator("dial"), target)
+        local = (name, self._hosts.free_port(name))
+        if not local[1]:
+            raise _error(errno.EADDRNOTAVAIL, "connect to", address)
+        self._hosts.used.add(local)
+        transport, accepted = connect(
+            path,
+            self._settings,
+            generator,
+            (config.so_linger != 0, listener.config.so_linger != 0),
+            lambda: self._hosts.used.discard(local),
+        )
+        listener.give(accepted, target, local)
+        return BufferedNetworkStream(transport, config, local, target)
+
+    async def _reach(self, path: Path, generator: random.Random, target: Address) -> SimulatedListener:
+        """Waits until a listener takes the connection. From its return on nothing may wait: there is room now."""
+        while True:
+            await path.cross(self._settings.draw_latency(generator) + self._settings.draw_latency(generator))
+            while not path.is_cut:
+                listener = self._hosts.listening(target)
+                if listener is None:
+                    raise _error(errno.ECONNREFUSED, "connect to", target)
+                if listener.has_room:
+                    return listener
+                await listener.room.park()
+
+
+class _View(Network):
+    """A SimulatedNetwork, seen from one host."""
+
+    def __init__(self, network: SimulatedNetwork, name: str, config: NetworkConfig) -> None:
+        self.config = config
+        self._network, self._name = network, name
+
+    def __repr__(self) -> str:
+        return f"<host {self._name!r} of {self._network!r}>"
+
+    async def bind(self, address: Address) -> NetworkListener:
+        return await self._network._bind(self._name, self.config, address)
+
+    async def dial(self, address: Address) -> NetworkStream:
+        return await self._network._dial(self._name, self.config, address)
+
+
+class SimulatedListener(NetworkListener):
+    """A listener of a SimulatedNetwork. Its `bind` makes it.
+
+    Attributes:
+        config: of what it accepts.
+        room: where dials wait while the backlog is full.
+    """
+
+    def __init__(self, hosts: _Hosts, key: Address, config: NetworkConfig, local_address: Address) -> None:
+        self.config = config
+        self.room = ParkingLot()
+        self._hosts, self._key, self._local_address = hosts, key, local_address
+        self._backlog = BACKLOG if config.backlog is None else max(1, config.backlog)
+        self._queue: deque[tuple[SimulatedTransport, Address, Address]] = deque()
+        self._arrived = ParkingLot()
+        self._accepting = self._closed = False
+
+    @property
+    def local_address(self) -> Address:
+        return self._local_address
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._queue) < self._backlog
+
+    def give(self, transport: SimulatedTransport, local: Address, remote: Address) -> None:
+        """Puts a new connection into the backlog."""
+        self._queue.append((transport, local, remote))
+        self._arrived.unpark_all()
+
+    @enable_ki_protection
+    async def accept(self) -> NetworkStream:
+        """Waits for a connection; dials that found the backlog full go on. See NetworkListener.accept.
+
+        Raises:
+            trio.BusyResourceError: another task is accepting on this listener.
+            trio.ClosedResourceError: this listener was closed.
+
+        Cancellation: no connection is lost.
+        """
+        if self._accepting:
+            raise trio.BusyResourceError("another task is currently accepting on this listener")
+        self._check_open()
+        self._accepting = True
+        try:
+            await checkpoint_if_cancelled()
+            if self._queue:
+                await cancel_shielded_checkpoint()
+            while not self._queue:
+                self._check_open()
+                await self._arrived.park()
+            self._check_open()
+        finally:
+            self._accepting = False
+        transport, local, remote = self._queue.popleft()
+        self.room.unpark_all()
+        return BufferedNetworkStream(transport, self.config, local, remote)
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Closes the listener: connections that were not accepted are reset, dials that wait are refused.
+
+        Cancellation: it is closed even if the scope is already cancelled.
+        """
+        if not self._closed:
+            self._closed = True
+            self._hosts.used.discard(self._key)
+            del self._hosts.listeners[self._key]
+            for transport, _, _ in self._queue:
+                transport.close(abort=True)
+            self._queue.clear()
+            self._arrived.unpark_all()
+            self.room.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this listener was closed")
+
+
+class _Hosts:
+    """Who listens where, which ports are taken, and the paths between hosts. The host ANY stands for all of them."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[Address, SimulatedListener] = {}
+        self.used: set[Address] = set()  # by listeners, and by the dialling ends of connections
+        self.refused: set[Address] = set()
+        self._paths: dict[frozenset[str], Path] = {}
+        self._next_ports: dict[str, int] = {}
+
+    def path(self, a: str, b: str) -> Path:
+        return self._paths.setdefault(frozenset({a, b}), Path())
+
+    def listening(self, target: Address) -> SimulatedListener | None:
+        anywhere = (ANY, target[1])
+        if target in self.refused or anywhere in self.refused:
+            return None
+        return self.listeners.get(target) or self.listeners.get(anywhere)
+
+    def is_used(self, host: str, port: int) -> bool:
+        if host == ANY:
+            return any(port == used for _, used in self.used)
+        return (host, port) in self.used or (ANY, port) in self.used
+
+    def free_port(self, host: str) -> int:
+        """The host's next free port; 0: there is none."""
+        first = self._next_ports.get(host, EPHEMERAL.start)
+        for port in itertools.chain(range(first, EPHEMERAL.stop), range(EPHEMERAL.start, first)):
+            if not self.is_used(host, port):
+                self._next_ports[host] = port + 1
+                return port
+        return 0
+
+
+@dataclass(frozen=True)
+class _Generators:
+    """The generators of one connection, by what they decide."""
+
+    seed: int
+    number: int
+
+    def __call__(self, name: str) -> random.Random:
+        # A string, because its digest seeds, on every machine the same way.
+        return random.Random(f"{self.seed} {self.number} {name}")
+
+
+def _resolve(speaker: str, name: str) -> str:
+    """The host that `name` means to the host `speaker`."""
+    return speaker if name in LOOPBACKS else name
+
+
+def _key(speaker: str, address: Address, *, to_dial: bool = False) -> Address:
+    """An address for the tables. To dial a wildcard is to dial oneself."""
+    try:
+        host, port = address
+    except (TypeError, ValueError):
+        host, port = None, None
+    if not isinstance(host, str) or not isinstance(port, int):
+        raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
+    if not 0 <= port < 65536:
+        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+    if host in WILDCARDS:
+        return (speaker if to_dial else ANY), port
+    return _resolve(speaker, host), port
+
+
+def _error(code: int, what: str, address: Address) -> OSError:
+    return OSError(code, f"cannot {what} {address[0]}:{address[1]}: {os.strerror(code)}")
+
+
+__all__ = ["SimulatedListener", "SimulatedNetwork", "run_deterministically"]

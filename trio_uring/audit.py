@@ -1,0 +1,258 @@
+"""A running SHA-256 of everything that is done on a network, and the events that go into it. `Audited` feeds it.
+
+Two runs of a program over a simulated network with the same seed have the same digest; where a digest differs, the events say
+which is the first that does.
+
+Rules of this file: standard library only. What is hashed is the encoding below, in which every part has its length in front, so
+that no two sequences of events look the same; buffers are hashed where they are, and once. A subscriber can break neither the
+I/O nor the digest.
+
+    event = text(kind) text(operation) text(address) u64(number of buffers) {buffer} text(error)
+    buffer = u64(bytes) and the bytes; of a send that succeeded u64(bytes) alone: its attempt had the bytes
+    text = u64(bytes) and the UTF-8; u64 = 8 bytes, big-endian
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .metrics import Outcome, size_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+Kind = Literal["attempt", "success", "failure"]
+
+_log = logging.getLogger("trio_uring")
+
+_NO_ERROR = bytes(8)  # text("")
+_NOT_A_BUFFER = b"\xff" * 8  # in place of the size of something that the stream will refuse
+_ADDRESS_IN_MEMORY = re.compile(r"\bat 0x[0-9a-fA-F]+")  # of a repr; another in every run
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """One thing that happened. `Audit.digest`, called in the subscriber, is the digest up to and with this event."""
+
+    number: int
+    """From 1, in order."""
+    kind: Kind
+    operation: str
+    """bind, dial, accept, send, receive or close."""
+    address: Any
+    """The other end's (host, port); of bind the one asked for and then the one got, of a failed accept the listener's;
+    None on streams that do not know."""
+    sizes: tuple[int, ...]
+    """Bytes of each buffer that was to be sent, was sent, or was received."""
+    error: str | None
+    """Of a failure: the type, and the text if it is an error."""
+    outcome: Outcome | None
+    """Of a failure: "timed_out", "cancelled" or "failed"."""
+
+
+class Audit:
+    """Hashes what is done on a network or a stream that is wrapped in Audited or AuditedStream.
+
+    Several networks and streams may share one, if they are used in one thread. The price is that of SHA-256: about 0.5 ms for
+    1 MiB, in the thread that does the I/O.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._number = 0
+        self._subscribers: tuple[Callable[[AuditEvent], object], ...] = ()
+
+    @property
+    def events(self) -> int:
+        """How many events there were."""
+        return self._number
+
+    def digest(self) -> str:
+        """The SHA-256 of all events so far, as 64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    # -- what observers are told
+
+    def attempt(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+        """An operation begins.
+
+        Args:
+            operation: its name.
+            address: (host, port), or None.
+            buffers: what is to be sent. They are hashed here, whatever becomes of the operation.
+        """
+        self._fold("attempt", operation, address, buffers, True)
+
+    def success(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+        """An operation has done what it should.
+
+        Args:
+            operation: its name.
+            address: (host, port), or None.
+            buffers: what was received, which is hashed, or sent, which was hashed by `attempt`.
+        """
+        self._fold("success", operation, address, buffers, operation != "send")
+
+    def failure(self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed") -> None:
+        """An operation has ended otherwise.
+
+        Args:
+            operation: its name.
+            address: (host, port), or None.
+            error: what it raised. Of a cancellation or a timeout only the type counts: its text tells of tasks and scopes.
+            outcome: what that means.
+        """
+        text = _describe(error) if outcome == "failed" else type(error).__name__
+        self._hash.update(_head("failure", operation, address, 0) + _text(text))
+        self._number += 1
+        if self._subscribers:
+            self._publish(AuditEvent(self._number, "failure", operation, address, (), text, outcome))
+
+    def _fold(self, kind: Kind, operation: str, address: object, buffers: Sequence[Buffer], contents: bool) -> None:
+        update = self._hash.update
+        head = _head(kind, operation, address, len(buffers))
+        for buffer in buffers:
+            if contents and type(buffer) is bytes:
+                update(head + len(buffer).to_bytes(8, "big"))
+                update(buffer)
+                head = b""
+            elif contents:
+                update(head)
+                self._fold_buffer(buffer)
+                head = b""
+            else:
+                head += (len(buffer) if type(buffer) is bytes else size_of(buffer)).to_bytes(8, "big")
+        update(head + _NO_ERROR)
+        self._number += 1
+        if self._subscribers:
+            sizes = tuple([size_of(buffer) for buffer in buffers])
+            self._publish(AuditEvent(self._number, kind, operation, address, sizes, None, None))
+
+    def _fold_buffer(self, buffer: Buffer) -> None:
+        """One that is not bytes: of any item size and shape, perhaps not contiguous, perhaps not even a buffer."""
+        update = self._hash.update
+        try:
+            with memoryview(buffer) as view:
+                update(view.nbytes.to_bytes(8, "big"))
+                try:
+                    with view.cast("B") as plain:
+                        update(plain)
+                except TypeError:  # not contiguous, without items, or of a format that only its own library knows
+                    update(view.tobytes())
+        except (TypeError, ValueError):
+            update(_NOT_A_BUFFER + _text(type(buffer).__name__))
+
+    # -- subscribers
+
+    def subscribe(self, callback: Callable[[AuditEvent], object]) -> Callable[[], None]:
+        """Calls `callback` with every event from now on, before the operation goes on.
+
+        Args:
+            callback: a plain function, quick: it runs in the task that does the I/O. If it raises an Exception, that is
+                logged (logger "trio_uring") and it is not called again; the operation and the digest go on.
+
+        Returns:
+            A function that ends the subscription; calling it again does nothing.
+        """
+
+        def call(event: AuditEvent) -> None:  # the same callback may be subscribed twice
+            callback(event)
+
+        def unsubscribe() -> None:
+            self._subscribers = tuple([other for other in self._subscribers if other is not call])
+
+        self._subscribers = (*self._subscribers, call)
+        return unsubscribe
+
+    def log_to(self, logger: Any) -> Callable[[], None]:
+        """Logs every event from now on: errors and timeouts as warnings, everything else at debug level.
+
+        Args:
+            logger: a logging.Logger or LoggerAdapter, which gets a message and, as `extra`, the attributes `event_number`,
+                `event_kind`, `operation`, `address`, `sizes`, `error` and `outcome`. Or a structlog logger (anything else that
+                has the methods `debug` and `warning`): these get the event "network <operation> <kind>" and the same
+                values as key-value pairs.
+
+        Returns:
+            A function that ends it.
+        """
+        if isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
+            return self.subscribe(functools.partial(_log_plainly, logger))
+        return self.subscribe(functools.partial(_log_structured, logger))
+
+    def _publish(self, event: AuditEvent) -> None:
+        for call in self._subscribers:
+            try:
+                call(event)
+            except Exception:
+                self._subscribers = tuple([other for other in self._subscribers if other is not call])
+                _log.exception("a subscriber of trio_uring's audit failed and will not be called again; event: %s", event)
+
+
+def _head(kind: str, operation: str, address: object, count: int) -> bytes:
+    try:
+        return _known_head(kind, operation, address, count)
+    except TypeError:  # an address that cannot be hashed, which is for the network to complain about
+        return _known_head.__wrapped__(kind, operation, address, count)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_head(kind: str, operation: str, address: Any, count: int) -> bytes:
+    """Addresses that are equal have the same text, or the cache would decide which of them is hashed."""
+    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[1], int):
+        text = f"{address[0]} {address[1]:d}"
+    else:
+        text = "" if address is None else str(address)
+    return _text(kind) + _text(operation) + _text(text) + count.to_bytes(8, "big")
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "backslashreplace")
+    return len(data).to_bytes(8, "big") + data
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        text = _ADDRESS_IN_MEMORY.sub("at 0x...", str(error))
+    except Exception:  # this must not take the place of the error itself
+        text = "(without a text)"
+    return f"{type(error).__name__}: {text}"
+
+
+def _is_serious(event: AuditEvent) -> bool:
+    return event.outcome in ("failed", "timed_out")
+
+
+def _values(event: AuditEvent) -> dict[str, Any]:
+    return {
+        "event_number": event.number,
+        "event_kind": event.kind,
+        "operation": event.operation,
+        "address": event.address,
+        "sizes": event.sizes,
+        "error": event.error,
+        "outcome": event.outcome,
+    }
+
+
+def _log_plainly(logger: Any, event: AuditEvent) -> None:
+    level = logging.WARNING if _is_serious(event) else logging.DEBUG
+    if logger.isEnabledFor(level):
+        message, args = "network %s %s %s", [event.operation, event.kind, event.address]
+        if event.kind == "failure":
+            message, args = message + " %s", [*args, event.error]
+        elif event.sizes:
+            message, args = message + " %d bytes", [*args, sum(event.sizes)]
+        logger.log(level, message, *args, extra=_values(event))
+
+
+def _log_structured(logger: Any, event: AuditEvent) -> None:
+    log = logger.warning if _is_serious(event) else logger.debug
+    log(f"network {event.operation} {event.kind}", **_values(event))

@@ -1,0 +1,199 @@
+"""Collectors for prometheus-client: of the ring and the driver of a trio run, and of the Metrics of a network.
+
+    registry.register(DriverCollector())  # in the trio run
+    registry.register(NetworkCollector(network.metrics))
+    prometheus_client.start_http_server(9100, registry=registry)
+
+Needs the extra: pip install 'trio-uring[prometheus]'. A registry takes one collector of each class: give each trio run (each
+thread that has one) a registry of its own.
+
+Rules of this file: names begin with trio_uring_, units are base units, counters end in _total. Numbers are read, not computed:
+rates and ratios are for the query. Collecting may be done in any thread, at any time, and never waits for long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ._driver import current_driver
+
+try:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+except ImportError as exc:
+    raise ImportError("trio_uring.prometheus needs prometheus-client: pip install 'trio-uring[prometheus]'") from exc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from ._statistics import Statistics
+    from .metrics import Metrics, MetricsSnapshot
+
+_log = logging.getLogger("trio_uring")
+
+WAIT_SECONDS: Final = 1.0  # for a trio thread that is busy: a scrape should not fail because of it, and may see old values
+
+# Names after "trio_uring_driver_", attributes of Statistics, and help.
+_DRIVER_COUNTERS = (
+    ("enters", "enters", "Calls of io_uring_enter."),
+    ("passes", "passes", "Passes of trio's scheduler."),
+    ("completions", "completions", "Completions that the kernel gave."),
+    ("submission_queue_full", "sq_full", "Times that the submission queue was flushed because it was full."),
+    ("completion_queue_overflows", "cq_overflows", "Times that the kernel held completions back; none is lost."),
+    ("short_writes", "short_writes", "Sends that the kernel did only in part; the stream sent the rest."),
+    ("buffers_exhausted", "buffers_exhausted", "Receives that found no provided buffer free, and were made again."),
+    ("wakeups_rescued", "rescued", "Lost wake-ups that the watchdog found. Please report it if this is not 0."),
+)
+_DRIVER_GAUGES = (
+    ("operations_queued", "queued", "Operations that wait for the end of this scheduler pass."),
+    ("operations_pinned", "pinned", "Operations that hold a caller's buffers."),
+    ("buffers_in_use", "buffers_in_use", "Provided buffers that hold data not yet copied out."),
+    ("submission_queue_entries", "sq_entries", "Size of the submission queue."),
+    ("completion_queue_entries", "cq_entries", "Size of the completion queue."),
+)
+
+
+class DriverCollector:
+    """Exports the statistics of this trio run's driver (trio_uring.current_statistics).
+
+    Make it inside of the run. It may be collected in any thread; after the run it gives the values of the run's end. While
+    the trio thread is busy for more than a second, and when it is collected by another trio run, it gives those of the last
+    time.
+
+    Raises:
+        RuntimeError: outside of trio.
+        RingUnavailableError: io_uring cannot be used here.
+    """
+
+    def __init__(self) -> None:
+        self._driver = current_driver()
+        self._token = trio.lowlevel.current_trio_token()
+        self._last = self._driver.statistics()
+        with contextlib.suppress(RuntimeError):  # the run is ending: these are its last values
+            trio.lowlevel.spawn_system_task(self._read_at_the_end, name="trio_uring prometheus collector")
+
+    def describe(self) -> list[Metric]:
+        """The metrics without a look at the run: registering never waits for the trio thread."""
+        return list(_driver_metrics(self._last))
+
+    def collect(self) -> list[Metric]:
+        """The metrics as they are now (prometheus_client.registry.Collector)."""
+        self._refresh()
+        return list(_driver_metrics(self._last))
+
+    def _refresh(self) -> None:
+        in_a_run = trio.lowlevel.in_trio_run()
+        if in_a_run and trio.lowlevel.current_trio_token() is self._token:
+            self._read()
+        elif not self._driver.closed:  # so it is, too, in a forked child, where nobody would answer
+            done = threading.Event()
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._read_for, done)
+                # Another run is not to wait: its thread has its own tasks, and two of them might wait for each other.
+                done.wait(0 if in_a_run else WAIT_SECONDS)
+
+    def _read(self) -> None:
+        if not self._driver.closed:
+            self._last = self._driver.statistics()
+
+    def _read_for(self, done: threading.Event) -> None:
+        try:
+            self._read()
+        except Exception:  # here it would end the whole run
+            _log.exception("the driver's statistics could not be read")
+        finally:
+            done.set()
+
+    async def _read_at_the_end(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._read()
+
+
+class NetworkCollector:
+    """Exports the Metrics of a network or a stream. It may be collected in any thread.
+
+    Args:
+        metrics: of a Metered or a MeteredStream; several of them may share one.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """As collect."""
+        return self.collect()
+
+    def collect(self) -> list[Metric]:
+        """The metrics as they are now (prometheus_client.registry.Collector)."""
+        return list(_network_metrics(self._metrics.snapshot()))
+
+
+def _driver_metrics(statistics: Statistics) -> Iterator[Metric]:
+    about = {
+        "backend": statistics.backend,
+        "setup_flags": ",".join(statistics.setup_flags),
+        "features": f"{statistics.features:#x}",
+    }
+    yield InfoMetricFamily("trio_uring_driver", "The ring of this trio run.", about)
+    yield from _opcode_metrics(statistics)
+    moved = {"in": statistics.bytes_received, "out": statistics.bytes_sent}
+    yield _by_direction("trio_uring_driver_bytes", "Bytes that the kernel moved.", moved, unit="bytes")
+    for name, attribute, text in _DRIVER_COUNTERS:
+        yield CounterMetricFamily(f"trio_uring_driver_{name}", text, getattr(statistics, attribute))
+    for name, attribute, text in _DRIVER_GAUGES:
+        yield GaugeMetricFamily(f"trio_uring_driver_{name}", text, getattr(statistics, attribute))
+
+
+def _opcode_metrics(statistics: Statistics) -> Iterator[Metric]:
+    labels = ["opcode"]
+    submitted = CounterMetricFamily("trio_uring_driver_submitted", "Operations given to the kernel.", labels=labels)
+    ended = CounterMetricFamily("trio_uring_driver_operations", "Operations that ended.", labels=[*labels, "outcome"])
+    flying = GaugeMetricFamily("trio_uring_driver_operations_in_flight", "Operations that the kernel holds.", labels=labels)
+    for opcode, counts in statistics.operations.items():
+        submitted.add_metric([opcode], counts.submitted)
+        ended.add_metric([opcode, "completed"], counts.completed)
+        ended.add_metric([opcode, "cancelled"], counts.cancelled)
+        ended.add_metric([opcode, "failed"], counts.failed)
+        flying.add_metric([opcode], counts.in_flight)
+    yield from (submitted, ended, flying)
+
+
+def _network_metrics(counts: MetricsSnapshot) -> Iterator[Metric]:
+    made = {"in": counts.connections_in, "out": counts.connections_out}
+    yield _by_direction("trio_uring_network_connections", "Connections accepted (in) and dialed (out).", made)
+    open_ones = GaugeMetricFamily("trio_uring_network_connections_open", "Connections not closed yet.", labels=["direction"])
+    open_ones.add_metric(["in"], counts.open_in)
+    open_ones.add_metric(["out"], counts.open_out)
+    yield open_ones
+    moved = {"in": counts.bytes_in, "out": counts.bytes_out}
+    yield _by_direction("trio_uring_network_bytes", "Bytes of receives and sends that succeeded.", moved, unit="bytes")
+
+    labels = ["operation"]
+    attempts = CounterMetricFamily("trio_uring_network_attempts", "Operations begun.", labels=labels)
+    ended = CounterMetricFamily("trio_uring_network_operations", "Operations that ended.", labels=[*labels, "outcome"])
+    errors = CounterMetricFamily("trio_uring_network_errors", "Operations that failed.", labels=[*labels, "error"])
+    for operation, attempted in counts.operations.items():
+        attempts.add_metric([operation], attempted)
+        ended.add_metric([operation, "succeeded"], counts.successes[operation])
+        ended.add_metric([operation, "timed_out"], counts.timeouts[operation])
+        ended.add_metric([operation, "cancelled"], counts.cancelled[operation])
+        failed = sum(count for (name, _), count in counts.errors.items() if name == operation)
+        ended.add_metric([operation, "failed"], failed)
+    for (operation, kind), count in counts.errors.items():
+        errors.add_metric([operation, kind], count)
+    yield from (attempts, ended, errors)
+
+
+def _by_direction(name: str, text: str, values: Mapping[str, int], unit: str = "") -> Metric:
+    family = CounterMetricFamily(name, text, labels=["direction"], unit=unit)
+    for direction, value in values.items():
+        family.add_metric([direction], value)
+    return family

@@ -1,0 +1,266 @@
+"""pytest fixtures: uring_driver_idle, simulated_network, echo_server. docs/testing.md shows how to use them.
+
+Rules of this file:
+
+- It is an entry point: pytest imports it in every run of an environment that has trio_uring. So it imports pytest and the
+  standard library only, everything else inside of fixtures, and it does nothing before one of its fixtures is asked for.
+- Nothing here opens a ring for a test that does not use one.
+- Old-style hook wrappers: the new ones would break every run where pluggy is old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shlex
+import socket
+import sys
+import time
+import zlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+
+    from ._network import Address, NetworkListener, NetworkStream
+    from ._simulated import SimulatedNetwork
+
+PASSES_MAX = 1000  # passes of the scheduler that operations get to be over
+QUIET_PASSES = 3  # in a row without an operation are enough: a task that was just started has had its turn by then
+
+_seed = pytest.StashKey[int]()
+_in_background: ContextVar[bool] = ContextVar("a task of one of these fixtures", default=False)
+
+
+# -- uring_driver_idle
+
+
+class DriverIdle:
+    """What the fixture `uring_driver_idle` gives."""
+
+    async def check(self) -> None:
+        """Fails the test now if the tasks that it has started are still waiting for operations.
+
+        Descriptors are looked at after the test only. The tasks of `echo_server` do not count.
+
+        Raises:
+            AssertionError: an operation is queued or in flight, or a wake-up had to be rescued; it says which.
+
+        Cancellation: a checkpoint like others; nothing is changed.
+        """
+        __tracebackhide__ = True
+        left = await _operations_left(background=False)
+        if left:
+            raise AssertionError("\n  ".join(["trio_uring is not idle:", *left]))
+
+
+@pytest.fixture
+def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> DriverIdle:
+    """Fails a pytest-trio test that leaves operations, buffers or descriptors behind, once all its fixtures are over too."""
+    item: Any = request.node
+    if hasattr(getattr(item, "obj", None), "hypothesis"):
+        pytest.fail("uring_driver_idle cannot check a test of Hypothesis: pytest-trio runs it for each example", pytrace=False)
+    runs = [marker.kwargs["run"] for marker in item.iter_markers("trio") if marker.kwargs.get("run") is not None]
+    run = runs[0] if runs else sys.modules["pytest_trio.plugin"].choose_run(item.config)
+    # pytest-trio runs the test and all its fixtures in one call of this; so the check depends on no order of fixtures.
+    item.add_marker(pytest.mark.trio(run=_checked(run)), append=False)
+    return DriverIdle()
+
+
+def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` is trio.run, or something like it. What it raises comes first: then nothing is checked."""
+
+    def checked_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        left: list[str] = []
+
+        async def main() -> Any:
+            result = await async_fn(*args)
+            left.extend(await _operations_left(background=True))
+            return result
+
+        before = _open_descriptors()
+        result = run(main, **kwargs)
+        for fd, link in sorted(_open_descriptors().items()):
+            if before.get(fd) != link:
+                left.append(f"descriptor {fd}: {_describe(fd)}")
+        if left:
+            pytest.fail("\n  ".join(["this test left behind:", *left]), pytrace=False)
+        return result
+
+    return checked_run
+
+
+async def _operations_left(background: bool) -> list[str]:
+    """What is still queued or in flight after PASSES_MAX passes, in words. `background`: also that of our own tasks."""
+    import trio
+
+    ops: list[Any] = []
+    quiet = 0
+    for _ in range(PASSES_MAX):
+        await trio.lowlevel.checkpoint()  # what a destroyed coroutine was waiting for is cancelled in the next pass
+        ops = [op for op in _operations() if background or not _is_background(op.task)]
+        quiet = 0 if ops else quiet + 1
+        if quiet == QUIET_PASSES:
+            break
+    lines = [_describe_operation(op) for op in ops]
+    driver = _driver()
+    if driver is not None and driver.rescued:
+        lines.append(f"wake-ups that were lost, and rescued by the watchdog: {driver.rescued}; please report this")
+    return lines
+
+
+def _driver() -> Any:
+    """The driver of this run; None if it has not used trio_uring yet. (current_driver() would open a ring.)"""
+    from ._driver import _current
+
+    try:
+        return _current.get()
+    except LookupError:
+        return None
+
+
+def _operations() -> list[Any]:
+    driver = _driver()
+    return [] if driver is None else [*driver.ring.table.values(), *driver.queue]
+
+
+def _is_background(task: Any) -> bool:
+    return task is not None and task.context.get(_in_background, False)
+
+
+def _describe_operation(op: Any) -> str:
+    from ._statistics import OperationInFlight
+
+    seen = OperationInFlight.of(op, time.monotonic())
+    task = "nobody (its coroutine was destroyed)" if seen.task_name is None else f"task {seen.task_name!r}"
+    buffers = "" if op.pin is None else ", with the caller's buffers pinned"
+    what = f"operation {seen.opcode} on descriptor {seen.fd} ({_describe(seen.fd)})"
+    return f"{what}, {seen.state.lower()}, {seen.age:.3f} s old, of {task}{buffers}"
+
+
+def _open_descriptors() -> dict[int, str]:
+    """The open descriptors and what they are; none where /proc is missing."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found[int(name)] = os.readlink(f"/proc/self/fd/{name}").removesuffix(" (deleted)")
+    return found
+
+
+def _describe(fd: int) -> str:
+    """What a descriptor is, and of a socket, its two addresses."""
+    try:
+        what = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return "closed"
+    if what.startswith("socket:"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            what += f" {sock.family.name} {sock.getsockname()!r}"
+            what += f" -> {sock.getpeername()!r}"
+    return what
+
+
+# -- simulated_network
+
+
+@pytest.fixture
+def simulated_network(request: pytest.FixtureRequest) -> Iterator[SimulatedNetwork]:
+    """A SimulatedNetwork, and trio's scheduler, with a seed that a failure shows; TRIO_URING_SEED chooses it.
+
+    The seed comes from the test's id, so it is the same in every run. TRIO_URING_SEED is an integer, or "random".
+    """
+    from ._deterministic import seeded_scheduler
+    from ._simulated import SimulatedNetwork
+
+    seed = _choose_seed(request.node.nodeid)
+    request.node.stash[_seed] = seed
+    with seeded_scheduler(seed):
+        yield SimulatedNetwork(seed)
+
+
+def _choose_seed(nodeid: str) -> int:
+    wanted = os.environ.get("TRIO_URING_SEED", "")
+    if not wanted:
+        return zlib.crc32(nodeid.encode())
+    if wanted == "random":
+        return random.SystemRandom().getrandbits(32)
+    try:
+        return int(wanted)
+    except ValueError:
+        pytest.fail(f"TRIO_URING_SEED must be an integer or 'random', not {wanted!r}", pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Adds the seed of simulated_network to the report of a test that failed."""
+    outcome = yield
+    seed = item.stash.get(_seed, None)
+    if seed is None or outcome.excinfo is not None:
+        return
+    report = outcome.get_result()
+    if report.failed:
+        text = f"The seed was {seed}. To repeat it: TRIO_URING_SEED={seed} python -m pytest {shlex.quote(item.nodeid)}"
+        if hasattr(report.longrepr, "addsection"):  # is shown with --show-capture=no, too
+            report.longrepr.addsection("simulated_network", text)
+        else:
+            report.sections.append(("simulated_network", text))
+
+
+# -- echo_server
+
+
+@pytest.fixture
+async def echo_server(_trio_test: None) -> AsyncIterator[Address]:
+    """The (host, port) of a server on the ring that sends back what it receives, until the test is over.
+
+    Raises:
+        RingUnavailableError: io_uring cannot be used here.
+    """
+    import trio
+
+    from . import UringNetwork, current_statistics
+
+    current_statistics()  # opens the ring here, where it can be said that it cannot be
+    listener = await UringNetwork().bind(("127.0.0.1", 0))
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(_serve_echo, listener, name="echo_server of trio_uring")
+        yield listener.local_address
+        nursery.cancel_scope.cancel()
+
+
+async def _serve_echo(listener: NetworkListener) -> None:
+    import trio
+
+    _in_background.set(True)  # of this task, and of those that it starts
+    await trio.serve_listeners(_echo, [listener])
+
+
+async def _echo(stream: NetworkStream) -> None:
+    import trio
+
+    with contextlib.suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some():
+            await stream.send_all(data)
+
+
+# -- what the fixtures need
+
+
+@pytest.fixture
+def _trio_test(request: pytest.FixtureRequest) -> None:
+    """For fixtures that live in the trio run of the test."""
+    needing = "trio_uring's fixtures uring_driver_idle and echo_server"
+    plugin = sys.modules.get("pytest_trio.plugin")
+    if plugin is None or not request.config.pluginmanager.is_registered(plugin):
+        pytest.fail(f"{needing} need pytest-trio: pip install pytest-trio", pytrace=False)
+    if request.node.get_closest_marker("trio") is None:
+        pytest.fail(
+            f"{needing} are for async tests that pytest-trio runs: mark the test with pytest.mark.trio, "
+            "or set trio_mode = true in pytest's configuration",
+            pytrace=False,
+        )
