@@ -9,8 +9,10 @@ import array
 import mmap
 
 import trio
+import trio.testing
 
 import trio_uring
+import trio_uring.testing
 
 
 async def handle(stream: trio_uring.SocketStream) -> None:
@@ -33,7 +35,41 @@ async def send_file(stream: trio_uring.SendStream, mapped: mmap.mmap) -> None:
     await stream.wait_send_all_might_not_block()
 
 
+async def network_layer(network: trio_uring.Network) -> None:
+    metered = trio_uring.Metered(network)
+    audited = trio_uring.Audited(metered)
+    listener: trio_uring.NetworkListener = await audited.bind(("127.0.0.1", 0))
+    address: trio_uring.Address = listener.local_address
+    stream: trio_uring.NetworkStream = await audited.dial(address)
+    stream.receive_timeout = 5.0
+    await stream.send_all_vectored(part for part in (b"a", bytearray(b"b")))
+    line: bytes = await stream.receive_until(b"\r\n", 1024, timeout=1)
+    peeked: bytes = stream.peek(4)
+    frames: trio.abc.Channel[bytes] = trio_uring.FrameStream(stream, 2**16, prefix="varint")
+    await frames.send(line + peeked)
+    async for message in frames:
+        print(len(message))
+    pool = trio_uring.BufferPool(max_size=2**16)
+    with pool.alloc(4096) as view:
+        print(await stream.receive_into(view), pool.try_alloc(2**20) is None, pool.statistics()[0].in_use)
+    await trio_uring.send_frame(stream, [b"header", view], 2**16, timeout=3)
+    print(await trio_uring.receive_frame(stream, 2**16), metered.metrics.snapshot().bytes_in, audited.audit.digest())
+    await trio_uring.send_all_vectored(trio.testing.MemorySendStream(), [b"x"])
+    print(await trio_uring.BufferedReceiveStream(trio.testing.MemoryReceiveStream(), 0).receive_exactly(3))
+    await trio.serve_listeners(serve, [listener])
+
+
+async def serve(stream: trio_uring.NetworkStream) -> None:
+    await stream.aclose()
+
+
+def in_memory() -> None:
+    network = trio_uring.testing.SimulatedNetwork(3, latency=(0.01, 0.02), config=trio_uring.NetworkConfig(so_linger=0))
+    trio_uring.testing.run_deterministically(network_layer, network, seed=3)
+
+
 async def main() -> None:
+    await network_layer(trio_uring.UringNetwork(trio_uring.NetworkConfig(connect_timeout=3)))
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio_uring.serve_tcp, handle, 0)
         print(len(listeners))
