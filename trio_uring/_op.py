@@ -107,6 +107,7 @@ class Operation:
         "start",
         "state",
         "token",
+        "vector",
     )
 
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
@@ -125,6 +126,7 @@ class Operation:
         self.state = NEW
         self.token = 0
         self.entry: Any = None  # the ring's own, kept from one use to the next; None: make it anew
+        self.vector: Any = None  # the same, for two buffers
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
 

@@ -24,16 +24,13 @@ import threading
 import time
 import warnings
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trio_uring._uring import ffi, lib
 
 from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, RingCounters, RingInfo
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class Setup(enum.IntFlag):
@@ -73,7 +70,7 @@ _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
-_new, _VECTOR = ffi.new, ffi.typeof("struct tu_vector *")
+_new, _VECTOR, _tu_pair = ffi.new, ffi.typeof("struct tu_vector *"), lib.tu_vector_pair
 
 
 class UringRing:
@@ -191,12 +188,19 @@ class UringRing:
         return True
 
     def _submit_vector(self, op: Operation, entry: Any, token: int) -> None:
-        assert op.buffers is not None
-        op.pin = pins = _vector(op.buffers, op.start)
-        if op.opcode == Opcode.SENDMSG:
-            _tu_submit(self._c, entry, pins[0], 1, token)
+        """Pins [what SENDMSG and WRITEV point at, the buffers...]."""
+        pins: list[Any] = [_from_buffer(buffer) for buffer in op.buffers or ()]
+        if len(pins) == 2 and not op.start:
+            vector = op.vector = op.vector or _new(_VECTOR, {"iov": 4})
+            _tu_pair(vector, pins[0], len(pins[0]), pins[1], len(pins[1]))
         else:
-            _tu_submit(self._c, entry, pins[0].iov, len(op.buffers), token)
+            vector = _new(_VECTOR, {"iov": 2 * len(pins)})
+            lib.tu_vector_fill(vector, len(pins), pins, [len(pin) for pin in pins], op.start)
+        op.pin = [vector, *pins]
+        if op.opcode == Opcode.SENDMSG:
+            _tu_submit(self._c, entry, vector, 1, token)
+        else:
+            _tu_submit(self._c, entry, vector.iov, len(pins), token)
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -381,14 +385,6 @@ def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any
         if result != -errno.EINVAL:
             break
     raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
-
-
-def _vector(buffers: Iterable[Any], start: int) -> list[Any]:
-    """Returns [struct tu_vector, pins...]: what SENDMSG and WRITEV point at, and what keeps it where it is."""
-    pins: list[Any] = [_from_buffer(buffer) for buffer in buffers]
-    vector = _new(_VECTOR, {"iov": 2 * len(pins)})
-    lib.tu_vector_fill(vector, len(pins), pins, [len(pin) for pin in pins], start)
-    return [vector, *pins]
 
 
 def _disown_all() -> None:

@@ -330,6 +330,12 @@ int tu_cancel(tu_ring *ring, uint64_t target) {
     return 0;
 }
 
+int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second, size_t second_length) {
+    void *addrs[2] = {first, second};
+    size_t lengths[2] = {first_length, second_length};
+    return tu_vector_fill(vector, 2, addrs, lengths, 0);
+}
+
 int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start) {
     for (unsigned index = 0; index < count; index++) {
         vector->iov[2 * index] = (uint64_t)(uintptr_t)addrs[index] + start;

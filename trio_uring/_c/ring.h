@@ -45,6 +45,8 @@ struct tu_entry {
 
 int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token);
 int tu_cancel(tu_ring *ring, uint64_t target);      /* ASYNC_CANCEL by user_data; its own completion has token 0 */
+/* Fills it with two buffers: a header and a body, what most lists are. */
+int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second, size_t second_length);
 /* Fills it with `count` buffers, of which the first begins at byte `start`. */
 int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start);
 
