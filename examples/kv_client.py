@@ -21,10 +21,16 @@ class Refused(Exception):
 
 
 class Client(trio.abc.AsyncResource):
-    """One connection to a server. One request at a time: open more clients for more."""
+    """One connection to a server. One request at a time: open more clients for more.
+
+    A request that was cancelled leaves its answer on the way, where the next request would take it for its own: the client is
+    broken then (trio.BrokenResourceError), and a new one has to be made.
+    """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._channel = trio_uring.FrameStream(stream, FRAME_MAX)
+        self._busy = False
+        self._broken = False
 
     @classmethod
     async def connect(cls, network: trio_uring.Network, address: trio_uring.Address) -> Client:
@@ -46,9 +52,21 @@ class Client(trio.abc.AsyncResource):
         await self._channel.aclose()
 
     async def _ask(self, operation: int, key: bytes, value: bytes = b"") -> bytes:
+        if self._busy:
+            raise trio.BusyResourceError("another task is using this client")
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier request was interrupted")
         # Three buffers, one frame, one operation: the value is not copied.
-        await self._channel.send([REQUEST.pack(operation, len(key)), key, value])
-        response = await self._channel.receive()
+        request = [REQUEST.pack(operation, len(key)), key, value]
+        if len(key) + len(value) + REQUEST.size > FRAME_MAX:
+            raise Refused("a key or a value is too long")
+        self._busy = self._broken = True
+        try:
+            await self._channel.send(request)
+            response = await self._channel.receive()
+            self._broken = False
+        finally:
+            self._busy = False
         if response[:1] not in (bytes([FOUND]), bytes([MISSING])):
             raise Refused(f"the server refused {key[:32]!r}")
         return response

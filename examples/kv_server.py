@@ -26,7 +26,9 @@ from trio_uring.prometheus import DriverCollector, NetworkCollector
 
 CONNECTIONS_MAX = 1000  # beyond it, clients wait in the backlog
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
-LAST_LOOK_SECONDS = 0.05  # for requests that a client had already sent when the server was told to stop
+ANSWERS_MAX = 2**18  # bytes of answers that are made ready before they are sent: a client that does not read holds no more
+LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
+GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
 HTTP_SECONDS_MAX = 10.0
 
@@ -44,7 +46,7 @@ class Server:
         self.drain_seconds = drain_seconds
         self.store: dict[bytes, bytes] = {}
         self._stopping = False
-        self._idle: set[trio.CancelScope] = set()  # of connections that wait for a request: nothing of theirs is in flight
+        self._waiting: set[trio.CancelScope] = set()  # of connections that wait for a request of which nothing has come
         self._accepting = trio.CancelScope()
         self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
 
@@ -67,8 +69,8 @@ class Server:
         """Stops accepting, lets requests in flight finish, and ends connections that have none."""
         self._stopping = True
         self._accepting.cancel()
-        for scope in self._idle:
-            scope.cancel()
+        for scope in self._waiting:
+            scope.deadline = trio.current_time() + LAST_LOOK_SECONDS
 
     async def _accept(self, listener: trio_uring.NetworkListener, connections: trio.Nursery) -> None:
         while True:
@@ -96,21 +98,44 @@ class Server:
                     trio_uring.FrameError,
                 ):
                     while requests := await self._next_requests(channel):
-                        await channel.send_many([self._answer(request) for request in requests])
+                        await self._answer_all(channel, requests)
+                    await self._say_goodbye(channel)
         finally:
             self._slots.release_on_behalf_of(slot)
 
     async def _next_requests(self, channel: trio_uring.FrameStream) -> list[bytes]:
         """Every request that is here, or the next that comes. An empty list: none will, because the server stops."""
-        # A client whose requests were sent ahead gets its answers: closing now, with bytes unread, would reset the connection.
-        seconds = LAST_LOOK_SECONDS if self._stopping else math.inf
-        with trio.move_on_after(seconds) as scope:
-            self._idle.add(scope)
-            try:
-                return await channel.receive_many()  # cancelled while it waits, it has taken nothing
-            finally:
-                self._idle.discard(scope)
-        return []
+        while True:
+            # Of a request that has begun to come, the rest is waited for, until the deadline of the shutdown if need be.
+            limited = self._stopping and not channel.pending
+            with trio.move_on_after(LAST_LOOK_SECONDS if limited else math.inf) as scope:
+                if not channel.pending:
+                    self._waiting.add(scope)
+                try:
+                    return await channel.receive_many()  # cancelled while it waits, it loses nothing
+                finally:
+                    self._waiting.discard(scope)
+            if not channel.pending:
+                return []
+
+    async def _answer_all(self, channel: trio_uring.FrameStream, requests: list[bytes]) -> None:
+        """Answers in order, many in one operation."""
+        answers: list[list[bytes]] = []
+        size = 0
+        for request in requests:
+            answers.append(self._answer(request))
+            size += sum(map(len, answers[-1]))
+            if size >= ANSWERS_MAX:
+                await channel.send_many(answers)
+                answers, size = [], 0
+        await channel.send_many(answers)
+
+    async def _say_goodbye(self, channel: trio_uring.FrameStream) -> None:
+        """Hangs up so that the client gets its last answers: closing with bytes unread would reset the connection."""
+        with trio.move_on_after(GOODBYE_SECONDS):
+            await channel.send_eof()
+            async for _ in channel:
+                pass
 
     def _answer(self, frame: bytes) -> list[bytes]:
         request = parse_request(frame)

@@ -58,6 +58,11 @@ class FrameStream(trio.abc.Channel[bytes]):
         self._broken = False  # a frame was sent in part
         self._closed = False
 
+    @property
+    def pending(self) -> int:
+        """Bytes that are here of messages that were not received yet, complete or not; 0: between two messages."""
+        return self._decoder.pending + (0 if self._next is None else len(self._next))
+
     @enable_ki_protection
     async def send(self, value: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
         """Sends one message, as send_frame does.

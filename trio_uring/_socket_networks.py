@@ -191,7 +191,7 @@ class UringNetwork(SocketNetwork):
 
 
 class TrioNetwork(SocketNetwork):
-    """TCP on trio's own sockets: for platforms and sandboxes without io_uring, and for comparing."""
+    """TCP on trio's own sockets: where io_uring is not to be had, and for comparing. It uses nothing of Linux."""
 
     def _listener(self, sock: stdlib_socket.socket) -> trio.SocketListener:
         return trio.SocketListener(trio.socket.from_stdlib_socket(sock))

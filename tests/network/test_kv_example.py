@@ -7,8 +7,10 @@ clock is virtual.
 from __future__ import annotations
 
 import signal
+import struct
 import subprocess
 import sys
+import tracemalloc
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -98,7 +100,7 @@ def test_what_is_too_long_is_refused_and_the_connection_goes_on(run):
         with pytest.raises(Refused):
             await client.put(b"k" * (KEY_MAX + 1), b"")
         await client.put(b"k" * KEY_MAX, b"v" * VALUE_MAX)
-        with pytest.raises(trio_uring.FrameTooLarge):
+        with pytest.raises(Refused):
             await client.put(b"k" * KEY_MAX, b"v" * (VALUE_MAX + 1))
         assert await client.get(b"k" * KEY_MAX) == b"v" * VALUE_MAX
         await client.aclose()
@@ -145,6 +147,78 @@ def test_a_stop_ends_idle_connections_and_refuses_new_ones(run):
             await network.dial(address)
 
     run(scenario)
+
+
+@pytest.mark.no_ring
+def test_a_request_that_has_begun_to_come_is_finished_after_a_stop():
+    async def scenario(network, server, address, nursery):
+        stream = await network.dial(address)
+        frame = [REQUEST.pack(PUT, 1), b"k", b"v" * VALUE_MAX]
+        await stream.send_all(struct.pack(">I", sum(map(len, frame))) + b"".join(frame)[:1000])
+        server.stop()
+        await trio.sleep(5)
+        await stream.send_all(b"".join(frame)[1000:])
+        assert await trio_uring.receive_frame(stream) == bytes([FOUND])
+        assert server.store == {b"k": b"v" * VALUE_MAX}
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+
+    simulated(scenario)
+
+
+@on_every_network
+def test_a_request_on_its_way_when_the_server_stops_is_answered(run):
+    async def scenario(network, server, address, nursery):
+        channel = await raw(network, address)
+        await channel.send([REQUEST.pack(GET, 1), b"k"])
+        assert await channel.receive() == bytes([MISSING])
+        await channel.send([REQUEST.pack(PUT, 1), b"k", b"v"])
+        server.stop()
+        assert await channel.receive() == bytes([FOUND])
+        with pytest.raises(trio.EndOfChannel):
+            await channel.receive()
+        await channel.aclose()
+
+    run(scenario)
+
+
+@pytest.mark.no_ring
+def test_a_client_that_does_not_read_makes_the_server_hold_little():
+    async def scenario(network, server, address, nursery):
+        channel = await raw(network, address)
+        await channel.send([REQUEST.pack(PUT, 1), b"k", b"v" * 1000])
+        await channel.receive()
+        tracemalloc.start()
+        try:
+            await channel.send_many([[REQUEST.pack(GET, 1), b"k"]] * 5000)  # all the answers would be 5 MB
+            await trio.sleep(1)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 2**21
+        server.stop()
+        nursery.start_soon(closed_later, channel)
+
+    run_deterministically(partial(served, partial(SimulatedNetwork, 1), scenario))
+
+
+@pytest.mark.no_ring
+def test_a_client_whose_request_was_cancelled_gives_no_wrong_answers():
+    async def scenario(network, server, address, nursery):
+        async with await Client.connect(network, address) as client:
+            await client.put(b"k", b"v")
+            with trio.CancelScope() as scope:
+                nursery.start_soon(cancel, scope)
+                await client.get(b"k")
+            assert scope.cancelled_caught
+            with pytest.raises(trio.BrokenResourceError):
+                await client.get(b"other")
+        server.stop()
+
+    async def cancel(scope):  # it waits for its answer by then, which takes longer than a pass of the scheduler
+        scope.cancel()
+
+    simulated(scenario)
 
 
 @on_every_network
