@@ -169,7 +169,7 @@ class FrameStream(trio.abc.Channel[bytes]):
             refused = isinstance(exc, (trio.BusyResourceError, trio.ClosedResourceError))
             if refused and (type(data) is bytes or counts_bytes(self.stream)):
                 raise  # it was one call, and the stream would not begin it
-            self._broken = started and not (counts_bytes(self.stream) and bytes_of_last_send(self.stream) == 0)
+            self._broken = started and bytes_of_last_send(self.stream) != 0
             raise
         finally:
             self._sending = False

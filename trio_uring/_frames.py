@@ -113,6 +113,7 @@ async def receive_frame(
         FrameTooLarge: the prefix says more than max_size. Nothing was allocated for it; a later call finds the same prefix.
         FrameError: the varint prefix is malformed.
         IncompleteReadError: the stream ended; its `partial` is b"" if it ended between two frames.
+        TypeError: the stream is not of this package and has no weak references: wrap it in a BufferedReceiveStream.
         trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as receive_some.
 
     Cancellation: no byte is lost: the next receive_frame on the same stream object goes on where this one was. A stream that

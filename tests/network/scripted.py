@@ -113,6 +113,18 @@ class ScriptedIntoReceiver(ScriptedReceiver):
             return len(piece)
 
 
+class Late(ScriptedReceiver):
+    """What it has comes together with aclose: too late for a receive that another task closed."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        super().__init__()
+        self._late = list(pieces)
+
+    async def aclose(self) -> None:
+        self.arrive(*self._late)
+        await trio.lowlevel.checkpoint()
+
+
 async def until_resumed(coro: Coroutine[Any, Any, Any], between: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Runs a call to its first checkpoint, then `between`, then the rest of the call. The order is not the scheduler's."""
     coro.send(None)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import BufferedReceiveStream, DelimiterNotFound, IncompleteReadError
@@ -175,6 +177,23 @@ async def test_unbuffered_until_receives_no_more_than_max_bytes(delimiter: bytes
     with pytest.raises(DelimiterNotFound):
         await stream.receive_until(delimiter, limit)
     assert peer.given <= limit
+
+
+ab = st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=6).map(b"".join)
+
+
+@given(delimiter=ab, before=st.lists(ab, max_size=6).map(b"".join), cut=st.integers(1, 9))
+@example(delimiter=b"aab", before=b"a", cut=9)
+def test_unbuffered_until_stops_exactly_behind_any_delimiter(delimiter: bytes, before: bytes, cut: int) -> None:
+    data = before + delimiter + b"ab" * 10
+    end = data.find(delimiter) + len(delimiter)
+
+    async def main() -> None:
+        peer = ScriptedReceiver([data[start : start + cut] for start in range(0, len(data), cut)])
+        assert await BufferedReceiveStream(peer, 0).receive_until(delimiter, 100) == data[:end]
+        assert peer.given == end
+
+    trio.run(main)
 
 
 # -- ends and errors

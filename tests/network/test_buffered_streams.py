@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +21,19 @@ from streams.test_destroyed_calls import park
 from streams.test_properties import Cutter, cuts, write_in_pieces
 from trio.testing import check_one_way_stream
 
-from trio_uring import BufferedReceiveStream, DelimiterNotFound, IncompleteReadError, ReceiveStream, SendStream, SocketStream
+from trio_uring import (
+    BufferedReceiveStream,
+    DelimiterNotFound,
+    FrameStream,
+    IncompleteReadError,
+    ReceiveStream,
+    SendStream,
+    SocketStream,
+    receive_frame,
+)
 
-from .scripted import connected
+from .scripted import ScriptedReceiver, connected, network_stream
+from .test_frames import Listing
 
 if TYPE_CHECKING:
     import socket
@@ -142,6 +153,30 @@ async def test_an_exact_read_of_much_allocates_nothing_ahead() -> None:
         with pytest.raises(IncompleteReadError) as info:
             await stream.receive_exactly(2**40)
         assert (info.value.partial, info.value.expected) == (b"abc", 2**40)
+
+
+async def test_a_broken_connection_of_a_network_does_not_seem_to_have_ended() -> None:
+    """Sockets say it once, and then give b""; what had come before is still there."""
+    peer = ScriptedReceiver([b"abcdef"], ended=True)
+    peer.fail(trio.BrokenResourceError("scripted"))
+    stream = network_stream(trio.StapledStream(Listing(), peer), 8)
+    assert await stream.receive_some(1) == b"a"
+    with pytest.raises(trio.BrokenResourceError, match="scripted"):
+        await stream.receive_exactly(10)
+    assert stream.peek() == b"bcdef"
+    assert await stream.receive_exactly(5) == b"bcdef"
+    buffer = bytearray(10)
+    for receive in (
+        stream.receive_some,
+        partial(stream.receive_some, 1),
+        partial(stream.receive_into, buffer),
+        partial(stream.receive_exactly, 1),
+        partial(stream.receive_until, b"x", 5),
+        partial(receive_frame, stream),
+        FrameStream(stream).receive,
+    ):
+        with pytest.raises(trio.BrokenResourceError):
+            await receive()
 
 
 # -- cut short, over sockets

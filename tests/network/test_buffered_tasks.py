@@ -16,7 +16,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_uring import BufferedReceiveStream, DelimiterNotFound, IncompleteReadError, SocketStream
 
-from .scripted import ScriptedReceiver, until_resumed
+from .scripted import Late, ScriptedReceiver, until_resumed
 from .test_buffered import READS, every_read, unbuffered_too
 
 if TYPE_CHECKING:
@@ -158,6 +158,19 @@ async def test_closed_by_another_task_at_the_checkpoint_of_a_call_that_has_its_b
     await stream.receive_exactly(1)
     with pytest.raises(trio.ClosedResourceError):
         await until_resumed(read(stream), stream.aclose)
+
+
+@every_read
+async def test_what_comes_with_the_close_comes_too_late(read: Reader) -> None:
+    peer = Late([b"abcd"])
+    stream = BufferedReceiveStream(peer, 100)
+    errors: list[BaseException] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(caught, partial(read, stream), trio.ClosedResourceError, errors)
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+    assert len(errors) == 1
+    assert stream._queue.size == 0
 
 
 async def test_after_close() -> None:

@@ -197,6 +197,18 @@ async def test_a_frame_that_is_too_large_is_found_by_its_prefix_again_and_again(
         assert await receive_frame(right, 101, prefix=prefix) == b"yz" + b"y" * 99  # a later call may allow it
 
 
+@pytest.mark.parametrize("wrap", SCRIPTED.values(), ids=SCRIPTED)
+@both_prefixes
+async def test_a_frame_too_large_is_refused_also_when_all_of_it_is_here(wrap: Callable[..., Any], prefix: Prefix) -> None:
+    stream = wrap(ScriptedReceiver([encoded([b"first", b"x" * 101, b"last"], prefix)]))
+    assert await receive_frame(stream, prefix=prefix) == b"first"
+    for _ in range(2):
+        with pytest.raises(FrameTooLarge, match=r"101 .* 100 bytes"):
+            await receive_frame(stream, 100, prefix=prefix)
+    assert await receive_frame(stream, 101, prefix=prefix) == b"x" * 101
+    assert await receive_frame(stream, 4, prefix=prefix) == b"last"
+
+
 @every_kind
 async def test_a_varint_that_is_none_is_found_again_and_again(kind: str) -> None:
     async with connected(kind) as (left, right):
