@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import math
 import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import prometheus_client
 import trio
@@ -24,13 +26,38 @@ from kv_protocol import DELETE, FOUND, FRAME_MAX, GET, MISSING, PUT, REFUSED, VA
 import trio_uring
 from trio_uring.prometheus import DriverCollector, NetworkCollector
 
-CONNECTIONS_MAX = 1000  # beyond it, clients wait in the backlog
+CONNECTIONS_MAX = 800  # beyond it, clients wait in the backlog; with METRICS_MAX, below the usual limit of 1,024 descriptors
+METRICS_MAX = 16  # connections that ask for metrics at a time
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
 ANSWERS_MAX = 2**18  # bytes of answers that are made ready before they are sent: a client that does not read holds no more
 LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
 GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
 HTTP_SECONDS_MAX = 10.0
+
+
+Handler = Callable[[trio_uring.NetworkStream], Awaitable[None]]
+
+
+async def accept(listener: trio_uring.NetworkListener, handler: Handler, nursery: trio.Nursery, limit: int) -> None:
+    """Runs a handler for each connection, `limit` at a time. A slot is taken before accept: the backlog pushes back."""
+    slots = trio.Semaphore(limit)
+
+    async def handle(stream: trio_uring.NetworkStream) -> None:
+        try:
+            await handler(stream)
+        finally:
+            slots.release()
+
+    while True:
+        await slots.acquire()
+        try:
+            stream = await listener.accept()
+        except OSError:  # out of descriptors: some will be free later
+            slots.release()
+            await trio.sleep(0.1)
+        else:
+            nursery.start_soon(handle, stream)
 
 
 class Server:
@@ -48,7 +75,6 @@ class Server:
         self._stopping = False
         self._waiting: set[trio.CancelScope] = set()  # of connections that wait for a request of which nothing has come
         self._accepting = trio.CancelScope()
-        self._slots = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     async def serve(
         self,
@@ -62,7 +88,7 @@ class Server:
             async with listener:
                 task_status.started(listener)
                 with self._accepting:
-                    await self._accept(listener, connections)
+                    await accept(listener, self._serve_connection, connections, CONNECTIONS_MAX)
             connections.cancel_scope.deadline = trio.current_time() + self.drain_seconds
 
     def stop(self) -> None:
@@ -72,36 +98,18 @@ class Server:
         for scope in self._waiting:
             scope.deadline = trio.current_time() + LAST_LOOK_SECONDS
 
-    async def _accept(self, listener: trio_uring.NetworkListener, connections: trio.Nursery) -> None:
-        while True:
-            slot = object()
-            await self._slots.acquire_on_behalf_of(slot)  # before accept: when all are taken, the backlog pushes back
-            accepted = False
-            try:
-                stream = await listener.accept()
-                connections.start_soon(self._serve_connection, stream, slot)
-                accepted = True
-            except OSError:
-                await trio.sleep(0.1)  # out of descriptors: some will be free later
-            finally:
-                if not accepted:
-                    self._slots.release_on_behalf_of(slot)
-
-    async def _serve_connection(self, stream: trio_uring.NetworkStream, slot: object) -> None:
-        try:
-            async with trio_uring.FrameStream(stream, FRAME_MAX) as channel:
-                with contextlib.suppress(
-                    trio.EndOfChannel,  # the client is done
-                    trio.BrokenResourceError,  # or gone
-                    trio.TooSlowError,  # or as good as gone
-                    trio_uring.IncompleteReadError,
-                    trio_uring.FrameError,
-                ):
-                    while requests := await self._next_requests(channel):
-                        await self._answer_all(channel, requests)
-                    await self._say_goodbye(channel)
-        finally:
-            self._slots.release_on_behalf_of(slot)
+    async def _serve_connection(self, stream: trio_uring.NetworkStream) -> None:
+        async with trio_uring.FrameStream(stream, FRAME_MAX) as channel:
+            with contextlib.suppress(
+                trio.EndOfChannel,  # the client is done
+                trio.BrokenResourceError,  # or gone
+                trio.TooSlowError,  # or as good as gone
+                trio_uring.IncompleteReadError,
+                trio_uring.FrameError,
+            ):
+                while requests := await self._next_requests(channel):
+                    await self._answer_all(channel, requests)
+                await self._say_goodbye(channel)
 
     async def _next_requests(self, channel: trio_uring.FrameStream) -> list[bytes]:
         """Every request that is here, or the next that comes. An empty list: none will, because the server stops."""
@@ -154,7 +162,7 @@ class Server:
         return [bytes([FOUND])]
 
 
-async def serve_metrics(stream: trio_uring.NetworkStream, registry: prometheus_client.CollectorRegistry) -> None:
+async def serve_metrics(registry: prometheus_client.CollectorRegistry, stream: trio_uring.NetworkStream) -> None:
     """Answers one HTTP request with the metrics, and hangs up."""
     async with stream:
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError, EOFError, ValueError):
@@ -185,7 +193,7 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
         async with trio.open_nursery() as nursery:
             # Metrics are served to the last, and not counted among what they tell about.
             metrics = await trio_uring.UringNetwork().bind((host, metrics_port))
-            nursery.start_soon(trio.serve_listeners, lambda stream: serve_metrics(stream, registry), [metrics])
+            nursery.start_soon(accept, metrics, partial(serve_metrics, registry), nursery, METRICS_MAX)
             async with trio.open_nursery() as serving:
                 listener = await serving.start(server.serve, (host, port))
                 print(f"listening on {host}:{listener.local_address[1]}", flush=True)
@@ -193,6 +201,7 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
                 await anext(signals)
                 server.stop()
             nursery.cancel_scope.cancel()
+        await metrics.aclose()
 
 
 if __name__ == "__main__":
