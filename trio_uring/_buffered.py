@@ -7,7 +7,6 @@ received ahead of need when `buffer_size` is 0.
 
 from __future__ import annotations
 
-import io
 import math
 import operator
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +16,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._chunks import ChunkQueue
 from ._errors import DelimiterNotFound, IncompleteReadError
+from ._receive import check_writable, copy_into
 from ._timed import TimedReceive, check_timeout, receive_default, receiving_end, untimed
 
 if TYPE_CHECKING:
@@ -133,13 +133,10 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         Cancellation: as of receive_some.
         """
         with memoryview(buffer) as view:
-            if view.readonly or not view.c_contiguous:
-                raise TypeError("receive_into takes a writable, C-contiguous buffer")
-            if not view.nbytes:
-                raise ValueError("receive_into takes a buffer that is not empty")
+            check_writable(view)
             size = self._queue.size
             if size:
-                return _copy(await self._take(min(view.nbytes, size), timeout), view)
+                return copy_into(view, await self._take(min(view.nbytes, size), timeout))
             return await self._receive(timeout, self._into, view)
 
     @enable_ki_protection
@@ -290,7 +287,7 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
             if not count:
                 self._check_end()
             return count
-        return _copy(await self._some(view.nbytes), view)
+        return copy_into(view, await self._some(view.nbytes))
 
     async def _exactly(self, count: int) -> bytes:
         queue = self._queue
@@ -316,11 +313,6 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         if found < 0:
             raise DelimiterNotFound(delimiter, max_bytes)
         return queue.take(found + len(delimiter))
-
-
-def _copy(chunk: bytes, view: memoryview) -> int:
-    """Into a view of any format, where a slice would want bytes."""
-    return io.BytesIO(chunk).readinto(view)
 
 
 def _missing(queue: ChunkQueue, delimiter: bytes) -> int:

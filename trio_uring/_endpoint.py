@@ -23,7 +23,7 @@ from ._errors import AGAIN_ERRNOS, stream_error
 from ._op import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ._engine import Engine
 
@@ -90,6 +90,12 @@ def release_view(view: memoryview) -> None:
     """Ends our export of a caller's buffer, unless the kernel has it still because the call's coroutine was destroyed."""
     with contextlib.suppress(BufferError):
         view.release()
+
+
+def release_views(views: Iterable[memoryview]) -> None:
+    """Releases them all: a traceback may keep the frame that has them, and the caller may resize its buffers all the same."""
+    for view in views:
+        release_view(view)
 
 
 class Endpoint:

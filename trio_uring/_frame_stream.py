@@ -87,7 +87,9 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     @enable_ki_protection
     async def send_many(self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None) -> None:
-        """Sends many messages, in order, as one operation (one for each 1,024 buffers or 4 MiB).
+        """Sends many messages, in order, as one operation (of large ones, one for each 1,024 buffers or 4 MiB).
+
+        Messages up to 1 KiB are copied into one buffer: bound what you give it at once.
 
         Args:
             values: the messages, each as of send.

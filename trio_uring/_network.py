@@ -29,6 +29,19 @@ Address = tuple[str, int]
 """A host (a name, or an IPv4 or IPv6 address) and a port."""
 
 
+def check_address(address: Address) -> Address:
+    """The host and port of what should be a pair of them."""
+    try:
+        host, port = address
+    except (TypeError, ValueError):
+        host, port = None, None
+    if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
+    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
+        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+    return host, port
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """How a network makes its connections. Every value has the default that trio's own functions have.
@@ -41,7 +54,8 @@ class NetworkConfig:
     """Small sends leave at once (TCP_NODELAY)."""
     so_linger: int | None = None
     """SO_LINGER. None: the system's default, which goes on delivering in the background after a close. 0: a close resets the
-    connection (RST), for peers that do not read. More: seconds for which aclose waits until the peer has everything."""
+    connection (RST), for peers that do not read. More: seconds for which aclose waits until the peer has
+    everything (a SimulatedNetwork does not wait, and delivers all the same)."""
     connect_timeout: float | None = None
     """Seconds for one dial; None: no limit but the system's."""
     read_timeout: float | None = None

@@ -16,9 +16,9 @@ from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BufferedReceiveStream
 from ._network import Address, Network, NetworkListener, NetworkStream
-from ._send import SendSide
+from ._send import SendSide, buffer_list
 from ._timed import TimedReceive, receive_default, within
-from ._vectored import bytes_of_last_send, listed, send_all_vectored
+from ._vectored import byte_view, bytes_of_last_send, listed, send_all_vectored
 from .audit import Audit
 from .metrics import Metrics
 
@@ -383,18 +383,12 @@ def _set_default(stream: Any, name: str, seconds: float | None) -> None:
 
 def _filled(buffer: Buffer, count: int) -> memoryview:
     """What receive_into put there."""
-    view = memoryview(buffer)
-    try:
-        return view.cast("B")[:count]
-    except TypeError:  # of a format that only its own library knows
-        return memoryview(view.tobytes())[:count]
+    return byte_view(memoryview(buffer))[:count]
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:
     """What observers see of send_all's argument: its buffers. Something unfit is shown as it is; the stream complains."""
-    if isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray, memoryview, str)):
-        try:
-            memoryview(data).release()  # type: ignore[arg-type]  # array.array is a sequence, and a buffer
-        except TypeError:
-            return tuple(data)
-    return (data,)
+    try:
+        return tuple(buffer_list(data))
+    except TypeError:
+        return (data,)

@@ -25,7 +25,7 @@ from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._endpoint import Endpoint, release_view
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
-from ._timed import TimedReceive
+from ._timed import TimedReceive, within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -166,10 +166,7 @@ class ReceiveSide(TimedReceive, Endpoint):
         """
         view = memoryview(buffer)
         try:
-            if view.readonly or not view.c_contiguous:
-                raise TypeError("receive_into takes a writable, C-contiguous buffer")
-            if not view.nbytes:
-                raise ValueError("receive_into takes a buffer that is not empty")
+            check_writable(view)
             return await self._within(timeout, self._receive_into, view)
         finally:
             release_view(view)
@@ -195,9 +192,7 @@ class ReceiveSide(TimedReceive, Endpoint):
     async def _within(self, timeout: float | None, receive: Callable[..., Awaitable[_T]], argument: object) -> _T:
         if timeout is None:
             timeout = self.receive_timeout
-        if timeout is None:
-            return await receive(argument)
-        with trio.fail_after(timeout):
+        with within(timeout):
             return await receive(argument)
 
     def _put_back(self, chunks: list[bytes]) -> None:
@@ -246,7 +241,7 @@ class ReceiveSide(TimedReceive, Endpoint):
     async def _receive_into(self, view: memoryview) -> int:
         if self._rest or self._orphan is not None:
             chunk = await self.receive_some(view.nbytes, timeout=math.inf)
-            return io.BytesIO(chunk).readinto(view)  # into any format, where a slice would want bytes
+            return copy_into(view, chunk)
         self._begin_receive()
         op = self._into_operation = self._into_operation or self._make_operation()
         try:
@@ -297,6 +292,19 @@ class ReceiveSide(TimedReceive, Endpoint):
         if not self._is_socket:
             op.offset = 2**64 - 1  # the current position, which pipes do not have
         return op
+
+
+def check_writable(view: memoryview) -> None:
+    """Raises TypeError or ValueError if receive_into cannot take this buffer."""
+    if view.readonly or not view.c_contiguous:
+        raise TypeError("receive_into takes a writable, C-contiguous buffer")
+    if not view.nbytes:
+        raise ValueError("receive_into takes a buffer that is not empty")
+
+
+def copy_into(view: memoryview, chunk: bytes) -> int:
+    """Into a view of any format, where a slice would want bytes."""
+    return io.BytesIO(chunk).readinto(view)
 
 
 def _take_own(op: TaskOperation, own: memoryview) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._endpoint import Endpoint, release_view
+from ._endpoint import Endpoint, release_view, release_views
 from ._errors import AGAIN_ERRNOS
 from ._op import Opcode
 from ._timed import TimedSend
@@ -109,8 +109,7 @@ class SendSide(TimedSend, Endpoint):
             await self._send_views(views, res)
         finally:
             self._orphan_send = self._left_behind(self._one, self._many)
-            for view in views:
-                release_view(view)
+            release_views(views)
 
     async def _settle_send(self, orphan: TaskOperation) -> None:
         await orphan.driver.settle(orphan)
@@ -143,9 +142,7 @@ class SendSide(TimedSend, Endpoint):
                 self._sending = False
                 self._orphan_send = self._orphan_send or self._left_behind(self._one, self._many)
         finally:
-            # A traceback may keep this frame; the caller may resize its buffers all the same.
-            for view in views:
-                release_view(view)
+            release_views(views)
 
     async def _send_views(self, views: list[memoryview], res: int | None) -> None:
         """Sends `views`. `res` is the result of an operation on the first of them that was already made."""

@@ -21,7 +21,7 @@ import trio
 from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
 from ._deterministic import run_deterministically
-from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
 from ._simulated_link import LinkSettings, Path
 from ._simulated_transport import SimulatedTransport, connect
 
@@ -370,14 +370,7 @@ def _resolve(speaker: str, name: str) -> str:
 
 def _key(speaker: str, address: Address, *, to_dial: bool = False) -> Address:
     """An address for the tables. To dial a wildcard is to dial oneself."""
-    try:
-        host, port = address
-    except (TypeError, ValueError):
-        host, port = None, None
-    if not isinstance(host, str) or not isinstance(port, int):
-        raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
-    if not 0 <= port < 65536:
-        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
+    host, port = check_address(address)
     if host in WILDCARDS:
         return (speaker if to_dial else ANY), port
     return _resolve(speaker, host), port

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._listeners import SocketListener
-from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
 from ._open import open_tcp_stream
 from ._timed import within
 from ._vectored import TrioTransport
@@ -109,7 +109,7 @@ class SocketNetwork(Network):
         self.config = config or NetworkConfig()
 
     async def bind(self, address: Address) -> NetworkListener:
-        host, port = _check_address(address)
+        host, port = check_address(address)
         with _names_checked(host):
             targets = await trio.socket.getaddrinfo(
                 host or "0.0.0.0", port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE
@@ -132,7 +132,7 @@ class SocketNetwork(Network):
             raise
 
     async def dial(self, address: Address) -> NetworkStream:
-        host, port = _check_address(address)
+        host, port = check_address(address)
         timeout = self.config.connect_timeout
         with within(timeout), _names_checked(host):
             try:
@@ -201,19 +201,6 @@ class TrioNetwork(SocketNetwork):
 
     def _transport(self, stream: trio.SocketStream) -> TrioTransport:
         return TrioTransport(stream)
-
-
-def _check_address(address: Address) -> Address:
-    """The host and port of what should be a pair of them."""
-    try:
-        host, port = address
-    except (TypeError, ValueError):
-        host, port = None, None
-    if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"an address is a pair (host, port) of str and int, not {address!r}")
-    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
-        raise ValueError(f"a port is a number from 0 to 65535, not {port}")
-    return host, port
 
 
 @contextlib.contextmanager

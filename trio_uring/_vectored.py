@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._endpoint import release_view
+from ._endpoint import release_views
 from ._errors import stream_error
 from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
 from ._timed import TimedSend, sending_end, within
@@ -101,7 +101,7 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
         if not any(len(view) for view in views):
             await stream.send_all(b"")
     finally:
-        _release([view for view in views if type(view) is memoryview])
+        release_views([view for view in views if type(view) is memoryview])
 
 
 class TrioTransport(trio.abc.HalfCloseableStream):
@@ -128,7 +128,7 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         except OSError as exc:
             raise stream_error(exc.errno or 0) from exc
         finally:
-            _release(views)
+            release_views(views)
 
     async def send_all_vectored(self, buffers: Sequence[Buffer], *, timeout: float | None = None) -> None:
         with within(timeout):
@@ -167,14 +167,12 @@ def byte_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
     views = []
     for view in buffer_views(data):
         with view:
-            try:
-                views.append(view.cast("B"))
-            except TypeError:  # an item format that only its own library knows
-                views.append(memoryview(bytes(view)))
+            views.append(byte_view(view))
     return views
 
 
-def _release(views: list[memoryview]) -> None:
-    """A traceback may keep the frame that has them; the caller may resize its buffers all the same."""
-    for view in views:
-        release_view(view)
+def byte_view(view: memoryview) -> memoryview:
+    try:
+        return view.cast("B")
+    except TypeError:  # an item format that only its own library knows
+        return memoryview(bytes(view))

@@ -68,13 +68,11 @@ def encode_prefix(size: int, prefix: Prefix = "u32be") -> bytes:
     """
     if size > SIZE_MAX:
         raise FrameTooLarge(size, SIZE_MAX)
-    if prefix == "u32be":
-        if size < 0:
-            raise ValueError("the size of a frame is not negative")
-        return _U32BE.pack(size)
-    check_prefix(prefix)
     if size < 0:
         raise ValueError("the size of a frame is not negative")
+    if prefix == "u32be":
+        return _U32BE.pack(size)
+    check_prefix(prefix)
     encoded = bytearray()
     while size > 0x7F:
         encoded.append(size & 0x7F | 0x80)

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams.support import checked_run, clog, closing, count_of, pattern, tcp_sockets, unix_sockets, unix_streams
 from streams.test_destroyed_calls import park
-from streams.test_properties import Cutter, cuts, write_in_pieces
+from streams.test_properties import Cutter, check_cut_receives, cuts
 from trio.testing import check_one_way_stream
 
 from trio_uring import (
@@ -244,13 +244,6 @@ def test_reads_cut_short_lose_nothing(pieces: list[Any], calls: list[Any], buffe
         left, right = tcp_sockets() if kind == "ring tcp" else unix_sockets()
         peer = trio.SocketStream(trio.socket.from_stdlib_socket(left))
         stream = BufferedReceiveStream(receiver_of(right), buffer_size)
-        cutter, got = Cutter(), b""
-        async with closing(stream, peer):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(write_in_pieces, peer, pieces, cutter)
-                got = await receive_with_cuts(stream, calls, cutter)
-        whole = pattern(sum(size for _, size in pieces))
-        assert len(got) == len(whole)
-        assert got == whole
+        await check_cut_receives(receive_with_cuts, stream, peer, pieces, calls)
 
     checked_run(main)

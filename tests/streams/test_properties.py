@@ -226,6 +226,18 @@ async def receive_with_cuts(stream: Any, calls: list[Any], cutter: Cutter) -> by
     return got
 
 
+async def check_cut_receives(receive: Any, stream: Any, peer: Any, pieces: list[tuple[int, int]], calls: list[Any]) -> None:
+    """What `peer` writes in pieces comes out of `stream` whole and in order, however the receives are cut short."""
+    cutter, got = Cutter(), b""
+    async with closing(stream, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_in_pieces, peer, pieces, cutter)
+            got = await receive(stream, calls, cutter)
+    whole = pattern(sum(size for _, size in pieces))
+    assert len(got) == len(whole)
+    assert got == whole
+
+
 def receive_pair(transport: str) -> tuple[Any, trio.abc.SendStream]:
     if transport == "pipe":
         read, write = os.pipe()
@@ -241,14 +253,6 @@ def receive_pair(transport: str) -> tuple[Any, trio.abc.SendStream]:
 )
 def test_receives_cut_short_lose_nothing(pieces: list[tuple[int, int]], calls: list[Any], transport: str) -> None:
     async def main() -> None:
-        stream, peer = receive_pair(transport)
-        cutter, got = Cutter(), b""
-        async with closing(stream, peer):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(write_in_pieces, peer, pieces, cutter)
-                got = await receive_with_cuts(stream, calls, cutter)
-        whole = pattern(sum(size for _, size in pieces))
-        assert len(got) == len(whole)
-        assert got == whole
+        await check_cut_receives(receive_with_cuts, *receive_pair(transport), pieces, calls)
 
     checked_run(main)
