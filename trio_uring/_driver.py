@@ -53,7 +53,7 @@ class Driver(Engine):
         self._hooks = _Hooks(self)
         self._hooks_reaped = False  # in this pass
         self._wakes = 0  # times that the ring's descriptor woke us
-        self._wakes_before_wait = 0
+        self._wakes_before_wait = self._early_reaps_before_wait = 0
         self._long_wait = watchdog_seconds / 2
         self._left = False  # the hooks left what came in a long wait to the system task, see _watch
         self._late = False
@@ -114,7 +114,7 @@ class Driver(Engine):
         By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts wake-ups that were lost:
         always 0, unless there is a defect here or in the kernel. Whether one was is only known by asking epoll once more: so
         after a long wait the hooks do not reap, and completions that are here now must make the ring's descriptor wake the
-        system task in this pass or the next.
+        system task in this pass or the next, unless an operation reaps them in the middle of one.
         """
         while self._working():
             await trio.lowlevel.wait_readable(self._timer)
@@ -123,10 +123,11 @@ class Driver(Engine):
             if not (self._restore_hooks() and self._left and self.ring.ready()):
                 self.reap()
                 continue
-            wakes = self._wakes_before_wait
+            wakes, early_reaps = self._wakes_before_wait, self.early_reaps
             await trio.lowlevel.checkpoint()
+            reaped = self._early_reaps_before_wait != early_reaps
             await trio.lowlevel.checkpoint()  # the system task may come after us in a pass
-            if wakes == self._wakes:
+            if wakes == self._wakes and not reaped:
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
 
@@ -144,7 +145,7 @@ class Driver(Engine):
 
     def before_io_wait(self) -> None:
         self.flush()
-        self._wakes_before_wait = self._wakes
+        self._wakes_before_wait, self._early_reaps_before_wait = self._wakes, self.early_reaps
         if self._late:
             self._guard(self._flush_late)
 

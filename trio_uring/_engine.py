@@ -101,6 +101,7 @@ class Engine:
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
         self._load = 0  # operations made in the last pass
         self._made = 0  # operations made in this pass
+        self.early_reaps = 0  # in the middle of a pass: completions that then need not wake anybody
         self._thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -179,6 +180,7 @@ class Engine:
             self.queue.append(op)
             return False
         self._guard(self._flush_ring)
+        self.early_reaps += 1
         self._guard(self._reap_ring)
         if self.failure is not None:
             self._attend(op)
@@ -249,6 +251,7 @@ class Engine:
             self._closing.append(close)  # the kernel is short of something; an entry with this number still waits
             return
         close()
+        self.early_reaps += 1
         self._guard(self._reap_ring)
 
     # -- the two halves of a pass

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from typing import Any
 
 import pytest
 import trio
 
 import trio_uring
 from trio_uring import _ring
+from trio_uring._deterministic import seeded_scheduler
 
-from .child import FLAGS, driver, expect_log, in_child, no_watchdog, set_watchdog, use_ring
+from .child import FLAGS, driver, expect_log, in_child, no_watchdog, set_watchdog, stream_pair, use_ring
 from .peer import echo_peer
 
 MESSAGES = 100_000
@@ -70,6 +73,51 @@ def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
     rescued = trio.run(main)
     assert rescued > 0
     assert expect_log("watchdog found completions") >= rescued
+
+
+@in_child()
+def test_what_an_eager_operation_reaps_after_a_long_wait_is_not_taken_for_lost() -> None:
+    """A task blocks the thread; then, in one pass: data comes, the watchdog looks, an eager send reaps. Found by seeds."""
+    set_watchdog(0.05)
+
+    async def later(deadline: float, send: Any) -> None:
+        await trio.sleep_until(deadline)
+        await send(b"x")
+
+    async def main() -> int:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        reading = trio_uring.SocketStream(ours)
+        sending, drain = stream_pair()
+
+        async def send_plainly(data: bytes) -> None:
+            theirs.send(data)
+
+        async def read(stream: trio_uring.SocketStream) -> None:
+            async for _ in stream:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, reading)
+            for _ in range(12):
+                async with trio.open_nursery() as turn:
+                    deadline = trio.current_time() + 0.01
+                    turn.start_soon(later, deadline, send_plainly)
+                    turn.start_soon(later, deadline, sending.send_all)
+                    await trio.lowlevel.checkpoint()
+                    time.sleep(0.06)  # noqa: ASYNC251  # a task that computes for longer than the watchdog's interval
+                await drain.receive_some()
+            nursery.cancel_scope.cancel()
+        for stream in (reading, sending, drain):
+            await stream.aclose()
+        theirs.close()
+        return trio_uring.current_statistics().rescued
+
+    rescued = []
+    for seed in range(6):
+        with seeded_scheduler(seed):
+            rescued.append(trio.run(main))
+    assert rescued == [0] * 6
 
 
 class SendAfterALongWait(trio.abc.Instrument):
