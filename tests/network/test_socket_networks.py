@@ -37,7 +37,7 @@ from .networks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 BOTH = [kind for kind in REAL if not kind.wrappers]
 both = on(BOTH)
@@ -131,17 +131,23 @@ async def test_a_lingering_close_delivers(world: World, so_linger: int | None) -
         assert got == data
 
 
-@both
-async def test_a_lingering_close_does_not_stop_the_other_tasks(world: World) -> None:
-    """The peer does not read: aclose waits, the scheduler goes on, and a cancel ends the waiting."""
-    network = world.make(so_linger=60)
-    before = open_descriptors()
+@contextlib.asynccontextmanager
+async def lingering_and_full(world: World) -> AsyncIterator[tuple[trio_uring.NetworkStream, socket.socket]]:
+    """A stream whose aclose would wait for a minute, full, and its peer, which does not read."""
     with socket.create_server(ANY_PORT) as server:
-        stream = await network.dial(server.getsockname())
+        stream = await world.make(so_linger=60).dial(server.getsockname())
         peer = server.accept()[0]
     with peer:
         with trio.move_on_after(0.02):
             await stream.send_all(blocks(32 << 20))
+        yield stream, peer
+
+
+@both
+async def test_a_lingering_close_does_not_stop_the_other_tasks(world: World) -> None:
+    """The peer does not read: aclose waits, the scheduler goes on, and a cancel ends the waiting."""
+    before = open_descriptors()
+    async with lingering_and_full(world) as (stream, _):
         closed = trio.Event()
 
         async def close() -> None:
@@ -161,13 +167,7 @@ async def test_a_lingering_close_does_not_stop_the_other_tasks(world: World) -> 
 @both
 async def test_a_lingering_close_ends_when_the_peer_resets(world: World) -> None:
     """What such a connection had not sent stays in TIOCOUTQ for ever."""
-    network = world.make(so_linger=60)
-    with socket.create_server(ANY_PORT) as server:
-        stream = await network.dial(server.getsockname())
-        peer = server.accept()[0]
-    with peer:
-        with trio.move_on_after(0.02):
-            await stream.send_all(blocks(32 << 20))
+    async with lingering_and_full(world) as (stream, peer):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.aclose)
             await world.quiet()
