@@ -30,6 +30,7 @@ _IGNORABLE = frozenset(
         "EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP",
         "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET",
     )
+    if hasattr(errno, name)  # macOS and Windows have not got them all
 )  # fmt: skip
 
 

@@ -26,10 +26,9 @@ import warnings
 from collections import deque
 from typing import Any
 
-from trio_uring._uring import ffi, lib
-
 from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, RingCounters, RingInfo
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from ._extension import ffi, lib
 from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
@@ -70,7 +69,7 @@ _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
-_new, _VECTOR, _tu_pair = ffi.new, ffi.typeof("struct tu_vector *"), lib.tu_vector_pair
+_new, _VECTOR, _tu_pair = ffi.new, "struct tu_vector *", lib.tu_vector_pair
 
 
 class UringRing:
@@ -393,4 +392,5 @@ def _disown_all() -> None:
     _open_rings.clear()
 
 
-os.register_at_fork(after_in_child=_disown_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

@@ -15,7 +15,7 @@ import trio_uring
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
     {"_op", "_errors", "_chunks", "_pool", "_timed", "metrics"},
-    {"_contract", "framing", "audit"},
+    {"_contract", "_extension", "framing", "audit"},
     {"_statistics"},
     {"_ring"},
     {"_engine"},
@@ -59,7 +59,8 @@ def test_every_import_points_down(path):
 
 
 def test_only_the_ring_touches_ffi():
-    assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_uring" in imported(path)] == ["_ring"]
+    assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_uring" in imported(path)] == ["_extension"]
+    assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_extension" in imported(path)] == ["_ring"]
 
 
 @pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_chunks", "framing"])

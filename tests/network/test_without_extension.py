@@ -1,0 +1,66 @@
+"""Where the C extension is not built: everything but the ring works, and the ring says why it does not.
+
+Rules of this file: each test in a process of its own, in which the extension cannot be imported.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.no_ring
+
+NO_EXTENSION = "import sys; sys.modules['trio_uring._uring'] = None\n"
+
+
+def run(code: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", NO_EXTENSION + textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+SCENARIO = """
+    import trio, trio_uring
+    from trio_uring.testing import FakeRing, SimulatedNetwork, run_deterministically
+
+    async def scenario(network):
+        listener = await network.bind(("127.0.0.1", 0))
+        async with await network.dial(listener.local_address) as client, await listener.accept() as server:
+            await trio_uring.send_frame(client, [b"hello, ", b"world"])
+            assert await trio_uring.receive_frame(server) == b"hello, world"
+        await listener.aclose()
+"""
+
+
+def test_a_program_on_trios_sockets() -> None:
+    run(SCENARIO + "\n    trio.run(scenario, trio_uring.Metered(trio_uring.TrioNetwork()))")
+
+
+def test_a_simulated_program() -> None:
+    run(SCENARIO + "\n    run_deterministically(scenario, SimulatedNetwork(3, latency=0.1))")
+
+
+def test_the_ring_says_why() -> None:
+    run(
+        """
+        import errno, socket, trio, trio_uring
+
+        async def main():
+            ours, theirs = socket.socketpair()
+            with theirs:
+                stream = trio_uring.SocketStream(ours)
+                try:
+                    await stream.send_all(b"x")
+                except trio_uring.RingUnavailableError as exc:
+                    assert exc.errno == errno.ENOSYS
+                    assert "without its C extension" in exc.strerror and "TrioNetwork" in exc.strerror, exc
+                else:
+                    raise AssertionError
+                await stream.aclose()
+
+        trio.run(main)
+        """
+    )
