@@ -83,6 +83,10 @@ class Ring(Protocol):
         """
         ...
 
+    def received(self, op: Operation) -> None:
+        """Reads into op.message what the kernel said of the message that this operation, now done, has received or accepted."""
+        ...
+
     def buffers_in_use(self) -> int:
         """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
         ...

@@ -2,7 +2,7 @@
 
 Only rings need it: networks on trio's sockets or in memory, frames and the rest work on any platform that trio runs on.
 
-Rules of this file: importing never fails. `ffi` and `lib` are for `_ring.py` alone.
+Rules of this file: importing never fails. `ffi` and `lib` are for `_entries.py` and the rings.
 """
 
 from __future__ import annotations

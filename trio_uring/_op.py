@@ -20,6 +20,7 @@ class Opcode(enum.IntEnum):
     WRITEV = 2  # 5.1
     POLL_ADD = 6  # 5.1
     SENDMSG = 9  # 5.3
+    RECVMSG = 10  # 5.3
     ACCEPT = 13  # 5.5
     ASYNC_CANCEL = 14  # 5.5
     CONNECT = 16  # 5.5
@@ -31,7 +32,7 @@ class Opcode(enum.IntEnum):
 
 # The opcodes whose result counts bytes, by direction.
 SENDING = (Opcode.SEND, Opcode.SENDMSG, Opcode.WRITE, Opcode.WRITEV)
-RECEIVING = (Opcode.RECV, Opcode.READ)
+RECEIVING = (Opcode.RECV, Opcode.RECVMSG, Opcode.READ)
 
 NO_GROUP = -1
 SMALL_GROUP = 0  # many provided buffers of a page, for messages
@@ -85,6 +86,25 @@ for _state, _reachable in STEPS.items():
         setattr(_state, _next.name.lower(), _next)
 
 
+class Message:
+    """What SENDMSG, RECVMSG and ACCEPT carry beside buffers, in the kernel's own format.
+
+    Attributes:
+        name: a struct sockaddr. To send to; or, once received or accepted, the peer's. b"": none.
+        control: struct cmsghdrs. To send, or received.
+        control_max: bytes of control data to receive; what does not fit is lost, and MSG_CTRUNC is in `flags`.
+        flags: MSG_* that the kernel returned.
+    """
+
+    __slots__ = ("control", "control_max", "flags", "name")
+
+    def __init__(self, name: bytes = b"", control: bytes | bytearray = b"", control_max: int = 0) -> None:
+        self.name = name
+        self.control = control
+        self.control_max = control_max
+        self.flags = 0
+
+
 class Operation:
     """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what came of it."""
 
@@ -99,6 +119,7 @@ class Operation:
         "flags",
         "group",
         "length",
+        "message",
         "offset",
         "opcode",
         "owner",
@@ -115,7 +136,8 @@ class Operation:
         self.fd = fd
         self.owner = owner  # holds the descriptor open for as long as the ring's table holds this operation
         self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
-        self.buffers: Sequence[Any] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
+        self.buffers: Sequence[Any] | None = None  # for SENDMSG, RECVMSG and WRITEV: the same, at most IOV_MAX of them
+        self.message: Message | None = None  # what is sent or received with them; of an ACCEPT, the peer's address
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
         self.length = 0  # bytes, without `start`; of `buffers`: all together
         self.offset = 0  # file offset, or the length of a socket address
@@ -126,7 +148,7 @@ class Operation:
         self.state = NEW
         self.token = 0
         self.entry: Any = None  # the ring's own, kept from one use to the next; None: make it anew
-        self.vector: Any = None  # the same, for two buffers
+        self.vector: Any = None  # the same, for two buffers; of a message, what `Ring.received` reads
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
 

@@ -1,6 +1,7 @@
-"""The ring: the one place where Python objects become addresses, and addresses become results.
+"""The kernel's ring: operations go in as entries, and come back as completions.
 
-Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision.
+Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision. How objects become
+addresses is in _entries.py, which the rings share.
 
 S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
     freed), and the operation is in the ring's table from its entry being written to its last completion. A coroutine's
@@ -27,6 +28,7 @@ from collections import deque
 from typing import Any
 
 from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, RingCounters, RingInfo
+from ._entries import make_entry, pin_vector, read_message
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._extension import ffi, lib
 from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
@@ -43,7 +45,6 @@ class Setup(enum.IntFlag):
 _FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
 _ENTER_GETEVENTS = 1 << 0
 _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
-_SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
 
 _BASE = Setup.CQSIZE | Setup.CLAMP
 _MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
@@ -69,7 +70,6 @@ _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
-_new, _VECTOR, _tu_pair = ffi.new, "struct tu_vector *", lib.tu_vector_pair
 
 
 class UringRing:
@@ -167,17 +167,18 @@ class UringRing:
             self.counters.sq_full += 1
             return False
         state = op.state.submitted
-        entry = op.entry or _make_entry(op)
+        entry = op.entry or make_entry(op)
         token = self._token = self._token + 1
         # The kernel sees the entry at the next enter; a bad argument raises in here, with nothing written.
         buffer = op.buffer
         if buffer is not None:
             op.pin = address = _from_buffer(buffer)
             _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
-        elif op.buffers is None:
+        elif op.buffers is None and op.message is None:
             _tu_submit(self._c, entry, _NULL, op.length, token)
         else:
-            self._submit_vector(op, entry, token)
+            address, length = pin_vector(op)
+            _tu_submit(self._c, op.entry, address, length, token)
         self.table[token] = op
         self._unsubmitted += 1
         op.token = token
@@ -185,21 +186,6 @@ class UringRing:
         op.born = self.now
         self._submitted[op.opcode] += 1
         return True
-
-    def _submit_vector(self, op: Operation, entry: Any, token: int) -> None:
-        """Pins [what SENDMSG and WRITEV point at, the buffers...]."""
-        pins: list[Any] = [_from_buffer(buffer) for buffer in op.buffers or ()]
-        if len(pins) == 2 and not op.start:
-            vector = op.vector = op.vector or _new(_VECTOR, {"iov": 4})
-            _tu_pair(vector, pins[0], len(pins[0]), pins[1], len(pins[1]))
-        else:
-            vector = _new(_VECTOR, {"iov": 2 * len(pins)})
-            lib.tu_vector_fill(vector, len(pins), pins, [len(pin) for pin in pins], op.start)
-        op.pin = [vector, *pins]
-        if op.opcode == Opcode.SENDMSG:
-            _tu_submit(self._c, entry, vector, 1, token)
-        else:
-            _tu_submit(self._c, entry, vector.iov, len(pins), token)
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -303,6 +289,9 @@ class UringRing:
             if res == -errno.ENOBUFS and op.group != NO_GROUP:
                 self.counters.buffers_exhausted += 1
 
+    def received(self, op: Operation) -> None:
+        read_message(op)
+
     def ready(self) -> bool:
         # An eventfd is signalled for task work that is to be run; the ring's own descriptor tells of completions only.
         return bool(lib.tu_more(self._c) & (3 if self._waits_on_event_fd else 1))
@@ -353,12 +342,6 @@ def open_timer(seconds: float) -> int:
     if fd < 0:
         raise RingUnavailableError(-fd, why_unavailable(-fd, "timerfd_create"))
     return fd
-
-
-def _make_entry(op: Operation) -> Any:
-    head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
-    op.entry = ffi.new("struct tu_entry *", (head, op.offset, op.flags, max(op.group, 0)))
-    return op.entry
 
 
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:

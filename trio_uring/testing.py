@@ -172,6 +172,9 @@ class FakeRing:
         if len(done) > before or self._active:
             self._signal_if_able(len(done) > before)
 
+    def received(self, op: Operation) -> None:
+        """Its connections are streams: messages have no addresses and no control data."""
+
     def ready(self) -> bool:
         return self._signalled
 
@@ -271,7 +274,9 @@ class FakeRing:
         if op.group != NO_GROUP:
             op.chunk = data
         else:
-            op.pin[0].cast("B")[:count] = data
+            for view in op.pin:
+                part, data = data[: view.nbytes], data[view.nbytes :]
+                view.cast("B")[: len(part)] = part
         self._signal()
         return count
 

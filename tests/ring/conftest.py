@@ -69,16 +69,33 @@ RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
 }
 
 
-@pytest.fixture(params=sorted(set(RINGS) - {"uring-without-buffers"}))
-def world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
-    world = World(RINGS[request.param]())
-    assert world.ring.info.provided_buffers
+WITH_BUFFERS = sorted(set(RINGS) - {"uring-without-buffers"})
+OF_KERNEL = sorted(name for name in RINGS if not name.startswith("fake"))  # sockets are really connected
+
+
+def _world(name: str) -> Iterator[World]:
+    world = World(RINGS[name]())
     yield world
     world.close()
+
+
+@pytest.fixture(params=WITH_BUFFERS)
+def world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
+    for world in _world(request.param):
+        assert world.ring.info.provided_buffers
+        yield world
 
 
 @pytest.fixture(params=sorted(RINGS))
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    world = World(RINGS[request.param]())
-    yield world
-    world.close()
+    yield from _world(request.param)
+
+
+@pytest.fixture(params=OF_KERNEL)
+def kernel_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from _world(request.param)
+
+
+@pytest.fixture(params=sorted(set(WITH_BUFFERS) & set(OF_KERNEL)))
+def kernel_world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from _world(request.param)

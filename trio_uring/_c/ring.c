@@ -69,6 +69,7 @@ struct tu_probe { uint8_t last_op, ops_len; uint16_t resv; uint32_t resv2[3]; st
 struct tu_getevents_arg { uint64_t sigmask; uint32_t sigmask_sz, pad; uint64_t ts; };
 
 _Static_assert(sizeof(struct msghdr) == 7 * sizeof(uint64_t), "struct msghdr must be seven words");
+_Static_assert(sizeof(struct sockaddr_storage) == 128, "struct sockaddr_storage must be 128 bytes");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(uint64_t), "struct iovec must be two words");
 _Static_assert(sizeof(struct io_uring_sqe) == 64 && sizeof(struct io_uring_cqe) == 16, "unexpected ring entry sizes");
 
@@ -347,6 +348,28 @@ int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const
     header.msg_iov = (struct iovec *)(void *)vector->iov;
     header.msg_iovlen = count;
     memcpy(vector->msghdr, &header, sizeof header);
+    return 0;
+}
+
+int tu_vector_message(struct tu_vector *vector, unsigned name_length, void *control, size_t control_length) {
+    struct msghdr header;
+    if (name_length > sizeof vector->name)
+        return -EINVAL;
+    memcpy(&header, vector->msghdr, sizeof header);
+    header.msg_name = name_length ? vector->name : NULL;
+    header.msg_namelen = name_length;
+    header.msg_control = control_length ? control : NULL;
+    header.msg_controllen = control_length;
+    memcpy(vector->msghdr, &header, sizeof header);
+    return 0;
+}
+
+int tu_vector_received(struct tu_vector *vector, int64_t *out) {
+    struct msghdr header;
+    memcpy(&header, vector->msghdr, sizeof header);
+    out[0] = header.msg_namelen;
+    out[1] = (int64_t)header.msg_controllen;
+    out[2] = header.msg_flags;
     return 0;
 }
 

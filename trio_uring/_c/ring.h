@@ -17,9 +17,12 @@ struct tu_info {
     uint32_t cq_entries;
 };
 
-/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_fill, borrowed by the kernel. */
+/* What one SENDMSG, RECVMSG, WRITEV or ACCEPT points at: made by Python, filled by tu_vector_*, borrowed by the kernel. */
 struct tu_vector {
     uint64_t msghdr[7];    /* a struct msghdr; ring.c asserts that it fits */
+    uint32_t name_length;  /* of an accepted socket's address; that of a message is in its msghdr */
+    uint32_t padding;
+    uint8_t name[128];     /* a struct sockaddr_storage */
     uint64_t iov[];        /* pairs of address and length: struct iovec */
 };
 
@@ -49,6 +52,11 @@ int tu_cancel(tu_ring *ring, uint64_t target);      /* ASYNC_CANCEL by user_data
 int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second, size_t second_length);
 /* Fills it with `count` buffers, of which the first begins at byte `start`. */
 int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start);
+
+/* Gives a message an address of name_length bytes, and control data: to be sent, or room for what is received. */
+int tu_vector_message(struct tu_vector *vector, unsigned name_length, void *control, size_t control_length);
+/* What the kernel wrote into a received message: out[0] bytes of address, out[1] of control data, out[2] MSG_* flags. */
+int tu_vector_received(struct tu_vector *vector, int64_t *out);
 
 int tu_sq_space(tu_ring *ring);
 int tu_buffers_in_use(tu_ring *ring);   /* reported by tu_drain, not yet recycled */
