@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as stdlib_socket
-import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ._addresses import pack_address
 from ._driver import current_driver
 from ._engine import TaskOperation
 from ._listeners import SocketListener
@@ -126,30 +126,11 @@ async def _connect(sock: stdlib_socket.socket, address: Any) -> None:
     driver = current_driver()
     sock.setblocking(False)
     op = TaskOperation(driver, Opcode.CONNECT, sock.fileno(), sock)
-    packed = _pack_address(sock.family, address)
+    packed = pack_address(sock.family, address)
     op.buffer, op.offset = packed, len(packed)
     res = await driver.perform(op)
     if res < 0:
         raise OSError(-res, f"Error connecting to {address!r}: {os.strerror(-res)}")
-
-
-def _pack_address(family: int, address: Any) -> bytes:
-    """A socket address as the kernel wants it: struct sockaddr_in, sockaddr_in6 or sockaddr_un."""
-    if family == stdlib_socket.AF_INET:
-        return struct.pack("=HH4s8x", family, stdlib_socket.htons(address[1]), stdlib_socket.inet_aton(address[0]))
-    if family == stdlib_socket.AF_INET6:
-        _, port, flow, scope = (*address, 0, 0)[:4]
-        host: str = address[0]
-        packed = stdlib_socket.inet_pton(family, host.partition("%")[0])
-        return struct.pack("=HHI16sI", family, stdlib_socket.htons(port), stdlib_socket.htonl(flow), packed, scope)
-    if family == stdlib_socket.AF_UNIX:
-        path = os.fsencode(address)
-        if path and not path.startswith(b"\0"):
-            path += b"\0"  # an abstract name begins with a zero byte, and has no terminator
-        if len(path) > 108:
-            raise OSError("AF_UNIX path too long: at most 107 bytes")
-        return struct.pack("=H", family) + path
-    raise OSError(f"cannot connect over address family {family}")
 
 
 def _alternate_families(targets: list[Any]) -> None:

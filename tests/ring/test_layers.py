@@ -14,7 +14,7 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors", "_chunks", "_pool", "_timed", "metrics"},
+    {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "metrics"},
     {"_contract", "_extension", "framing", "audit"},
     {"_statistics", "_entries"},
     {"_ring"},
@@ -63,7 +63,7 @@ def test_only_rings_touch_ffi():
     assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_extension" in imported(path)] == ["_entries", "_ring"]
 
 
-@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_chunks", "framing"])
+@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_chunks", "_addresses", "framing"])
 def test_leaves_import_nothing_of_trio(name):
     assert "import trio\n" not in (PACKAGE / f"{name}.py").read_text()
 
