@@ -15,17 +15,16 @@ import warnings
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
-from ._driver import current_driver
-from ._engine import TaskOperation
 from ._errors import AGAIN_ERRNOS, stream_error
+from ._lease import Lease
 from ._op import Opcode
+from ._socket import UringSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from ._engine import Engine
+    from ._engine import TaskOperation
 
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
@@ -66,7 +65,7 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
         raise TypeError(f"{what} requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_STREAM:
         raise ValueError(f"{what} requires a SOCK_STREAM socket")
-    return trio.socket.from_stdlib_socket(sock) if isinstance(sock, stdlib_socket.socket) else sock
+    return UringSocket(sock) if isinstance(sock, stdlib_socket.socket) else sock
 
 
 def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
@@ -86,16 +85,11 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
     return Descriptor(source)
 
 
-def release_view(view: memoryview) -> None:
-    """Ends our export of a caller's buffer, unless the kernel has it still because the call's coroutine was destroyed."""
-    with contextlib.suppress(BufferError):
-        view.release()
-
-
-def release_views(views: Iterable[memoryview]) -> None:
-    """Releases them all: a traceback may keep the frame that has them, and the caller may resize its buffers all the same."""
-    for view in views:
-        release_view(view)
+def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
+    """The lease that the owner shares with its streams; a new one for a descriptor and for a trio socket that is not ours."""
+    if isinstance(owner, UringSocket):
+        return owner.lease
+    return Lease(owner, owner.close, None if isinstance(owner, Descriptor) else owner.shutdown)
 
 
 class Endpoint:
@@ -112,7 +106,8 @@ class Endpoint:
         if self._fd < 0:
             raise trio.ClosedResourceError("this socket was already closed")
         self._closed = False
-        self._operations: list[TaskOperation] = []
+        self._lease = lease_of(owner)
+        self._operations = self._lease.operations
         # Refused where the socket is not a TCP one.
         if self._socket is not None and self._socket.family != stdlib_socket.AF_UNIX:
             with contextlib.suppress(OSError):
@@ -131,14 +126,7 @@ class Endpoint:
         return self._socket
 
     def _operation(self, opcode: int) -> TaskOperation:
-        op = TaskOperation(self._live_driver() or current_driver(), opcode, self._fd, self._owner)
-        self._operations.append(op)
-        op.siblings = self._operations
-        return op
-
-    def _live_driver(self) -> Engine | None:
-        """The driver that this stream has been used with, if its run goes on: no other may work on it meanwhile."""
-        return next((op.driver for op in self._operations if not op.driver.closed), None)
+        return self._lease.operation(opcode, self._fd)
 
     def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
         """At the end of a call: the operation that is not over, because the call's coroutine was destroyed (coro.close())."""
@@ -170,18 +158,10 @@ class Endpoint:
         if res < 0 and -res not in AGAIN_ERRNOS:
             raise self._error(res)
 
-    @enable_ki_protection
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            driver = self._live_driver()
-            if driver is None:
-                self._owner.close()
-            else:
-                if driver.failure is not None and self._socket is not None:
-                    with contextlib.suppress(OSError):  # what the kernel holds and nobody can cancel would keep back the FIN
-                        self._socket.shutdown(stdlib_socket.SHUT_RDWR)
-                driver.release(self._operations, self._owner.close)
+            self._lease.close()
 
     async def aclose(self) -> None:
         """Closes the stream at once, and then executes a checkpoint.

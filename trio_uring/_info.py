@@ -9,7 +9,7 @@ import platform
 import resource
 from importlib import metadata
 
-from . import __version__, _contract, _receive, _ring, _send
+from . import __version__, _contract, _provided, _ring, _send
 from ._errors import RingUnavailableError
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
@@ -59,7 +59,7 @@ def _describe_ring() -> list[str]:
     if info.provided_buffers:
         receives = "into provided buffers"
     else:
-        receives = f"into {_receive.OWN_SIZE} bytes of their own: the kernel has no provided-buffer rings (Linux 5.19 has them)"
+        receives = f"into {_provided.OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
     return [
         "io_uring: available, no fallback is used",
         *_entry("  setup flags", " ".join(info.setup_flags) or "none"),

@@ -1,7 +1,5 @@
 """The receiving half of a stream: into the kernel's choice of buffer, or into the caller's.
 
-A stream begins with small provided buffers, goes to large ones when it fills the small, and back when messages are small.
-
 Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits for it: a stream that is not
 read holds nothing in this process, and its peer's bytes stay in the sockets, which is the backpressure. A byte that the
 kernel gave belongs to the stream until a call returns it.
@@ -21,11 +19,13 @@ import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from ._chunks import ChunkQueue
-from ._contract import LARGE_SIZE, SMALL_SIZE
-from ._endpoint import Endpoint, release_view
+from ._contract import SMALL_SIZE
+from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
-from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
+from ._op import LARGE_GROUP, NO_GROUP, Opcode
+from ._provided import BufferChoice
 from ._timed import TimedReceive, within
+from ._views import release_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,22 +34,18 @@ if TYPE_CHECKING:
 
     from ._engine import TaskOperation
 
-BULK_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a bulk stream goes back to small buffers
-OWN_SIZE = 16384  # bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 
 _T = TypeVar("_T")
 
 
-class ReceiveSide(TimedReceive, Endpoint):
+class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
     """Mixed into the streams that receive."""
 
     _receive_operation: TaskOperation | None = None
     _into_operation: TaskOperation | None = None
     _receiving = False
     _orphan: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
-    _size = OWN_SIZE  # bytes of the buffers that it receives into
-    _streak = 0  # receives in a row that were small for a stream with large buffers
     _rest: ChunkQueue | None = None  # what interrupted calls had, for the next one; None: nothing
 
     receive_timeout: float | None = None
@@ -209,28 +205,13 @@ class ReceiveSide(TimedReceive, Endpoint):
             self._rest = None
         return chunk
 
-    def _adapt(self, op: TaskOperation, count: int) -> None:
-        """Large buffers for a stream that fills small ones; small ones again after a while of small messages."""
-        if op.group == NO_GROUP:
-            return
-        if op.group == LARGE_GROUP:
-            self._streak = 0 if count > SMALL_SIZE else self._streak + 1
-            if self._streak == BULK_STREAK:
-                self._use(op, SMALL_GROUP)
-        elif count == SMALL_SIZE:
-            self._use(op, LARGE_GROUP)
-
-    def _use(self, op: TaskOperation, group: int) -> None:
-        op.group, op.entry, self._streak = group, None, 0
-        self._size = {LARGE_GROUP: LARGE_SIZE, SMALL_GROUP: SMALL_SIZE, NO_GROUP: OWN_SIZE}[group]
-
     async def _again(self, op: TaskOperation, res: int) -> None:
         """After a negative result: returns if the receive is to be made again."""
         if self._closed:
             raise self._error(res)
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
-            self._use(op, SMALL_GROUP if op.driver.ring.info.provided_buffers else NO_GROUP)
+            self._use_first(op)
         elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
         else:
@@ -283,8 +264,7 @@ class ReceiveSide(TimedReceive, Endpoint):
 
     def _make_receive_operation(self) -> TaskOperation:
         op = self._receive_operation = self._make_operation()
-        if op.driver.ring.info.provided_buffers:
-            self._use(op, SMALL_GROUP)
+        self._use_first(op)
         return op
 
     def _make_operation(self) -> TaskOperation:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._endpoint import release_views
 from ._errors import stream_error
 from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
 from ._timed import TimedSend, sending_end, within
+from ._views import release_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,12 +14,16 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "metrics"},
+    {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "_views", "_ancillary", "metrics"},
     {"_contract", "_extension", "framing", "audit"},
     {"_statistics", "_entries"},
     {"_ring"},
     {"_engine"},
     {"_driver"},
+    {"_lease", "_provided"},
+    {"_socket_calls"},
+    {"_socket_messages"},
+    {"_socket"},
     {"_endpoint"},
     {"_send", "_receive"},
     {"_streams"},
