@@ -4,8 +4,10 @@ Every public name is here and in `trio_uring.testing`. Importing changes nothing
 trio.run does.
 """
 
+from . import socket
 from ._buffered import BufferedReceiveStream
 from ._driver import current_driver as _current_driver
+from ._enable import Enable, enable, run
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
 from ._frame_stream import FrameStream
 from ._frames import receive_frame, send_frame
@@ -14,6 +16,7 @@ from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkS
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
 from ._pool import BufferClassStatistics, BufferPool
+from ._socket import UringSocket
 from ._socket_networks import TrioNetwork, UringNetwork
 from ._statistics import OperationCounts, OperationInFlight, Statistics
 from ._streams import ReceiveStream, SendStream, SocketStream
@@ -55,6 +58,7 @@ __all__ = [
     "BufferPool",
     "BufferedReceiveStream",
     "DelimiterNotFound",
+    "Enable",
     "FrameError",
     "FrameStream",
     "FrameTooLarge",
@@ -78,13 +82,17 @@ __all__ = [
     "Statistics",
     "TrioNetwork",
     "UringNetwork",
+    "UringSocket",
     "current_operations",
     "current_statistics",
+    "enable",
     "open_tcp_listeners",
     "open_tcp_stream",
     "open_unix_socket",
     "receive_frame",
+    "run",
     "send_all_vectored",
     "send_frame",
     "serve_tcp",
+    "socket",
 ]

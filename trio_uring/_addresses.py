@@ -27,7 +27,8 @@ def pack_address(family: int, address: Any) -> bytes:
         host, port = address
         return struct.pack("=HH4s8x", family, socket.htons(_port(port)), socket.inet_aton(host))
     if family == socket.AF_INET6:
-        host, port, flow, scope = (*address, 0, 0)[:4]
+        host, port, *rest = address
+        flow, scope = (*rest, 0, 0)[:2]
         if not 0 <= flow <= 0xFFFFF:
             raise OverflowError("flowinfo must be 0-1048575.")
         packed, scope_id = _pack_host(host)

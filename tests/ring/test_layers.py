@@ -28,7 +28,7 @@ LAYERS = [
     {"_send", "_receive"},
     {"_streams"},
     {"_listeners"},
-    {"_open"},
+    {"_open", "_enable", "socket"},
     {"_vectored", "_buffered"},
     {"_frames", "_network"},
     {"_frame_stream", "_socket_networks", "_simulated_link", "_deterministic", "_observed"},

@@ -1,0 +1,174 @@
+"""Enabling: the ring under a whole trio program, for one run.
+
+Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a trio.SocketStream or trio.SocketListener
+makes ours. Three things do that, and nothing is rebound, so names that a library imported earlier work as well:
+
+- trio's own hook, `trio.socket.set_custom_socket_factory`, for trio.socket.socket();
+- `_SocketType.__init__`, for every other way to a trio socket (socketpair, from_stdlib_socket, fromfd, accept, dup): a socket
+  that was made in an enabled run changes its class to UringSocket, which is a subclass;
+- the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of ours.
+
+Rules of this file: the last two are in place while any enabled run goes on, ask in each call whether *this* run is one, and are
+taken away with the last one. Other runs, in other threads too, get what they always got.
+"""
+
+from __future__ import annotations
+
+import abc
+import socket as stdlib_socket
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from trio._socket import _SocketType
+
+from ._listeners import SocketListener
+from ._socket import UringSocket
+from ._streams import SocketStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from typing_extensions import TypeVarTuple, Unpack
+
+    _Args = TypeVarTuple("_Args")
+
+_T = TypeVar("_T")
+
+# isinstance(stream, trio.SocketStream) holds for ours: libraries ask that.
+trio.SocketStream.register(SocketStream)
+trio.SocketListener.register(SocketListener)
+
+_NATIVE: dict[type, Callable[[UringSocket], object]] = {
+    trio.SocketStream: SocketStream,
+    trio.SocketListener: SocketListener,
+}
+
+_enabled: trio.lowlevel.RunVar[Enable | None] = trio.lowlevel.RunVar("trio_uring enabled")
+_lock = threading.Lock()
+_runs = 0  # enabled ones that go on
+_stock_init = _SocketType.__init__
+
+
+class Enable(trio.abc.Instrument):
+    """Enables trio_uring in a trio.run that is given it: ``trio.run(main, instruments=[trio_uring.Enable()])``.
+
+    Inside that run every trio socket, trio.SocketStream and trio.SocketListener that is made is one of ours, whoever makes it.
+    It may be given to several runs, one after another or at the same time in several threads.
+
+    Args:
+        backend: "uring", "epoll" or "auto", for this run; None: as the environment variable TRIO_URING_BACKEND says, or auto.
+        streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's, over our sockets.
+
+    Raises:
+        ValueError: no such backend.
+        RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
+    """
+
+    def __init__(self, backend: str | None = None, *, streams: bool = True) -> None:
+        self.backend = backend
+        self.streams = streams
+
+    def before_run(self) -> None:
+        _start(self)
+
+    def after_run(self) -> None:
+        _stop()
+
+
+def enable(backend: str | None = None, *, streams: bool = True) -> None:
+    """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is allowed.
+
+    Args:
+        backend, streams: as of Enable.
+
+    Raises:
+        RuntimeError: outside of trio; or trio_uring was used in this run already, with another backend than is asked for.
+        ValueError, RingUnavailableError: as of Enable.
+    """
+    if _enabled.get(None) is None:
+        instrument = Enable(backend, streams=streams)
+        _start(instrument)
+        trio.lowlevel.add_instrument(instrument)
+
+
+def run(
+    async_fn: Callable[[Unpack[_Args]], Awaitable[_T]],
+    *args: Unpack[_Args],
+    clock: trio.abc.Clock | None = None,
+    instruments: Sequence[trio.abc.Instrument] = (),
+    restrict_keyboard_interrupt_to_checkpoints: bool = False,
+    strict_exception_groups: bool = True,
+    backend: str | None = None,
+) -> _T:
+    """As trio.run, with trio_uring enabled in it: ``trio_uring.run(main)`` for ``trio.run(main)``.
+
+    Args:
+        backend: as of Enable; all others are those of trio.run.
+
+    Raises:
+        ValueError, RingUnavailableError: as of Enable.
+        Whatever async_fn raises.
+    """
+    return trio.run(
+        async_fn,
+        *args,
+        clock=clock,
+        instruments=[Enable(backend), *instruments],
+        restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
+        strict_exception_groups=strict_exception_groups,
+    )
+
+
+class _Factory(trio.abc.SocketFactory):
+    """For trio.socket.set_custom_socket_factory: it is set in a run, and is gone with it."""
+
+    def socket(self, family: int = stdlib_socket.AF_INET, type: int = stdlib_socket.SOCK_STREAM, proto: int = 0) -> UringSocket:
+        return UringSocket(stdlib_socket.socket(family, type, proto))
+
+
+class _RunAware(abc.ABCMeta):
+    """The metaclass of trio.SocketStream and trio.SocketListener while a run is enabled."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        native, sock = _NATIVE.get(cls), kwargs.get("socket", args[0] if args else None)
+        if native is not None and isinstance(sock, UringSocket) and sock.type == stdlib_socket.SOCK_STREAM:
+            here = _enabled_here()
+            if here is not None and here.streams:
+                return native(sock)
+        return super().__call__(*args, **kwargs)
+
+
+def _init_socket(self: _SocketType, sock: stdlib_socket.socket) -> None:
+    _stock_init(self, sock)
+    if type(self) is _SocketType and _enabled_here() is not None:
+        self.__class__ = UringSocket
+
+
+def _enabled_here() -> Enable | None:
+    try:
+        return _enabled.get(None)
+    except RuntimeError:  # outside of trio
+        return None
+
+
+def _start(instrument: Enable) -> None:
+    global _runs
+    _enabled.set(instrument)
+    trio.socket.set_custom_socket_factory(_Factory())
+    with _lock:
+        _runs += 1
+        if _runs == 1:
+            _SocketType.__init__ = _init_socket  # type: ignore[method-assign]
+            for cls in _NATIVE:
+                cls.__class__ = _RunAware
+
+
+def _stop() -> None:
+    global _runs
+    with _lock:
+        _runs -= 1
+        if not _runs:
+            _SocketType.__init__ = _stock_init  # type: ignore[method-assign]
+            for cls in _NATIVE:
+                cls.__class__ = abc.ABCMeta

@@ -1,0 +1,75 @@
+"""A mirror of `trio.socket`: the same names, and sockets that are on the ring.
+
+`trio_uring.socket.socket()` is an `UringSocket`, a real subclass of `trio.socket.SocketType`, in any trio.run, enabled or not.
+The constants, the resolution of names and `set_custom_socket_factory` are trio's own.
+
+Rules of this file: what makes a socket is here; everything else is trio's, re-exported.
+"""
+
+from __future__ import annotations
+
+import socket as _stdlib_socket
+from operator import index as _index
+from typing import TYPE_CHECKING
+
+import trio.socket as _trio_socket
+from trio.socket import SocketType as SocketType
+from trio.socket import getaddrinfo as getaddrinfo
+from trio.socket import getnameinfo as getnameinfo
+from trio.socket import getprotobyname as getprotobyname
+from trio.socket import set_custom_hostname_resolver as set_custom_hostname_resolver
+from trio.socket import set_custom_socket_factory as set_custom_socket_factory
+
+from ._socket import UringSocket as UringSocket
+
+if TYPE_CHECKING:
+    from typing import Any, SupportsIndex
+
+    def __getattr__(name: str) -> Any: ...  # the constants
+
+
+# Whatever else trio has on this platform.
+globals().update({name: value for name, value in vars(_trio_socket).items() if not name.startswith("_")})
+
+
+def from_stdlib_socket(sock: _stdlib_socket.socket) -> UringSocket:
+    """Makes an UringSocket of a plain socket of the standard library, and owns it from then on.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    return UringSocket(sock)
+
+
+def socket(
+    family: _stdlib_socket.AddressFamily | int = _stdlib_socket.AF_INET,
+    type: _stdlib_socket.SocketKind | int = _stdlib_socket.SOCK_STREAM,
+    proto: int = 0,
+    fileno: int | None = None,
+) -> UringSocket:
+    """Makes a new socket; the arguments are those of socket.socket. `fileno`: of that descriptor, whatever its family."""
+    if fileno is not None:
+        # With only the descriptor given, Python asks the kernel for the rest.
+        return UringSocket(_stdlib_socket.socket(fileno=fileno))
+    return UringSocket(_stdlib_socket.socket(family, type, proto))
+
+
+def fromfd(
+    fd: SupportsIndex,
+    family: _stdlib_socket.AddressFamily | int = _stdlib_socket.AF_INET,
+    type: _stdlib_socket.SocketKind | int = _stdlib_socket.SOCK_STREAM,
+    proto: int = 0,
+) -> UringSocket:
+    """Makes a socket of a duplicate of `fd`, whatever its family and type."""
+    duplicate = _stdlib_socket.fromfd(_index(fd), family, type, proto)
+    return UringSocket(_stdlib_socket.socket(fileno=duplicate.detach()))
+
+
+def socketpair(
+    family: _stdlib_socket.AddressFamily | int | None = None,
+    type: _stdlib_socket.SocketKind | int = _stdlib_socket.SOCK_STREAM,
+    proto: int = 0,
+) -> tuple[UringSocket, UringSocket]:
+    """Makes two connected sockets; the arguments are those of socket.socketpair."""
+    left, right = _stdlib_socket.socketpair(family, type, proto)
+    return UringSocket(left), UringSocket(right)
