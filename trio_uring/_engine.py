@@ -99,6 +99,7 @@ class Engine:
         self._done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
         self._abandoned: list[tuple[TaskOperation, int]] = []
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
+        self._eager: TaskOperation | None = None  # the one that is being performed now: its caller is there for the result
         self._load = 0  # operations made in the last pass
         self._made = 0  # operations made in this pass
         self.early_reaps = 0  # in the middle of a pass: completions that then need not wake anybody
@@ -179,9 +180,11 @@ class Engine:
             self.rehook()
             self.queue.append(op)
             return False
+        self._eager = op
         self._guard(self._flush_ring)
         self.early_reaps += 1
         self._guard(self._reap_ring)
+        self._eager = None
         if self.failure is not None:
             self._attend(op)
         return not op.state.in_kernel
@@ -319,10 +322,9 @@ class Engine:
         if task is not None:
             _reschedule(task, op)
 
-    @staticmethod
-    def _drop(op: TaskOperation) -> None:
+    def _drop(self, op: TaskOperation) -> None:
         """A completion that no task waits for: an eager operation's, which is told by its state, or an abandoned one's."""
-        if op.dispose is not None:
+        if op.dispose is not None and op is not self._eager:
             op.dispose(op.res)
 
     def _cancel_abandoned(self) -> None:
