@@ -1,0 +1,156 @@
+"""trio's own tests with ours swapped in, on the default ring, and what judges them. On each ring: `python -m tests.trio_suite`.
+
+Rules of this file: the judge is tested on runs made by hand, one defect in each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from trio_suite import judge, runs
+from trio_suite.runs import BACKENDS, MODES, STOCK, Result, Run, run, why_not_uring
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+pytestmark = pytest.mark.no_ring
+
+PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", failure="assert 0"), Result("skipped")
+OURS = Result("passed", objects={"UringSocket": 2}, operations=5, backends=["uring"])
+IDLE = Result("passed", objects={"UringSocket": 1})
+BASE = {"test_a::one": PASSED, "test_a::two[x]": PASSED, "test_b::one": PASSED, "test_b::windows": SKIPPED}
+GOOD = {"test_a::one": OURS, "test_a::two[x]": IDLE, "test_b::one": PASSED, "test_b::windows": SKIPPED}
+FLOORS = {"test_a": 2, "test_b": 0}
+
+
+def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | None = "uring", **changed: Any) -> Run:
+    return dataclasses.replace(Run(mode, backend, results, 0, 1.0, "what pytest printed"), **changed)
+
+
+def judged(run: Run, *, stock: Run | None = None, exceptions: Mapping[str, str] | None = None, whole: bool = True) -> str:
+    expected: judge.Expected = {
+        "used_ours": {mode: dict(FLOORS) for mode in MODES},
+        "exceptions": {"sockets/uring": dict(exceptions or {})},
+    }
+    return "\n".join(judge.complaints(stock or made(BASE, STOCK, None), run, expected, whole=whole))
+
+
+# -- the judge
+
+
+def test_a_run_as_good_as_stock_trio() -> None:
+    assert judged(made(GOOD)) == ""
+    assert made(GOOD).used_ours() == FLOORS
+
+
+@pytest.mark.parametrize(
+    ("results", "complaint"),
+    [
+        ({"test_b::one": FAILED}, "test_b::one passes on stock trio: here it failed\nassert 0"),
+        ({"test_b::one": SKIPPED}, "test_b::one passes on stock trio: here it was skipped"),
+        ({"test_b::one": dataclasses.replace(PASSED, faults=["2 lost"])}, "test_b::one passes on stock trio: 2 lost"),
+        ({"test_a::two[x]": PASSED}, "1 tests of test_a really used ours: it must not fall below 2"),
+        ({"test_a::two[x]": dataclasses.replace(OURS, backends=["epoll"])}, "it ran on epoll, uring, not on uring"),
+        ({"test_a::one": IDLE}, "it ran on no ring, not on uring"),
+    ],
+)
+def test_what_is_not_as_good(results: Mapping[str, Result], complaint: str) -> None:
+    assert judged(made({**GOOD, **results})) == complaint
+
+
+def test_a_test_that_was_not_run_and_a_descriptor_left_open() -> None:
+    some = {test: result for test, result in GOOD.items() if test != "test_b::one"}
+    assert judged(made(some)) == "test_b::one passes on stock trio: here it was not run"
+    assert judged(made(GOOD, descriptors=1)).startswith("1 more descriptors are open")
+    assert judged(made(GOOD, descriptors=1), stock=made(BASE, STOCK, None, descriptors=1)) == ""
+
+
+def test_what_fails_or_skips_on_stock_trio_need_not_pass() -> None:
+    stock = made({**BASE, "test_b::one": FAILED}, STOCK, None)
+    assert judged(made({**GOOD, "test_b::one": FAILED, "test_b::windows": FAILED}), stock=stock) == ""
+
+
+def test_exceptions_may_fail_and_must_go_when_they_pass() -> None:
+    known, unknown = {"test_b::one": "a reason"}, {"test_b::gone": "a reason"}
+    failing = {**GOOD, "test_b::one": FAILED}
+    assert judged(made(failing), exceptions=known) == ""
+    assert judged(made(failing, "streams"), exceptions=known).startswith("test_b::one passes on stock trio: here it failed")
+    assert judged(made(GOOD), exceptions=known).startswith("test_b::one is an exception, and passes")
+    assert judged(made(GOOD), exceptions=unknown).startswith("test_b::gone is an exception, and does not pass on stock trio")
+
+
+def test_a_part_is_not_held_to_the_floors() -> None:
+    one = made({"test_a::one": OURS})
+    assert judged(one, stock=made({"test_a::one": PASSED}, STOCK, None), exceptions={"test_b::one": ""}, whole=False) == ""
+
+
+def test_a_run_that_did_not_end_or_ran_nothing_cannot_be_judged() -> None:
+    assert judged(made(GOOD, descriptors=None)) == "sockets/uring did not come to its end after 4 tests:\nwhat pytest printed"
+    assert judged(made({})) == "sockets/uring: no test has passed:\nwhat pytest printed"
+    assert judged(made(GOOD), stock=made({}, STOCK, None)) == "stock: no test has passed:\nwhat pytest printed"
+
+
+def test_floors_are_raised_to_the_lower_of_two_rings() -> None:
+    expected: judge.Expected = {"used_ours": {"sockets": {"test_a": 1}, "streams": {"test_a": 9}}, "exceptions": {}}
+    uring, epoll = made(GOOD), made({**GOOD, "test_a::one": PASSED}, backend="epoll")
+    assert judge.above_floors(uring, expected) == ["test_a"]
+    floors = judge.raised(expected, [uring, epoll])["used_ours"]
+    assert floors == {"sockets": {"test_a": 1, "test_b": 0}, "streams": {"test_a": 9}}
+
+
+# -- a run
+
+
+def child(program: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
+    """A run whose child process is `program`, with `file` to write to."""
+    (folder / "child.py").write_text(f"import json, os, sys, time\nfile = open(sys.argv[2], 'w')\n{program}")
+    monkeypatch.setattr(runs, "CHILD", folder / "child.py")
+    return run("streams", "epoll", ["more"])
+
+
+RECORDS = """
+file.write(json.dumps(dict(test="test_a::one", outcome="passed", seconds=0.5, operations=3)) + "\\n")
+file.write(json.dumps(dict(descriptors=2)) + "\\n")
+file.close()
+"""
+
+
+@pytest.mark.parametrize(("status", "descriptors"), [(0, 2), (1, 2), (2, None), (-11, None)])
+def test_what_a_child_writes_counts_if_it_ran_all_tests(
+    status: int, descriptors: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    end = f"sys.exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
+    done = child(
+        f"{RECORDS}\nprint(sys.argv[1], os.environ['TRIO_URING_BACKEND'], *sys.argv[3:], flush=True)\n{end}",
+        monkeypatch,
+        tmp_path,
+    )
+    assert done.results == {"test_a::one": Result("passed", seconds=0.5, operations=3)}
+    assert (done.name, done.output, done.descriptors) == ("streams/epoll", "streams epoll more\n", descriptors)
+
+
+@pytest.mark.parametrize("program", ["", "time.sleep(100)", "file.write('{\"test\"')"])
+def test_a_child_that_writes_nothing_or_half_or_hangs(program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runs, "SECONDS_MAX", 1)
+    done = child(f"print('begun', flush=True)\n{program}", monkeypatch, tmp_path)
+    assert (done.output, done.descriptors, done.results) == ("begun\n", None, {})
+
+
+# -- trio's tests
+
+
+@pytest.fixture(scope="module")
+def stock() -> Run:
+    return run(STOCK)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trio_passes_its_own_tests_with_ours(mode: str, stock: Run) -> None:
+    backend = os.environ.get("TRIO_URING_BACKEND", "")
+    if backend not in BACKENDS:
+        backend = "epoll" if why_not_uring() else "uring"
+    assert not judge.complaints(stock, run(mode, backend), judge.load())

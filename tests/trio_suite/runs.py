@@ -1,0 +1,125 @@
+"""One run of trio's tests in a child process, and what came of it.
+
+Rules of this file: a child that hangs is ended and its run is a failed one; nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trio_uring import RingUnavailableError
+from trio_uring._ring import UringRing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MODES = ("sockets", "streams")
+BACKENDS = ("uring", "epoll")
+STOCK = "stock"
+SECONDS_MAX = 90  # for a run that takes 7
+CHILD = Path(__file__).with_name("child.py")
+_FINISHED = (0, 1)  # pytest's exit codes when every test was run, whatever came of it
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one test."""
+
+    outcome: str
+    """passed, failed or skipped."""
+    seconds: float = 0.0
+    failure: str = ""
+    objects: Mapping[str, int] = field(default_factory=dict)
+    """Sockets, streams and listeners of ours that it made, by class."""
+    operations: int = 0
+    """That it submitted to a ring of ours."""
+    backends: Sequence[str] = ()
+    faults: Sequence[str] = ()
+    """What a driver of ours was found to have done wrong after the test."""
+
+    @property
+    def used_ours(self) -> bool:
+        return bool(self.objects or self.operations)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one run of all tests."""
+
+    mode: str
+    backend: str | None
+    results: Mapping[str, Result]
+    """By `module::test`."""
+    descriptors: int | None
+    """How many more were open at the end than at the beginning. None: the run did not come to its end."""
+    seconds: float
+    output: str
+
+    @property
+    def name(self) -> str:
+        return self.mode if self.backend is None else f"{self.mode}/{self.backend}"
+
+    def count(self, outcome: str) -> int:
+        return sum(result.outcome == outcome for result in self.results.values())
+
+    def used_ours(self) -> dict[str, int]:
+        """How many tests really used ours, by trio's test module."""
+        counts: dict[str, int] = {}
+        for test, result in self.results.items():
+            module = test.partition("::")[0]
+            counts[module] = counts.get(module, 0) + result.used_ours
+        return counts
+
+
+def run(mode: str, backend: str | None = None, arguments: Sequence[str] = ()) -> Run:
+    """Runs trio's tests in a child.
+
+    Args:
+        mode: stock, sockets (ours in place of trio.socket's) or streams (those, and our streams and listeners).
+        backend: uring or epoll; None for stock.
+        arguments: more of pytest's arguments.
+    """
+    environment = dict(os.environ)
+    if backend is not None:
+        environment["TRIO_URING_BACKEND"] = backend
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "results")
+        command = [sys.executable, "-I", str(CHILD), mode, str(file), *arguments]
+        status, output = _run_child(command, environment)
+        # The last line of a child that was killed may not be whole.
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    finished = status in _FINISHED and records and "descriptors" in records[-1]
+    descriptors = records[-1]["descriptors"] if finished else None
+    results = {record.pop("test"): Result(**record) for record in records if "test" in record}
+    return Run(mode, backend, results, descriptors, time.monotonic() - began, output)
+
+
+def _run_child(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
+    """The child's exit status, None if it was ended, and what it printed."""
+    try:
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX
+        )
+    except subprocess.TimeoutExpired as exc:
+        output = exc.stdout or b""
+        return None, output.decode(errors="replace") if isinstance(output, bytes) else output
+    return done.returncode, done.stdout
+
+
+def why_not_uring() -> str | None:
+    """Why io_uring cannot be used on this machine. None: it can."""
+    try:
+        UringRing().close()
+    except RingUnavailableError as exc:
+        return str(exc)
+    return None
