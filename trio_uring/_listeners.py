@@ -70,7 +70,11 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
     async def _accept(self) -> stdlib_socket.socket:
         if self._accepting:
             raise trio.BusyResourceError("another task is currently accepting on this listener")
-        self._check_open()
+        try:
+            self._check_open()
+        except trio.ClosedResourceError:
+            await trio.lowlevel.checkpoint()  # as trio's: a loop that accepts from a closed listener does not stop the run
+            raise
         op = self._accept_operation
         if op is None:
             op = self._accept_operation = self._operation(Opcode.ACCEPT)

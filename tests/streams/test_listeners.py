@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 import trio_uring
 from trio_uring import SocketListener, SocketStream, open_tcp_listeners
@@ -202,6 +203,18 @@ async def _accept_until_closed(listener: SocketListener, streams: list[SocketStr
             streams.append(await listener.accept())
         except trio.ClosedResourceError:
             return
+
+
+@pytest.mark.parametrize("part", ["listener", "socket"])
+async def test_accept_on_a_closed_listener_is_a_checkpoint(part: str) -> None:
+    listener = SocketListener(listen())
+    if part == "listener":
+        await listener.aclose()
+    else:
+        listener.socket.close()
+    with trio.testing.assert_checkpoints():
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
 
 
 async def test_connections_that_died_in_the_backlog() -> None:
