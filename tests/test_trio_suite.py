@@ -84,8 +84,10 @@ def test_exceptions_may_fail_and_must_go_when_they_pass() -> None:
 
 
 def test_a_part_is_not_held_to_the_floors() -> None:
-    one = made({"test_a::one": OURS})
+    one = made({"test_a::one": PASSED})
     assert judged(one, stock=made({"test_a::one": PASSED}, STOCK, None), exceptions={"test_b::one": ""}, whole=False) == ""
+    on_epoll = made({"test_a::one": OURS}, backend="epoll")
+    assert judged(on_epoll, stock=made({"test_a::one": PASSED}, STOCK, None), whole=False) == "it ran on uring, not on epoll"
 
 
 def test_a_run_that_did_not_end_or_ran_nothing_cannot_be_judged() -> None:

@@ -22,7 +22,7 @@ _COLUMNS = "{:<14} {:>6} {:>6} {:>7} {:>9} {:>7} {:>9} {:>10} {:>7}"
 def main() -> int:
     options = _parser().parse_args()
     arguments = ["-k", options.only] if options.only else []
-    expected = load()
+    expected, names = load(), _possible(options.runs or _ALL)
     print(f"trio's own tests, trio {trio.__version__}; used ours: tests that made objects of ours, or submitted operations")
     print(_COLUMNS.format(*_HEADS))
     stock = _print_line(run(STOCK, arguments=arguments))
@@ -30,7 +30,7 @@ def main() -> int:
         sys.exit(why)
     runs: list[Run] = []
     found: list[str] = []
-    for name in _possible(options.runs or _ALL):
+    for name in names:
         swapped = _print_line(_run(name, arguments))
         runs.append(swapped)
         found += [f"{name}: {why}" for why in complaints(stock, swapped, expected, whole=not options.only)]
@@ -41,7 +41,7 @@ def main() -> int:
             _print_higher(swapped, above_floors(swapped, expected))
     for why in found:
         print(f"\n{why}")
-    print(f"\n{len(found)} complaints" if found else "\nas good as stock trio")
+    print(f"\ncomplaints: {len(found)}" if found else "\nas good as stock trio")
     return bool(found)
 
 

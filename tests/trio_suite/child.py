@@ -25,6 +25,7 @@ import trio
 
 import trio_uring
 from trio_uring import _driver
+from trio_uring.socket import UringSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ class Usage:
         self.drivers: list[_driver.Driver] = []
 
     def watch(self) -> None:
-        for cls in (trio_uring.socket.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener):
+        for cls in (UringSocket, trio_uring.SocketStream, trio_uring.SocketListener):
             _before_init(cls, lambda made: self.objects.update([type(made).__name__]))
         _before_init(_driver.Driver, self.drivers.append)
 
