@@ -24,7 +24,7 @@ OURS = Result("passed", objects={"UringSocket": 2}, operations=5, backends=["uri
 IDLE = Result("passed", objects={"UringSocket": 1})
 BASE = {"test_a::one": PASSED, "test_a::two[x]": PASSED, "test_b::one": PASSED, "test_b::windows": SKIPPED}
 GOOD = {"test_a::one": OURS, "test_a::two[x]": IDLE, "test_b::one": PASSED, "test_b::windows": SKIPPED}
-FLOORS = {"test_a": 2, "test_b": 0}
+USED, SUBMITTED = {"test_a": 2, "test_b": 0}, {"test_a": 1, "test_b": 0}
 
 
 def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | None = "uring", **changed: Any) -> Run:
@@ -33,7 +33,7 @@ def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | No
 
 def judged(run: Run, *, stock: Run | None = None, exceptions: Mapping[str, str] | None = None, whole: bool = True) -> str:
     expected: judge.Expected = {
-        "used_ours": {mode: dict(FLOORS) for mode in MODES},
+        "floors": {"used_ours": dict.fromkeys(MODES, USED), "submitted": dict.fromkeys(MODES, SUBMITTED)},
         "exceptions": {"sockets/uring": dict(exceptions or {})},
     }
     return "\n".join(judge.complaints(stock or made(BASE, STOCK, None), run, expected, whole=whole))
@@ -44,7 +44,8 @@ def judged(run: Run, *, stock: Run | None = None, exceptions: Mapping[str, str] 
 
 def test_a_run_as_good_as_stock_trio() -> None:
     assert judged(made(GOOD)) == ""
-    assert made(GOOD).used_ours() == FLOORS
+    assert made(GOOD).counts("used_ours") == USED
+    assert made(GOOD).counts("submitted") == SUBMITTED
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,9 @@ def test_a_run_as_good_as_stock_trio() -> None:
         ({"test_b::one": FAILED}, "test_b::one passes on stock trio: here it failed\nassert 0"),
         ({"test_b::one": SKIPPED}, "test_b::one passes on stock trio: here it was skipped"),
         ({"test_b::one": dataclasses.replace(PASSED, faults=["2 lost"])}, "test_b::one passes on stock trio: 2 lost"),
-        ({"test_a::two[x]": PASSED}, "1 tests of test_a really used ours: it must not fall below 2"),
+        ({"test_a::two[x]": PASSED}, "used_ours: 1 tests of test_a; they must not be fewer than 2"),
+        ({"test_a::one": IDLE, "test_b::one": OURS}, "submitted: 0 tests of test_a; they must not be fewer than 1"),
         ({"test_a::two[x]": dataclasses.replace(OURS, backends=["epoll"])}, "it ran on epoll, uring, not on uring"),
-        ({"test_a::one": IDLE}, "it ran on no ring, not on uring"),
     ],
 )
 def test_what_is_not_as_good(results: Mapping[str, Result], complaint: str) -> None:
@@ -96,12 +97,32 @@ def test_a_run_that_did_not_end_or_ran_nothing_cannot_be_judged() -> None:
     assert judged(made(GOOD), stock=made({}, STOCK, None)) == "stock: no test has passed:\nwhat pytest printed"
 
 
-def test_floors_are_raised_to_the_lower_of_two_rings() -> None:
-    expected: judge.Expected = {"used_ours": {"sockets": {"test_a": 1}, "streams": {"test_a": 9}}, "exceptions": {}}
-    uring, epoll = made(GOOD), made({**GOOD, "test_a::one": PASSED}, backend="epoll")
-    assert judge.above_floors(uring, expected) == ["test_a"]
-    floors = judge.raised(expected, [uring, epoll])["used_ours"]
-    assert floors == {"sockets": {"test_a": 1, "test_b": 0}, "streams": {"test_a": 9}}
+def test_a_run_on_no_ring() -> None:
+    no_ring = judged(made({**GOOD, "test_a::one": IDLE}))
+    assert no_ring.startswith("it ran on no ring, not on uring\nsubmitted: 0 tests of test_a")
+
+
+def test_floors_are_raised_to_the_lowest_of_several_runs() -> None:
+    expected: judge.Expected = {
+        "floors": {
+            "used_ours": {"sockets": {"test_a": 1}, "streams": {"test_a": 9}},
+            "submitted": {"sockets": {}, "streams": {}},
+        },
+        "exceptions": {"streams/epoll": {"test_b::one": "a reason"}},
+    }
+    uring, epoll = made(GOOD), made({**GOOD, "test_a::two[x]": PASSED, "test_b::one": OURS}, backend="epoll")
+    assert judge.above_floors(uring, expected) == [
+        "used_ours: 2 tests of test_a; the floor is 1",
+        "submitted: 1 tests of test_a; the floor is 0",
+    ]
+    lowest = {"test_a": 1, "test_b": 0}
+    assert judge.raised(expected, [uring, epoll]) == {
+        "floors": {
+            "used_ours": {"sockets": lowest, "streams": {"test_a": 9}},
+            "submitted": {"sockets": lowest, "streams": {}},
+        },
+        "exceptions": expected["exceptions"],
+    }
 
 
 # -- a run

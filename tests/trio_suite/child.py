@@ -24,8 +24,7 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _driver
-from trio_uring.socket import UringSocket
+from trio_uring import _driver, _enable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +40,8 @@ SUITE = (
     "test_dtls",
     "test_highlevel_serve_listeners",
 )
+
+OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener)
 
 # What trio's pyproject.toml says, and --run-slow as in its CI.
 SETTINGS = """[pytest]
@@ -63,9 +64,14 @@ class Usage:
         self.drivers: list[_driver.Driver] = []
 
     def watch(self) -> None:
-        for cls in (UringSocket, trio_uring.SocketStream, trio_uring.SocketListener):
-            _before_init(cls, lambda made: self.objects.update([type(made).__name__]))
-        _before_init(_driver.Driver, self.drivers.append)
+        _tell_of_each_call(_enable, "_init_socket", self._count)  # which in an enabled run initialises every trio socket
+        for cls in OURS[1:]:
+            _tell_of_each_call(cls, "__init__", self._count)
+        _tell_of_each_call(_driver.Driver, "__init__", self.drivers.append)
+
+    def _count(self, made: object) -> None:
+        if isinstance(made, OURS):
+            self.objects[type(made).__name__] += 1
 
     def take(self) -> dict[str, Any]:
         """The counts since the last call."""
@@ -80,15 +86,16 @@ class Usage:
         return taken
 
 
-def _before_init(cls: Any, tell: Callable[[Any], object]) -> None:
-    stock = cls.__init__
+def _tell_of_each_call(place: object, name: str, tell: Callable[[Any], object]) -> None:
+    """Whenever `place.name` has been called, tells its first argument."""
+    stock = getattr(place, name)
 
     @functools.wraps(stock)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        tell(self)
+    def call(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
+        tell(self)
 
-    cls.__init__ = init
+    setattr(place, name, call)
 
 
 def _faults(driver: _driver.Driver) -> Iterator[str]:

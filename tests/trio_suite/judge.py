@@ -1,8 +1,8 @@
 """What a run with ours has to be, beside one of stock trio: the same passes, and ours really used.
 
-`expected.json` holds two things. `used_ours`: for each mode and each of trio's test modules the count of tests that really used
-ours, which must not fall. `exceptions`: for each mode and ring (streams/epoll) the tests that may fail, with the reason; one
-that passes must go.
+`expected.json` holds the counts of tests that really used ours, which must not fall, for each measure (see Result), mode and one
+of trio's test modules. `exceptions`, for each run (streams/epoll): the tests that may fail, with the reason; one that passes
+must go.
 
 Rules of this file: pure; it reads runs and answers with sentences.
 """
@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from .runs import MODES
+from .runs import MEASURES, MODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +24,10 @@ FILE = Path(__file__).with_name("expected.json")
 
 
 class Expected(TypedDict):
-    used_ours: dict[str, dict[str, int]]
+    floors: dict[str, dict[str, dict[str, int]]]
+    """By measure, mode and module."""
     exceptions: dict[str, dict[str, str]]
+    """By run and test: the reason."""
 
 
 def load() -> Expected:
@@ -48,7 +50,7 @@ def complaints(stock: Run, run: Run, expected: Expected, *, whole: bool = True) 
     exceptions = expected["exceptions"].get(run.name, {})
     found = [*_failures(stock, run, exceptions), *_wrong_backends(run, whole), *_leaks(stock, run)]
     if whole:
-        found += [*_unknown(stock, exceptions), *_below_floors(run, expected["used_ours"][run.mode])]
+        found += [*_unknown(stock, exceptions), *_below_floors(run, expected)]
     return found
 
 
@@ -98,24 +100,30 @@ def _leaks(stock: Run, run: Run) -> Iterator[str]:
         yield f"{run.descriptors} more descriptors are open at the end than at the beginning, {stock.descriptors} on stock trio"
 
 
-def _below_floors(run: Run, floors: dict[str, int]) -> Iterator[str]:
-    counts = run.used_ours()
-    for module, floor in floors.items():
-        if counts.get(module, 0) < floor:
-            yield f"{counts.get(module, 0)} tests of {module} really used ours: it must not fall below {floor}"
+def _below_floors(run: Run, expected: Expected) -> Iterator[str]:
+    for measure in MEASURES:
+        counts = run.counts(measure)
+        for module, floor in expected["floors"][measure][run.mode].items():
+            if counts.get(module, 0) < floor:
+                yield f"{measure}: {counts.get(module, 0)} tests of {module}; they must not be fewer than {floor}"
 
 
 def above_floors(run: Run, expected: Expected) -> list[str]:
-    """The modules of which more tests used ours than the floor says: it can be raised (--write)."""
-    floors = expected["used_ours"][run.mode]
-    return [module for module, count in run.used_ours().items() if count > floors.get(module, 0)]
+    """Where more tests used ours than the floors say, which can be raised."""
+    return [
+        f"{measure}: {count} tests of {module}; the floor is {floor}"
+        for measure in MEASURES
+        for module, count in run.counts(measure).items()
+        if count > (floor := expected["floors"][measure][run.mode].get(module, 0))
+    ]
 
 
 def raised(expected: Expected, runs: list[Run]) -> Expected:
-    """`expected` with the counts of these runs as floors: of two runs of one mode, the lower ones."""
-    floors = dict(expected["used_ours"])
-    for mode in MODES:
-        counts = [run.used_ours() for run in runs if run.mode == mode]
-        if counts:
-            floors[mode] = {module: min(count[module] for count in counts) for module in counts[0]}
-    return {"used_ours": floors, "exceptions": expected["exceptions"]}
+    """`expected` with the counts of these runs as floors: of the runs of one mode, the lowest."""
+    floors = {measure: dict(modes) for measure, modes in expected["floors"].items()}
+    for measure in MEASURES:
+        for mode in MODES:
+            counts = [run.counts(measure) for run in runs if run.mode == mode]
+            if counts:
+                floors[measure][mode] = {module: min(count[module] for count in counts) for module in counts[0]}
+    return {"floors": floors, "exceptions": expected["exceptions"]}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MODES = ("sockets", "streams")
 BACKENDS = ("uring", "epoll")
 STOCK = "stock"
+MEASURES = ("used_ours", "submitted")  # properties of a Result
 SECONDS_MAX = 90  # for a run that takes 7
 CHILD = Path(__file__).with_name("child.py")
 _FINISHED = (0, 1)  # pytest's exit codes when every test was run, whatever came of it
@@ -47,7 +48,13 @@ class Result:
 
     @property
     def used_ours(self) -> bool:
+        """It made an object of ours, or submitted an operation."""
         return bool(self.objects or self.operations)
+
+    @property
+    def submitted(self) -> bool:
+        """It submitted an operation to a ring of ours."""
+        return self.operations > 0
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,12 @@ class Run:
     def count(self, outcome: str) -> int:
         return sum(result.outcome == outcome for result in self.results.values())
 
-    def used_ours(self) -> dict[str, int]:
-        """How many tests really used ours, by trio's test module."""
+    def counts(self, measure: str) -> dict[str, int]:
+        """How many tests of each of trio's test modules really used ours. `measure`: one of MEASURES."""
         counts: dict[str, int] = {}
         for test, result in self.results.items():
             module = test.partition("::")[0]
-            counts[module] = counts.get(module, 0) + result.used_ours
+            counts[module] = counts.get(module, 0) + getattr(result, measure)
         return counts
 
 
