@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from trio_suite import judge, runs
-from trio_suite.runs import BACKENDS, MODES, STOCK, Result, Run, run, why_not_uring
+from trio_suite.runs import BACKENDS, MEASURES, MODES, STOCK, Result, Run, run, why_not_uring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.no_ring
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", failure="assert 0"), Result("skipped")
-OURS = Result("passed", objects={"UringSocket": 2}, operations=5, backends=["uring"])
+OURS = Result("passed", objects={"UringSocket": 2, "SocketStream": 1}, operations=5, backends=["uring"])
 IDLE = Result("passed", objects={"UringSocket": 1})
+OPERATIONS = Result("passed", operations=5, backends=["uring"])
+STREAM = Result("passed", objects={"SocketListener": 1})
 BASE = {"test_a::one": PASSED, "test_a::two[x]": PASSED, "test_b::one": PASSED, "test_b::windows": SKIPPED}
 GOOD = {"test_a::one": OURS, "test_a::two[x]": IDLE, "test_b::one": PASSED, "test_b::windows": SKIPPED}
-USED, SUBMITTED = {"test_a": 2, "test_b": 0}, {"test_a": 1, "test_b": 0}
+FLOORS = {"used_ours": {"test_a": 2, "test_b": 0}, "made_streams": {"test_a": 1}, "submitted": {"test_a": 1, "test_b": 0}}
 
 
 def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | None = "uring", **changed: Any) -> Run:
@@ -33,7 +35,7 @@ def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | No
 
 def judged(run: Run, *, stock: Run | None = None, exceptions: Mapping[str, str] | None = None, whole: bool = True) -> str:
     expected: judge.Expected = {
-        "floors": {"used_ours": dict.fromkeys(MODES, USED), "submitted": dict.fromkeys(MODES, SUBMITTED)},
+        "floors": {measure: dict.fromkeys(MODES, floors) for measure, floors in FLOORS.items()},
         "exceptions": {"sockets/uring": dict(exceptions or {})},
     }
     return "\n".join(judge.complaints(stock or made(BASE, STOCK, None), run, expected, whole=whole))
@@ -44,8 +46,10 @@ def judged(run: Run, *, stock: Run | None = None, exceptions: Mapping[str, str] 
 
 def test_a_run_as_good_as_stock_trio() -> None:
     assert judged(made(GOOD)) == ""
-    assert made(GOOD).counts("used_ours") == USED
-    assert made(GOOD).counts("submitted") == SUBMITTED
+    assert {measure: made(GOOD).counts(measure) for measure in MEASURES} == {
+        **FLOORS,
+        "made_streams": {"test_a": 1, "test_b": 0},
+    }
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,8 @@ def test_a_run_as_good_as_stock_trio() -> None:
         ({"test_b::one": SKIPPED}, "test_b::one passes on stock trio: here it was skipped"),
         ({"test_b::one": dataclasses.replace(PASSED, faults=["2 lost"])}, "test_b::one passes on stock trio: 2 lost"),
         ({"test_a::two[x]": PASSED}, "used_ours: 1 tests of test_a; they must not be fewer than 2"),
-        ({"test_a::one": IDLE, "test_b::one": OURS}, "submitted: 0 tests of test_a; they must not be fewer than 1"),
+        ({"test_a::one": OPERATIONS}, "made_streams: 0 tests of test_a; they must not be fewer than 1"),
+        ({"test_a::one": STREAM, "test_b::one": OURS}, "submitted: 0 tests of test_a; they must not be fewer than 1"),
         ({"test_a::two[x]": dataclasses.replace(OURS, backends=["epoll"])}, "it ran on epoll, uring, not on uring"),
     ],
 )
@@ -98,31 +103,25 @@ def test_a_run_that_did_not_end_or_ran_nothing_cannot_be_judged() -> None:
 
 
 def test_a_run_on_no_ring() -> None:
-    no_ring = judged(made({**GOOD, "test_a::one": IDLE}))
+    no_ring = judged(made({**GOOD, "test_a::one": STREAM}))
     assert no_ring.startswith("it ran on no ring, not on uring\nsubmitted: 0 tests of test_a")
 
 
 def test_floors_are_raised_to_the_lowest_of_several_runs() -> None:
+    none: dict[str, dict[str, int]] = {mode: {} for mode in MODES}
     expected: judge.Expected = {
-        "floors": {
-            "used_ours": {"sockets": {"test_a": 1}, "streams": {"test_a": 9}},
-            "submitted": {"sockets": {}, "streams": {}},
-        },
+        "floors": {measure: {**none, "streams": {"test_a": 9, "test_c": 1}} for measure in MEASURES},
         "exceptions": {"streams/epoll": {"test_b::one": "a reason"}},
     }
     uring, epoll = made(GOOD), made({**GOOD, "test_a::two[x]": PASSED, "test_b::one": OURS}, backend="epoll")
-    assert judge.above_floors(uring, expected) == [
-        "used_ours: 2 tests of test_a; the floor is 1",
-        "submitted: 1 tests of test_a; the floor is 0",
-    ]
-    lowest = {"test_a": 1, "test_b": 0}
-    assert judge.raised(expected, [uring, epoll]) == {
-        "floors": {
-            "used_ours": {"sockets": lowest, "streams": {"test_a": 9}},
-            "submitted": {"sockets": lowest, "streams": {}},
-        },
-        "exceptions": expected["exceptions"],
+    raised = judge.raised(expected, [uring, epoll])
+    assert raised["exceptions"] == expected["exceptions"]
+    assert {measure: floors["sockets"] for measure, floors in raised["floors"].items()} == {
+        "used_ours": {"test_a": 1},
+        "made_streams": {"test_a": 1},
+        "submitted": {"test_a": 1},
     }
+    assert {measure: judge.floor(raised, measure, "streams") for measure in MEASURES} == dict.fromkeys(MEASURES, 10)
 
 
 # -- a run

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MODES = ("sockets", "streams")
 BACKENDS = ("uring", "epoll")
 STOCK = "stock"
-MEASURES = ("used_ours", "submitted")  # properties of a Result
+MEASURES = ("used_ours", "made_streams", "submitted")  # properties of a Result
 SECONDS_MAX = 90  # for a run that takes 7
 CHILD = Path(__file__).with_name("child.py")
 _FINISHED = (0, 1)  # pytest's exit codes when every test was run, whatever came of it
@@ -50,6 +50,11 @@ class Result:
     def used_ours(self) -> bool:
         """It made an object of ours, or submitted an operation."""
         return bool(self.objects or self.operations)
+
+    @property
+    def made_streams(self) -> bool:
+        """It made a stream or listener of ours."""
+        return any(name in self.objects for name in ("SocketStream", "SocketListener"))
 
     @property
     def submitted(self) -> bool:
