@@ -16,10 +16,14 @@ from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkS
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
 from ._pool import BufferClassStatistics, BufferPool
+from ._processes import open_process
 from ._socket import UringSocket
 from ._socket_networks import TrioNetwork, UringNetwork
 from ._statistics import OperationCounts, OperationInFlight, Statistics
+from ._stdio import open_stderr, open_stdin, open_stdout
 from ._streams import ReceiveStream, SendStream, SocketStream
+from ._tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
+from ._unix import open_unix_listeners, serve_unix
 from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
 from .framing import FrameError, FrameTooLarge
@@ -86,13 +90,22 @@ __all__ = [
     "current_operations",
     "current_statistics",
     "enable",
+    "open_process",
+    "open_ssl_over_tcp_listeners",
+    "open_ssl_over_tcp_stream",
+    "open_stderr",
+    "open_stdin",
+    "open_stdout",
     "open_tcp_listeners",
     "open_tcp_stream",
+    "open_unix_listeners",
     "open_unix_socket",
     "receive_frame",
     "run",
     "send_all_vectored",
     "send_frame",
+    "serve_ssl_over_tcp",
     "serve_tcp",
+    "serve_unix",
     "socket",
 ]

@@ -24,6 +24,8 @@ from ._socket import UringSocket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
     from ._engine import TaskOperation
 
 
@@ -95,7 +97,7 @@ def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
 class Endpoint:
     """A descriptor with an owner, and the operations that use it."""
 
-    def __init__(self, owner: trio.socket.SocketType | Descriptor, source: object = None) -> None:
+    def __init__(self, owner: trio.socket.SocketType | Descriptor, source: object = None, lease: Lease | None = None) -> None:
         self._owner = owner
         # Asked before every operation: the user may have closed `.socket` behind our back.
         # The stdlib socket within says the same in a third of the time.
@@ -106,13 +108,20 @@ class Endpoint:
         if self._fd < 0:
             raise trio.ClosedResourceError("this socket was already closed")
         self._closed = False
-        self._lease = lease_of(owner)
+        self._lease = lease or lease_of(owner)
         self._operations = self._lease.operations
-        # Refused where the socket is not a TCP one.
-        if self._socket is not None and self._socket.family != stdlib_socket.AF_UNIX:
+        # Refused where the socket is not a TCP one. A socket that had a stream has the options that its user left it with.
+        if self._socket is not None and lease is None and self._socket.family != stdlib_socket.AF_UNIX:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
                 self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+
+    @classmethod
+    def _over(cls, owner: trio.socket.SocketType | Descriptor, lease: Lease | None = None) -> Self:
+        """A stream over what this package made or checked itself."""
+        self = cls.__new__(cls)
+        Endpoint.__init__(self, owner, lease=lease)
+        return self
 
     @property
     def socket(self) -> trio.socket.SocketType:

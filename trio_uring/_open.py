@@ -1,12 +1,14 @@
 """Opening connections and servers, with trio's signatures.
 
-Rules of this file: what trio does well is trio's (name resolution, listening sockets, serve_listeners); only the connects
-are ours, on the ring. A socket whose connect was cancelled is closed: the kernel leaves it half connected.
+Rules of this file: what trio does well is trio's (name resolution, serve_listeners); the connects are ours, on the ring. A
+socket whose connect was cancelled is closed: the kernel leaves it half connected. Listening sockets are opened as trio opens
+them, in a copy of its code, which has no room for SO_REUSEPORT: it must be set before bind(2).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket as stdlib_socket
 import sys
@@ -167,18 +169,67 @@ async def open_unix_socket(filename: str | bytes | os.PathLike[str] | os.PathLik
         raise
 
 
-async def open_tcp_listeners(port: int, *, host: str | bytes | None = None, backlog: int | None = None) -> list[SocketListener]:
+async def open_tcp_listeners(
+    port: int, *, host: str | bytes | None = None, backlog: int | None = None, reuse_port: bool = False
+) -> list[SocketListener]:
     """Opens listeners for TCP connections; arguments and errors are those of trio.open_tcp_listeners.
 
     Args:
         port: the port; 0: the kernel chooses one for each address.
         host: the local interface; None: the wildcard addresses of IPv4 and IPv6.
         backlog: connections that may wait to be accepted; None: as many as the system allows.
+        reuse_port: SO_REUSEPORT: several processes of one user may listen on the same port, if all of them ask for it, and the
+            kernel spreads the connections over them. What waits in the backlog of a listener that is closed is reset.
 
     Cancellation: what was opened is closed.
     """
-    listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
-    return [SocketListener(listener.socket) for listener in listeners]
+    if not isinstance(port, int):
+        raise TypeError(f"port must be an int not {port!r}")
+    length = backlog_length(backlog)
+    kind, flags = stdlib_socket.SOCK_STREAM, stdlib_socket.AI_PASSIVE
+    listeners: list[SocketListener] = []
+    unsupported: list[OSError] = []
+    try:
+        for family, type_, proto, _, address in await trio.socket.getaddrinfo(host, port, type=kind, flags=flags):
+            try:
+                sock = trio.socket.socket(family, type_, proto)
+            except OSError as exc:
+                if exc.errno != errno.EAFNOSUPPORT:
+                    raise
+                unsupported.append(exc)  # a system with IPv4 alone may still resolve to IPv6, or the other way round
+            else:
+                listeners.append(await _listen(sock, address, length, reuse_port))
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    if unsupported and not listeners:
+        message = "This system doesn't support any of the kinds of socket that that address could use"
+        raise OSError(errno.EAFNOSUPPORT, message) from ExceptionGroup(message, unsupported)
+    return listeners
+
+
+async def _listen(sock: trio.socket.SocketType, address: Any, backlog: int, reuse_port: bool) -> SocketListener:
+    try:
+        if sys.platform != "win32":  # there it means something else
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
+        if sock.family == stdlib_socket.AF_INET6:
+            sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        await sock.bind(address)
+        sock.listen(backlog)
+        return SocketListener(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def backlog_length(backlog: int | None) -> int:
+    """As trio: None is as many as the system allows, which may keep the number in 16 bits without looking."""
+    if not isinstance(backlog, int) and backlog is not None:
+        raise TypeError(f"backlog must be an int or None, not {backlog!r}")
+    return 0xFFFF if backlog is None else min(backlog, 0xFFFF)
 
 
 async def serve_tcp(
@@ -187,6 +238,7 @@ async def serve_tcp(
     *,
     host: str | bytes | None = None,
     backlog: int | None = None,
+    reuse_port: bool = False,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -195,11 +247,11 @@ async def serve_tcp(
     Args:
         handler: called with each connection. The stream is closed when it returns; an exception that it lets out ends the
             server, as with trio.serve_tcp.
-        port, host, backlog: as of open_tcp_listeners.
+        port, host, backlog, reuse_port: as of open_tcp_listeners.
         handler_nursery: where the handlers run; None: in a nursery of this call.
         task_status: for nursery.start; it gives the list of listeners.
 
     Cancellation: the listeners are closed.
     """
-    listeners = await open_tcp_listeners(port, host=host, backlog=backlog)
+    listeners = await open_tcp_listeners(port, host=host, backlog=backlog, reuse_port=reuse_port)
     await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)

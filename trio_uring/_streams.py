@@ -8,14 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, overload
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import Endpoint, SocketLike, adopt, adopt_socket
 from ._errors import stream_error
 from ._receive import ReceiveSide
 from ._send import SendSide
+from ._split import HalfLease
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+# What a stream has of each direction, which goes to the half that takes it over.
+_SENDING_STATE = ("_one", "_many", "_orphan_send", "send_timeout", "bytes_sent")
+_RECEIVING_STATE = ("_receive_operation", "_into_operation", "_orphan", "_size", "_streak", "_rest", "receive_timeout")
 
 
 class SendStream(SendSide, trio.abc.SendStream):
@@ -69,18 +75,42 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
 
         Cancellation: a checkpoint comes first; cancelled there, nothing was shut down.
         """
-        if self._sending:
-            raise trio.BusyResourceError("another task is currently sending data on this stream")
-        self._sending = True
-        try:
-            await trio.lowlevel.checkpoint()
-            self._check_open()
-            if not self.socket.did_shutdown_SHUT_WR:
-                self.socket.shutdown(trio.socket.SHUT_WR)
-        except OSError as exc:
-            raise stream_error(exc.errno or 0) from exc
-        finally:
-            self._sending = False
+        await _send_eof(self)
+
+    @enable_ki_protection
+    def split(self) -> tuple[SendStream, ReceiveStream]:
+        """Splits the stream into its two directions, which close independently of each other.
+
+        Closing the first sends the end of the stream (as send_eof). Closing the second stops receiving (SHUT_RD): a peer that
+        goes on sending gets an error on a Unix socket, and over TCP is stopped once the socket's buffers are full, since TCP
+        cannot refuse one direction. The socket is closed when both are. `trio.StapledStream` joins them again.
+
+        This stream is handed over, with its timeouts and what it had kept of interrupted receives: using it afterwards gives
+        trio.ClosedResourceError, and closing it does nothing.
+
+        Returns:
+            The sending and the receiving half. Both have `.socket`, the same one.
+
+        Raises:
+            trio.BusyResourceError: a task is sending or receiving on this stream.
+            trio.ClosedResourceError: this stream was closed.
+        """
+        if self._sending or self._receiving:
+            raise trio.BusyResourceError("another task is currently using this stream")
+        self._check_open()
+        sock, halves_open = self.socket, list[int]()
+        send = _SendHalf._over(sock, HalfLease(self._lease, sock, trio.socket.SHUT_WR, halves_open))
+        receive = ReceiveStream._over(sock, HalfLease(self._lease, sock, trio.socket.SHUT_RD, halves_open))
+        self._hand_over(send, _SENDING_STATE)
+        self._hand_over(receive, _RECEIVING_STATE)
+        self._closed = True
+        return send, receive
+
+    def _hand_over(self, half: SendStream | ReceiveStream, state: tuple[str, ...]) -> None:
+        half._fileno = self._fileno
+        for name in state:
+            if name in vars(self):
+                setattr(half, name, vars(self).pop(name))
 
     @overload
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...
@@ -110,3 +140,26 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
         if buffersize == 0:
             return self.socket.getsockopt(level, option)
         return self.socket.getsockopt(level, option, buffersize)
+
+
+class _SendHalf(SendStream):
+    """What split() gives. With send_eof, a trio.StapledStream of the halves is a HalfCloseableStream by all of trio's rules."""
+
+    async def send_eof(self) -> None:
+        """As of SocketStream."""
+        await _send_eof(self)
+
+
+async def _send_eof(stream: SendSide) -> None:
+    if stream._sending:
+        raise trio.BusyResourceError("another task is currently sending data on this stream")
+    stream._sending = True
+    try:
+        await trio.lowlevel.checkpoint()
+        stream._check_open()
+        if not stream.socket.did_shutdown_SHUT_WR:
+            stream.socket.shutdown(trio.socket.SHUT_WR)
+    except OSError as exc:
+        raise stream_error(exc.errno or 0) from exc
+    finally:
+        stream._sending = False

@@ -130,9 +130,19 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize("name", ["open_tcp_stream", "open_tcp_listeners", "serve_tcp", "open_unix_socket"])
+FUNCTIONS = [
+    "open_tcp_stream", "open_tcp_listeners", "serve_tcp", "open_unix_socket",
+    "open_ssl_over_tcp_stream", "open_ssl_over_tcp_listeners", "serve_ssl_over_tcp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_signatures_of_functions_are_trios(name: str) -> None:
-    assert shape(getattr(trio_uring, name)) == shape(getattr(trio, name))
+    """But for `reuse_port`, which listeners have in addition, by name only."""
+    ours = shape(getattr(trio_uring, name))
+    extra = ("reuse_port", inspect.Parameter.KEYWORD_ONLY, False)
+    assert (extra in ours) == ("listeners" in name or "serve" in name)
+    assert [one for one in ours if one != extra] == shape(getattr(trio, name))
 
 
 METHODS = ["setsockopt", "getsockopt", "send_eof", "aclose", "wait_send_all_might_not_block", "receive_some"]

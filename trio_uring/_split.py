@@ -1,0 +1,75 @@
+"""One socket under two streams, one for each direction, which close independently.
+
+Why a shared lease and not dup(2): no second descriptor for each connection, a split that cannot fail with EMFILE, one trio
+socket that knows for both whether the sending direction is shut down, and closing that socket still wakes everyone.
+
+Rules of this file: a half that is closed first ends what its direction does and shuts it down; the half that is closed last
+closes the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+from trio.lowlevel import enable_ki_protection
+
+from ._lease import Lease
+from ._op import RECEIVING, Opcode
+
+if TYPE_CHECKING:
+    import trio
+
+    from ._op import Operation
+
+
+class HalfLease(Lease):
+    """One direction's part of the lease on a socket.
+
+    Args:
+        whole: the lease on the socket.
+        sock: the socket.
+        how: SHUT_WR or SHUT_RD: what this half shuts down.
+        halves_open: a list of the halves that are open, the same for both; this one is added.
+    """
+
+    __slots__ = ("_halves_open", "_how", "_socket", "_whole")
+
+    def __init__(self, whole: Lease, sock: trio.socket.SocketType, how: int, halves_open: list[int]) -> None:
+        super().__init__(whole.owner, whole.close)
+        self.operations = whole.operations
+        self._whole = whole
+        self._socket = sock
+        self._how = how
+        self._halves_open = halves_open
+        halves_open.append(how)
+
+    @enable_ki_protection
+    def close(self) -> None:
+        """Once, as its stream does: ends the direction, or all when the other one has ended."""
+        self._halves_open.remove(self._how)
+        if not self._halves_open:
+            self._whole.close()
+            return
+        driver = self.live_driver()
+        if driver is None:
+            self._shut_down()
+        else:
+            receiving = self._how == stdlib_socket.SHUT_RD
+            driver.release([op for op in self.operations if _receives(op) == receiving], self._shut_down)
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):  # the connection is gone already
+            self._socket.shutdown(self._how)
+            if self._how == stdlib_socket.SHUT_RD and self._socket.family == stdlib_socket.AF_UNIX:
+                # A peer whose buffer is full waits for room, and would not see that it can send no more. As it cannot, there
+                # is an end to this.
+                while os.read(self._socket.fileno(), 2**16):
+                    pass
+
+
+def _receives(op: Operation) -> bool:
+    return op.opcode in RECEIVING or (op.opcode == Opcode.POLL_ADD and op.flags == select.POLLIN)

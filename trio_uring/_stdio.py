@@ -1,0 +1,53 @@
+"""The standard streams of this process, as streams.
+
+Rules of this file: the descriptors 0, 1 and 2 are shared with other processes (the shell, the rest of a pipeline). Their flags
+are never changed, and they are never closed: a stream here is on a duplicate of its own. Even a socket is used as a plain
+descriptor, since a trio socket would set O_NONBLOCK.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ._endpoint import Descriptor
+from ._streams import ReceiveStream, SendStream
+
+
+def open_stdin() -> ReceiveStream:
+    """Standard input (descriptor 0) as a stream: a terminal, a pipe, a file, a socket or /dev/null.
+
+    A file is read from its current position. What Python's own `sys.stdin` has read ahead is not seen here: use one of them.
+    Closing the stream leaves descriptor 0 open. On a terminal, a receive returns a line, and the end of the stream is Ctrl-D.
+
+    Raises:
+        OSError: this process has no standard input (EBADF), or it is a directory (EISDIR).
+
+    Cancellation: a blocked read is cancellable, from a terminal too, and loses nothing.
+    """
+    return ReceiveStream._over(_duplicate(0))
+
+
+def open_stdout() -> SendStream:
+    """Standard output (descriptor 1) as a stream: a terminal, a pipe, a file, a socket or /dev/null.
+
+    Nothing is buffered: `sys.stdout.flush()` what was printed before, to keep the order. Closing the stream leaves descriptor 1
+    open, so that a reader at the other end of a pipe sees its end when this process ends.
+
+    Raises:
+        OSError: this process has no standard output (EBADF), or it is a directory (EISDIR).
+
+    Cancellation: as of SendStream.
+    """
+    return SendStream._over(_duplicate(1))
+
+
+def open_stderr() -> SendStream:
+    """Standard error (descriptor 2) as a stream; as open_stdout."""
+    return SendStream._over(_duplicate(2))
+
+
+def _duplicate(fd: int) -> Descriptor:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise IsADirectoryError(f"descriptor {fd} is a directory")
+    return Descriptor(os.dup(fd))

@@ -1,0 +1,230 @@
+"""Unix listeners: a path that is taken over only from the dead, with its permissions from the first moment, and removed again.
+
+How: whether somebody owns a socket file is asked with a datagram socket: connect(2) says ECONNREFUSED if no socket is bound to
+the file, and something else (EPROTOTYPE for a stream socket) if one is. It makes no connection, so a live server is not
+disturbed, and one that is bound but does not listen yet counts as alive. A stale file is first renamed, so that what is removed
+is what was looked at, even if another server starts at the same time.
+
+Permissions: on Linux bind(2) creates the file with the mode of the socket's own inode, less the umask. So fchmod(2) on the
+socket comes first, and what the umask took is put back between bind(2) and listen(2), when every connect is refused still.
+Rejected: the umask (it is the whole process's), and a temporary name with rename(2) (getsockname would tell that name).
+
+Rules of this file: what is not a socket is never removed. Opening is done in a thread, since a file system may block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket as stdlib_socket
+import stat
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import enable_ki_protection
+
+from ._listeners import SocketListener
+from ._open import backlog_length
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._streams import SocketStream
+
+    _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+class _UnixListener(SocketListener):
+    """Removes its file when it is closed."""
+
+    def __init__(self, sock: stdlib_socket.socket, path: bytes, identity: tuple[int, int]) -> None:
+        super().__init__(sock)
+        self._path = path
+        self._identity = identity
+        self._process = os.getpid()
+
+    @enable_ki_protection
+    def _close(self) -> None:
+        # Before the socket is closed: it holds the inode, so that the number cannot be another file's, and no other server
+        # takes the file for a stale one meanwhile. A forked child does not remove what its parent listens on.
+        if not self._closed and self._process == os.getpid():
+            with contextlib.suppress(OSError):
+                if _identity(self._path) == self._identity:
+                    os.unlink(self._path)
+        super()._close()
+
+
+async def open_unix_listeners(path: _Path, *, mode: int | None = None, backlog: int | None = None) -> list[SocketListener]:
+    """Opens a listener on a Unix socket.
+
+    A socket file at `path` that nobody is bound to any more is replaced. The file is removed when the listener is closed,
+    unless another has taken its place. Linux only.
+
+    Args:
+        path: where; at most 107 bytes. A name that begins with a zero byte is an abstract one, without a file.
+        mode: permissions of the file, such as 0o600; who may write to it may connect. Nobody else can at any moment. None: as
+            the umask has it.
+        backlog: connections that may wait to be accepted; None: as many as the system allows.
+
+    Returns:
+        A list with one listener.
+
+    Raises:
+        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is never removed; other
+            numbers as of bind(2).
+        ValueError: an empty path, a mode that is none, or a mode for an abstract name.
+
+    Cancellation: a checkpoint comes first; from then on it is not cancellable.
+    """
+    name = os.fsencode(path)
+    if not name:
+        raise ValueError("the path of a Unix socket must not be empty")
+    if mode is not None and not 0 <= mode <= 0o777:
+        raise ValueError(f"mode must be permissions, 0 to 0o777, not {mode!r}")
+    length = backlog_length(backlog)
+    if name.startswith(b"\0"):
+        if mode is not None:
+            raise ValueError("an abstract Unix socket has no permissions: mode must be None")
+        await trio.lowlevel.checkpoint()
+        return [_listen_abstract(name, length)]
+    return [await _in_thread(name, mode, length)]
+
+
+async def serve_unix(
+    handler: Callable[[SocketStream], Awaitable[object]],
+    path: _Path,
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+    handler_nursery: trio.Nursery | None = None,
+    task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves connections to a Unix socket, each with a task that runs `handler(stream)`, until it is cancelled.
+
+    Args:
+        path, mode, backlog: as of open_unix_listeners.
+        handler, handler_nursery, task_status: as of serve_tcp.
+
+    Cancellation: the listener is closed, and its file removed.
+    """
+    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog)
+    await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)
+
+
+@enable_ki_protection
+async def _in_thread(path: bytes, mode: int | None, backlog: int) -> SocketListener:
+    return _UnixListener(*await trio.to_thread.run_sync(_listen, path, mode, backlog))
+
+
+def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
+    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
+    try:
+        sock.bind(name)
+        sock.listen(backlog)
+        return SocketListener(sock)
+    except OSError as exc:
+        sock.close()
+        raise _located(exc, name) from None
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _listen(path: bytes, mode: int | None, backlog: int) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
+    """A socket that listens on `path`, where that is whatever the current directory will be, and the file's identity."""
+    _make_way(path)
+    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
+    try:
+        if mode is not None:
+            os.fchmod(sock.fileno(), mode)
+        try:
+            sock.bind(path)
+        except OSError as exc:
+            raise _located(exc, path) from None
+        try:
+            identity = _settle_mode(path, mode)
+            sock.listen(backlog)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return sock, os.path.abspath(path), identity
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
+    """Gives the new file the permissions that the umask took, and returns its identity."""
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # should somebody have put a link in its place: not that link's target
+    try:
+        status = os.fstat(file)
+        if mode is not None and stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) != mode:
+            os.chmod(f"/proc/self/fd/{file}", mode)
+        return status.st_dev, status.st_ino
+    finally:
+        os.close(file)
+
+
+def _make_way(path: bytes) -> None:
+    """Removes a stale socket file; leaves everything else where it is."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise _in_use(path, "something that is not a socket is there")
+    if not _is_stale(path):
+        raise _in_use(path, "another socket is bound there")
+    aside = os.path.join(os.path.dirname(path), b".stale-" + secrets.token_hex(8).encode())
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return  # another server was faster, or the last one's clean-up slow
+    moved = os.lstat(aside)
+    # An inode's number alone may already be that of a new file. The time is that of its creation.
+    if (moved.st_dev, moved.st_ino, moved.st_mtime_ns) == (found.st_dev, found.st_ino, found.st_mtime_ns):
+        os.unlink(aside)
+        return
+    _put_back(aside, path)
+    raise _in_use(path, "another server was started there at the same time")
+
+
+def _put_back(aside: bytes, path: bytes) -> None:
+    try:
+        os.link(aside, path)  # unlike rename, it replaces nobody
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links, or another user's file
+        os.rename(aside, path)
+        return
+    os.unlink(aside)
+
+
+def _is_stale(path: bytes) -> bool:
+    with stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except FileNotFoundError:
+            return True  # gone meanwhile: nothing is in the way
+        except OSError as exc:
+            if exc.errno != errno.EPROTOTYPE:
+                raise _located(exc, path) from None
+    return False
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _in_use(path: bytes, why: str) -> OSError:
+    return OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}: {why}", os.fsdecode(path))
+
+
+def _located(exc: OSError, path: bytes) -> OSError:
+    """The same error, with the path, which those of sockets do not tell."""
+    return exc if exc.errno is None else OSError(exc.errno, exc.strerror, os.fsdecode(path))
