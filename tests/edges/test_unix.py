@@ -1,0 +1,440 @@
+"""Unix listeners: whose file it is, who may connect, and what is left afterwards.
+
+Rules: other servers are plain sockets of this process; permissions are read from the file, since root may do everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from streams.support import closing, until, until_blocked
+
+from trio_uring import SocketListener, SocketStream, _unix, open_unix_listeners, open_unix_socket, serve_unix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sock"
+
+
+def bound(path: Path, kind: int = socket.SOCK_STREAM, listen: bool = True) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind)
+    sock.bind(str(path))
+    if listen:
+        sock.listen()
+    return sock
+
+
+async def open_one(path: Any, **options: Any) -> SocketListener:
+    [listener] = await open_unix_listeners(path, **options)
+    return listener
+
+
+async def check_it_serves(listener: SocketListener, path: Any) -> None:
+    client = await open_unix_socket(path)
+    server = await listener.accept()
+    async with client, server:
+        await client.send_all(b"hello")
+        assert await server.receive_exactly(5) == b"hello"
+
+
+# -- opening and closing
+
+
+@pytest.mark.parametrize("kind", [str, os.fsencode, Path])
+async def test_paths_of_all_kinds(path: Path, kind: Callable[[Path], Any]) -> None:
+    listener = await open_one(kind(path))
+    async with listener:
+        assert type(listener).__mro__[1] is SocketListener
+        assert listener.socket.getsockname() == str(path)
+        assert not os.get_inheritable(listener.socket.fileno())
+        await check_it_serves(listener, path)
+    assert not path.exists()
+    assert not os.listdir(path.parent)
+
+
+async def test_a_relative_path_is_that_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listener = await open_one("sock")
+    monkeypatch.chdir("/")
+    await listener.aclose()
+    assert not (tmp_path / "sock").exists()
+
+
+async def test_closing_in_a_cancelled_scope(path: Path) -> None:
+    listener = await open_one(path)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with pytest.raises(trio.Cancelled):
+            await listener.aclose()
+    assert not path.exists()
+    assert listener.socket.fileno() == -1
+
+
+async def test_closing_wakes_who_accepts(path: Path) -> None:
+    listener = await open_one(path)
+
+    async def accept() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        await until_blocked(listener.socket.fileno())
+        await listener.aclose()
+    await listener.aclose()
+
+
+async def test_cancelled_before_it_begins(path: Path) -> None:
+    for name in (str(path), "\0trio-uring-test-cancelled"):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            with pytest.raises(trio.Cancelled):
+                await open_unix_listeners(name)
+    assert not path.exists()
+
+
+async def test_cancelled_in_its_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be: what it opened is given to the caller all the same."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(name: bytes) -> None:
+        inside.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(_unix, "_make_way", slow)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            opened: list[SocketListener] = []
+
+            async def open_it() -> None:
+                opened.append(await open_one(path))
+
+            nursery.start_soon(open_it)
+            await until(inside.is_set, "the thread runs")
+            scope.cancel()
+            go_on.set()
+    assert path.exists()
+    await trio.aclose_forcefully(opened[0])
+    assert not path.exists()
+
+
+async def test_the_backlog(path: Path) -> None:
+    listener = await open_one(path, backlog=0)
+    async with listener, await open_unix_socket(path):
+        with pytest.raises(BlockingIOError):
+            await open_unix_socket(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("", {}, ValueError), ("x", {"mode": -1}, ValueError), ("x", {"mode": 0o1000}, ValueError), ("x", {"mode": "600"}, TypeError),
+        ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError), (None, {}, TypeError), ("a\0b", {}, ValueError),
+        ("\0a", {"mode": 0o600}, ValueError),
+    ],
+)  # fmt: skip
+async def test_wrong_arguments(name: Any, options: Any, error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(error):
+        await open_unix_listeners(str(tmp_path / name) if name and name != "\0a" and isinstance(name, str) else name, **options)
+    assert not os.listdir(tmp_path)
+
+
+async def test_errors_tell_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "sock"
+    with pytest.raises(FileNotFoundError) as caught:
+        await open_unix_listeners(path)
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="too long"):
+        await open_unix_listeners(tmp_path / ("x" * 120))
+
+
+# -- whose file it is
+
+
+async def test_a_stale_file_is_replaced(path: Path) -> None:
+    bound(path).close()
+    with pytest.raises(ConnectionRefusedError):
+        await open_unix_socket(path)
+    async with await open_one(path) as listener:
+        await check_it_serves(listener, path)
+        assert os.listdir(path.parent) == ["sock"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "listen"), [(socket.SOCK_STREAM, True), (socket.SOCK_STREAM, False), (socket.SOCK_DGRAM, False)]
+)
+async def test_a_live_servers_file_is_not(path: Path, kind: int, listen: bool) -> None:
+    """Nor is that of a server that does not listen yet. The server does not see that it was asked."""
+    with bound(path, kind, listen) as server:
+        before = path.lstat()
+        with pytest.raises(OSError, match="in use: another socket is bound there") as caught:
+            await open_unix_listeners(path)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.filename == str(path)
+        assert path.lstat().st_ino == before.st_ino
+        assert path.lstat().st_ctime_ns == before.st_ctime_ns  # it was not even moved
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            if listen:
+                server.accept()
+            else:
+                raise BlockingIOError
+
+
+async def test_our_own_live_server(path: Path) -> None:
+    async with await open_one(path) as listener:
+        with pytest.raises(OSError, match="in use"):
+            await open_unix_listeners(path)
+        await check_it_serves(listener, path)
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+async def test_what_is_not_a_socket_is_never_removed(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    before = path.lstat()
+    with pytest.raises(OSError, match="not a socket") as caught:
+        await open_unix_listeners(path)
+    assert caught.value.errno == errno.EADDRINUSE
+    assert path.lstat().st_ino == before.st_ino
+
+
+async def test_a_link_to_a_stale_socket_is_not_a_socket(path: Path) -> None:
+    target = path.with_name("target")
+    bound(target).close()
+    path.symlink_to(target)
+    with pytest.raises(OSError, match="not a socket"):
+        await open_unix_listeners(path)
+    assert path.is_symlink()
+    assert target.is_socket()
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_a_server_that_comes_while_a_stale_file_is_looked_at(
+    path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file was renamed before anybody could see that it is another one; it is put back."""
+    bound(path).close()
+    others: list[socket.socket] = []
+    rename = os.rename
+
+    def late(source: bytes, target: bytes) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        os.unlink(path)
+        others.append(bound(path))
+        rename(source, target)
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "rename", late)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="at the same time"):
+        await open_unix_listeners(path)
+    assert os.listdir(path.parent) == ["sock"]
+    with others[0]:
+        await (await open_unix_socket(path)).aclose()
+
+
+async def test_a_third_server_keeps_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound(path).close()
+    others: list[socket.socket] = []
+    rename = os.rename
+
+    def late(source: bytes, target: bytes) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        os.unlink(path)
+        others.append(bound(path))
+        rename(source, target)
+        others.append(bound(path))
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(OSError, match="at the same time"):
+        await open_unix_listeners(path)
+    assert os.listdir(path.parent) == ["sock"]
+    await (await open_unix_socket(path)).aclose()
+    with others[0], others[1]:
+        others[1].setblocking(False)
+        others[1].accept()[0].close()
+
+
+@pytest.mark.parametrize("when", ["lstat", "rename"])
+async def test_a_stale_file_that_somebody_else_removes(path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound(path).close()
+    real = getattr(os, when)
+
+    def late(*args: Any) -> Any:
+        monkeypatch.setattr(os, when, real)
+        found = real(*args) if when == "lstat" else None
+        os.unlink(path)
+        return found if when == "lstat" else real(*args)
+
+    monkeypatch.setattr(os, when, late)
+    async with await open_one(path) as listener:
+        await check_it_serves(listener, path)
+
+
+async def test_another_ones_file_is_left_at_close(path: Path) -> None:
+    listener = await open_one(path)
+    path.unlink()
+    other = bound(path)
+    await listener.aclose()
+    with other:
+        assert path.is_socket()
+
+
+async def test_closing_when_the_file_is_gone(path: Path) -> None:
+    listener = await open_one(path)
+    path.unlink()
+    await listener.aclose()
+
+
+async def test_the_file_goes_before_the_socket(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nobody can take the file for a stale one in between."""
+    listener = await open_one(path)
+    unlink, open_then = os.unlink, []
+
+    def look(name: bytes) -> None:
+        open_then.append(listener.socket.fileno())
+        unlink(name)
+
+    monkeypatch.setattr(os, "unlink", look)
+    await listener.aclose()
+    assert open_then != [-1]
+
+
+async def test_a_forked_child_leaves_the_file_to_its_parent(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = await open_one(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        await listener.aclose()
+    assert path.exists()
+
+
+async def test_nothing_is_left_when_it_fails_after_bind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(_unix, "_settle_mode", fail)
+    with pytest.raises(PermissionError):
+        await open_unix_listeners(path)
+    assert not path.exists()
+
+
+# -- permissions
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
+@pytest.mark.parametrize("mode", [None, 0o600, 0o660, 0o666, 0o777, 0])
+async def test_the_mode(path: Path, umask: Callable[[int], int], mask: int, mode: int | None) -> None:
+    umask(mask)
+    async with await open_one(path, mode=mode):
+        assert stat.S_IMODE(path.lstat().st_mode) == (0o777 & ~mask if mode is None else mode)
+        assert umask(mask) == mask
+
+
+async def test_there_is_no_moment_in_which_others_could_connect(
+    path: Path, umask: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after bind the file has no more permissions than asked for, and nobody can connect yet."""
+    umask(0o002)
+    seen = []
+    settle = _unix._settle_mode
+
+    def look(name: bytes, mode: int | None) -> tuple[int, int]:
+        seen.append(stat.S_IMODE(os.lstat(name).st_mode))
+        with socket.socket(socket.AF_UNIX) as other, pytest.raises(ConnectionRefusedError):
+            other.connect(name)
+        return settle(name, mode)
+
+    monkeypatch.setattr(_unix, "_settle_mode", look)
+    async with await open_one(path, mode=0o606):
+        assert seen == [0o604]
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o606
+
+
+async def test_the_target_of_a_link_in_its_place_keeps_its_mode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = path.with_name("victim")
+    victim.touch(0o600)
+    settle = _unix._settle_mode
+
+    def swap(name: bytes, mode: int | None) -> tuple[int, int]:
+        os.unlink(name)
+        os.symlink(victim, name)
+        return settle(name, mode)
+
+    monkeypatch.setattr(_unix, "_settle_mode", swap)
+    async with await open_one(path, mode=0o666):
+        assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+# -- abstract names
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+async def test_abstract_names(kind: Callable[[str], Any]) -> None:
+    name = kind(f"\0trio-uring-test-{os.getpid()}")
+    async with await open_one(name) as listener:
+        await check_it_serves(listener, name)
+        with pytest.raises(OSError, match="in use") as caught:
+            await open_unix_listeners(name)
+        assert caught.value.errno == errno.EADDRINUSE
+    async with await open_one(name):
+        pass
+
+
+# -- serving
+
+
+async def test_serve_unix(path: Path) -> None:
+    async def echo(stream: SocketStream) -> None:
+        async for chunk in stream:
+            await stream.send_all(chunk)
+
+    bound(path).close()
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(serve_unix, echo, path, mode=0o600, backlog=5))
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        for _ in range(3):
+            async with await open_unix_socket(path) as client:
+                await client.send_all(b"ping")
+                assert await client.receive_exactly(4) == b"ping"
+        nursery.cancel_scope.cancel()
+    assert not path.exists()
+    assert listener.socket.fileno() == -1
+
+
+async def test_serve_unix_with_handlers_elsewhere(path: Path) -> None:
+    async def greet(stream: SocketStream) -> None:
+        await stream.send_all(b"hi")
+        await stream.receive_some()
+
+    async with trio.open_nursery() as handlers:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_unix, greet, path, handler_nursery=handlers))
+            client = await open_unix_socket(path)
+            await client.receive_exactly(2)
+            nursery.cancel_scope.cancel()
+        async with closing(client):
+            assert handlers.child_tasks
+            await client.send_all(b"x")
