@@ -3,6 +3,7 @@
 Rules: other servers are plain sockets of this process; permissions are read from the file, since root may do everything.
 """
 
+# ruff: noqa: ASYNC240
 from __future__ import annotations
 
 import errno
@@ -141,9 +142,9 @@ async def test_the_backlog(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "error"),
     [
-        ("", {}, ValueError), ("x", {"mode": -1}, ValueError), ("x", {"mode": 0o1000}, ValueError), ("x", {"mode": "600"}, TypeError),
-        ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError), (None, {}, TypeError), ("a\0b", {}, ValueError),
-        ("\0a", {"mode": 0o600}, ValueError),
+        ("", {}, ValueError), ("x", {"mode": -1}, ValueError), ("x", {"mode": 0o1000}, ValueError),
+        ("x", {"mode": "600"}, TypeError), ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError), (None, {}, TypeError),
+        ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
     ],
 )  # fmt: skip
 async def test_wrong_arguments(name: Any, options: Any, error: type[Exception], tmp_path: Path) -> None:
@@ -173,9 +174,10 @@ async def test_a_stale_file_is_replaced(path: Path) -> None:
         assert os.listdir(path.parent) == ["sock"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "listen"), [(socket.SOCK_STREAM, True), (socket.SOCK_STREAM, False), (socket.SOCK_DGRAM, False)]
-)
+LIVE = [(socket.SOCK_STREAM, True), (socket.SOCK_STREAM, False), (socket.SOCK_DGRAM, False)]
+
+
+@pytest.mark.parametrize(("kind", "listen"), LIVE)
 async def test_a_live_servers_file_is_not(path: Path, kind: int, listen: bool) -> None:
     """Nor is that of a server that does not listen yet. The server does not see that it was asked."""
     with bound(path, kind, listen) as server:
@@ -186,12 +188,10 @@ async def test_a_live_servers_file_is_not(path: Path, kind: int, listen: bool) -
         assert caught.value.filename == str(path)
         assert path.lstat().st_ino == before.st_ino
         assert path.lstat().st_ctime_ns == before.st_ctime_ns  # it was not even moved
-        server.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            if listen:
+        if listen:
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
                 server.accept()
-            else:
-                raise BlockingIOError
 
 
 async def test_our_own_live_server(path: Path) -> None:
