@@ -24,6 +24,7 @@ from ._views import release_view, release_views
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ._cork import Cork
     from ._engine import TaskOperation
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
@@ -38,6 +39,7 @@ class SendSide(TimedSend, Endpoint):
     _many: TaskOperation | None = None  # sends a list
     _sending = False
     _orphan_send: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
+    _cork: Cork | None = None  # holds back the records of a TLS stream that is sending a list
 
     send_timeout: float | None = None
     """Seconds that one send_all may take; None: no limit."""
@@ -75,6 +77,13 @@ class SendSide(TimedSend, Endpoint):
             with trio.fail_after(timeout):
                 await self.send_all(data, timeout=math.inf)
             return
+        cork = self._cork
+        if cork is not None:
+            if cork.holds(data):
+                return  # without a checkpoint: it is the TLS stream that calls, and it has made its own
+            data = cork.take()
+            if cork.task is None:
+                self._cork = None
         length = len(data) if type(data) is bytes else _plain_length(data)
         if not 0 < length <= SEND_MAX:
             await self._send(data)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._cork import Cork
 from ._errors import stream_error
 from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
 from ._timed import TimedSend, sending_end, within
@@ -28,7 +29,9 @@ async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffe
 
     On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the socket takes only a part);
     a stream with a method `send_all_vectored(buffers, *, timeout=None)` is asked to do it, and a trio.StapledStream passes it
-    on. Any other stream (TLS, memory) gets the buffers one after another.
+    on. A trio.SSLStream encrypts the buffers one after another, each into a record of its own or more; with TLS 1.3 over a
+    stream of this package, the records go out as one operation (256 KiB at a time). A record costs about 20 us and 22 bytes:
+    join what is small, 1 KiB or less, before it comes here. Any other stream gets the buffers one after another.
 
     Args:
         stream: where to send.
@@ -95,13 +98,46 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
     try:
         for item in buffer_list(buffers):  # all of them first: a wrong one is found before anything is sent
             views += [item] if type(item) is bytes else byte_views([item])  # a stream may like bytes best
-        for view in views:
-            if len(view):
+        views = [view for view in views if len(view)] or [b""]
+        transport = await _corked(stream) if len(views) > 1 else None
+        try:
+            for view in views[:-1]:
                 await stream.send_all(view)
-        if not any(len(view) for view in views):
-            await stream.send_all(b"")
+            if transport is not None and transport._cork is not None:
+                transport._cork.task = None
+            await stream.send_all(views[-1])
+        finally:
+            if transport is not None:
+                _uncork(transport)
     finally:
         release_views([view for view in views if type(view) is memoryview])
+
+
+async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
+    """Puts the cork into the stream of ours that a TLS stream sends on, if there is one, and returns that."""
+    if not isinstance(stream, trio.SSLStream):
+        return None
+    transport = sending_end(stream.transport_stream)
+    if not isinstance(transport, SendSide):
+        return None
+    try:
+        version = stream.version()
+    except trio.NeedHandshakeError:
+        await stream.do_handshake()
+        version = stream.version()
+    # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what it wrote.
+    if version != "TLSv1.3" or transport._cork is not None:
+        return None
+    transport._cork = Cork()
+    return transport
+
+
+def _uncork(transport: SendSide) -> None:
+    cork = transport._cork
+    if cork is not None:
+        cork.task = None
+        if cork.empty:
+            transport._cork = None
 
 
 class TrioTransport(trio.abc.HalfCloseableStream):
