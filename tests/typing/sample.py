@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import array
 import mmap
+import ssl
+import subprocess
+from functools import partial
 
 import trio
 import trio.testing
@@ -28,6 +31,29 @@ async def handle(stream: trio_uring.SocketStream) -> None:
         await stream.send_eof()
         async for chunk in stream:
             print(len(chunk))
+
+
+async def around(path: str, context: ssl.SSLContext) -> None:
+    secure: trio.SSLStream[trio_uring.SocketStream] = await trio_uring.open_ssl_over_tcp_stream("localhost", 443)
+    await trio_uring.send_all_vectored(secure, [b"header", bytearray(b"body")])
+    [unix] = await trio_uring.open_unix_listeners(path, mode=0o600)
+    send, receive = (await unix.accept()).split()
+    stapled: trio.StapledStream[trio_uring.SendStream, trio_uring.ReceiveStream] = trio.StapledStream(send, receive)
+    await stapled.send_eof()
+    process: trio.Process = await trio_uring.open_process(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert isinstance(process.stdout, trio_uring.ReceiveStream)
+    line: bytes = await process.stdout.receive_exactly(3)
+    source: trio_uring.ReceiveStream = trio_uring.open_stdin()
+    sink: trio_uring.SendStream = trio_uring.open_stdout()
+    await sink.send_all([line, await source.receive_some()])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio_uring.serve_tcp, handle, 0, reuse_port=True))
+        await nursery.start(trio_uring.serve_unix, handle, path)
+        await nursery.start(trio_uring.serve_ssl_over_tcp, handle_tls, 0, context)
+
+
+async def handle_tls(stream: trio.SSLStream[trio_uring.SocketStream]) -> None:
+    await stream.send_all(b"x")
 
 
 async def send_file(stream: trio_uring.SendStream, mapped: mmap.mmap) -> None:
