@@ -1,17 +1,21 @@
 """The standard streams of this process, as streams.
 
 Rules of this file: the descriptors 0, 1 and 2 are shared with other processes (the shell, the rest of a pipeline). Their flags
-are never changed, and they are never closed: a stream here is on a duplicate of its own. Even a socket is used as a plain
-descriptor, since a trio socket would set O_NONBLOCK.
+are never changed, and they are never closed: a stream here is on a duplicate of its own, or on the terminal opened anew. Even a
+socket is used as a plain descriptor, since a trio socket would set O_NONBLOCK.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 
 from ._endpoint import Descriptor
 from ._streams import ReceiveStream, SendStream
+
+_PTMX = 5 << 8 | 2  # the device number of a pseudo-terminal's other end: opening that makes a new pseudo-terminal
 
 
 def open_stdin() -> ReceiveStream:
@@ -37,7 +41,8 @@ def open_stdout() -> SendStream:
     Raises:
         OSError: this process has no standard output (EBADF), or it is a directory (EISDIR).
 
-    Cancellation: as of SendStream.
+    Cancellation: as of SendStream. A terminal that may not be opened anew (another user's, after su) is the exception: if it
+    takes no more (Ctrl-S), a write blocks the whole program, as print() does.
     """
     return SendStream._over(_duplicate(1))
 
@@ -48,6 +53,22 @@ def open_stderr() -> SendStream:
 
 
 def _duplicate(fd: int) -> Descriptor:
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        raise IsADirectoryError(f"descriptor {fd} is a directory")
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, f"descriptor {fd} is a directory")
+    if os.isatty(fd) and status.st_rdev != _PTMX:
+        with contextlib.suppress(OSError):
+            return Descriptor(_reopen(fd))
     return Descriptor(os.dup(fd))
+
+
+def _reopen(fd: int) -> int:
+    """The same terminal, opened anew, so that it can be non-blocking here alone.
+
+    The kernel takes a terminal for a file whose writes need not wait, and then waits: a write of more than there is room for
+    would block io_uring_enter, and with it every task.
+    """
+    import fcntl  # Windows has none, and must be able to import this module
+
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return os.open(f"/proc/self/fd/{fd}", access | os.O_NONBLOCK | os.O_NOCTTY)

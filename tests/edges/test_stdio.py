@@ -19,7 +19,7 @@ import pytest
 import trio
 from streams.support import clog, closing, pattern, receive_all, until_blocked
 
-from trio_uring import ReceiveStream, SendStream, open_stderr, open_stdin, open_stdout
+from trio_uring import ReceiveStream, SendStream, _stdio, open_stderr, open_stdin, open_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,6 +250,52 @@ async def test_a_blocked_write_ends(make: Callable[[], tuple[int, int]], how: st
             assert woken == (["closed"] if how == "close" else [])
             assert stream.bytes_sent < 2**17  # a terminal that takes no more of one write may take some of the next
     os.close(other)
+
+
+@pytest.mark.parametrize("how", ["cancel", "read"])
+async def test_a_terminal_with_less_room_than_is_written(how: str) -> None:
+    """It must not block the thread, whatever the kernel makes of a write to a terminal."""
+    ours, other = terminal()
+    data = pattern(2**17)
+    with replaced(1, ours):
+        async with open_stdout() as stream:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, data)
+                await until_blocked(stream._fd)
+                assert 0 < stream.bytes_sent < len(data)
+                if how == "cancel":
+                    nursery.cancel_scope.cancel()
+                else:
+                    got = b""
+                    while len(got) < len(data):
+                        got += await trio.to_thread.run_sync(os.read, other, 2**16)
+                    assert got == data
+    os.close(other)
+
+
+async def test_a_terminal_that_may_not_be_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise PermissionError
+
+    ours, other = terminal()
+    with replaced(0, ours), monkeypatch.context() as patched:
+        patched.setattr(_stdio, "_reopen", refuse)
+        async with open_stdin() as stream:
+            await block_and_end(stream, "cancel")
+            os.write(other, b"line\n")
+            assert await stream.receive_some() == b"line\n"
+            await block_and_end(stream, "close")
+    os.close(other)
+
+
+async def test_the_other_end_of_a_terminal() -> None:
+    """Opening that anew would make another terminal."""
+    ours, other = terminal()
+    with replaced(0, other):
+        async with open_stdin() as stream:
+            os.write(ours, b"hello")
+            assert await stream.receive_exactly(5) == b"hello"
+    os.close(ours)
 
 
 async def test_a_reader_that_went() -> None:
