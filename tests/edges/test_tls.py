@@ -395,9 +395,11 @@ async def test_before_tls_1_3_each_buffer_is_sent_by_itself() -> None:
 
 async def test_a_list_makes_the_handshake_first() -> None:
     client, server = tls_pair()
+    before = sends()
     async with closing(client, server), trio.open_nursery() as nursery:
         nursery.start_soon(send_all_vectored, client, [b"ab", b"cd"])
         assert await receive_count(server, 4) == b"abcd"
+        assert sends()[1] == before[1] + 1
     client, server = tls_pair()
     async with closing(client, server), trio.open_nursery() as nursery:
         nursery.start_soon(send_all_vectored, server, [b"ab", b"cd"])

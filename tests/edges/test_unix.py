@@ -375,7 +375,8 @@ async def test_there_is_no_moment_in_which_others_could_connect(
 
 async def test_the_target_of_a_link_in_its_place_keeps_its_mode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     victim = path.with_name("victim")
-    victim.touch(0o600)
+    bound(victim).close()
+    victim.chmod(0o600)
     settle = _unix._settle_mode
 
     def swap(name: bytes, mode: int | None) -> tuple[int, int]:
