@@ -41,10 +41,10 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
-def checked_run(main: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-    """trio.run, which fails if a wake-up had to be rescued or the ring or a descriptor was left in use."""
+def checked_run(main: Callable[..., Awaitable[Any]], *args: Any, run: Callable[..., Any] = trio.run, **kwargs: Any) -> Any:
+    """trio.run, or `run`, which fails if a wake-up had to be rescued or the ring or a descriptor was left in use."""
     before = open_descriptors()
-    result = trio.run(partial(_checked_main, main, *args), **kwargs)
+    result = run(partial(_checked_main, main, *args), **kwargs)
     after = open_descriptors()
     assert len(after) <= len(before), f"descriptors left open: {sorted(set(after.items()) - set(before.items()))}"
     return result

@@ -1,0 +1,27 @@
+"""Every async test here runs in an enabled run: trio_uring.Enable() is among trio's instruments, as a user would have it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("endtoend.support")
+
+from endtoend.support import Certificates, enabled_run  # noqa: E402  (after the rewrite is registered)
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(trylast=True)  # after the one for all tests, whose marker this one hides
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.trio(run=enabled_run), append=False)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    trustme = pytest.importorskip("trustme")
+    return Certificates(trustme.CA(), tmp_path_factory.mktemp("certificates"))
