@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import trustme
 
 pytest.register_assert_rewrite("endtoend.support")
 
@@ -23,5 +24,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    trustme = pytest.importorskip("trustme")
     return Certificates(trustme.CA(), tmp_path_factory.mktemp("certificates"))
