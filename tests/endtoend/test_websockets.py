@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from .support import Certificates
 
-pytest.importorskip("websockets.trio", reason="websockets has a trio module for Python 3.11 and newer")
+if sys.version_info < (3, 11):
+    pytest.skip("websockets has a trio module for Python 3.11 and newer", allow_module_level=True)
 
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
