@@ -1,18 +1,20 @@
 """The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring shares.
 
-UringRing and testing.FakeRing are rings; an epoll ring will be one. tests/ring/test_contract.py is the contract, run over every
-ring.
+UringRing, PollRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over every ring.
 
 Rules of this file: no ring, no task, no address.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from ._op import Operation
+
+SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
 LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
@@ -37,6 +39,15 @@ class RingCounters:
     sq_full: int = 0
     cq_overflows: int = 0
     buffers_exhausted: int = 0
+
+    def count_failure(self, op: Operation, res: int) -> None:
+        """Counts an operation that is done with a result < 0."""
+        if res == -errno.ECANCELED:
+            self.cancelled[op.opcode] += 1
+        else:
+            self.failed[op.opcode] += 1
+            if res == -errno.ENOBUFS and op.group >= 0:
+                self.buffers_exhausted += 1
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,16 @@ def make_entry(op: Operation) -> Any:
     return op.entry
 
 
+def pin(op: Operation) -> tuple[Any, int]:
+    """Pins whatever the operation points at; returns the entry's address and length. UringRing.submit has it inlined."""
+    if op.buffer is not None:
+        op.pin = address = _from_buffer(op.buffer)
+        return address + op.start, op.length
+    if op.buffers is None and op.message is None:
+        return ffi.NULL, op.length
+    return pin_vector(op)
+
+
 def pin_vector(op: Operation) -> tuple[Any, int]:
     """Pins [what SENDMSG, RECVMSG, WRITEV and ACCEPT point at, the buffers...]; returns the entry's address and length."""
     pins: list[Any] = [_from_buffer(buffer) for buffer in op.buffers or ()]

@@ -81,7 +81,7 @@ def feature_names(bits: int) -> list[str]:
 def _describe_limits() -> list[str]:
     pool = _contract.SMALL_COUNT * _contract.SMALL_SIZE + _contract.LARGE_COUNT * _contract.LARGE_SIZE
     limits = [
-        ("SQ_ENTRIES", f"{_ring.SQ_ENTRIES} operations between two enters; more are flushed in between"),
+        ("SQ_ENTRIES", f"{_contract.SQ_ENTRIES} operations between two enters; more are flushed in between"),
         ("SQ_ENTRIES_MIN", f"{_ring.SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
         ("SMALL_SIZE, SMALL_COUNT", f"{_contract.SMALL_SIZE} bytes, {_contract.SMALL_COUNT} buffers for small messages"),
         ("LARGE_SIZE, LARGE_COUNT", f"{_contract.LARGE_SIZE} bytes, {_contract.LARGE_COUNT} buffers for bulk"),

@@ -27,11 +27,11 @@ import warnings
 from collections import deque
 from typing import Any
 
-from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, RingCounters, RingInfo
+from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES, RingCounters, RingInfo
 from ._entries import make_entry, pin_vector, read_message
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._extension import ffi, lib
-from ._op import LARGE_GROUP, LINGERING, NO_GROUP, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._op import LARGE_GROUP, LINGERING, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
 class Setup(enum.IntFlag):
@@ -57,7 +57,6 @@ LADDERS: dict[str, tuple[int, ...]] = {
     "plain": (_BASE, 0),
 }
 
-SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
 SQ_ENTRIES_MIN = 16
 CQ_FACTOR = 16  # completions (16 bytes each) per submission slot: a pass of thousands of connections without overflow
 CANCELS_RESERVED = 8  # submission slots that only a cancel may take
@@ -278,16 +277,8 @@ class UringRing:
             if res > 0:
                 moved[op.opcode] += res
             elif res < 0:
-                self._count_failure(op, res)
+                self.counters.count_failure(op, res)
         return used
-
-    def _count_failure(self, op: Operation, res: int) -> None:
-        if res == -errno.ECANCELED:
-            self.counters.cancelled[op.opcode] += 1
-        else:
-            self.counters.failed[op.opcode] += 1
-            if res == -errno.ENOBUFS and op.group != NO_GROUP:
-                self.counters.buffers_exhausted += 1
 
     def received(self, op: Operation) -> None:
         read_message(op)

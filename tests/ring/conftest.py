@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from trio_uring._poll_ring import PollRing
 from trio_uring._ring import UringRing
 from trio_uring.testing import FakeRing
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class World:
     """A ring and descriptors for it."""
 
-    def __init__(self, ring: UringRing | FakeRing) -> None:
+    def __init__(self, ring: UringRing | PollRing | FakeRing) -> None:
         self.ring = ring
         self.sockets: list[socket.socket] = []
 
@@ -58,18 +59,21 @@ class World:
             sock.close()
 
 
-RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
+RINGS: dict[str, Callable[[], UringRing | PollRing | FakeRing]] = {
     "uring-coop": UringRing,
     "uring-defer": functools.partial(UringRing, "defer"),
     "uring-plain": functools.partial(UringRing, "plain"),
     "uring-tiny": functools.partial(UringRing, "coop", 16, 16),
     "uring-without-buffers": functools.partial(UringRing, provide_buffers=False),
+    "epoll": PollRing,
+    "epoll-tiny": functools.partial(PollRing, 16),
+    "epoll-without-buffers": functools.partial(PollRing, provide_buffers=False),
     "fake": FakeRing,
     "fake-slow": functools.partial(FakeRing, 1, slow=0.5, short=0.2, refuse=0.2),
 }
 
 
-WITH_BUFFERS = sorted(set(RINGS) - {"uring-without-buffers"})
+WITH_BUFFERS = sorted(name for name in RINGS if not name.endswith("without-buffers"))
 OF_KERNEL = sorted(name for name in RINGS if not name.startswith("fake"))  # sockets are really connected
 
 

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _ring
+from trio_uring import _contract, _ring
 
 from .child import in_child, open_fds
 from .seccomp import IO_URING_REGISTER, IO_URING_SETUP, deny
@@ -140,7 +140,7 @@ def test_no_locked_memory_is_allowed() -> None:
 def locked_memory_is_not_charged() -> bool:
     ring = _ring.UringRing()
     try:
-        return ring.info.sq_entries == _ring.SQ_ENTRIES
+        return ring.info.sq_entries == _contract.SQ_ENTRIES
     finally:
         ring.close()
 

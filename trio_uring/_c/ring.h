@@ -69,3 +69,10 @@ int tu_more(tu_ring *ring);
 int tu_overflowed(tu_ring *ring);       /* completions the kernel dropped for want of memory */
 int tu_event_read(tu_ring *ring);
 int tu_timer(int64_t interval_ns);      /* a timerfd that fires every interval_ns; its descriptor */
+
+#define TU_AGAIN 1       /* not the first attempt: a connect that has begun is asked for its end */
+#define TU_MAY_BLOCK 2   /* for descriptors that cannot be waited for: regular files */
+
+/* What an entry stands for, as a system call, now (attempt.c): its result; -EINPROGRESS: not ready, to be attempted AGAIN when
+ * the descriptor is; or -errno, of which -EAGAIN is a Unix connect's that found the backlog full. */
+int tu_attempt(struct tu_entry *entry, void *addr, unsigned len, int flags);
