@@ -1,9 +1,10 @@
 """What every test of trio_uring runs under.
 
-Rules: a machine that refuses io_uring skips the tests that need it, with the kernel's reason, and TRIO_URING_REQUIRE=1 makes
-that an error; a test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot be ended by
-a trio timeout; every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A test for
-which the ring does not matter carries the marker `no_ring`.
+Rules: a machine that refuses io_uring, or TRIO_URING_BACKEND=epoll, runs everything on epoll, and skips the tests that are
+about the kernel's ring only: those with the marker `uring_only` and a reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A
+test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot be ended by a trio timeout.
+Every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A test for which no ring
+matters carries the marker `no_ring`: it runs without the C extension, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from trio_uring import RingUnavailableError
+from trio_uring import RingUnavailableError, backend_info
 from trio_uring._ring import UringRing
 
 pytest.register_assert_rewrite("streams.support")
@@ -45,8 +46,17 @@ def _why_no_ring() -> str | None:
     return None
 
 
+def _why_no_driver() -> str | None:
+    try:
+        backend_info()
+    except RingUnavailableError as exc:
+        return str(exc)
+    return None
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "no_ring: this test runs where io_uring is refused, too")
+    config.addinivalue_line("markers", "no_ring: this test runs where there is no ring at all, too")
+    config.addinivalue_line("markers", "uring_only(reason): this test is about the kernel's ring only")
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[_terminal] = os.dup(2)
@@ -57,12 +67,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = _why_no_ring()
-    if reason and os.environ.get("TRIO_URING_REQUIRE") == "1":
-        raise pytest.UsageError(f"TRIO_URING_REQUIRE=1, and io_uring cannot be used: {reason}")
+    on_epoll = os.environ.get("TRIO_URING_BACKEND") == "epoll"
+    no_uring, no_driver = _why_no_ring(), _why_no_driver()
+    if no_uring and not on_epoll and os.environ.get("TRIO_URING_REQUIRE") == "1":
+        raise pytest.UsageError(f"TRIO_URING_REQUIRE=1, and io_uring cannot be used: {no_uring}")
     for item in items:
-        if reason and not item.get_closest_marker("no_ring"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        only = item.get_closest_marker("uring_only")
+        if only and (on_epoll or no_uring):
+            item.add_marker(pytest.mark.skip(reason=f"{only.args[0]} ({no_uring or 'the tests run on epoll'})"))
+        if no_driver and not item.get_closest_marker("no_ring"):
+            item.add_marker(pytest.mark.skip(reason=no_driver))
         if inspect.iscoroutinefunction(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.trio(run=checked_run), append=False)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import trio_uring
-from trio_uring import RingUnavailableError, __main__, _demo, _demo_files, _demo_report, _demo_server, _info, _ring
+from trio_uring import RingUnavailableError, __main__, _backend, _demo, _demo_files, _demo_report, _demo_server, _info, _ring
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,21 +83,36 @@ def test_wrong_arguments(arguments: Sequence[str], message: str, capsys: pytest.
 # -- info
 
 
+@pytest.mark.uring_only("what the kernel's ring says")
 def test_info_on_the_real_ring() -> None:
     done = command("info")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "io_uring: available, no fallback is used" in done.stdout
+    assert re.search(r"^backend +io_uring\nio_uring +available\n", done.stdout, re.MULTILINE)
     for word in ("kernel.io_uring_disabled", "RLIMIT_MEMLOCK", "CQSIZE", "NODROP", "FAST_POLL", "SENDMSG", "SMALL_SIZE"):
         assert word in done.stdout
 
 
-@pytest.mark.no_ring
 def test_info_without_a_ring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("TRIO_URING_BACKEND", raising=False)
     monkeypatch.setattr(_ring, "UringRing", no_ring)
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    monkeypatch.setattr(_backend._Memory, "tested", False)
     assert __main__.main(["info"]) == 0
     out = capsys.readouterr().out
-    assert "io_uring: not available: io_uring_setup failed with EPERM: forbidden by a test\n" in out
-    assert "no fallback to epoll in this version yet: use trio's own streams" in out
+    assert re.search(r"^backend +epoll: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
+    assert re.search(r"^io_uring +not available: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize("asked", ["uring", "nonsense"])
+def test_info_where_what_is_asked_for_cannot_be_had(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", asked)
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    monkeypatch.setattr(_backend._Memory, "tested", False)
+    assert __main__.main(["info"]) == 0
+    assert re.search(r"^backend +none: .*TRIO_URING_BACKEND", capsys.readouterr().out, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.no_ring
@@ -180,10 +195,18 @@ def test_demo_with_nothing_to_serve(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.no_ring
 def test_demo_without_a_ring(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(_demo, "UringRing", no_ring)
+    monkeypatch.setattr(_demo, "backend_info", no_ring)
     assert __main__.main([str(each) for each in small_demo(folder)]) == 1
-    message = "python -m trio_uring demo: io_uring: not available: io_uring_setup failed with EPERM: forbidden by a test\n"
+    message = "python -m trio_uring demo: no ring: io_uring_setup failed with EPERM: forbidden by a test\n"
     assert capsys.readouterr().err == message
+
+
+def test_demo_says_what_it_runs_on(folder: Path) -> None:
+    done = command(*small_demo(folder), env={**os.environ, "TRIO_URING_BACKEND": "epoll"})
+    assert done.returncode == 0, done.stderr
+    why = "because epoll is asked for by the environment variable TRIO_URING_BACKEND"
+    assert f"trio_uring runs on epoll, {why}.\n" in done.stdout
+    assert re.search(r"^  flushes +[\d,]+ in [\d,]+ scheduler passes", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.no_ring

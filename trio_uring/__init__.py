@@ -1,11 +1,13 @@
-"""trio streams and listeners driven by io_uring.
+"""trio streams and listeners driven by io_uring, and by epoll where that cannot be had.
 
 Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring: the first operation of a
 trio.run does.
 """
 
 from . import socket
+from ._backend import BackendInfo
 from ._buffered import BufferedReceiveStream
+from ._driver import backend_info
 from ._driver import current_driver as _current_driver
 from ._enable import Enable, enable, run
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
@@ -37,7 +39,7 @@ def current_statistics() -> Statistics:
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring cannot be used here.
+        RingUnavailableError: there is no ring: see backend_info().
     """
     return _current_driver().statistics()
 
@@ -47,7 +49,7 @@ def current_operations() -> list[OperationInFlight]:
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring cannot be used here.
+        RingUnavailableError: there is no ring: see backend_info().
     """
     return _current_driver().operations()
 
@@ -58,6 +60,7 @@ __all__ = [
     "AuditEvent",
     "Audited",
     "AuditedStream",
+    "BackendInfo",
     "BufferClassStatistics",
     "BufferPool",
     "BufferedReceiveStream",
@@ -87,6 +90,7 @@ __all__ = [
     "TrioNetwork",
     "UringNetwork",
     "UringSocket",
+    "backend_info",
     "current_operations",
     "current_statistics",
     "enable",

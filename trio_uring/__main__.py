@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="what this machine's io_uring can do, and what trio_uring makes of it")
-    about = "serve real files to many clients on io_uring and on trio's own streams, verify every checksum, and compare"
+    about = "serve real files to many clients on our streams and on trio's own, verify every checksum, and compare"
     demo = commands.add_parser("demo", help=about, description=about)
     demo.add_argument("--directory", type=_directory, help="whose files (default: *.py and *.so of the standard library)")
     demo.add_argument("--clients", type=_clients, default=50, help="at the same time (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`python -m trio_uring demo`: serves real files to many clients, on io_uring and on trio's own streams, and compares.
+"""`python -m trio_uring demo`: serves real files to many clients, on our streams and on trio's own, and compares.
 
 Rules of this file: both kinds of streams get the same work, in turns, each turn with a new server process and a new
 trio.run, so that neither runs in the other's shadow. System calls are counted in runs of their own, because strace slows down
@@ -28,12 +28,14 @@ import trio
 from ._demo_files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
 from ._demo_report import Progress, Result, Trace, print_heading, print_report
 from ._demo_server import MARK_START, MARK_STOP
+from ._driver import backend_info
 from ._errors import RingUnavailableError
-from ._ring import UringRing
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+    from ._backend import BackendInfo
 
 MIB = 2**20
 CUT_SHARE = 0.05  # of the files that can be cut: those whose client is cancelled in the middle
@@ -242,19 +244,21 @@ def _pinned() -> Iterator[int]:
         os.sched_setaffinity(0, cpus)
 
 
-def _plan(arguments: argparse.Namespace) -> Work:
+def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
     library = Path(sysconfig.get_path("stdlib"))
     directory, suffixes = (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
     try:
-        UringRing().close()
+        backend = backend_info()
         files = scan(directory, suffixes, arguments.max_mib * MIB)
     except RingUnavailableError as exc:
-        raise DemoError(f"io_uring: not available: {exc.strerror}") from exc
+        raise DemoError(f"no ring: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise DemoError(str(exc)) from exc
     except OSError as exc:
         raise DemoError(f"{directory}: {exc.strerror}") from exc
     if not files:
         raise DemoError(f"{directory}: no file to serve that is not empty and not larger than {arguments.max_mib} MiB")
-    return Work(directory, files, arguments.clients, arguments.seed)
+    return Work(directory, files, arguments.clients, arguments.seed), backend
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -269,9 +273,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DemoError: it could not be run to its end.
     """
-    work = _plan(arguments)
+    work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB
-    print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes)
+    print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes, backend)
     results: list[Result] = []
     traces: list[Trace] = []
     why_not = ""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from ._backend import BackendInfo
     from ._demo_files import File, Tally
 
 MIB = 2**20
@@ -101,16 +102,19 @@ class Progress:
             self._write("\r\x1b[K")
 
 
-def print_heading(directory: Path, files: Sequence[File], clients: int, rounds: int, round_bytes: int) -> None:
+def print_heading(
+    directory: Path, files: Sequence[File], clients: int, rounds: int, round_bytes: int, backend: BackendInfo
+) -> None:
     """Says what is going to be done."""
     size = sum(file.size for file in files) / MIB
     print(f"Serving {len(files):,} files ({size:.1f} MiB) of {directory}")
     print(f"to {clients} clients over loopback, {rounds} times {round_bytes / MIB:.0f} MiB on each kind of streams, in turns.")
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, trio {trio.__version__}, "
-        f"{len(os.sched_getaffinity(0))} CPUs; the server has a process and, if it can, a CPU of its own.",
-        flush=True,
+        f"{len(os.sched_getaffinity(0))} CPUs; the server has a process and, if it can, a CPU of its own."
     )
+    why = "" if backend.reason is None else f", because {backend.reason}"
+    print(f"trio_uring runs on {'io_uring' if backend.reason is None else backend.backend}{why}.", flush=True)
 
 
 def print_report(results: list[Result], traces: list[Trace], why_no_calls: str) -> int:
@@ -191,13 +195,15 @@ def _print_statistics(rings: list[Result]) -> None:
     used = ", ".join(f"{name} {counts['submitted']:,}" for name, counts in s["operations"].items())
     print("\nThe server's ring in its last round (trio_uring.current_statistics()):")
     print(f"  operations             {used}")
-    print(f"  io_uring_enter         {s['enters']:,} in {passes:,} scheduler passes ({s['enters'] / passes:.2f} a pass)")
+    enters = "io_uring_enter" if s["backend"] == "uring" else "flushes"
+    print(f"  {enters:22} {s['enters']:,} in {passes:,} scheduler passes ({s['enters'] / passes:.2f} a pass)")
     print(f"  completions per enter  {s['completions_per_enter']:.1f}")
     print(f"  short writes           {s['short_writes']:,}")
     print(f"  buffers exhausted      {s['buffers_exhausted']:,}; submission queue full {s['sq_full']:,}; ", end="")
     print(f"completion queue overflows {s['cq_overflows']:,}")
     print(f"  wake-ups rescued       {s['rescued']:,}")
-    print(f"  setup flags            {' '.join(s['setup_flags'])}")
+    if s["setup_flags"]:
+        print(f"  setup flags            {' '.join(s['setup_flags'])}")
 
 
 def _print_verdict(tallies: list[Tally]) -> int:

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ._backend import BackendInfo, open_ring, probe
 from ._engine import Engine
 from ._errors import RingBrokenError
-from ._ring import UringRing, open_timer
+from ._ring import open_timer
 from ._statistics import OperationInFlight, Statistics, snapshot
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ _LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for t
 class Driver(Engine):
     """Runs an engine in this trio.run. Made on first use by `current_driver`."""
 
-    def __init__(self, ring: Ring, watchdog_seconds: float = WATCHDOG_SECONDS) -> None:
+    def __init__(self, ring: Ring, backend: BackendInfo, watchdog_seconds: float = WATCHDOG_SECONDS) -> None:
         super().__init__(ring)
+        self.backend = backend
         self.rescued = 0  # see _watch
         self._hooks = _Hooks(self)
         self._hooks_reaped = False  # in this pass
@@ -247,18 +249,42 @@ class _Hooks(trio.abc.Instrument):
 _current: trio.lowlevel.RunVar[Driver] = trio.lowlevel.RunVar("trio_uring driver")
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 
+requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
+"""The backend that this trio.run asks for ("uring", "epoll" or "auto"), to be set before its driver is made."""
+
 
 def current_driver() -> Driver:
     """The driver of this trio.run, made on first use.
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring cannot be used here; the message says why and what to change.
+        RingUnavailableError: io_uring is asked for and cannot be had, or there is no ring at all; the message says why and
+            what to change.
+        ValueError: another backend is asked for than there is.
     """
     try:
         return _current.get()
     except LookupError:
-        return install(UringRing())
+        return _start(*open_ring(requested.get()))
+
+
+def backend_info() -> BackendInfo:
+    """What drives the streams of this trio.run, io_uring or epoll, and if it is epoll why.
+
+    Outside of trio, and in a run that has not used a stream yet: what would be chosen now. It is found out by opening a ring
+    and closing it.
+
+    Raises:
+        RingUnavailableError: io_uring is asked for (`TRIO_URING_BACKEND=uring`) and cannot be had, or the package was
+            installed without its C extension.
+        ValueError: another backend is asked for than there is.
+    """
+    try:
+        return _current.get().backend
+    except LookupError:
+        return probe(requested.get())
+    except RuntimeError:
+        return probe()
 
 
 def install(ring: Ring) -> Driver:
@@ -266,16 +292,22 @@ def install(ring: Ring) -> Driver:
     try:
         _current.get()
     except LookupError:
-        try:
-            driver = Driver(ring)
-        except BaseException:
-            ring.close()
-            raise
-        _current.set(driver)
-        _drivers.add(driver)
-        driver.start()
-        return driver
+        info = ring.info
+        reason = None if info.backend == "uring" else "this run was given its ring"
+        return _start(ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags))
     raise RuntimeError("this trio.run has a ring already")
+
+
+def _start(ring: Ring, backend: BackendInfo) -> Driver:
+    try:
+        driver = Driver(ring, backend)
+    except BaseException:
+        ring.close()
+        raise
+    _current.set(driver)
+    _drivers.add(driver)
+    driver.start()
+    return driver
 
 
 def _disown_all() -> None:

@@ -20,7 +20,8 @@ AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR})
 
 
 class RingUnavailableError(OSError):
-    """io_uring cannot be used here. `errno` and the message say why, and what to change."""
+    """There is no ring: io_uring was asked for and cannot be had, or not even epoll can. `errno` and the message say why, and
+    what to change."""
 
 
 class RingBrokenError(OSError):

@@ -1,6 +1,6 @@
-"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it, and why it is not used.
+"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it, and if epoll is used why.
 
-Rules of this file: it opens one ring and closes it. It never fails: what cannot be read is said to be unknown.
+Rules of this file: it opens rings and closes them. It never fails: what cannot be read is said to be unknown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import resource
 from importlib import metadata
 
 from . import __version__, _contract, _provided, _ring, _send
+from ._driver import backend_info
 from ._errors import RingUnavailableError
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
@@ -31,7 +32,15 @@ _WRAP = 100  # characters of a list, after which it goes on in the next line
 
 def describe() -> list[str]:
     """The lines that `info` prints."""
-    return [*_describe_machine(), "", *_describe_ring(), "", "limits of this version", *_describe_limits()]
+    return [
+        *_describe_machine(),
+        "",
+        *_describe_backend(),
+        *_describe_ring(),
+        "",
+        "limits of this version",
+        *_describe_limits(),
+    ]
 
 
 def _describe_machine() -> list[str]:
@@ -46,14 +55,19 @@ def _describe_machine() -> list[str]:
     ]
 
 
+def _describe_backend() -> list[str]:
+    try:
+        chosen = backend_info()
+    except (RingUnavailableError, ValueError) as exc:
+        return _entry("backend", f"none: {exc}")
+    return _entry("backend", "io_uring" if chosen.reason is None else f"{chosen.backend}: {chosen.reason}")
+
+
 def _describe_ring() -> list[str]:
     try:
         ring = _ring.UringRing()
     except RingUnavailableError as exc:
-        return [
-            f"io_uring: not available: {exc.strerror}",
-            "There is no fallback to epoll in this version yet: use trio's own streams here, which have the same methods.",
-        ]
+        return _entry("io_uring", f"not available: {exc.strerror}")
     info = ring.info
     ring.close()
     if info.provided_buffers:
@@ -61,7 +75,7 @@ def _describe_ring() -> list[str]:
     else:
         receives = f"into {_provided.OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
     return [
-        "io_uring: available, no fallback is used",
+        *_entry("io_uring", "available"),
         *_entry("  setup flags", " ".join(info.setup_flags) or "none"),
         *_entry("  features", " ".join(feature_names(info.features))),
         *_entry("  opcodes used, all there", " ".join(info.opcodes)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +17,7 @@ from trio_uring._ring import UringRing
 from trio_uring.testing import FakeRing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from trio_uring._op import Operation
 
@@ -77,29 +77,34 @@ WITH_BUFFERS = sorted(name for name in RINGS if not name.endswith("without-buffe
 OF_KERNEL = sorted(name for name in RINGS if not name.startswith("fake"))  # sockets are really connected
 
 
+def _params(names: Iterable[str]) -> list[Any]:
+    only = pytest.mark.uring_only("it is the kernel's ring")
+    return [pytest.param(name, marks=[only] if name.startswith("uring") else []) for name in sorted(names)]
+
+
 def _world(name: str) -> Iterator[World]:
     world = World(RINGS[name]())
     yield world
     world.close()
 
 
-@pytest.fixture(params=WITH_BUFFERS)
+@pytest.fixture(params=_params(WITH_BUFFERS))
 def world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
     for world in _world(request.param):
         assert world.ring.info.provided_buffers
         yield world
 
 
-@pytest.fixture(params=sorted(RINGS))
+@pytest.fixture(params=_params(RINGS))
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     yield from _world(request.param)
 
 
-@pytest.fixture(params=OF_KERNEL)
+@pytest.fixture(params=_params(OF_KERNEL))
 def kernel_world(request: pytest.FixtureRequest) -> Iterator[World]:
     yield from _world(request.param)
 
 
-@pytest.fixture(params=sorted(set(WITH_BUFFERS) & set(OF_KERNEL)))
+@pytest.fixture(params=_params(set(WITH_BUFFERS) & set(OF_KERNEL)))
 def kernel_world_with_buffers(request: pytest.FixtureRequest) -> Iterator[World]:
     yield from _world(request.param)

@@ -18,6 +18,7 @@ LAYERS = [
     {"_contract", "_extension", "framing", "audit"},
     {"_statistics", "_entries"},
     {"_ring", "_poll_ring"},
+    {"_backend"},
     {"_engine"},
     {"_driver"},
     {"_lease", "_provided"},

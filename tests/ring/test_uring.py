@@ -21,6 +21,8 @@ from trio_uring._contract import LARGE_COUNT, SMALL_COUNT
 from trio_uring._op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
 from trio_uring._ring import UringRing
 
+pytestmark = pytest.mark.uring_only("the kernel's ring itself")
+
 COOP, SINGLE_ISSUER, SUBMIT_ALL, CLAMP = 1 << 8, 1 << 12, 1 << 7, 1 << 4
 
 

@@ -32,10 +32,21 @@ from typing import Any
 import trio
 
 import trio_uring
-from trio_uring import _driver, _ring
+from trio_uring import _driver, _poll_ring, _ring
+from trio_uring._backend import BackendInfo
 from trio_uring._op import Operation
 
-FLAGS = ("coop", "defer", "plain")
+
+def _on_epoll() -> bool:
+    try:
+        return trio_uring.backend_info().backend == "epoll"
+    except trio_uring.RingUnavailableError:  # nothing runs here
+        return False
+
+
+ON_EPOLL = _on_epoll()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
+FLAGS = ("epoll",) if ON_EPOLL else ("coop", "defer", "plain")
+BackendRing: Any = _poll_ring.PollRing if ON_EPOLL else _ring.UringRing
 HANG_SECONDS = 45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
 
 
@@ -125,7 +136,7 @@ class Watch:
     def check_left(self) -> None:
         """Nothing in flight, no descriptor, no pinned buffer and no thread is left."""
         gc.collect()
-        assert not _ring._open_rings, f"rings left: {_ring._open_rings}"
+        assert not open_rings(), f"rings left: {open_rings()}"
         operations = [thing for thing in gc.get_objects() if isinstance(thing, Operation)]
         busy = [op for op in operations if op.state.in_kernel or op.pin is not None]
         assert not busy, f"operations left: {busy}"
@@ -198,9 +209,21 @@ def rss() -> int:
 _Driver = _driver.Driver
 
 
-def use_ring(ring: Callable[..., Any] = _ring.UringRing, **options: Any) -> None:
-    """Drivers that are made from now on open their rings so."""
-    _driver.UringRing = functools.partial(ring, **options)  # type: ignore[misc]
+def open_rings() -> list[Any]:
+    """The rings of this process that are open, or leaked."""
+    return [*_ring._open_rings, *_poll_ring._open_rings]
+
+
+def use_ring(ring: Callable[..., Any] = BackendRing, **options: Any) -> None:
+    """Drivers that are made from now on open their rings so. On epoll there are no flags and no completion queue."""
+    if ON_EPOLL:
+        options = {name: value for name, value in options.items() if name not in ("flags", "cq_entries")}
+
+    def open_ring(_: str | None) -> tuple[Any, BackendInfo]:
+        opened = ring(**options)
+        return opened, BackendInfo(opened.info.backend, "a test", "auto", opened.info.setup_flags)
+
+    _driver.open_ring = open_ring
 
 
 def set_watchdog(seconds: float) -> None:

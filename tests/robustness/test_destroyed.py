@@ -6,9 +6,9 @@ the kernel still holds then belongs to the ring; what it gives later belongs to 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
+import select
 import socket
 import warnings
 import weakref
@@ -143,10 +143,8 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
         with socket.create_connection(address):
             coro.close()
             await until_idle()
-    with contextlib.suppress(trio.TooSlowError):  # those that were not accepted yet
-        while True:
-            with trio.fail_after(0.05):
-                await (await listener.accept()).aclose()
+        while select.select([listener.socket], [], [], 0)[0]:  # the cancel was quicker than the connection
+            await (await listener.accept()).aclose()
     assert len(open_fds()) == before
     await listener.aclose()
 

@@ -17,7 +17,7 @@ import trio.testing
 import trio_uring
 from trio_uring import _ring
 
-from .child import FLAGS, in_child, no_watchdog, stream_pair, use_ring
+from .child import FLAGS, ON_EPOLL, BackendRing, in_child, no_watchdog, stream_pair, use_ring
 
 
 async def close_all(*streams: Any) -> None:
@@ -64,9 +64,10 @@ async def test_tiny_queues_overflow_and_lose_nothing(flags: str) -> None:
     no_watchdog()
     await all_at_once(300, 10)
     statistics = trio_uring.current_statistics()
-    assert statistics.cq_entries == 16
-    assert statistics.cq_overflows > 0
     assert statistics.sq_full > 0
+    if not ON_EPOLL:  # which has no completion queue
+        assert statistics.cq_entries == 16
+        assert statistics.cq_overflows > 0
     assert statistics.bytes_received == statistics.bytes_sent == 300 * 10 * 8
 
 
@@ -95,7 +96,7 @@ async def test_more_cancels_at_once_than_the_queue_has_slots(flags: str) -> None
 async def test_a_ring_smaller_than_its_reserve_is_refused_or_works(entries: int) -> None:
     """Some slots are for cancels only; a ring with no others must not be a driver that spins for ever."""
     try:
-        _ring.UringRing(sq_entries=entries).close()
+        BackendRing(sq_entries=entries).close()
     except ValueError:
         return
     use_ring(sq_entries=entries)
@@ -137,6 +138,7 @@ async def transfer(left: trio_uring.SocketStream, right: trio_uring.SocketStream
     assert digest.digest() == hashlib.blake2b(data).digest()
 
 
+@pytest.mark.uring_only("epoll has one scratch buffer, and is never short of it")
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_hardly_any_buffers(flags: str) -> None:

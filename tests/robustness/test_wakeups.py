@@ -16,10 +16,9 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _ring
 from trio_uring._deterministic import seeded_scheduler
 
-from .child import FLAGS, driver, expect_log, in_child, no_watchdog, set_watchdog, stream_pair, use_ring
+from .child import FLAGS, BackendRing, driver, expect_log, in_child, no_watchdog, set_watchdog, stream_pair, use_ring
 from .peer import echo_peer
 
 MESSAGES = 100_000
@@ -50,7 +49,7 @@ async def test_a_hundred_thousand_ping_pongs(flags: str, connections: int) -> No
     assert ("DEFER_TASKRUN" in statistics.setup_flags) == (flags == "defer")
 
 
-class DeafRing(_ring.UringRing):
+class DeafRing(BackendRing):
     """Its descriptor never becomes readable: what a lost wake-up looks like."""
 
     def fileno(self) -> int:

@@ -145,7 +145,8 @@ async def test_conservation_under_cancels(make: Callable[[], tuple[socket, socke
     lost = counts["ASYNC_CANCEL"].submitted - cancelled
     print({name: (of.submitted, of.cancelled) for name, of in counts.items()}, f"{lost} cancels lost to data")
     assert cancelled > cancels / 4
-    assert lost > cancels / 50
+    if trio_uring.backend_info().backend == "uring":  # on epoll what has not been taken when the cancel comes is left alone
+        assert lost > cancels / 50
 
 
 async def one_pair(make: Callable[[], tuple[socket, socket]], seed: str, cancels: int, exactly: bool) -> None:
