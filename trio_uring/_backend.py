@@ -107,9 +107,14 @@ def _requested(backend: str | None) -> tuple[str, str]:
     if backend is None:
         asked_by = f"the environment variable {VARIABLE}"
         backend = os.environ.get(VARIABLE) or "auto"
+    check_backend(backend, asked_by)
+    return backend, asked_by
+
+
+def check_backend(backend: str, asked_by: str = "the backend") -> None:
+    """Raises ValueError if there is no such backend."""
     if backend not in BACKENDS:
         raise ValueError(f"{asked_by} is {backend!r}: a backend is one of {', '.join(map(repr, BACKENDS))}")
-    return backend, asked_by
 
 
 def _open_uring(patient: bool) -> UringRing:

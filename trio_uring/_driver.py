@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._backend import BackendInfo, open_ring, probe
+from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._engine import Engine
 from ._errors import RingBrokenError
 from ._ring import open_timer
@@ -250,7 +250,24 @@ _current: trio.lowlevel.RunVar[Driver] = trio.lowlevel.RunVar("trio_uring driver
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
-"""The backend that this trio.run asks for ("uring", "epoll" or "auto"), to be set before its driver is made."""
+"""The backend that this trio.run asks for ("uring", "epoll" or "auto"); set it with `request_backend`."""
+
+
+def request_backend(backend: str) -> None:
+    """Asks for a backend for this trio.run.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: this run has a driver already, on another one.
+    """
+    check_backend(backend)
+    try:
+        used = _current.get().backend.backend
+    except LookupError:
+        requested.set(backend)
+        return
+    if backend not in ("auto", used):
+        raise RuntimeError(f"trio_uring was used in this run already, on {used}: ask for {backend} before that")
 
 
 def current_driver() -> Driver:

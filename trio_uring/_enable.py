@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio._socket import _SocketType
 
+from ._backend import check_backend, probe
+from ._driver import request_backend
 from ._listeners import SocketListener
 from ._socket import UringSocket
 from ._streams import SocketStream
@@ -66,6 +68,10 @@ class Enable(trio.abc.Instrument):
     """
 
     def __init__(self, backend: str | None = None, *, streams: bool = True) -> None:
+        if backend is not None:
+            check_backend(backend)
+        if backend == "uring":
+            probe(backend)  # here, because trio only logs what an instrument raises
         self.backend = backend
         self.streams = streams
 
@@ -154,6 +160,8 @@ def _enabled_here() -> Enable | None:
 
 def _start(instrument: Enable) -> None:
     global _runs
+    if instrument.backend is not None:
+        request_backend(instrument.backend)
     _enabled.set(instrument)
     trio.socket.set_custom_socket_factory(_Factory())
     with _lock:

@@ -50,7 +50,7 @@ async def open_tcp_stream(
     Raises:
         OSError: no attempt succeeded; each one's error is in the exception group that it is raised from.
         TypeError, ValueError: an argument of a wrong type.
-        RingUnavailableError: io_uring cannot be used here.
+        RingUnavailableError: there is no ring: see trio_uring.backend_info().
 
     Cancellation: every socket that was opened is closed.
     """

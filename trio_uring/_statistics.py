@@ -42,7 +42,7 @@ class Statistics:
     pinned: int
     """Operations that hold a caller's buffers now."""
     enters: int
-    """Calls of io_uring_enter."""
+    """Calls of io_uring_enter; on epoll, flushes of at least one operation."""
     passes: int
     """Passes of trio's scheduler."""
     completions: int
@@ -62,6 +62,7 @@ class Statistics:
     rescued: int
     """Times that the watchdog found a wake-up lost. Please report it if this is not 0."""
     backend: str
+    """"uring" or "epoll"; see backend_info()."""
     setup_flags: tuple[str, ...]
     features: int
     """IORING_FEAT_* bits."""

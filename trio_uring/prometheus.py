@@ -68,7 +68,7 @@ class DriverCollector:
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring cannot be used here.
+        RingUnavailableError: there is no ring: see trio_uring.backend_info().
     """
 
     def __init__(self) -> None:

@@ -219,7 +219,7 @@ async def echo_server(_trio_test: None) -> AsyncIterator[Address]:
     """The (host, port) of a server on the ring that sends back what it receives, until the test is over.
 
     Raises:
-        RingUnavailableError: io_uring cannot be used here.
+        RingUnavailableError: there is no ring: see trio_uring.backend_info().
     """
     import trio
 

@@ -309,3 +309,28 @@ def test_little_locked_memory_is_allowed(kib: int) -> None:
     for run in range(30):
         print(f"run {run}", flush=True)
         trio.run(works)
+
+
+async def backend_of_a_run() -> str:
+    await works()
+    return trio_uring.current_statistics().backend
+
+
+@in_child()
+def test_an_enabled_run_asks_for_its_backend() -> None:
+    os.environ[_backend.VARIABLE] = "uring"
+    assert trio_uring.run(backend_of_a_run, backend="epoll") == "epoll"
+
+    async def twice() -> None:
+        trio_uring.enable("epoll")
+        assert await backend_of_a_run() == "epoll"
+        _driver.request_backend("auto")
+        with pytest.raises(RuntimeError, match="already, on epoll: ask for uring before"):
+            _driver.request_backend("uring")
+
+    trio.run(twice)
+    with pytest.raises(ValueError, match="'kqueue'"):
+        trio_uring.Enable("kqueue")
+    deny(IO_URING_SETUP, errno.EPERM)
+    with pytest.raises(trio_uring.RingUnavailableError, match="EPERM"):
+        trio_uring.run(works, backend="uring")
