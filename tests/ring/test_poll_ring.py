@@ -111,6 +111,17 @@ def test_the_descriptor_is_readable_exactly_when_there_is_something_to_do(ring, 
     assert not readable(ring)
 
 
+def test_what_is_done_at_once_is_told_every_time_and_no_longer_than_it_takes(ring, pair):
+    """With nothing that waits: only the eventfd tells."""
+    for _ in range(3):
+        sending = submit(ring, Opcode.SEND, pair[0].fileno(), b"x")
+        ring.flush()
+        ring.flush()
+        assert readable(ring)
+        assert go(ring) == [sending]
+        assert not readable(ring)
+
+
 def test_a_cancel_makes_it_readable(ring, pair):
     op = submit(ring, Opcode.RECV, pair[1].fileno(), bytearray(8))
     assert go(ring) == []
@@ -270,6 +281,16 @@ def test_a_cancel_ends_one_interest_and_leaves_the_other(ring, pair):
     empty(b)
     assert go(ring) == [writing]
     assert writing.res == 4
+
+
+def test_what_is_cancelled_before_it_is_flushed_does_nothing(ring, pair):
+    op = submit(ring, Opcode.SEND, pair[0].fileno(), b"x")
+    ring.cancel(op)
+    assert go(ring) == [op]
+    assert op.res == -errno.ECANCELED
+    submit(ring, Opcode.SEND, pair[0].fileno(), b"y")
+    go(ring)
+    assert pair[1].recv(8) == b"y"
 
 
 def test_done_before_it_was_cancelled_it_keeps_its_result(ring, pair):
