@@ -25,6 +25,7 @@ from ._statistics import OperationCounts, OperationInFlight, Statistics
 from ._stdio import open_stderr, open_stdin, open_stdout
 from ._streams import ReceiveStream, SendStream, SocketStream
 from ._tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
+from ._udp import UDPSocket, open_udp_socket
 from ._unix import open_unix_listeners, serve_unix
 from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
@@ -88,6 +89,7 @@ __all__ = [
     "SocketStream",
     "Statistics",
     "TrioNetwork",
+    "UDPSocket",
     "UringNetwork",
     "UringSocket",
     "backend_info",
@@ -102,6 +104,7 @@ __all__ = [
     "open_stdout",
     "open_tcp_listeners",
     "open_tcp_stream",
+    "open_udp_socket",
     "open_unix_listeners",
     "open_unix_socket",
     "receive_frame",

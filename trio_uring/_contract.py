@@ -19,6 +19,9 @@ SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pa
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
 LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
 
+# A datagram of 65,535 bytes with what the kernel puts before it, in whole pages; 64 because one enter makes 33 shots at most.
+DATAGRAM_SIZE, DATAGRAM_COUNT = 69632, 64  # bytes, buffers
+
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
 
@@ -42,6 +45,8 @@ class RingCounters:
 
     def count_failure(self, op: Operation, res: int) -> None:
         """Counts an operation that is done with a result < 0."""
+        if op.shots is not None and res == -errno.EAGAIN:  # how a multishot receive ends when there is nothing left
+            return
         if res == -errno.ECANCELED:
             self.cancelled[op.opcode] += 1
         else:
@@ -61,6 +66,7 @@ class RingInfo:
     cq_entries: int
     opcodes: tuple[str, ...]
     provided_buffers: bool
+    multishot: bool = False  # RECVMSG may have `shots`, as far as the ring knows: a kernel before 6.0 answers EINVAL
 
 
 class Ring(Protocol):

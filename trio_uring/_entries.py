@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._extension import ffi, lib
-from ._op import NO_GROUP, Opcode
+from ._op import NAME_MAX, NO_GROUP, Opcode
 
 if TYPE_CHECKING:
     from ._op import Message, Operation
 
-NAME_MAX = 128  # bytes of a struct sockaddr_storage
-_SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
+_SQE_BUFFER_SELECT, _RECV_MULTISHOT = 1 << 5 << 8, 1 << 1 << 16  # in place in the entry's first word
 
 # Looked up once: they are called for most operations.
 _new, _from_buffer, _VECTOR, _tu_pair = ffi.new, ffi.from_buffer, "struct tu_vector *", lib.tu_vector_pair
@@ -24,6 +23,8 @@ _new, _from_buffer, _VECTOR, _tu_pair = ffi.new, ffi.from_buffer, "struct tu_vec
 def make_entry(op: Operation) -> Any:
     """What is the same each time that this operation is submitted; kept by it."""
     head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
+    if op.shots is not None:
+        head |= _RECV_MULTISHOT
     op.entry = _new("struct tu_entry *", (head, op.offset, op.flags, max(op.group, 0)))
     return op.entry
 

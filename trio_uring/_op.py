@@ -37,6 +37,12 @@ RECEIVING = (Opcode.RECV, Opcode.RECVMSG, Opcode.READ)
 NO_GROUP = -1
 SMALL_GROUP = 0  # many provided buffers of a page, for messages
 LARGE_GROUP = 1  # a few large provided buffers, for bulk
+DATAGRAM_GROUP = 2  # provided buffers that hold any datagram, for multishot receives
+
+NAME_MAX = 128  # bytes of a struct sockaddr_storage
+# What a shot of a multishot RECVMSG writes: a struct io_uring_recvmsg_out, the address with room for NAME_MAX bytes, room for
+# the control data, the payload.
+SHOT_NAME, SHOT_CONTROL = 16, 16 + NAME_MAX
 
 
 class OperationStateError(RuntimeError):
@@ -125,6 +131,7 @@ class Operation:
         "owner",
         "pin",
         "res",
+        "shots",
         "start",
         "state",
         "token",
@@ -143,6 +150,8 @@ class Operation:
         self.offset = 0  # file offset, or the length of a socket address
         self.flags = 0  # MSG_*, SOCK_* or poll bits
         self.group = NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
+        # Of a multishot RECVMSG, not None: a receive that goes on until it fails. The ring puts in what each shot wrote.
+        self.shots: list[bytes] | None = None
         self.dispose: Callable[[int], object] | None = None  # takes the result that no task is left to receive
 
         self.state = NEW

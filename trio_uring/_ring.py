@@ -18,6 +18,7 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -27,11 +28,21 @@ import warnings
 from collections import deque
 from typing import Any
 
-from ._contract import LARGE_COUNT, LARGE_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES, RingCounters, RingInfo
+from ._contract import (
+    DATAGRAM_COUNT,
+    DATAGRAM_SIZE,
+    LARGE_COUNT,
+    LARGE_SIZE,
+    SMALL_COUNT,
+    SMALL_SIZE,
+    SQ_ENTRIES,
+    RingCounters,
+    RingInfo,
+)
 from ._entries import make_entry, pin_vector, read_message
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._extension import ffi, lib
-from ._op import LARGE_GROUP, LINGERING, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._op import DATAGRAM_GROUP, LARGE_GROUP, LINGERING, SHOT_CONTROL, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
 class Setup(enum.IntFlag):
@@ -129,6 +140,7 @@ class UringRing:
         lacking = [op.name for op in Opcode if not probe[op]]
         if lacking:
             raise RingUnavailableError(errno.EOPNOTSUPP, f"this kernel's io_uring lacks {', '.join(lacking)}")
+        provided_buffers = provide_buffers and self._provide_buffers()
         return RingInfo(
             backend="uring",
             setup_flags=tuple(name for name, bit in Setup.__members__.items() if raw.setup_flags & bit),
@@ -136,14 +148,17 @@ class UringRing:
             sq_entries=raw.sq_entries,
             cq_entries=raw.cq_entries,
             opcodes=tuple(op.name for op in Opcode),
-            provided_buffers=provide_buffers and self._provide_buffers(),
+            provided_buffers=provided_buffers,
+            multishot=provided_buffers,
         )
 
     def _provide_buffers(self) -> bool:
-        """Registers the two groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
+        """Registers the groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
         large_start = SMALL_COUNT * SMALL_SIZE
         self._large_base = large_start - SMALL_COUNT * LARGE_SIZE  # the large buffers' ids go on from the small ones'
-        size = large_start + LARGE_COUNT * LARGE_SIZE
+        datagrams_start, first = large_start + LARGE_COUNT * LARGE_SIZE, SMALL_COUNT + LARGE_COUNT
+        self._datagrams_base = datagrams_start - first * DATAGRAM_SIZE
+        size = datagrams_start + DATAGRAM_COUNT * DATAGRAM_SIZE
         memory = lib.tu_pool_alloc(size)
         if memory == ffi.NULL:
             raise RingUnavailableError(errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool"))
@@ -154,7 +169,8 @@ class UringRing:
         if small < 0:
             return False
         large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start)
-        return bool(large >= 0)
+        datagrams = lib.tu_buffers(self._c, DATAGRAM_GROUP, first, DATAGRAM_COUNT, DATAGRAM_SIZE, memory + datagrams_start)
+        return bool(large >= 0 and datagrams >= 0)
 
     def fileno(self) -> int:
         return self._fd
@@ -255,10 +271,13 @@ class UringRing:
         for token, res, flags in zip(completions, completions, completions):
             if not token:
                 continue
-            if flags & _CQE_F_MORE:  # the kernel still holds the buffer
+            if flags & _CQE_F_MORE:
                 op = table[token]
-                op.state = op.state.lingering
-                op.res = res
+                if flags & _CQE_F_BUFFER:
+                    used = True
+                    self._take_shot(op, res, flags)
+                else:  # the kernel still holds the buffer
+                    op.state, op.res = op.state.lingering, res
                 continue
             op = table.pop(token)
             done.append(op)  # at once: from here on it is the caller's, whatever happens
@@ -268,17 +287,27 @@ class UringRing:
             op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
                 used = True
-                index = flags >> 16
-                start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
-                try:
-                    op.chunk = self._pool[start : start + res]
-                except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
-                    op.res = res = -errno.ENOMEM
+                if op.shots is None:
+                    index = flags >> 16
+                    start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
+                    try:
+                        op.chunk = self._pool[start : start + res]
+                    except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
+                        op.res = res = -errno.ENOMEM
+                elif res > 0:
+                    self._take_shot(op, res, flags)
+                    continue
             if res > 0:
                 moved[op.opcode] += res
             elif res < 0:
                 self.counters.count_failure(op, res)
         return used
+
+    def _take_shot(self, op: Any, res: int, flags: int) -> None:
+        start = self._datagrams_base + (flags >> 16) * DATAGRAM_SIZE
+        with contextlib.suppress(MemoryError):  # then this datagram is lost, as datagrams are
+            op.shots.append(self._pool[start : start + res])
+        self.counters.moved[op.opcode] += res - SHOT_CONTROL - op.message.control_max
 
     def received(self, op: Operation) -> None:
         read_message(op)

@@ -1,0 +1,256 @@
+"""UDP sockets that are cancelled, timed out, closed, refused, or used by two tasks at once.
+
+Rules of this file: a socket works after all of it, and what was counted as sent is what arrives.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+
+import outcome
+import pytest
+import trio
+from streams.support import passes, until_blocked
+from trio._core._traps import WaitTaskRescheduled
+
+import trio_uring
+from trio_uring._op import NO_GROUP
+
+from .support import opened, plain_sender, receive_payloads, udp_pair
+
+pytestmark = pytest.mark.usefixtures("kernel")
+SEED = int(os.environ.get("TRIO_URING_SEED", "20261126"))
+RECEIVES = pytest.mark.parametrize("receive", ["receive_from", "receive_many"])
+
+
+@RECEIVES
+async def test_two_receivers_are_one_too_many(receive):
+    async with udp_pair() as (client, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(getattr(server, receive))
+            await until_blocked(server.socket.fileno())
+            for other in (server.receive_from, server.receive_many):
+                with pytest.raises(trio.BusyResourceError):
+                    await other()
+            await server.send_to(b"other way", client.getsockname())
+            await client.send_to(b"x")
+        assert (await client.receive_from())[0] == b"other way"
+
+
+@RECEIVES
+async def test_closing_wakes_and_is_final(receive):
+    sock = await opened()
+    async with trio.open_nursery() as nursery:
+
+        async def wait():
+            with pytest.raises(trio.ClosedResourceError):
+                await getattr(sock, receive)()
+
+        nursery.start_soon(wait)
+        await until_blocked(sock.socket.fileno())
+        await sock.aclose()
+    for call in (sock.receive_from, sock.receive_many, lambda: sock.send_to(b"x"), lambda: sock.send_many([b"x"])):
+        with pytest.raises(trio.ClosedResourceError):
+            await call()
+    await sock.aclose()
+
+
+@RECEIVES
+async def test_timeouts(receive, autojump_clock):
+    async with udp_pair() as (client, server):
+        with pytest.raises(trio.TooSlowError):
+            await getattr(server, receive)(timeout=5)
+        server.receive_timeout = 3
+        before = trio.current_time()
+        with pytest.raises(trio.TooSlowError):
+            await getattr(server, receive)()
+        assert trio.current_time() - before == 3
+        await client.send_to(b"in time", timeout=5)
+        await client.send_many([b"in time"], timeout=5)
+        assert await receive_payloads(server, 2) == [b"in time"] * 2
+
+
+@RECEIVES
+async def test_a_refused_datagram_is_told(receive):
+    closed = socket.socket(type=socket.SOCK_DGRAM)
+    closed.bind(("127.0.0.1", 0))
+    address = closed.getsockname()
+    closed.close()
+    async with await trio_uring.open_udp_socket(remote_address=address) as client:
+        await client.send_to(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            await getattr(client, receive)()
+        await client.send_to(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            await client.send_to(b"x")
+        await client.send_to(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            await client.send_many([b"x", b"yy", b"zzz"])
+        assert client.datagrams_sent == 0
+
+
+async def test_what_came_before_an_error_is_returned_first():
+    """A connected socket has a datagram and an error: the error is told once, and not in place of the datagram."""
+    async with await opened() as peer, await opened() as client:
+        await peer.send_to(b"first", client.getsockname())
+        await client.socket.connect(peer.getsockname())
+        await peer.aclose()
+        outcomes = []
+        await client.send_to(b"into the void")
+        for _ in range(2):
+            try:
+                outcomes += [payload for payload, _ in await client.receive_many()]
+            except ConnectionRefusedError:
+                outcomes.append("refused")
+        assert sorted(outcomes, key=str) == [b"first", "refused"]
+
+
+@RECEIVES
+async def test_cancelled_before_it_begins(receive):
+    async with udp_pair() as (client, server):
+        await client.send_many([b"a", b"b"])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await getattr(server, receive)()
+        assert scope.cancelled_caught
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await client.send_many([b"c", b"dd"])
+        assert scope.cancelled_caught
+        assert client.datagrams_sent == 0
+        assert await receive_payloads(server, 2) == [b"a", b"b"]
+
+
+class Receiver:
+    """Receives in all ways, and is cancelled again and again."""
+
+    def __init__(self, sock: trio_uring.UDPSocket) -> None:
+        self.sock = sock
+        self.random = random.Random(SEED)
+        self.got: list[bytes] = []
+        self.cancels = self.wins = 0
+
+    async def receive(self, scope: trio.CancelScope) -> None:
+        with scope:
+            if self.random.random() < 0.5:
+                got = [await self.sock.receive_from()]
+            else:
+                got = await self.sock.receive_many(self.random.choice((1, 3, 100)))
+            self.got += [payload for payload, _ in got]
+            self.wins += scope.cancel_called
+        self.cancels += scope.cancelled_caught
+
+
+async def test_cancelled_receives_lose_nothing():
+    """Cancelled just as datagrams come from outside of the ring: all of them are received, in order, once."""
+    sent = 0
+    async with await opened() as server:
+        receiver = Receiver(server)
+        with plain_sender(server) as sender:
+            while receiver.cancels < 400 or receiver.wins < 10:
+                scope = trio.CancelScope()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receiver.receive, scope)
+                    await passes(receiver.random.randrange(5))
+                    count = receiver.random.randrange(3)
+                    for _ in range(count):
+                        sender.send(b"%d" % sent)
+                        sent += 1
+                    await passes(receiver.random.randrange(2))
+                    scope.cancel()
+        receiver.got += await receive_payloads(server, sent - len(receiver.got))
+    assert receiver.got == [b"%d" % number for number in range(sent)]
+
+
+async def test_a_kernel_without_multishot_is_found_out(monkeypatch):
+    """It answers EINVAL, and what is there is received by system calls."""
+    async with udp_pair() as (client, server):
+        await client.send_many([b"a", b"bb"])
+        perform = type(trio_uring._current_driver()).perform
+
+        async def old_kernel(driver, op, eager=False):
+            return -errno.EINVAL if op.shots is not None else await perform(driver, op, eager)
+
+        monkeypatch.setattr(type(trio_uring._current_driver()), "perform", old_kernel)
+        assert await receive_payloads(server, 2) == [b"a", b"bb"]
+        assert not server._multishot
+
+
+async def test_all_buffers_are_taken(monkeypatch):
+    """Both groups are empty in this pass: the receive brings its own memory, and nothing is lost."""
+    async with udp_pair() as (client, server):
+        perform, refused = type(trio_uring._current_driver()).perform, []
+
+        async def crowded(driver, op, eager=False):
+            if op.group != NO_GROUP and len(refused) < 2:
+                refused.append(op.opcode)
+                op.let_go()
+                await trio.lowlevel.checkpoint()
+                return -errno.ENOBUFS
+            return await perform(driver, op, eager)
+
+        monkeypatch.setattr(type(trio_uring._current_driver()), "perform", crowded)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_to, b"there")
+            assert (await server.receive_many())[0][0] == b"there"
+            nursery.start_soon(client.send_to, b"again")
+            assert (await server.receive_from())[0] == b"again"
+
+
+async def test_more_than_all_buffers_is_received():
+    """Several sockets that are full are read in one pass: more datagrams than there are buffers."""
+    async with await opened() as first, await opened() as second, await opened() as third:
+        servers = [first, second, third]
+        got = {server: [] for server in servers}
+        async with await opened() as client:
+            for server in servers:
+                await client.send_many([(bytes(number % 3 + 1) * 50, server.getsockname()) for number in range(60)])
+
+            async def receive(server):
+                got[server] += await receive_payloads(server, 60)
+
+            async with trio.open_nursery() as nursery:
+                for server in servers:
+                    nursery.start_soon(receive, server)
+        for server in servers:
+            assert [len(payload) for payload in got[server]] == [(number % 3 + 1) * 50 for number in range(60)]
+    assert trio_uring.current_statistics().buffers_in_use == 0
+
+
+async def park(coro):
+    """Runs a call by hand until it waits for the kernel, and its operation has been submitted."""
+    message = coro.send(None)
+    while not isinstance(message, WaitTaskRescheduled):
+        await trio.lowlevel.checkpoint()
+        message = coro.send(outcome.Value(None))
+    while trio_uring.current_statistics().queued:
+        await trio.lowlevel.checkpoint()
+
+
+@RECEIVES
+async def test_a_destroyed_receive_keeps_what_it_had(receive):
+    """The coroutine of a blocked call is closed (coro.close()) as a datagram comes, before the kernel has cancelled it."""
+    async with await opened() as server:
+        with plain_sender(server) as sender:
+            for _ in range(3):
+                coro = getattr(server, receive)()
+                await park(coro)
+                sender.send(b"first")
+                coro.close()
+                sender.send(b"second")
+                assert await receive_payloads(server, 2) == [b"first", b"second"]
+            assert len(server._operations) <= 3
+
+
+async def test_a_destroyed_receive_and_nothing_came():
+    async with await opened() as server:
+        with plain_sender(server) as sender:
+            coro = server.receive_from()
+            await park(coro)
+            coro.close()
+            await passes(5)
+            sender.send(b"later")
+            assert (await server.receive_from())[0] == b"later"

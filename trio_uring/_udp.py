@@ -1,0 +1,174 @@
+"""UDP sockets: datagrams on the ring, many at a time.
+
+Rules of this file: what opens, names and closes a socket; sending and receiving are in files of their own. The socket is a
+UringSocket, so names are resolved, bound and connected as trio does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as stdlib_socket
+import sys
+from typing import TYPE_CHECKING, Any, overload
+
+import trio
+
+from ._endpoint import SocketLike
+from ._errors import CLOSED_ERRNOS
+from ._socket import UringSocket
+from ._udp_messages import SEGMENTED_MAX, SOL_UDP, UDP_GRO, UDP_SEGMENT
+from ._udp_receive import UDPReceive
+from ._udp_send import UDPSend
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]  # trio brings it
+
+_FAMILIES = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
+
+
+class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
+    """A UDP socket over IPv4 or IPv6. One task may send while another receives.
+
+    Args:
+        sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. This one owns it from now on.
+        gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), to be split here: much less work for each.
+            Whoever receives from `.socket` directly gets them joined.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+        trio.ClosedResourceError: it was closed.
+
+    What is not received waits in the socket's buffer (SO_RCVBUF), and what does not fit there is dropped by the kernel, as UDP
+    does. Linux 6.0 or newer receives many at once; before that, and without io_uring, receive_many makes a system call for
+    each.
+    """
+
+    def __init__(self, sock: SocketLike, *, gro: bool = True) -> None:
+        super().__init__(_adopt(sock))
+        self._family = self.socket.family
+        self._plain = self._owner._sock  # type: ignore[union-attr]
+        with contextlib.suppress(OSError):  # a kernel before 4.18 would send a run as one datagram
+            self.socket.getsockopt(SOL_UDP, UDP_SEGMENT)
+            self._segment_max = SEGMENTED_MAX
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(SOL_UDP, UDP_GRO, int(gro))
+
+    def getsockname(self) -> Any:
+        """The local address, as of socket.socket."""
+        return self.socket.getsockname()
+
+    def getpeername(self) -> Any:
+        """The address that it is connected to. Raises OSError if it is not."""
+        return self.socket.getpeername()
+
+    @overload
+    def getsockopt(self, level: int, option: int) -> int: ...
+    @overload
+    def getsockopt(self, level: int, option: int, length: int) -> bytes: ...
+    def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
+        """As of socket.socket."""
+        return self.socket.getsockopt(level, option, length) if length else self.socket.getsockopt(level, option)
+
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
+        """As of socket.socket."""
+        self.socket.setsockopt(level, option, value)
+
+    def _check_open(self) -> None:
+        if self._closed or self._fileno() != self._fd:
+            raise trio.ClosedResourceError("this socket was already closed")
+
+    def _error(self, res: int) -> BaseException:
+        if self._closed or -res in CLOSED_ERRNOS:
+            return trio.ClosedResourceError("another task closed this socket")
+        return OSError(-res, os.strerror(-res))
+
+
+def _adopt(sock: object) -> trio.socket.SocketType:
+    if isinstance(sock, stdlib_socket.socket):
+        if type(sock) is not stdlib_socket.socket:
+            raise TypeError(f"UDPSocket requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
+    elif not isinstance(sock, trio.socket.SocketType):
+        raise TypeError(f"UDPSocket requires a stdlib or a trio socket, not {sock!r}")
+    if sock.type != stdlib_socket.SOCK_DGRAM or sock.family not in _FAMILIES:
+        raise ValueError("UDPSocket requires a SOCK_DGRAM socket of AF_INET or AF_INET6")
+    return UringSocket(sock) if isinstance(sock, stdlib_socket.socket) else sock
+
+
+async def open_udp_socket(
+    *,
+    local_address: tuple[str | None, int] | None = None,
+    remote_address: tuple[str, int] | None = None,
+    family: int = stdlib_socket.AF_UNSPEC,
+    reuse_port: bool = False,
+    broadcast: bool = False,
+    gro: bool = True,
+) -> UDPSocket:
+    """Opens a UDP socket.
+
+    Args:
+        local_address: (host, port) to bind; host None is the wildcard address, port 0 the kernel's choice. None: the kernel
+            chooses when something is sent.
+        remote_address: (host, port) to connect to. Then sends need no address, and only datagrams from there are received.
+        family: socket.AF_INET or AF_INET6; AF_UNSPEC: as the addresses are, AF_INET if there are none.
+        reuse_port: several sockets may bind the same address, and the kernel distributes what comes (SO_REUSEPORT).
+        broadcast: allow sending to broadcast addresses (SO_BROADCAST).
+        gro: as of UDPSocket.
+
+    A host may be a name; the addresses it has are tried in order, and the first that can be bound and connected is taken.
+
+    Raises:
+        OSError: no address could be bound and connected; each one's error is in the exception group that it is raised from.
+        ValueError: another family.
+
+    Cancellation: what was opened is closed.
+    """
+    if family not in (stdlib_socket.AF_UNSPEC, *_FAMILIES):
+        raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
+    options = [stdlib_socket.SO_REUSEPORT] * reuse_port + [stdlib_socket.SO_BROADCAST] * broadcast
+    errors: list[Exception] = []
+    for family_, local, remote in await _candidates(family, local_address, remote_address):
+        sock = UringSocket(stdlib_socket.socket(family_, stdlib_socket.SOCK_DGRAM))
+        try:
+            for option in options:
+                sock.setsockopt(stdlib_socket.SOL_SOCKET, option, 1)
+            if local is not None:
+                await sock.bind(local)
+            if remote is not None:
+                await sock.connect(remote)
+            return UDPSocket(sock, gro=gro)
+        except OSError as exc:
+            sock.close()
+            errors.append(exc)
+        except BaseException:
+            sock.close()
+            raise
+    message = f"no UDP socket from {local_address} to {remote_address} could be opened"
+    if not errors:
+        raise OSError(f"{message}: they have no address family in common")
+    raise OSError(errors[0].errno, f"{message}: {errors[0]}") from ExceptionGroup(message, errors)  # type: ignore[attr-defined]
+
+
+async def _candidates(family: int, local: Any, remote: Any) -> list[tuple[int, Any, Any]]:
+    """Family, local and remote address of the sockets to try, in order."""
+    locals_ = await _resolve(local, family, stdlib_socket.AI_PASSIVE)
+    remotes = await _resolve(remote, family, 0)
+    if local is None and remote is None:
+        return [(family or stdlib_socket.AF_INET, None, None)]
+    if remote is None:
+        return [(family_, address, None) for family_, address in locals_]
+    if local is None:
+        return [(family_, None, address) for family_, address in remotes]
+    return [(family_, bound, address) for family_, address in remotes for other, bound in locals_ if other == family_]
+
+
+async def _resolve(address: Any, family: int, flags: int) -> list[tuple[int, Any]]:
+    if address is None:
+        await trio.lowlevel.checkpoint()
+        return []
+    host, port = address
+    found = await trio.socket.getaddrinfo(host or None, port, family, stdlib_socket.SOCK_DGRAM, 0, flags)
+    return [(entry[0], entry[4]) for entry in found]
