@@ -181,23 +181,29 @@ async def test_a_kernel_without_multishot_is_found_out(monkeypatch):
 
 async def test_all_buffers_are_taken(monkeypatch):
     """Both groups are empty in this pass: the receive brings its own memory, and nothing is lost."""
-    async with udp_pair() as (client, server):
-        perform, refused = type(trio_uring._current_driver()).perform, []
+    perform, refused, got = type(trio_uring._current_driver()).perform, [], []
 
-        async def crowded(driver, op, eager=False):
-            if op.group != NO_GROUP and len(refused) < 2:
-                refused.append(op.opcode)
-                op.let_go()
-                await trio.lowlevel.checkpoint()
-                return -errno.ENOBUFS
-            return await perform(driver, op, eager)
+    async def crowded(driver, op, eager=False):
+        if op.group != NO_GROUP and len(refused) < 3:
+            refused.append(op.opcode)
+            op.let_go()
+            await trio.lowlevel.checkpoint()
+            return -errno.ENOBUFS
+        return await perform(driver, op, eager)
 
-        monkeypatch.setattr(type(trio_uring._current_driver()), "perform", crowded)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.send_to, b"there")
-            assert (await server.receive_many())[0][0] == b"there"
-            nursery.start_soon(client.send_to, b"again")
-            assert (await server.receive_from())[0] == b"again"
+    async def receive_both(server):
+        got.append(await server.receive_from())
+        got.extend(await server.receive_many())
+
+    monkeypatch.setattr(type(trio_uring._current_driver()), "perform", crowded)
+    async with await opened() as server:
+        with plain_sender(server) as sender:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive_both, server)
+                for payload in (b"one", b"two"):
+                    await until_blocked(server.socket.fileno())
+                    sender.send(payload)
+            assert got == [(b"one", sender.getsockname()), (b"two", sender.getsockname())]
 
 
 async def test_more_than_all_buffers_is_received():
@@ -254,3 +260,65 @@ async def test_a_destroyed_receive_and_nothing_came():
             await passes(5)
             sender.send(b"later")
             assert (await server.receive_from())[0] == b"later"
+
+
+@RECEIVES
+async def test_an_empty_datagram_wakes(receive):
+    async with await opened() as server:
+        with plain_sender(server) as sender:
+            got = []
+
+            async def wait():
+                got.append(await getattr(server, receive)())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await until_blocked(server.socket.fileno())
+                sender.send(b"")
+            expected = (b"", sender.getsockname())
+            assert got == [expected if receive == "receive_from" else [expected]]
+
+
+@RECEIVES
+async def test_a_run_wakes_and_is_split(receive):
+    async with udp_pair() as (client, server):
+        got = []
+
+        async def wait():
+            one = await getattr(server, receive)()
+            got.extend(one if isinstance(one, list) else [one])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await until_blocked(server.socket.fileno())
+            await client.send_many([b"a" * 9] * 5)
+        assert [payload for payload, _ in got] + await receive_payloads(server, 5 - len(got)) == [b"a" * 9] * 5
+
+
+@RECEIVES
+async def test_closed_as_it_becomes_readable(receive):
+    """What then has the same number is somebody else's."""
+    server = await opened()
+    stranger = socket.socket(type=socket.SOCK_DGRAM)
+    outcomes = []
+
+    async def wait():
+        try:
+            outcomes.append(await getattr(server, receive)())
+        except trio.ClosedResourceError:
+            outcomes.append("closed")
+
+    with stranger, plain_sender(server) as sender:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await until_blocked(server.socket.fileno())
+            sender.sendto(b"a stranger's", stranger.getsockname())
+            sender.send(b"ours")
+            number = server.socket.fileno()
+            server._close()
+            os.dup2(stranger.fileno(), number)
+        os.close(number)
+        assert outcomes != ["a stranger's"]
+        assert stranger.recv(100) == b"a stranger's"
