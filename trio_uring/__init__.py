@@ -7,6 +7,7 @@ trio.run does.
 from . import socket
 from ._backend import BackendInfo
 from ._buffered import BufferedReceiveStream
+from ._copy import Relayed, copy_stream, relay
 from ._driver import backend_info
 from ._driver import current_driver as _current_driver
 from ._enable import Enable, enable, run
@@ -19,6 +20,7 @@ from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
 from ._pool import BufferClassStatistics, BufferPool
 from ._processes import open_process
+from ._send_file import send_file
 from ._socket import UringSocket
 from ._socket_networks import TrioNetwork, UringNetwork
 from ._statistics import OperationCounts, OperationInFlight, Statistics
@@ -82,6 +84,7 @@ __all__ = [
     "OperationCounts",
     "OperationInFlight",
     "ReceiveStream",
+    "Relayed",
     "RingBrokenError",
     "RingUnavailableError",
     "SendStream",
@@ -93,6 +96,7 @@ __all__ = [
     "UringNetwork",
     "UringSocket",
     "backend_info",
+    "copy_stream",
     "current_operations",
     "current_statistics",
     "enable",
@@ -108,8 +112,10 @@ __all__ = [
     "open_unix_listeners",
     "open_unix_socket",
     "receive_frame",
+    "relay",
     "run",
     "send_all_vectored",
+    "send_file",
     "send_frame",
     "serve_ssl_over_tcp",
     "serve_tcp",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._backend import BackendInfo, check_backend, open_ring, probe
-from ._engine import Engine
+from ._chains import ChainEngine
 from ._errors import RingBrokenError
 from ._ring import open_timer
 from ._statistics import OperationInFlight, Statistics, snapshot
@@ -45,7 +45,7 @@ WATCHDOG_SECONDS = 1.0
 _LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
 
 
-class Driver(Engine):
+class Driver(ChainEngine):
     """Runs an engine in this trio.run. Made on first use by `current_driver`."""
 
     def __init__(self, ring: Ring, backend: BackendInfo, watchdog_seconds: float = WATCHDOG_SECONDS) -> None:
@@ -174,10 +174,11 @@ class Driver(Engine):
         if self.closed:
             return
         self.idle_scope = None  # of a run that is over
+        self.attention = _refuse_ending
         deadline = time.monotonic() + TEARDOWN_SECONDS
         try:
             self._cancel_abandoned()
-            self.queue.clear()
+            self.give_up_queue()
             if isinstance(self.failure, RingBrokenError):
                 raise self.failure  # entries that it did not take may name descriptors that are closed by now
             op: Any
@@ -204,6 +205,7 @@ class Driver(Engine):
     def _end(self, attention: Callable[[TaskOperation], None]) -> None:
         self.closed, self.attention = True, attention
         os.close(self._timer)
+        self.pipes.close()
 
     # -- looking in
 
@@ -224,6 +226,10 @@ def _move_to_current_run(op: TaskOperation) -> None:
     if any(other.driver is not driver and not other.driver.closed for other in op.siblings):
         raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
     op.driver = driver
+
+
+def _refuse_ending(op: TaskOperation) -> None:
+    raise RuntimeError("this trio.run is over")
 
 
 def _refuse_in_child(op: TaskOperation) -> None:

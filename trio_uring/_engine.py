@@ -47,6 +47,7 @@ class TaskOperation(Operation):
     """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
 
     __slots__ = ("driver", "raise_cancel", "siblings", "task")
+    waiting = False  # of a chained operation (_chains): its function has not been called yet
 
     def __init__(self, driver: Engine, opcode: int, fd: int, owner: object = None) -> None:
         super().__init__(opcode, fd, owner)
@@ -87,8 +88,7 @@ class Engine:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         ring.now = time.monotonic()
-        self.short_writes = 0
-        self.passes = 0
+        self.short_writes = self.passes = 0
         self.closed = False
         self.failure: BaseException | None = None
         self.queue: list[TaskOperation] = []
@@ -98,10 +98,10 @@ class Engine:
         self.attention: Callable[[TaskOperation], None] | None = None
         self._done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
         self._abandoned: list[tuple[TaskOperation, int]] = []
+        self._woke = False  # a task, in this reap
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
         self._eager: TaskOperation | None = None  # the one that is being performed now: its caller is there for the result
-        self._load = 0  # operations made in the last pass
-        self._made = 0  # operations made in this pass
+        self._load = self._made = 0  # operations made in the last pass, and in this one
         self.early_reaps = 0  # in the middle of a pass: completions that then need not wake anybody
         self._thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
@@ -244,7 +244,7 @@ class Engine:
             if op.state.in_kernel:
                 self.ring.cancel(op)
                 self.dirty = True
-            elif op.task is not None:
+            elif op.task is not None or op.waiting:
                 self.withdraw(op)
                 op.res = _ECANCELED
                 self._wake(op)
@@ -312,6 +312,7 @@ class Engine:
                 self._drop(op)
             else:
                 op.task = None
+                self._woke = True
                 _reschedule(task, op)
         done.clear()
         if self.idle_scope is not None and not self.ring.table and not self.queue:
@@ -323,7 +324,7 @@ class Engine:
             _reschedule(task, op)
 
     def _drop(self, op: TaskOperation) -> None:
-        """A completion that no task waits for: an eager operation's, which is told by its state, or an abandoned one's."""
+        """A completion that no task waits for: a chained one, an eager one that is told by its state, an abandoned one."""
         if op.dispose is not None and op is not self._eager:
             op.dispose(op.res)
 
@@ -352,7 +353,7 @@ class Engine:
 
         if not op.state.in_kernel:
             op.let_go()
-        if op.task is not None:
+        if op.task is not None or op.waiting:
             op.res, op.raise_cancel = _ECANCELED, raise_it
             self._wake(op)
         self.come_back()  # in before_io_wait, trio has made up its mind how long to wait

@@ -131,7 +131,7 @@ async def receive_frame(
     with within(timeout):
         if isinstance(source, (BufferedReceiveStream, ReceiveSide)):
             return await _receive_frame(source, max_size, prefix)
-        with _Place(source) as reader:
+        with Place(source) as reader:
             return await _receive_frame(reader, max_size, prefix)
 
 
@@ -162,7 +162,7 @@ _kept: dict[int, bytes | None] = {}
 _watched: dict[int, weakref.ref[Any]] = {}
 
 
-class _Place:
+class Place:
     """Where receive_frame is on a stream that cannot take bytes back, from one call to the next."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:

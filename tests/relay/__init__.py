@@ -1,0 +1,1 @@
+"""Copies, relays and files: bytes that move without a Python task for each chunk."""

@@ -1,0 +1,179 @@
+"""Copying a stream to another, one way and both ways.
+
+Between streams of this package a pump does it, in the ring; with any other stream a loop does, with the same results.
+
+Rules of this file: a byte that was taken from the source and that the sink has not taken goes back in front of the source. Only
+a sink that cannot say what it took of a send that was cut off is an exception: what may have been sent is never sent twice.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
+
+from ._buffered import BufferedReceiveStream
+from ._frames import Place
+from ._loop_sink import LoopSink
+from ._pump import take_receiving, take_sending
+from ._receive import ReceiveSide
+from ._send import SendSide
+from ._stream_pump import StreamPump
+from ._timed import receiving_end, sending_end, untimed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOP_SIZE = 65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
+
+
+class Relayed(NamedTuple):
+    """What `relay` has moved, in bytes."""
+
+    a_to_b: int
+    b_to_a: int
+
+
+@enable_ki_protection
+async def copy_stream(
+    source: trio.abc.ReceiveStream,
+    sink: trio.abc.SendStream,
+    *,
+    max_bytes: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Copies everything that `source` gives to `sink`, until `source` ends.
+
+    Between two streams of this package (SocketStream, SendStream, ReceiveStream; a trio.StapledStream of them) no Python task
+    wakes for the bytes, and this one once, at the end: small messages are received and sent in the ring, bulk is moved by
+    splice(2). Any other stream is served by a loop of receive and send.
+
+    Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source` or sending to `sink` in
+    another task raises trio.BusyResourceError.
+
+    Memory: at most 256 KiB between the two, in buffers or in a pipe, whatever the sink's speed; none while `source` is idle.
+
+    Args:
+        source: any trio.abc.ReceiveStream. What it has kept of interrupted calls goes first.
+        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams) counts the whole copy.
+        max_bytes: stop after so many; no byte more is taken from `source`. None: at its end.
+        progress: called in this task with the number of bytes that the sink has taken so far, each time that there are more,
+            but at most once in a pass of trio's scheduler, and with the final number before an error or a cancellation leaves.
+            An exception that it raises stops the copy and leaves copy_stream. It must not block.
+
+    Returns:
+        How many bytes the sink has taken.
+
+    Raises:
+        trio.BrokenResourceError, trio.ClosedResourceError: one of the streams is broken, or was closed. Between two streams of
+            this package the message says which one. What came before the source's error has been sent.
+        trio.BusyResourceError: another task is receiving from `source`, or sending to `sink`.
+        ValueError, TypeError: `max_bytes` is negative, or not an integer.
+
+    The streams' own `receive_timeout` and `send_timeout` do not apply: the copy is one call, and may rest as long as the source
+    does. Put a cancel scope around it.
+
+    Cancellation: no byte is lost or doubled. What was taken from `source` and not taken by `sink` is given by the next receive
+    on `source`; how much the sink took is in its `bytes_sent` and the last that `progress` was told. If all had been copied, it
+    returns. A source that is not of this package cannot take bytes back: they are kept for the next copy_stream, relay or
+    receive_frame on it (wrap it in a BufferedReceiveStream to have them in any receive). A sink that is neither of this package
+    nor a trio.SocketStream (TLS, memory) cannot say how much of the send that was cut off it took; those bytes, at most 64 KiB,
+    are not sent again.
+    """
+    if max_bytes is not None and operator.index(max_bytes) < 0:
+        raise ValueError("max_bytes must be >= 0")
+    source, sink = receiving_end(source), sending_end(sink)
+    if isinstance(source, ReceiveSide) and isinstance(sink, SendSide):
+        return await _pump(source, sink, max_bytes, progress)
+    if isinstance(source, (ReceiveSide, BufferedReceiveStream)):
+        return await _loop(source, sink, max_bytes, progress)
+    with Place(source) as reader:
+        return await _loop(reader, sink, max_bytes, progress)
+
+
+async def _pump(source: ReceiveSide, sink: SendSide, max_bytes: int | None, progress: Callable[[int], object] | None) -> int:
+    """Takes both directions; the pump frees them at its end, which may be later than ours if our coroutine is destroyed."""
+    await checkpoint_if_cancelled()
+    await take_receiving(source)
+    try:
+        await take_sending(sink)
+        try:
+            pump = StreamPump(source, sink, max_bytes)
+        except BaseException:
+            sink._sending = False
+            raise
+    except BaseException:
+        source._receiving = False
+        raise
+    return await pump.run(progress)
+
+
+async def _loop(
+    source: ReceiveSide | BufferedReceiveStream,
+    sink: trio.abc.SendStream,
+    max_bytes: int | None,
+    progress: Callable[[int], object] | None,
+) -> int:
+    """The copy by receive and send."""
+    await trio.lowlevel.checkpoint()
+    with LoopSink(sink, progress) as out:
+        while max_bytes is None or out.total < max_bytes:
+            size = LOOP_SIZE if max_bytes is None else min(LOOP_SIZE, max_bytes - out.total)
+            chunk = bytes(await source.receive_some(size, **untimed(source)))
+            if not chunk:
+                break
+            try:
+                await out.send(chunk)
+            except BaseException:
+                source._put_back([chunk[len(chunk) - out.unsent :]])
+                raise
+        return out.total
+
+
+async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[int, int], object] | None = None) -> Relayed:
+    """Copies both ways between two streams, until both directions have ended.
+
+    The end of one stream is carried over with the other's `send_eof`, and the opposite direction goes on. A stream without
+    send_eof (TLS) cannot be told: then the relay lasts until it ends by itself. Nothing is closed.
+
+    Args:
+        a, b: any trio.abc.Stream; see copy_stream for how each pair is served, and for the memory, for each direction.
+        progress: as of copy_stream, with two numbers: the bytes copied from `a` to `b` and from `b` to `a`.
+
+    Returns:
+        The bytes copied each way, a tuple (a_to_b, b_to_a).
+
+    Raises:
+        As copy_stream: an error in one direction ends the other, and is raised. It is the first one, alone, not in a group.
+
+    Cancellation: as of copy_stream, in each direction.
+    """
+    counts = [0, 0]
+    errors: list[BaseException] = []
+
+    async def one_way(index: int, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        def tell(total: int) -> None:
+            counts[index] = total
+            if progress is not None:
+                progress(*counts)
+
+        try:
+            counts[index] = await copy_stream(source, sink, progress=tell if progress is not None else None)
+            if hasattr(type(sink), "send_eof"):
+                await sink.send_eof()  # type: ignore[attr-defined]  # pyright: ignore
+        except (trio.Cancelled, GeneratorExit):
+            raise
+        except BaseException as exc:  # the nursery would make a group of it
+            errors.append(exc)
+            nursery.cancel_scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one_way, 0, a, b)
+            nursery.start_soon(one_way, 1, b, a)
+    finally:
+        if errors:
+            raise errors[0]
+    return Relayed(*counts)

@@ -1,0 +1,83 @@
+"""Pipes that splice(2) needs between two descriptors: taken for as long as there are bytes in one, shared by a run's copies.
+
+Rules of this file: a pipe in the pool is empty. No pipe to be had (descriptors, memory of pipes) is no error: the copy then
+uses buffers. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+PIPE_SIZE = 2**18  # bytes that one copy moves at a time, and that a sink which takes nothing holds
+PIPES_MAX = 64  # of one run, at the same time: 128 descriptors, and 16 MiB, which is a user's limit of pipe memory in Linux / 4
+IDLE_MAX = 4  # kept open while nobody uses them
+
+SPLICE_NOW = 2 | 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
+
+
+class Pipe:
+    """An empty pipe, or one with `held` bytes."""
+
+    def __init__(self) -> None:
+        import fcntl  # the package is imported where there is none
+
+        self._read, self._write = os.pipe()
+        self.held = 0
+        with contextlib.suppress(OSError):  # the default of 64 KiB will do
+            fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+
+    def fill(self, fd: int, count: int) -> int:
+        """Takes up to `count` bytes out of `fd`, and says how many; 0 at its end. Raises OSError, BlockingIOError too."""
+        self.held = os.splice(fd, self._write, min(count, PIPE_SIZE), flags=SPLICE_NOW)
+        return self.held
+
+    def empty(self, fd: int) -> int:
+        """Gives `fd` what it takes now, and says how many bytes. Raises OSError, BlockingIOError too."""
+        count = os.splice(self._read, fd, self.held, flags=SPLICE_NOW)
+        self.held -= count
+        return count
+
+    def read(self) -> bytes:
+        """What nobody is to get through it."""
+        parts = []
+        while self.held:
+            parts.append(os.read(self._read, self.held))
+            self.held -= len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Pipes:
+    """The pipes of one run."""
+
+    def __init__(self) -> None:
+        self._idle: list[Pipe] = []
+        self.count = 0  # open now
+
+    def take(self) -> Pipe | None:
+        if self._idle:
+            return self._idle.pop()
+        if self.count == PIPES_MAX:
+            return None
+        try:
+            pipe = Pipe()
+        except OSError:
+            return None
+        self.count += 1
+        return pipe
+
+    def give(self, pipe: Pipe) -> None:
+        if pipe.held or len(self._idle) == IDLE_MAX:
+            pipe.close()
+            self.count -= 1
+        else:
+            self._idle.append(pipe)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+            self.count -= 1
