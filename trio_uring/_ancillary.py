@@ -5,6 +5,7 @@ Rules of this file: standard library only. A received descriptor belongs to whoe
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 import struct
@@ -20,10 +21,18 @@ _ALIGN = 8
 
 
 def pack_control(ancdata: Iterable[tuple[int, int, Buffer]]) -> bytes:
-    """As sendmsg takes it, in the kernel's format."""
+    """As sendmsg takes it, in the kernel's format.
+
+    Raises:
+        TypeError, ValueError, OverflowError: as the socket module would for it.
+    """
     packed = bytearray()
     for level, kind, data in ancdata:
-        payload = bytes(data)
+        with memoryview(data) as view:
+            payload = view.tobytes()
+        level, kind = operator.index(level), operator.index(kind)
+        if not -(2**31) <= min(level, kind) <= max(level, kind) < 2**31:
+            raise OverflowError("level and type of control data do not fit into a C int")
         packed += _HEADER.pack(_HEADER.size + len(payload), level, kind) + payload
         packed += bytes(-len(packed) % _ALIGN)
     return bytes(packed)

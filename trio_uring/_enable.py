@@ -1,15 +1,17 @@
 """Enabling: the ring under a whole trio program, for one run.
 
 Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a trio.SocketStream or trio.SocketListener
-makes ours. Three things do that, and nothing is rebound, so names that a library imported earlier work as well:
+makes ours. Two things do that, and nothing is rebound, so names that a library imported earlier work as well:
 
-- trio's own hook, `trio.socket.set_custom_socket_factory`, for trio.socket.socket();
-- `_SocketType.__init__`, for every other way to a trio socket (socketpair, from_stdlib_socket, fromfd, accept, dup): a socket
-  that was made in an enabled run changes its class to UringSocket, which is a subclass;
+- `_SocketType.__init__`, which is every way to a trio socket (socket, socketpair, from_stdlib_socket, fromfd, accept, dup): a
+  socket that was made in an enabled run changes its class to UringSocket, which is a subclass;
 - the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of ours.
 
-Rules of this file: the last two are in place while any enabled run goes on, ask in each call whether *this* run is one, and are
-taken away with the last one. Other runs, in other threads too, get what they always got.
+trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: it is for trio.socket.socket() only, and there is
+one of it. Sockets of a factory that makes trio's are ours as well; others (FakeNet's) stay what they are.
+
+Rules of this file: both are in place while any enabled run goes on, ask in each call whether *this* run is one, and are taken
+away with the last one. Other runs, in other threads too, get what they always got.
 """
 
 from __future__ import annotations
@@ -126,19 +128,14 @@ def run(
     )
 
 
-class _Factory(trio.abc.SocketFactory):
-    """For trio.socket.set_custom_socket_factory: it is set in a run, and is gone with it."""
-
-    def socket(self, family: int = stdlib_socket.AF_INET, type: int = stdlib_socket.SOCK_STREAM, proto: int = 0) -> UringSocket:
-        return UringSocket(stdlib_socket.socket(family, type, proto))
-
-
 class _RunAware(abc.ABCMeta):
     """The metaclass of trio.SocketStream and trio.SocketListener while a run is enabled."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         native, sock = _NATIVE.get(cls), kwargs.get("socket", args[0] if args else None)
-        if native is not None and isinstance(sock, UringSocket) and sock.type == stdlib_socket.SOCK_STREAM:
+        # Everything else, wrong arguments too, is trio's affair.
+        one = len(args) + len(kwargs) == 1
+        if native is not None and one and isinstance(sock, UringSocket) and sock.type == stdlib_socket.SOCK_STREAM:
             here = _enabled_here()
             if here is not None and here.streams:
                 return native(sock)
@@ -163,7 +160,6 @@ def _start(instrument: Enable) -> None:
     if instrument.backend is not None:
         request_backend(instrument.backend)
     _enabled.set(instrument)
-    trio.socket.set_custom_socket_factory(_Factory())
     with _lock:
         _runs += 1
         if _runs == 1:

@@ -103,7 +103,7 @@ class Engine:
         self._eager: TaskOperation | None = None  # the one that is being performed now: its caller is there for the result
         self._load = self._made = 0  # operations made in the last pass, and in this one
         self.early_reaps = 0  # in the middle of a pass: completions that then need not wake anybody
-        self._thread = get_ident()
+        self.thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
     def rehook(self) -> None:
@@ -120,7 +120,7 @@ class Engine:
         operation is an eager one and this is the time for it; call `perform_eagerly`. Whoever parks by hand calls `abandon`
         if op.task is not None afterwards: the coroutine was destroyed.
         """
-        if self.attention is not None or get_ident() != self._thread:
+        if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
             if op.driver is not self:
                 return op.driver.begin(op, eager)
@@ -192,7 +192,7 @@ class Engine:
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
         op.task = op.raise_cancel = None
-        if get_ident() != self._thread or not self.withdraw(op):
+        if get_ident() != self.thread or not self.withdraw(op):
             self._abandoned.append((op, op.token))  # this use of it: the next one is somebody else's
 
     @enable_ki_protection
@@ -203,7 +203,7 @@ class Engine:
             return Abort.SUCCEEDED
 
         while op.state.in_kernel:
-            if self.attention is not None or get_ident() != self._thread:
+            if self.attention is not None or get_ident() != self.thread:
                 self._attend(op)
             op.task = current_task()
             try:
@@ -235,7 +235,7 @@ class Engine:
         under the same number. So: what is queued is taken back, what is in the kernel is flushed and cancelled, the
         descriptor is closed, and one more reap collects what the cancels did. Tasks that wait get ECANCELED.
         """
-        if self.closed or self.failure is not None or get_ident() != self._thread:
+        if self.closed or self.failure is not None or get_ident() != self.thread:
             close()
             return
         for op in ops:
@@ -382,7 +382,7 @@ class Engine:
     def _attend(self, op: TaskOperation) -> None:
         """Does what has to be done before an operation when all is not as usual, or says why it cannot be made."""
         try:
-            if not self.closed and get_ident() != self._thread:
+            if not self.closed and get_ident() != self.thread:
                 raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
             if self.attention is not None:
                 self.attention(op)

@@ -75,6 +75,7 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
         except trio.ClosedResourceError:
             await trio.lowlevel.checkpoint()  # as trio's: a loop that accepts from a closed listener does not stop the run
             raise
+        self._lease.check_socket(True)
         op = self._accept_operation
         if op is None:
             op = self._accept_operation = self._operation(Opcode.ACCEPT)

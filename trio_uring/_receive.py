@@ -119,6 +119,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         if self._closed or self._fileno() != self._fd:
             self._check_open()
+        if self._lease.reading is not None:
+            self._lease.check_socket(True)
         op = self._receive_operation or self._make_receive_operation()
         self._receiving = True
         return op

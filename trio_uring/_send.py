@@ -132,6 +132,8 @@ class SendSide(TimedSend, Endpoint):
             raise trio.BusyResourceError("another task is currently sending data on this stream")
         if self._closed or self._fileno() != self._fd or (self._socket is not None and self._socket.did_shutdown_SHUT_WR):
             self._check_can_send()
+        if self._lease.writing is not None:
+            self._lease.check_socket(False)
         op = (self._many or self._make_many()) if many else (self._one or self._make_one())
         self._sending = True
         self.bytes_sent = 0
@@ -223,6 +225,7 @@ class SendSide(TimedSend, Endpoint):
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending data on this stream")
         self._check_open()
+        self._lease.check_socket(False)
         self._sending = True
         try:
             await self._poll(select.POLLOUT)

@@ -10,29 +10,34 @@ reaped, whenever the task resumes. A socket that waits holds no memory for what 
 from __future__ import annotations
 
 import errno
+import operator
 import os
-import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio._socket import _SocketType
+from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._addresses import pack_address, unpack_address
-from ._contract import SMALL_SIZE
+from ._addresses import unpack_address
+from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._op import LARGE_GROUP, NO_GROUP, Message, Opcode
 from ._provided import BufferChoice
-from ._socket_calls import BYTES_MAX, byte_count, on_ring, readable, writable
-from ._socket_messages import SocketMessages
+from ._socket_calls import BYTES_MAX, byte_count, on_ring, padded, readable, writable
+from ._socket_messages import SocketMessages, pack_checked
 from ._views import release_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Buffer
 
     from ._engine import TaskOperation
+
+_RECV, _SEND = int(Opcode.RECV), int(Opcode.SEND)
+_NOSIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
+_BYTES = bytes  # which an argument is called, too
+_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
 
 
 class UringSocket(SocketMessages, BufferChoice):
@@ -44,21 +49,26 @@ class UringSocket(SocketMessages, BufferChoice):
     Raises:
         TypeError: it is something else, an SSL socket for instance.
 
-    Every method that waits is a checkpoint. Two tasks that wait for the same direction get trio.BusyResourceError; closing the
-    socket wakes those that wait on it with trio.ClosedResourceError. Addresses of other families than IPv4, IPv6 and Unix are
-    left to trio's own methods, as is a socket object that was put in place of `sock`.
+    Every method that waits is a checkpoint. Two tasks that wait for the same direction, here or on a stream on this socket,
+    get trio.BusyResourceError; closing the socket wakes those that wait with trio.ClosedResourceError. Addresses of other
+    families than IPv4, IPv6 and Unix are left to trio's own methods, as is a socket object that was put in place of `sock`.
 
     Cancellation: as with trio's: what was done is returned, and the cancellation comes at the next checkpoint. A cancelled
     connect closes the socket.
     """
-
-    _kept = b""  # what a receive got whose coroutine was destroyed
 
     # -- opening and closing
 
     def dup(self) -> UringSocket:
         """As socket.socket.dup."""
         return UringSocket(self._sock.dup())
+
+    def detach(self) -> int:
+        """As socket.socket.detach. Tasks that wait on the socket, or on a stream on it, wake with trio.ClosedResourceError."""
+        lease = self._own_lease
+        if lease is not None and self._sock.fileno() != -1:
+            lease.release(_nothing)
+        return super().detach()
 
     def close(self) -> None:
         """Closes the socket at once. Tasks that wait on it, or on a stream on it, wake with trio.ClosedResourceError."""
@@ -70,156 +80,190 @@ class UringSocket(SocketMessages, BufferChoice):
     ) -> None:
         self.close()
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.accept, addressed=True)
     @enable_ki_protection
     async def accept(self) -> tuple[UringSocket, Any]:
         """As socket.socket.accept. Cancellation: a connection that arrived meanwhile is returned; none is lost."""
-        op = self._take(Opcode.ACCEPT, stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK)
+        op = await self._take(Opcode.ACCEPT, True, stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK)
         message = op.message = Message()
-        op.dispose, op.res = _close_accepted, -1
+        op.res = -1
         try:
-            fd = await self._perform(op, select.POLLIN)
+            fd = await self._perform(op, True)
             op.driver.ring.received(op)
-            op.res = -1
-            sock = stdlib_socket.socket(self.family, self.type, self.proto, fd)
+            sock = stdlib_socket.socket(self._family, self._kind, self._sock.proto, fd)
+            self._delivered(op)
             return UringSocket(sock), unpack_address(message.name)
         finally:
-            if not op.state.in_kernel:
-                _close_accepted(op.res)  # it was done, and this coroutine destroyed before it resumed
-            self._give_back(op)
+            self._end(op)
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.connect, addressed=True)
     @enable_ki_protection
     async def connect(self, address: Any) -> None:
         """As socket.socket.connect, with trio's resolution of names. Cancellation: the socket is closed."""
         try:
             address = await self._resolve_address_nocp(address, local=False)
-            packed = pack_address(self.family, address)
-            op = self._take(Opcode.CONNECT)
+            packed = await pack_checked(self._family, address)
+            op = await self._take(Opcode.CONNECT, False)
             try:
                 op.buffer, op.offset, op.entry = packed, len(packed), None
-                await self._perform(op, select.POLLOUT)
+                res = await op.driver.perform(op, True)
+                op.res = -1
             finally:
-                self._give_back(op)
+                self._end(op)
+                if not op.state.in_kernel:  # no stream on it need look at this one
+                    self.lease.writing = None
+            if -res in _CONNECTING:  # by an earlier call, which was interrupted or destroyed
+                await self._poll(False)
+                res = -self._sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
         except trio.Cancelled:
             self.close()  # the kernel leaves it half connected
             raise
-        except OSError as exc:
-            if isinstance(exc, stdlib_socket.gaierror) or not exc.errno:
-                raise
-            raise OSError(exc.errno, f"Error connecting to {address!r}: {exc.strerror}") from None
+        if res == -errno.ECANCELED:
+            raise trio.ClosedResourceError("another task closed this socket")
+        if res < 0:
+            raise OSError(-res, f"Error connecting to {address!r}: {os.strerror(-res)}")
 
-    @on_ring(addressed=False)
+    @on_ring(_SocketType.wait_writable)
+    @enable_ki_protection
     async def wait_writable(self) -> None:
         """Waits until sending might be possible without blocking. Cancellation: it stops waiting."""
-        self._check_direction_free(Opcode.SEND)
-        await self._poll(select.POLLOUT)
+        await self._poll(False)
 
     # -- receiving
 
-    @on_ring(addressed=False)
+    def is_readable(self) -> bool:
+        """Whether a receive would return at once."""
+        lease = self._own_lease
+        return (lease is not None and bool(lease.kept)) or super().is_readable()
+
     @enable_ki_protection
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """As socket.socket.recv."""
-        buflen = byte_count(buflen, "recv")
-        op = self._take(Opcode.RECV, flags)
+        op, res = None, None
+        if type(buflen) is int and buflen > 0 and not flags:
+            op = self._take_quickly(_RECV, True, 0)
+        if op is None:
+            return await self._recv(buflen, flags)
+        # What most receives are: one coroutine, and nothing of the general case.
         try:
-            if self._kept or not buflen:
-                await trio.lowlevel.checkpoint()
-                return self._take_kept(buflen)
-            if self.type != stdlib_socket.SOCK_STREAM:
-                return await self._receive_datagram(op, buflen, flags)
-            op.dispose = self._keep_abandoned(op)
-            return await self._receive_bytes(op, buflen)
+            size = self._size
+            if op.group != NO_GROUP and (buflen <= size or self._is_stream):
+                op.length = buflen if buflen < size else size
+                if op.driver.begin(op, op.group == LARGE_GROUP):
+                    res = await wait_task_rescheduled(op.abort)
+                else:
+                    res = await op.driver.perform_eagerly(op)
+                if res >= 0:
+                    chunk, op.chunk, op.res = op.chunk, None, -1
+                    if res == SMALL_SIZE or (op.group == LARGE_GROUP and self._is_stream):
+                        self._adapt(op, res)
+                    return chunk or b""
         finally:
-            if op.chunk and not op.state.in_kernel:  # done, and this coroutine destroyed before it resumed
-                self._kept += op.chunk
-            self._give_back(op)
+            self._end(op)
+        return await self._recv(buflen, flags, res)
 
-    async def _receive_bytes(self, op: TaskOperation, most: int) -> bytes:
-        """Of a stream: into a buffer of the size that its messages seem to have."""
-        if op.group == NO_GROUP:
-            self._use_first(op)
-        while True:
-            if op.group == NO_GROUP:
-                return await self._receive_into_own(op, min(most, self._size))
+    @on_ring(_SocketType.recv)
+    @enable_ki_protection
+    async def _recv(self, buflen: int, flags: int, res: int | None = None) -> bytes:
+        """`res`: the negative result of an operation that was made already."""
+        buflen = byte_count(buflen, "recv")
+        if not buflen:
+            await trio.lowlevel.checkpoint()
+            return b""
+        op, own = await self._take(Opcode.RECV, True, flags), None
+        try:
+            if self.lease.kept and (kept := self._take_kept(buflen, flags)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return kept
+            while True:
+                if res is not None:
+                    await self._again(op, True, res)
+                own = self._choose_buffer(op, buflen, flags, res == -errno.ENOBUFS)
+                res = await op.driver.perform(op, True)
+                if res >= 0:
+                    chunk = self._delivered(op)
+                    return chunk or b"" if own is None else padded(own, res)
+        finally:
+            self._end(op, () if own is None else [memoryview(own)])
+
+    def _choose_buffer(self, op: TaskOperation, most: int, flags: int, crowded: bool) -> bytearray | None:
+        """Sets what the operation receives into: one that the ring provides, or the one that is returned."""
+        if not self._is_stream or flags & stdlib_socket.MSG_TRUNC:
+            own = self._choose_whole_buffer(op, most, flags, crowded)
+            self._size = LARGE_SIZE
+        else:
+            if op.group == NO_GROUP or crowded:
+                self._use_first(op)
             op.length = min(most, self._size)
-            try:
-                res = await self._perform(op, select.POLLIN)
-            except OSError as exc:
-                if exc.errno != errno.ENOBUFS:
-                    raise
-                self._use_first(op)  # all of the group were taken in this pass; they are back by the next one
-                continue
-            chunk, op.chunk = op.chunk, None
-            if op.group == LARGE_GROUP or res == SMALL_SIZE:
-                self._adapt(op, res)
-            return chunk or b""
+            own = bytearray(op.length) if op.group == NO_GROUP else None
+        op.buffer, op.res = own, -1
+        return own
 
-    async def _receive_datagram(self, op: TaskOperation, size: int, flags: int) -> bytes:
-        """Whole, up to `size`: a small buffer might cut it."""
-        if await self._perform_in_group(op, size, flags):
-            chunk, op.chunk = op.chunk, None
-            return chunk or b""
-        return await self._receive_into_own(op, min(size, BYTES_MAX))
-
-    async def _receive_into_own(self, op: TaskOperation, size: int) -> bytes:
-        own = bytearray(size)
-        op.buffer, op.length = own, size
-        res = await self._perform(op, select.POLLIN)
-        return bytes(memoryview(own)[:res])
-
-    @on_ring(addressed=False)
+    @on_ring(_SocketType.recv_into)
     @enable_ki_protection
     async def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """As socket.socket.recv_into."""
         view = writable(buffer, nbytes, "recv_into")
         try:
-            op = self._take(Opcode.RECV, flags)
+            if not view.nbytes:
+                await trio.lowlevel.checkpoint()
+                return 0
+            op = await self._take(Opcode.RECV, True, flags)
             try:
-                if self._kept or not view.nbytes:
-                    await trio.lowlevel.checkpoint()
-                    chunk = self._take_kept(view.nbytes)
-                    view[: len(chunk)] = chunk
-                    return len(chunk)
-                if op.group != NO_GROUP:
-                    op.group, op.entry = NO_GROUP, None
+                if self.lease.kept and (kept := self._take_kept(view.nbytes, flags)):
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    view[: len(kept)] = kept
+                    return len(kept)
+                self._use_own(op)
                 op.buffer, op.length = view, min(view.nbytes, BYTES_MAX)
-                return await self._perform(op, select.POLLIN)
+                count = await self._perform(op, True)
+                self._delivered(op)
+                return count
             finally:
-                self._give_back(op)
+                self._end(op, [view])
         finally:
             release_view(view)
-
-    def _take_kept(self, most: int) -> bytes:
-        chunk, self._kept = self._kept[:most], self._kept[most:]
-        return chunk
-
-    def _keep_abandoned(self, op: TaskOperation) -> Callable[[int], None]:
-        def keep(_: int) -> None:
-            self._kept += op.chunk or b""
-            op.chunk = None
-
-        return keep
 
     # -- sending
 
-    @on_ring(addressed=False)
     @enable_ki_protection
     async def send(self, bytes: Buffer, flags: int = 0, /) -> int:
         """As socket.socket.send."""
-        view = readable(bytes)
+        op, res = None, None
+        if type(bytes) is _BYTES and not flags and len(bytes) <= BYTES_MAX:
+            op = self._take_quickly(_SEND, False, _NOSIGNAL)
+        if op is None:
+            return await self._send(bytes, flags)
         try:
-            op = self._take(Opcode.SEND, flags | stdlib_socket.MSG_NOSIGNAL)
+            op.buffer, op.length = bytes, len(bytes)  # type: ignore[arg-type]
+            if op.driver.begin(op, True):
+                res = await wait_task_rescheduled(op.abort)
+            else:
+                res = await op.driver.perform_eagerly(op)
+            op.res = -1
+            if res >= 0:
+                return res
+        finally:
+            self._end(op)
+        return await self._send(bytes, flags, res)
+
+    @on_ring(_SocketType.send)
+    @enable_ki_protection
+    async def _send(self, data: Buffer, flags: int, res: int | None = None) -> int:
+        """`res`: as of _recv."""
+        view = readable(data)
+        try:
+            op = await self._take(Opcode.SEND, False, operator.index(flags) | _NOSIGNAL)
             try:
+                if res is not None:
+                    await self._again(op, False, res)
                 op.buffer, op.length = view, min(view.nbytes, BYTES_MAX)
-                return await self._perform(op, select.POLLOUT)
+                return await self._perform(op, False)
             finally:
-                self._give_back(op)
+                self._end(op)
         finally:
             release_view(view)
 
 
-def _close_accepted(res: int) -> None:
-    if res >= 0:
-        os.close(res)
+def _nothing() -> None:
+    pass

@@ -5,38 +5,41 @@ Rules of this file: those of _socket.py. Descriptors that come in a message nobo
 
 from __future__ import annotations
 
-import select
+import errno
+import operator
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any
 
+import trio
+from trio._socket import _SocketType
 from trio.lowlevel import enable_ki_protection
 
 from ._addresses import pack_address, unpack_address
-from ._ancillary import close_descriptors, pack_control, unpack_control
-from ._op import NO_GROUP, Message, Opcode
-from ._socket_calls import BYTES_MAX, SocketCalls, byte_count, on_ring, readable, writable
+from ._ancillary import pack_control, unpack_control
+from ._op import Message, Opcode
+from ._socket_calls import SocketCalls, byte_count, on_ring, padded, readable, writable
 from ._views import release_view, release_views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from typing_extensions import Buffer
 
-    from ._engine import TaskOperation
-
-_PRIVATE_FLAGS = stdlib_socket.MSG_CMSG_CLOEXEC  # that we pass, and the caller did not ask for
+_CONTROL_MAX = 2**31 - 1
+_NOSIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
+_PRIVATE_FLAGS = int(stdlib_socket.MSG_CMSG_CLOEXEC)  # that we pass, and the caller did not ask for
 
 
 class SocketMessages(SocketCalls):
     """Mixed into UringSocket."""
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.recvfrom, addressed=True)
     async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """As socket.socket.recvfrom."""
         data, message = await self._receive_message(byte_count(bufsize, "recvfrom"), 0, flags)
         return data, unpack_address(message.name)
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.recvfrom_into, addressed=True)
     async def recvfrom_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """As socket.socket.recvfrom_into."""
         view = writable(buffer, nbytes, "recvfrom_into")
@@ -46,16 +49,16 @@ class SocketMessages(SocketCalls):
             release_view(view)
         return count, unpack_address(message.name)
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.recvmsg, addressed=True)
     async def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         """As socket.socket.recvmsg. Descriptors that it receives are close-on-exec."""
-        size, control_max = byte_count(bufsize, "recvmsg"), byte_count(ancbufsize, "recvmsg")
+        size, control_max = byte_count(bufsize, "recvmsg"), _control_size(ancbufsize)
         data, message = await self._receive_message(size, control_max, flags)
         return data, *_told(message)
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.recvmsg_into, addressed=True)
     async def recvmsg_into(
         self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, object]:
@@ -63,55 +66,50 @@ class SocketMessages(SocketCalls):
         views: list[memoryview] = []
         try:
             views.extend(writable(buffer, 0, "recvmsg_into") for buffer in buffers)
-            count, message = await self._receive_message_into(views, byte_count(ancbufsize, "recvmsg_into"), flags)
+            count, message = await self._receive_message_into(views, _control_size(ancbufsize), flags)
         finally:
             release_views(views)
         return count, *_told(message)
 
     @enable_ki_protection
     async def _receive_message(self, size: int, control_max: int, flags: int) -> tuple[bytes, Message]:
-        op, message = self._take_message(control_max, flags)
+        op, own, res = await self._take(Opcode.RECVMSG, True, operator.index(flags) | _PRIVATE_FLAGS), None, None
+        message = op.message = Message(control_max=control_max)
         try:
-            if await self._perform_in_group(op, size, flags):
-                chunk, op.chunk = op.chunk, None
-                return chunk or b"", self._received(op)
-            own = bytearray(min(size, BYTES_MAX))
-            op.message, op.buffers, op.length = message, [own], len(own)
-            count = await self._perform(op, select.POLLIN)
-            return bytes(memoryview(own)[:count]), self._received(op)
+            if self.lease.kept and (kept := self._take_kept(size, flags)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return kept, message
+            while True:
+                if res is not None:
+                    await self._again(op, True, res)
+                own = self._choose_whole_buffer(op, size, flags, res == -errno.ENOBUFS)
+                op.buffers, op.res = () if own is None else [own], -1
+                res = await op.driver.perform(op, True)
+                if res >= 0:
+                    op.driver.ring.received(op)
+                    chunk = self._delivered(op)
+                    return chunk or b"" if own is None else padded(own, res), message
         finally:
-            self._give_back_message(op)
+            self._end(op, () if own is None else [memoryview(own)])
 
     @enable_ki_protection
     async def _receive_message_into(self, views: list[memoryview], control_max: int, flags: int) -> tuple[int, Message]:
-        op, _ = self._take_message(control_max, flags)
-        try:
-            if op.group != NO_GROUP:
-                op.group, op.entry = NO_GROUP, None
-            op.buffers, op.length = views, sum(view.nbytes for view in views)
-            count = await self._perform(op, select.POLLIN)
-            return count, self._received(op)
-        finally:
-            self._give_back_message(op)
-
-    def _take_message(self, control_max: int, flags: int) -> tuple[TaskOperation, Message]:
-        op = self._take(Opcode.RECVMSG, flags | _PRIVATE_FLAGS)
+        op = await self._take(Opcode.RECVMSG, True, operator.index(flags) | _PRIVATE_FLAGS)
         message = op.message = Message(control_max=control_max)
-        op.dispose, op.res = _close_received(op), -1
-        return op, message
+        self._use_own(op)
+        try:
+            if self.lease.kept and (kept := self._take_kept(sum(view.nbytes for view in views), flags)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return _scatter(kept, views), message
+            op.buffers, op.length = views, sum(view.nbytes for view in views)
+            count = await self._perform(op, True)
+            op.driver.ring.received(op)
+            self._delivered(op)
+            return count, message
+        finally:
+            self._end(op, views)
 
-    def _received(self, op: TaskOperation) -> Message:
-        assert op.message is not None
-        op.driver.ring.received(op)
-        op.res = -1
-        return op.message
-
-    def _give_back_message(self, op: TaskOperation) -> None:
-        if not op.state.in_kernel and op.dispose is not None:
-            op.dispose(op.res)  # it was done, and this coroutine destroyed before it resumed
-        self._give_back(op)
-
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.sendto, addressed=True)
     async def sendto(self, *args: Any) -> int:
         """As socket.socket.sendto, with trio's resolution of names: sendto(data[, flags], address)."""
         if not 2 <= len(args) <= 3:
@@ -124,7 +122,7 @@ class SocketMessages(SocketCalls):
         finally:
             release_view(view)
 
-    @on_ring(addressed=True)
+    @on_ring(_SocketType.sendmsg, addressed=True)
     async def sendmsg(
         self,
         buffers: Iterable[Buffer],
@@ -143,28 +141,43 @@ class SocketMessages(SocketCalls):
             release_views(views)
 
     async def _resolve_and_pack(self, address: Any) -> bytes:
-        return pack_address(self.family, await self._resolve_address_nocp(address, local=False))
+        return await pack_checked(self._family, await self._resolve_address_nocp(address, local=False))
 
     @enable_ki_protection
     async def _send_message(self, views: list[memoryview], message: Message, flags: int = 0) -> int:
-        op = self._take(Opcode.SENDMSG, flags | stdlib_socket.MSG_NOSIGNAL)
+        op = await self._take(Opcode.SENDMSG, False, operator.index(flags) | _NOSIGNAL)
+        op.message, op.buffers, op.length = message, views, sum(view.nbytes for view in views)
         try:
-            op.message, op.buffers, op.length = message, views, sum(view.nbytes for view in views)
-            return await self._perform(op, select.POLLOUT)
+            return await self._perform(op, False)
         finally:
-            self._give_back(op)
+            self._end(op)
 
 
-def _close_received(op: TaskOperation) -> Callable[[int], None]:
-    def close(res: int) -> None:
-        op.chunk = None
-        if res >= 0 and op.message is not None:
-            op.driver.ring.received(op)
-            close_descriptors(bytes(op.message.control))
+async def pack_checked(family: int, address: Any) -> bytes:
+    """pack_address, and a checkpoint if it fails."""
+    try:
+        return pack_address(family, address)
+    except OSError:
+        await trio.lowlevel.checkpoint()
+        raise
 
-    return close
+
+def _control_size(ancbufsize: int) -> int:
+    if not 0 <= ancbufsize <= _CONTROL_MAX:
+        raise ValueError("invalid ancillary data buffer length")
+    return ancbufsize
+
+
+def _scatter(data: bytes, views: list[memoryview]) -> int:
+    start = 0
+    for view in views:
+        part = data[start : start + view.nbytes]
+        view[: len(part)] = part
+        start += len(part)
+    return start
 
 
 def _told(message: Message) -> tuple[list[tuple[int, int, bytes]], int, object]:
-    flags = message.flags & ~_PRIVATE_FLAGS
-    return unpack_control(bytes(message.control)), flags, unpack_address(message.name)
+    # control is a buffer still to be filled if the data was of an earlier call, whose coroutine was destroyed
+    control = message.control if isinstance(message.control, bytes) else b""
+    return unpack_control(control), message.flags & ~_PRIVATE_FLAGS, unpack_address(message.name)
