@@ -80,9 +80,6 @@ class Enable(trio.abc.Instrument):
     def before_run(self) -> None:
         _start(self)
 
-    def after_run(self) -> None:
-        _stop()
-
 
 def enable(backend: str | None = None, *, streams: bool = True) -> None:
     """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is allowed.
@@ -94,10 +91,7 @@ def enable(backend: str | None = None, *, streams: bool = True) -> None:
         RuntimeError: outside of trio; or trio_uring was used in this run already, with another backend than is asked for.
         ValueError, RingUnavailableError: as of Enable.
     """
-    if _enabled.get(None) is None:
-        instrument = Enable(backend, streams=streams)
-        _start(instrument)
-        trio.lowlevel.add_instrument(instrument)
+    _start(Enable(backend, streams=streams))
 
 
 def run(
@@ -155,11 +149,21 @@ def _enabled_here() -> Enable | None:
         return None
 
 
+class _End(trio.abc.Instrument):
+    """Tells when an enabled run is over: the user, who has the Enable object, might take that one out of the run."""
+
+    def after_run(self) -> None:
+        _stop()
+
+
 def _start(instrument: Enable) -> None:
     global _runs
     if instrument.backend is not None:
         request_backend(instrument.backend)
+    if _enabled.get(None) is not None:
+        return
     _enabled.set(instrument)
+    trio.lowlevel.add_instrument(_End())
     with _lock:
         _runs += 1
         if _runs == 1:

@@ -23,7 +23,7 @@ from ._addresses import unpack_address
 from ._contract import LARGE_SIZE, SMALL_SIZE
 from ._op import LARGE_GROUP, NO_GROUP, Message, Opcode
 from ._provided import BufferChoice
-from ._socket_calls import BYTES_MAX, byte_count, on_ring, padded, readable, writable
+from ._socket_calls import BYTES_MAX, byte_count, on_ring, readable, writable
 from ._socket_messages import SocketMessages, pack_checked
 from ._views import release_view
 
@@ -182,7 +182,7 @@ class UringSocket(SocketMessages, BufferChoice):
                 res = await op.driver.perform(op, True)
                 if res >= 0:
                     chunk = self._delivered(op)
-                    return chunk or b"" if own is None else padded(own, res)
+                    return chunk or b"" if own is None else self._take_out(own, res)
         finally:
             self._end(op, () if own is None else [memoryview(own)])
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ._engine import TaskOperation
 
 BYTES_MAX = 2**30  # asked for in one operation: its length has 32 bits
-_CROWDED_STREAK = 32  # receives: there are few large buffers, and to ask in vain costs a pass
+_CROWDED_STREAK = 256  # receives: there are few large buffers, and to ask in vain costs a pass
 _FLAGS_MAX = 2**31 - 1
 
 # The ring waits instead, and is never asked to fill a buffer: MSG_WAITALL would block a worker thread of the kernel.
@@ -100,6 +100,7 @@ class SocketCalls(_SocketType):
     _family: int  # asked once: the socket module makes an enum of it each time
     _kind: int
     _is_stream: bool
+    _own: bytearray | None = None  # to receive into, while there are no large buffers
     _crowded = 0  # receives to make with a buffer of their own, for want of large ones
 
     @property
@@ -266,14 +267,23 @@ class SocketCalls(_SocketType):
         if provided and self._crowded:
             self._crowded -= 1
         elif provided:
+            self._own = None
             if op.group != LARGE_GROUP:
                 op.group, op.entry = LARGE_GROUP, None
             op.length = size
             return None
         self._use_own(op)
-        own = bytearray(min(size, BYTES_MAX))
-        op.length = len(own)
-        return own
+        op.length = min(size, BYTES_MAX)
+        own, self._own = self._own, None
+        return own if own is not None and len(own) == op.length else bytearray(op.length)
+
+    def _take_out(self, own: bytearray, count: int) -> bytes:
+        """What was received into `own`, which is used again: new memory costs more than the receive."""
+        if count > len(own):  # with MSG_TRUNC the result may count more than there is, and callers take the length for it
+            return bytes(own) + bytes(count - len(own))
+        if len(own) <= LARGE_SIZE and not self._is_stream:
+            self._own = own
+        return bytes(memoryview(own)[:count])
 
     @staticmethod
     def _use_own(op: TaskOperation) -> None:
@@ -289,11 +299,6 @@ def byte_count(count: int, method: str) -> int:
     if count < 0:
         raise ValueError(f"negative buffersize in {method}")
     return count
-
-
-def padded(own: bytearray, count: int) -> bytes:
-    """What was received; with MSG_TRUNC the result may count more than there is, and callers take the length for it."""
-    return bytes(own[:count]) + bytes(max(0, count - len(own)))
 
 
 def readable(buffer: Buffer) -> memoryview:

@@ -17,7 +17,7 @@ from trio.lowlevel import enable_ki_protection
 from ._addresses import pack_address, unpack_address
 from ._ancillary import pack_control, unpack_control
 from ._op import Message, Opcode
-from ._socket_calls import SocketCalls, byte_count, on_ring, padded, readable, writable
+from ._socket_calls import SocketCalls, byte_count, on_ring, readable, writable
 from ._views import release_view, release_views
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class SocketMessages(SocketCalls):
                 if res >= 0:
                     op.driver.ring.received(op)
                     chunk = self._delivered(op)
-                    return chunk or b"" if own is None else padded(own, res), message
+                    return chunk or b"" if own is None else self._take_out(own, res), message
         finally:
             self._end(op, () if own is None else [memoryview(own)])
 
