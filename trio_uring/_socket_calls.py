@@ -312,9 +312,9 @@ def writable(buffer: Buffer, count: int, method: str) -> memoryview:
     """The first `count` bytes of a caller's buffer to receive into, exported; 0: all of it."""
     count = byte_count(count, method)
     view = memoryview(buffer)
-    if view.readonly:
+    if view.readonly or not view.c_contiguous:
         view.release()
-        raise TypeError(f"{method}() takes a read-write bytes-like object")
+        raise TypeError(f"{method}() takes a read-write, C-contiguous bytes-like object")
     view = _bytes_of(view)
     if count > view.nbytes:
         view.release()
