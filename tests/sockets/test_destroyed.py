@@ -1,0 +1,225 @@
+"""Calls of a socket whose coroutine is destroyed while they wait: nothing of a stream is lost or doubled, nothing stays open.
+
+Rules: a coroutine is driven by hand to where it waits; the next call comes in the same pass. Until it is closed, the test's own
+task is what its operation would wake: what completes it in between is done without waiting, or the operation forgets the task.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from typing import Any
+
+import outcome
+import pytest
+import trio
+from streams.support import TINY, clog, drain, open_descriptors, until
+from trio._core._traps import WaitTaskRescheduled
+
+import trio_uring
+import trio_uring.socket
+from trio_uring._driver import install
+from trio_uring._ring import UringRing
+
+from .support import Sockets, of_messages, of_streams
+
+RECEIVES = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into")
+
+
+def receive(sock: Any, call: str, flags: int = 0) -> Any:
+    buffer = bytearray(100)
+    arguments: dict[str, Any] = {
+        "recv_into": (buffer, 0, flags),
+        "recvfrom_into": (buffer, 0, flags),
+        "recvmsg": (100, 100, flags),
+        "recvmsg_into": ([buffer], 100, flags),
+    }
+    return getattr(sock, call)(*arguments.get(call, (100, flags)))
+
+
+async def parked(coro: Any, submitted: bool = True) -> None:
+    message = coro.send(None)
+    while not isinstance(message, WaitTaskRescheduled):
+        await trio.lowlevel.checkpoint()
+        message = coro.send(outcome.Value(None))
+    while submitted and trio_uring.current_statistics().queued:
+        await trio.lowlevel.checkpoint()
+
+
+@of_streams
+@pytest.mark.parametrize("call", RECEIVES)
+@pytest.mark.parametrize("provided", [True, False])
+@pytest.mark.parametrize("when", ["queued", "submitted", "sent", "done"])
+def test_no_byte_of_a_stream_is_lost(kind: str, call: str, provided: bool, when: str) -> None:
+    async def scenario() -> None:
+        install(UringRing(provide_buffers=provided))
+        with Sockets(trio_uring.socket) as sockets:
+            left, right = sockets.pair(kind)
+            for later in (*RECEIVES, call):
+                coro = receive(right, call)
+                await parked(coro, when != "queued")
+                if when in ("sent", "done"):
+                    os.write(left.fileno(), b"AA")
+                if when == "done":
+                    right.lease.reading.task = None  # nobody is to be rescheduled: it is driven by hand
+                    await until(lambda: not right.lease.reading.state.in_kernel, "reaped")
+                    assert not right.lease.kept
+                coro.close()
+                os.write(left.fileno(), b"BBBB" if when in ("queued", "submitted") else b"BB")
+                assert await received(right, later, 2) + await received(right, "recv", 2) in (b"AABB", b"BBBB")
+                assert not right.is_readable()
+
+    trio.run(scenario)
+
+
+async def received(sock: Any, call: str, count: int) -> bytes:
+    if call == "recv":
+        return await sock.recv(count)  # type: ignore[no-any-return]
+    if call in ("recvfrom", "recvmsg"):
+        return (await getattr(sock, call)(count))[0]  # type: ignore[no-any-return]
+    buffer = bytearray(count)
+    got = await getattr(sock, call)([buffer] if call == "recvmsg_into" else buffer)
+    assert (got[0] if isinstance(got, tuple) else got) == count
+    return bytes(buffer)
+
+
+@pytest.mark.parametrize("flags", [socket.MSG_PEEK, socket.MSG_TRUNC])
+@pytest.mark.parametrize("call", RECEIVES)
+async def test_what_was_only_looked_at_is_not_kept(call: str, flags: int) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("tcp")
+        coro = receive(right, call, flags)
+        await parked(coro)
+        os.write(left.fileno(), b"AABB")
+        right.lease.reading.task = None
+        await until(lambda: not right.lease.reading.state.in_kernel, "reaped")
+        coro.close()
+        assert not right.lease.kept
+        if flags == socket.MSG_PEEK:
+            assert await right.recv(10) == b"AABB"
+
+
+async def test_what_is_kept_can_be_looked_at() -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("tcp")
+        coro = right.recv(10)
+        await parked(coro)
+        os.write(left.fileno(), b"AABB")
+        coro.close()
+        await left.send(b"C")
+        assert await right.recv(2, socket.MSG_PEEK) == b"AA"
+        assert right.is_readable()
+        for expected in (b"AAB", b"B", b"C"):
+            assert await right.recv(3) == expected
+
+
+@of_messages
+@pytest.mark.parametrize("call", RECEIVES)
+async def test_the_next_message_comes_right_after(kind: str, call: str) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair(kind)
+        for _ in range(5):
+            coro = receive(right, call)
+            await parked(coro)
+            coro.close()
+            assert await right.send(b"the other direction is free") == 27
+            await trio.testing.wait_all_tasks_blocked()
+            await left.send(b"data")
+            assert await right.recv(10) == b"data"
+        assert len(right._spare) <= 3
+
+
+@pytest.mark.parametrize("call", ["recvmsg", "recvmsg_into"])
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("kind", ["unix", "unix-dgram"])
+async def test_descriptors_that_nobody_received_are_closed(kind: str, call: str, done: bool) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair(kind)
+        coro = receive(right, call)
+        await parked(coro)
+        before = len(open_descriptors())
+        fds = array.array("i", [0, 0])
+        socket.socket.sendmsg(left._sock, [b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        op = right.lease.reading
+        if done:
+            op.task = None
+            await until(lambda: not op.state.in_kernel, "reaped")
+            assert len(open_descriptors()) == before + 2
+        coro.close()
+        await until(lambda: not op.state.in_kernel, "reaped")
+        await trio.lowlevel.checkpoint()
+        assert len(open_descriptors()) == before
+        if kind == "unix":
+            assert await right.recv(5) == b"x"
+
+
+@pytest.mark.parametrize("done", [False, True])
+async def test_connections_that_nobody_accepted_are_closed(done: bool) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        server = await sockets.bound("unix")
+        server.listen()
+        coro = server.accept()
+        await parked(coro)
+        op = server.lease.reading
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server.getsockname())
+            if done:
+                op.task = None
+                await until(lambda: not op.state.in_kernel, "reaped")
+            coro.close()
+            await until(lambda: not op.state.in_kernel, "reaped")
+            assert client.recv(1) == b""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server.getsockname())
+            sockets.take((await server.accept())[0])
+
+
+@pytest.mark.parametrize("call", ["send", "sendmsg", "wait_writable"])
+@pytest.mark.parametrize("submitted", [False, True])
+async def test_a_destroyed_send(call: str, submitted: bool) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("unix")
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, TINY)
+        taken, buffer = clog(left.fileno()), bytearray(b"lost")
+        arguments: dict[str, Any] = {"send": (buffer,), "sendmsg": ([buffer],)}
+        coro = getattr(left, call)(*arguments.get(call, ()))
+        await parked(coro, submitted)
+        coro.close()
+        assert len(drain(right._sock)) >= taken
+        assert await left.send(b"next") == 4
+        assert drain(right._sock)[-4:] == b"next"
+        buffer.append(0)
+
+
+async def test_closing_right_after() -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("tcp")
+        coro = right.recv(10)
+        await parked(coro)
+        coro.close()
+        right.close()
+        assert await left.recv(1) == b""
+
+
+async def test_two_calls_after_a_destroyed_one() -> None:
+    """One waits for what it left, the other finds the direction taken."""
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("tcp")
+        coro = right.recv(10)
+        await parked(coro)
+        coro.close()
+        got: list[object] = []
+
+        async def receive_one() -> None:
+            try:
+                got.append(await right.recv(1))
+            except trio.BusyResourceError:
+                got.append("busy")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_one)
+            nursery.start_soon(receive_one)
+            await until(lambda: got == ["busy"], "refused")
+            await left.send(b"x")
+        assert got == ["busy", b"x"]

@@ -1,0 +1,291 @@
+"""One task a direction, on a UringSocket and the stream on it together; closing and detaching under those that wait.
+
+Rules: what is expected of trio's own sockets, too, is in test_parity_errors.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from streams.support import clog, count_of, drain, until_blocked
+
+import trio_uring
+import trio_uring.socket
+from trio_uring._driver import install
+from trio_uring._ring import UringRing
+
+from .support import Sockets, of_kind, of_messages, stdlib_pair
+
+
+def ours() -> Sockets:
+    return Sockets(trio_uring.socket)
+
+
+@of_kind
+async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> None:
+    """Not when the task resumes: one that was woken earlier in the same pass may take it."""
+    with ours() as sockets:
+        left, right = sockets.pair(kind)
+        first: list[bytes] = []
+
+        async def receive() -> None:
+            first.append(await right.recv(1))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await until_blocked(right.fileno())
+            os.write(left.fileno(), b"a")
+            # Reaped in the middle of this pass, by an operation that is done at once; the task has not run since.
+            other, peer = sockets.pair("unix")
+            os.write(peer.fileno(), b"x")
+            lease = right.lease
+            trio_uring._driver.current_driver()._reap_ring()
+            assert first == []
+            assert not lease.reading.state.in_kernel
+            os.write(left.fileno(), b"b")
+            assert await right.recv(1) == b"b"
+        assert first == [b"a"]
+        assert await other.recv(1) == b"x"
+
+
+async def test_a_stream_has_the_socket_s_directions() -> None:
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        assert stream.socket is sock
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await until_blocked(sock.fileno())
+            for call in (sock.recv(1), sock.recv_into(bytearray(1)), sock.recvmsg(1)):
+                with pytest.raises(trio.BusyResourceError):
+                    await call
+            assert await sock.send(b"x") == 1
+            await peer.send(b"x")
+        clog(sock.fileno())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"y")
+            await until_blocked(sock.fileno())
+            for call in (sock.send(b"x"), sock.sendmsg([b"x"]), sock.wait_writable()):
+                with pytest.raises(trio.BusyResourceError):
+                    await call
+            nursery.start_soon(sock.recv, 1)
+            await peer.send(b"x")
+            drain(peer._sock)
+        await stream.aclose()
+
+
+async def test_a_socket_has_the_stream_s_directions() -> None:
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.recv, 1)
+            await until_blocked(sock.fileno())
+            for call in (stream.receive_some(), stream.receive_into(bytearray(1)), stream.receive_exactly(1)):
+                with pytest.raises(trio.BusyResourceError):
+                    await call
+            await stream.send_all(b"x")
+            await peer.send(b"x")
+        for waiting in (sock.send, stream_waits(sock)):
+            clog(sock.fileno())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(waiting, b"y")
+                await until_blocked(sock.fileno())
+                for call in (stream.send_all(b"x"), stream.send_all([b"x", b"y"]), stream.wait_send_all_might_not_block()):
+                    with pytest.raises(trio.BusyResourceError):
+                        await call
+                drain(peer._sock)
+        await peer.send(b"z")
+        assert await stream.receive_some() == b"z"
+        await stream.aclose()
+
+
+def stream_waits(sock: Any) -> Any:
+    async def wait(_: bytes) -> None:
+        await sock.wait_writable()
+
+    return wait
+
+
+async def test_a_listener_has_the_socket_s_direction_and_the_other_way_round() -> None:
+    with ours() as sockets:
+        sock = await sockets.bound("tcp")
+        sock.listen()
+        listener = trio_uring.SocketListener(sock)
+        for waits, refused in ((sock.accept, listener.accept), (listener.accept, sock.accept)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(waits)
+                await until_blocked(sock.fileno())
+                with pytest.raises(trio.BusyResourceError):
+                    await refused()
+                nursery.cancel_scope.cancel()
+        await listener.aclose()
+
+
+@pytest.mark.parametrize("by", ["socket", "stream", "detach"])
+async def test_closing_either_wakes_both(by: str) -> None:
+    with ours() as sockets:
+        sock, _ = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        clog(sock.fileno())
+
+        async def closed(operation: Any, *arguments: Any) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await operation(*arguments)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closed, stream.receive_some)
+            nursery.start_soon(closed, sock.send, b"x")
+            await until_blocked(sock.fileno(), 2)
+            if by == "detach":
+                os.close(sock.detach())
+            elif by == "socket":
+                sock.close()
+            else:
+                await stream.aclose()
+        assert sock.fileno() == -1
+
+
+async def test_a_detached_socket_keeps_its_bytes() -> None:
+    """The receive that waited for them has not got them."""
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix")
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await sock.recv(10)
+
+            nursery.start_soon(receive)
+            await until_blocked(sock.fileno())
+            fd = sock.detach()
+        await peer.send(b"data")
+        assert os.read(fd, 10) == b"data"
+        os.close(fd)
+
+
+async def test_a_duplicate_has_directions_of_its_own() -> None:
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix-dgram")
+        other = sockets.take(sock.dup())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.recv, 1)
+            nursery.start_soon(other.recv, 1)
+            await until_blocked(sock.fileno())
+            await until_blocked(other.fileno())
+            sock_gone = sock.fileno()
+            await peer.send(b"x")
+            await peer.send(b"y")
+        assert sock.fileno() == sock_gone
+
+
+@of_kind
+async def test_a_forgotten_socket_is_freed_at_once(kind: str) -> None:
+    """Without the garbage collector, as trio's are, with the warning that the socket module gives."""
+    left, right = map(trio_uring.UringSocket, stdlib_pair(kind))
+    gc.disable()
+    try:
+        await left.send(b"x")
+        assert await right.recv(5) == b"x"
+        await left.sendmsg([b"x"])
+        assert (await right.recvmsg(5))[0] == b"x"
+        await trio.lowlevel.checkpoint()
+        fd = left.fileno()
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del left
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+    finally:
+        gc.enable()
+    right.close()
+
+
+@of_messages
+@pytest.mark.parametrize("provided", [True, False])
+def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
+    """All that wait get what comes in one pass, when the ring is out of large buffers, or has none."""
+
+    async def scenario() -> None:
+        install(UringRing(provide_buffers=provided))
+        with ours() as sockets:
+            pairs = [sockets.pair(kind) for _ in range(40)]
+            for size in (5, 60000):
+                got: dict[int, Any] = {}
+
+                async def receive(index: int, sock: Any, got: dict[int, Any] = got) -> None:
+                    call = sock.recv if index % 2 else sock.recvfrom
+                    got[index] = await call(65536)
+
+                async with trio.open_nursery() as nursery:
+                    for index, (_, right) in enumerate(pairs):
+                        nursery.start_soon(receive, index, right)
+                    await trio.testing.wait_all_tasks_blocked()
+                    for index, (left, _) in enumerate(pairs):
+                        os.write(left.fileno(), bytes([index]) * size)
+                for index in range(40):
+                    data = got[index] if index % 2 else got[index][0]
+                    assert data == bytes([index]) * size
+
+    trio.run(scenario)
+
+
+async def test_a_socket_that_waits_holds_no_buffer() -> None:
+    with ours() as sockets:
+        pairs = [sockets.pair(kind) for kind in ("unix", "udp", "unix-dgram") for _ in range(5)]
+        async with trio.open_nursery() as nursery:
+            for index, (_, right) in enumerate(pairs):
+                nursery.start_soon(right.recv if index % 2 else right.recvfrom, 65536)
+            for _, right in pairs:
+                await until_blocked(right.fileno())
+                assert right.lease.reading.buffers in ((), None)
+                assert right.lease.reading.buffer is None
+            nursery.cancel_scope.cancel()
+
+
+async def test_it_is_the_ring_that_does_it() -> None:
+    with ours() as sockets:
+        left, right = sockets.pair("udp")
+        await left.send(b"x")
+        await right.recv(1)
+        await left.sendmsg([b"x"])
+        await right.recvmsg(1)
+        await left.wait_writable()
+        for opcode in ("SEND", "RECV", "SENDMSG", "RECVMSG", "POLL_ADD"):
+            assert count_of(opcode).completed >= 1, opcode
+        server = await sockets.bound("tcp")
+        server.listen()
+        client = sockets.new("tcp")
+        await client.connect(server.getsockname())
+        sockets.take((await server.accept())[0])
+        assert (count_of("CONNECT").completed, count_of("ACCEPT").completed) == (1, 1)
+
+
+async def test_a_connect_that_was_interrupted_is_taken_up_again() -> None:
+    """As by a plain socket of trio's: the kernel goes on connecting, and the next connect waits for it."""
+    with ours() as sockets:
+        server = await sockets.bound("tcp")
+        server.listen(0)
+        sockets.take(socket.create_connection(server.getsockname()))  # fills the backlog
+        client = sockets.new("tcp")
+        with pytest.raises(BlockingIOError):
+            client._sock.connect(server.getsockname())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.connect, server.getsockname())
+            await until_blocked(client.fileno())
+            sockets.take((await server.accept())[0])
+        sockets.take((await server.accept())[0])
+        assert client.getpeername() == server.getsockname()
+
+
+def test_outside_of_trio_it_closes() -> None:
+    left, right = trio_uring.socket.socketpair()
+    with left:
+        pass
+    right.close()
+    assert (left.fileno(), right.fileno()) == (-1, -1)
