@@ -120,10 +120,22 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         if self._closed or self._fileno() != self._fd:
             self._check_open()
         if self._lease.reading is not None:
-            self._lease.check_socket(True)
+            self._look_at_socket()
         op = self._receive_operation or self._make_receive_operation()
         self._receiving = True
         return op
+
+    def _look_at_socket(self) -> None:
+        """What `.socket` itself does in this direction, or what a destroyed call of it left."""
+        left = self._lease.reading
+        if left is not None and left.dispose is not None and left.task is None and left.state.in_kernel:
+            self._orphan = left
+        else:
+            self._lease.check_socket(True)
+        if self._lease.kept:
+            self._rest = self._rest or ChunkQueue()
+            self._rest.append(self._lease.kept)
+            self._lease.kept = b""
 
     async def _settle_receive(self, orphan: TaskOperation) -> None:
         """What the destroyed call still got comes after what it had got before."""
@@ -132,6 +144,7 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         if orphan.dispose is not None:
             orphan.dispose(orphan.res)
         self._keep_chunk(orphan)
+        self._look_at_socket()
         self._check_open()
 
     def _leave_behind(self, op: TaskOperation, view: memoryview | None) -> None:
@@ -222,6 +235,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
 
     @enable_ki_protection
     async def _receive_into(self, view: memoryview) -> int:
+        if self._lease.reading is not None:
+            self._look_at_socket()
         if self._rest or self._orphan is not None:
             chunk = await self.receive_some(view.nbytes, timeout=math.inf)
             return copy_into(view, chunk)

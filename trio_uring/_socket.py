@@ -110,7 +110,7 @@ class UringSocket(SocketMessages, BufferChoice):
                 op.res = -1
             finally:
                 self._end(op)
-                if not op.state.in_kernel:  # no stream on it need look at this one
+                if self.lease.writing is op and not op.state.in_kernel:  # no stream on it need look at this one
                     self.lease.writing = None
             if -res in _CONNECTING:  # by an earlier call, which was interrupted or destroyed
                 await self._poll(False)

@@ -118,12 +118,9 @@ class SocketCalls(_SocketType):
     async def _take(self, opcode: Opcode, reading: bool, flags: int = 0) -> TaskOperation:
         """An operation of the caller's own, and the direction, if it is free."""
         lease = self._own_lease or self.lease
-        while (left := lease.reading if reading else lease.writing) is not None and left.task is None and in_use(left):
-            try:  # of a call whose coroutine was destroyed
-                await left.driver.settle(left)
-            finally:
-                if not left.state.in_kernel and left.dispose is not None:
-                    left.dispose(left.res)
+        left = lease.reading if reading else lease.writing
+        if left is not None and left.dispose is not None:
+            await self._settle(left)
         flags = operator.index(flags)
         if not -_FLAGS_MAX - 1 <= flags <= _FLAGS_MAX:
             raise OverflowError("flags do not fit into a C int")
@@ -137,6 +134,16 @@ class SocketCalls(_SocketType):
             op.flags, op.fd, op.entry = flags, fd, None
         return op
 
+    @staticmethod
+    async def _settle(left: TaskOperation) -> None:
+        """Waits for what a call left behind whose coroutine was destroyed, unless another task does."""
+        while in_use(left):
+            if left.task is not None:
+                return
+            await left.driver.settle(left)
+        if left.dispose is not None:
+            left.dispose(left.res if not left.driver.closed else -1)
+
     def _take_quickly(self, opcode: int, reading: bool, flags: int) -> TaskOperation | None:
         """The operation of the last such call, with the direction. None: something is not as usual."""
         lease = self._own_lease
@@ -146,7 +153,9 @@ class SocketCalls(_SocketType):
         if op is None or op.flags != flags or op.fd != self._sock.fileno():
             return None
         holder = lease.reading if reading else lease.writing
-        if op.driver.thread != get_ident() or op.driver.closed or (holder is not op and holder is not None and in_use(holder)):
+        if op.driver.thread != get_ident() or op.driver.closed:
+            return None
+        if holder is not op and holder is not None and (holder.dispose is not None or in_use(holder)):
             return None
         del self._spare[opcode]
         if reading:

@@ -223,3 +223,51 @@ async def test_two_calls_after_a_destroyed_one() -> None:
             await until(lambda: got == ["busy"], "refused")
             await left.send(b"x")
         assert got == ["busy", b"x"]
+
+
+@pytest.mark.parametrize("call", RECEIVES)
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("when", ["in the kernel", "reaped"])
+async def test_a_stream_goes_on_where_the_socket_was(call: str, into: bool, when: str) -> None:
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("unix")
+        coro = receive(right, call)
+        await parked(coro)
+        os.write(left.fileno(), b"AA")
+        op = right.lease.reading
+        coro.close()
+        if when == "reaped":
+            await until(lambda: not op.state.in_kernel, "reaped")
+        os.write(left.fileno(), b"BB")
+        stream = trio_uring.SocketStream(right)
+        if into:
+            buffer = bytearray(2)
+            assert await stream.receive_into(buffer) == 2
+            assert buffer == b"AA"
+        assert await stream.receive_exactly(2 if into else 4) == (b"BB" if into else b"AABB")
+        await stream.aclose()
+
+
+async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
+    """One task waits for it, it is reaped, and another task receives before the first resumes: the order of bytes stays."""
+    with Sockets(trio_uring.socket) as sockets:
+        left, right = sockets.pair("unix")
+        coro = right.recv(10)
+        await parked(coro)
+        op, got = right.lease.reading, []
+        coro.close()
+
+        async def receive_one() -> None:
+            try:
+                got.append(await right.recv(2))
+            except trio.BusyResourceError:
+                got.append(b"busy")
+
+        async with trio.open_nursery() as nursery:
+            os.write(left.fileno(), b"AABB")
+            nursery.start_soon(receive_one)
+            await until(lambda: op.task is not None or not op.state.in_kernel, "settling")
+            trio_uring._driver.current_driver()._reap_ring()
+            got.append(await right.recv(2))
+            os.write(left.fileno(), b"CC")
+        assert [chunk for chunk in got if chunk != b"busy"] in ([b"AA", b"BB"], [b"AA"])
