@@ -195,11 +195,9 @@ class SocketCalls(_SocketType):
         A datagram is lost.
         """
         chunk, op.chunk, op.dispose, op.res = op.chunk, None, None, -1
-        if res < 0:
-            return
-        if op.opcode == Opcode.ACCEPT:
+        if res >= 0 and op.opcode == Opcode.ACCEPT:
             os.close(res)
-        elif op.opcode in (Opcode.RECV, Opcode.RECVMSG):
+        elif res >= 0 and op.opcode in (Opcode.RECV, Opcode.RECVMSG):
             if op.opcode == Opcode.RECVMSG and op.message is not None:
                 op.driver.ring.received(op)
                 close_descriptors(bytes(op.message.control))

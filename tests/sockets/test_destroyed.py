@@ -84,6 +84,20 @@ async def received(sock: Any, call: str, count: int) -> bytes:
     return bytes(buffer)
 
 
+async def test_a_frame_that_is_kept_keeps_no_buffer() -> None:
+    """As a traceback does: the caller may resize its buffer as soon as the kernel is done with it."""
+    with Sockets(trio_uring.socket) as sockets:
+        _, right = sockets.pair("tcp")
+        buffer = bytearray(10)
+        coro = right.recv_into(buffer)
+        await parked(coro)
+        op, frame = right.lease.reading, coro.cr_await.cr_frame
+        coro.close()
+        await until(lambda: not op.state.in_kernel, "reaped")
+        buffer.append(0)
+        assert frame.f_code.co_name == "recv_into"
+
+
 @pytest.mark.parametrize("flags", [socket.MSG_PEEK, socket.MSG_TRUNC])
 @pytest.mark.parametrize("call", RECEIVES)
 async def test_what_was_only_looked_at_is_not_kept(call: str, flags: int) -> None:

@@ -206,6 +206,58 @@ async def test_a_forgotten_socket_is_freed_at_once(kind: str) -> None:
     right.close()
 
 
+RECEIVES: dict[str, Any] = {"recv": 9, "recv_into": bytearray(9), "recvfrom": 9, "recvmsg": 9}
+
+
+@of_kind
+@pytest.mark.parametrize("holder", RECEIVES)
+async def test_every_call_finds_the_direction_taken(kind: str, holder: str) -> None:
+    """Whatever was used before, and has an operation to use again."""
+    with ours() as sockets:
+        left, right = sockets.pair(kind)
+        for call, argument in RECEIVES.items():
+            await left.send(b"x")
+            await getattr(right, call)(argument)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(getattr(right, holder), RECEIVES[holder])
+            await until_blocked(right.fileno())
+            for call, argument in RECEIVES.items():
+                with pytest.raises(trio.BusyResourceError):
+                    await getattr(right, call)(argument)
+            await left.send(b"x")
+
+
+async def test_a_message_larger_than_the_large_buffers() -> None:
+    data = bytes(150_000)
+    with ours() as sockets:
+        left, right = sockets.pair("unix-dgram")
+        for size in (10, 200_000, 200_000, 10, 200_000):
+            await left.send(data)
+            assert await right.recv(size) == data[:size]
+            await left.send(data)
+            assert (await right.recvmsg(size))[0] == data[:size]
+
+
+async def test_a_forgotten_stream_is_freed_at_once() -> None:
+    left, right = socket.socketpair()
+    gc.disable()
+    try:
+        stream = trio_uring.SocketStream(trio_uring.UringSocket(left))
+        right.send(b"x")
+        assert await stream.receive_some() == b"x"
+        await stream.send_all(b"x")
+        await trio.lowlevel.checkpoint()
+        fd = left.fileno()
+        del left
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del stream
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
+    finally:
+        gc.enable()
+    right.close()
+
+
 @of_messages
 @pytest.mark.parametrize("provided", [True, False])
 def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
