@@ -120,7 +120,11 @@ async def test_what_is_kept_can_be_looked_at() -> None:
         coro = right.recv(10)
         await parked(coro)
         os.write(left.fileno(), b"AABB")
+        op = right.lease.reading
+        op.task = None
+        await until(lambda: not op.state.in_kernel, "reaped")
         coro.close()
+        assert right.lease.kept == b"AABB"
         await left.send(b"C")
         assert await right.recv(2, socket.MSG_PEEK) == b"AA"
         assert right.is_readable()
@@ -169,23 +173,25 @@ async def test_descriptors_that_nobody_received_are_closed(kind: str, call: str,
 
 
 @pytest.mark.parametrize("done", [False, True])
-async def test_connections_that_nobody_accepted_are_closed(done: bool) -> None:
+async def test_a_connection_that_nobody_accepted_is_closed_or_the_next_one_s(done: bool) -> None:
     with Sockets(trio_uring.socket) as sockets:
         server = await sockets.bound("unix")
         server.listen()
         coro = server.accept()
         await parked(coro)
-        op = server.lease.reading
-        with socket.socket(socket.AF_UNIX) as client:
+        op, before = server.lease.reading, len(open_descriptors())
+        with socket.socket(socket.AF_UNIX) as client, socket.socket(socket.AF_UNIX) as other:
             client.connect(server.getsockname())
             if done:
                 op.task = None
                 await until(lambda: not op.state.in_kernel, "reaped")
+                assert len(open_descriptors()) == before + 3
             coro.close()
             await until(lambda: not op.state.in_kernel, "reaped")
-            assert client.recv(1) == b""
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(server.getsockname())
+            assert len(open_descriptors()) == before + 2
+            if done:
+                assert client.recv(1) == b""
+            other.connect(server.getsockname())
             sockets.take((await server.accept())[0])
 
 
