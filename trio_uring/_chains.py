@@ -75,7 +75,7 @@ class ChainEngine(Engine):
         Raises:
             trio.BrokenResourceError: the driver has failed; RuntimeError: the run is over. The function is not called.
         """
-        if self.attention is not None or get_ident() != self._thread:
+        if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
         if not self.queue:
             self.rehook()

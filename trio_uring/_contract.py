@@ -37,6 +37,7 @@ class RingCounters:
     cancelled: list[int] = field(default_factory=_zeros)
     failed: list[int] = field(default_factory=_zeros)
     moved: list[int] = field(default_factory=_zeros)  # sum of the results > 0: bytes, for operations that move bytes
+    direct: int = 0
     enters: int = 0
     completions: int = 0
     sq_full: int = 0
@@ -83,6 +84,10 @@ class Ring(Protocol):
 
     def submit(self, op: Operation) -> bool:
         """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
+        ...
+
+    def attempt(self, op: Operation) -> bool:
+        """Does the operation now, by the system call that it stands for, if that need not wait. False: nothing changed."""
         ...
 
     def cancel(self, op: Operation) -> None:

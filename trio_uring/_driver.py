@@ -4,12 +4,13 @@ A pass of trio's scheduler:
 
     tasks run            they queue operations and park
     before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
-    epoll_wait           trio's own; the ring's descriptor is in it, armed by the system task
+    epoll_wait           trio's own; the ring's descriptor is in it, see `_Registration`
     after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this same pass
 
 Rules of this file:
 
-- The system task is enough to reap; the hooks save a pass. They flush, so they put themselves back when somebody removes them.
+- The hooks flush and reap, so they are put back when somebody removes them. Where the descriptor is armed by the system task,
+  that one is enough to reap, and the hooks save a pass.
 - The system task stays, shielded, until nothing is queued or in flight: a task that waits for a completion can be cancelled
   only by that completion. Called upon later (a system task's cleanup, an async generator), it comes back.
 - The ring is closed after the run, with nothing in flight, or leaked loudly.
@@ -20,11 +21,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT  # for the epoll instance, see _Registration
 
 from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._chains import ChainEngine
@@ -54,8 +57,7 @@ class Driver(ChainEngine):
         self.rescued = 0  # see _watch
         self._hooks = _Hooks(self)
         self._hooks_reaped = False  # in this pass
-        self._wakes = 0  # times that the ring's descriptor woke us
-        self._wakes_before_wait = self._early_reaps_before_wait = 0
+        self._registration = _Registration(ring.fileno())
         self._long_wait = watchdog_seconds / 2
         self._left = False  # the hooks left what came in a long wait to the system task, see _watch
         self._late = False
@@ -75,11 +77,10 @@ class Driver(ChainEngine):
     # -- system tasks
 
     async def _run(self) -> None:
-        """Keeps the ring's descriptor armed in trio's epoll. Cancelled at the end of the run: stays until all is done."""
+        """Waits for the ring. Cancelled at the end of the run: stays until all is done."""
         try:
             while self._working():
-                await trio.lowlevel.wait_readable(self.ring.fileno())
-                self._wakes += 1
+                await self._registration.wait()
                 if not self._hooks_reaped:
                     self.rehook()
                     self.reap()
@@ -89,7 +90,7 @@ class Driver(ChainEngine):
             # Asked again after each scope: a task that was woken last may have queued the next before we ran.
             while self._working() and (self.ring.table or self.queue):
                 with trio.CancelScope(shield=True) as self.idle_scope:
-                    await trio.lowlevel.wait_readable(self.ring.fileno())
+                    await self._registration.wait()
                     self.reap()
             self.idle_scope = None
             if self.failure is None:
@@ -114,24 +115,17 @@ class Driver(ChainEngine):
         """The safety net under the wake-ups: once a second, see to it that the hooks are there, and look for completions.
 
         By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts wake-ups that were lost:
-        always 0, unless there is a defect here or in the kernel. Whether one was is only known by asking epoll once more: so
-        after a long wait the hooks do not reap, and completions that are here now must make the ring's descriptor wake the
-        system task in this pass or the next, unless an operation reaps them in the middle of one.
+        always 0, unless there is a defect here or in the kernel. After a long wait the hooks leave what has come to us:
+        completions that are here now must have made the ring's descriptor readable, or nothing would have woken trio.
         """
         while self._working():
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
-            if not (self._restore_hooks() and self._left and self.ring.ready()):
-                self.reap()
-                continue
-            wakes, early_reaps = self._wakes_before_wait, self.early_reaps
-            await trio.lowlevel.checkpoint()
-            reaped = self._early_reaps_before_wait != early_reaps
-            await trio.lowlevel.checkpoint()  # the system task may come after us in a pass
-            if wakes == self._wakes and not reaped:
+            if self._restore_hooks() and self._left and self.ring.ready() and not _is_readable(self.ring.fileno()):
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
+            self.reap()
 
     def _restore_hooks(self) -> bool:
         """Puts the hooks back. False: somebody had removed them."""
@@ -147,7 +141,6 @@ class Driver(ChainEngine):
 
     def before_io_wait(self) -> None:
         self.flush()
-        self._wakes_before_wait, self._early_reaps_before_wait = self._wakes, self.early_reaps
         if self._late:
             self._guard(self._flush_late)
 
@@ -194,13 +187,19 @@ class Driver(ChainEngine):
         except Exception as exc:
             _log.error("trio_uring could not empty its ring at the end of the run: %s", exc)
         self._end(_move_to_current_run)
+        self._registration.end()
         self._close_deferred()
         self.ring.close()
+
+    def fail(self, exc: BaseException) -> None:
+        self._registration.end()  # nobody reaps any more: what is readable would keep trio awake
+        super().fail(exc)
 
     def disown(self) -> None:
         """In a forked child: the ring and the run are the parent's."""
         if not self.closed:
             self._end(_refuse_in_child)
+            self._registration.close()
 
     def _end(self, attention: Callable[[TaskOperation], None]) -> None:
         self.closed, self.attention = True, attention
@@ -216,6 +215,56 @@ class Driver(ChainEngine):
         now = time.monotonic()
         waiting: list[Any] = [*self.ring.table.values(), *self.queue]
         return [OperationInFlight.of(op, now) for op in waiting]
+
+
+class _Registration:
+    """The ring's descriptor in trio's epoll.
+
+    trio's `wait_readable` arms a descriptor for one event, so that each pass with a completion costs a step of a task and an
+    epoll_ctl: a third of what an operation costs on a quiet ring. So it is registered with trio's epoll instance itself, once
+    and level-triggered, by a number of its own (a registration is of a number and a file), which trio passes over as one that
+    nobody waits for; the hooks reap. That instance is private: where it is not found, `wait_readable` it is.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._number = -1
+        try:
+            epoll: select.epoll = GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
+        except AttributeError:
+            return
+        try:
+            self._number = os.dup(fd)
+            epoll.register(self._number, select.EPOLLIN)
+        except OSError:  # out of descriptors
+            self.close()
+        else:
+            self._epoll = epoll
+
+    async def wait(self) -> None:
+        """Until the descriptor is readable; for ever, if the hooks are told of it."""
+        if self._number < 0:
+            await trio.lowlevel.wait_readable(self._fd)
+        else:
+            await trio.sleep_forever()
+
+    def end(self) -> None:
+        if self._number >= 0:
+            with contextlib.suppress(OSError, ValueError):  # trio may have closed its epoll
+                self._epoll.unregister(self._number)
+        self.close()
+
+    def close(self) -> None:
+        """In a forked child, no more than this: the registration is the parent's, whose epoll instance is shared."""
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)
+
+
+def _is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _move_to_current_run(op: TaskOperation) -> None:

@@ -1,7 +1,7 @@
 """The engine: queues operations, parks tasks on them, enters the kernel and wakes the tasks again. `_driver` runs it.
 
-When few operations are made in a pass, a whole pass for each costs more than a system call, so an eager operation enters the
-kernel at once and is often done without parking (the same that trio's sockets do with send(2)).
+When few operations are made in a pass, a whole pass for each costs more than a system call, so an eager operation is tried by
+its own system call first, and is often done without parking (the same that trio's sockets do).
 
 Rules of this file:
 
@@ -28,7 +28,7 @@ import trio
 from trio.lowlevel import Abort, current_task, enable_ki_protection, reschedule, wait_task_rescheduled
 
 from ._errors import RingBrokenError
-from ._op import Operation
+from ._op import RECEIVING, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_uring")
 
-QUIET_MAX = 3  # operations in the last pass, and in this one, up to which an eager one goes to the kernel at once
+UNLUCKY = 8  # receives that wait at once, after one that was tried and found nothing
+QUIET_MAX = 3  # operations in the last pass, and in this one, up to which an eager one is tried at once
 
 _ECANCELED = -errno.ECANCELED
 
@@ -46,7 +47,7 @@ _ECANCELED = -errno.ECANCELED
 class TaskOperation(Operation):
     """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
 
-    __slots__ = ("driver", "raise_cancel", "siblings", "task")
+    __slots__ = ("driver", "raise_cancel", "siblings", "task", "unlucky")
     waiting = False  # of a chained operation (_chains): its function has not been called yet
 
     def __init__(self, driver: Engine, opcode: int, fd: int, owner: object = None) -> None:
@@ -55,6 +56,7 @@ class TaskOperation(Operation):
         self.task: trio.lowlevel.Task | None = None
         self.raise_cancel: Callable[[], NoReturn] | None = None
         self.siblings: list[TaskOperation] = []  # the operations of the same stream, with this one
+        self.unlucky = 0  # times that it is not to be tried at once
 
     @enable_ki_protection
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
@@ -128,7 +130,9 @@ class Engine:
         self._made += 1
         if not queue:
             if eager and self._load <= QUIET_MAX and self._made <= QUIET_MAX:
-                return False
+                if not op.unlucky:
+                    return False
+                op.unlucky -= 1
             self.rehook()
         queue.append(op)
         op.task = current_task()
@@ -153,7 +157,7 @@ class Engine:
 
     @enable_ki_protection
     async def perform_eagerly(self, op: TaskOperation) -> int:
-        """Performs an operation that `begin` left to us: in the kernel at once, without parking if it is done at once."""
+        """Performs an operation that `begin` left to us: at once, and without parking if it need not wait."""
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
@@ -170,16 +174,21 @@ class Engine:
                 self.abandon(op)
 
     def _perform_now(self, op: TaskOperation) -> bool:
-        """Enters the kernel with this one operation. False: it is not done yet, and in the ring or at least in the queue."""
+        """Tries what the operation stands for. False: it is not done yet, and in the queue or in the ring."""
         try:
-            taken = self.ring.submit(op)
+            if self.ring.attempt(op):
+                return True
+            taken = op.shots is not None and self.ring.submit(op)
         except BaseException:
             op.let_go()
             raise
         if not taken:
+            if op.opcode in RECEIVING:
+                op.unlucky = UNLUCKY  # a peer that answers has not answered yet the next times, either
             self.rehook()
             self.queue.append(op)
             return False
+        # A multishot: what is there already comes with one enter.
         self._eager = op
         self._guard(self._flush_ring)
         self.early_reaps += 1

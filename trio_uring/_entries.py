@@ -33,7 +33,7 @@ def pin(op: Operation) -> tuple[Any, int]:
     """Pins whatever the operation points at; returns the entry's address and length. UringRing.submit has it inlined."""
     if op.buffer is not None:
         op.pin = address = _from_buffer(op.buffer)
-        return address + op.start, op.length
+        return address + op.start if op.start else address, op.length
     if op.buffers is None and op.message is None:
         return ffi.NULL, op.length
     return pin_vector(op)

@@ -11,7 +11,7 @@ E2  A descriptor has one registration, whose mask is the union of what its opera
 E3  The interest of an operation that is cancelled ends in `cancel`: the descriptor is closed right afterwards.
 E4  The ring's descriptor is the epoll instance. In it is an eventfd that is always readable, and armed while operations are
     done that nobody has drained.
-E5  An idle connection holds no memory: "provided buffers" are one scratch buffer of the ring's, used for one system call.
+E5  An idle connection holds no memory: see _calls.py.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._contract import LARGE_SIZE, SMALL_SIZE, SQ_ENTRIES, RingCounters, RingInfo
-from ._entries import make_entry, pin, read_message
+from ._calls import SystemCalls
+from ._contract import SQ_ENTRIES, RingCounters, RingInfo
+from ._entries import read_message
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from ._extension import ffi, lib
-from ._op import CANCELLING, LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
+from ._op import CANCELLING, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 EVENTS_MAX = 1024  # descriptors that one drain looks at; the rest keep the ring's descriptor readable
 
 _AGAIN, _MAY_BLOCK = 1, 2  # TU_* of ring.h
-_NOT_READY = -errno.EINPROGRESS
 _ONESHOT, _ALWAYS = 1 << 30, 0x8 | 0x10  # EPOLLONESHOT; EPOLLERR | EPOLLHUP, which nobody has to ask for
 _IN, _OUT = 0x1, 0x4  # EPOLLIN, EPOLLOUT
 _EVENTS = {
@@ -51,10 +50,8 @@ _Call: TypeAlias = tuple[Operation, Any, Any, int]
 
 _open_rings: set[PollRing] = set()  # S2
 
-_tu_attempt = lib.tu_attempt
 
-
-class PollRing:
+class PollRing(SystemCalls):
     """A ring without io_uring, opened by the thread that uses it.
 
     Args:
@@ -74,8 +71,6 @@ class PollRing:
         self._finished: deque[Operation] = deque()  # done, not drained
         self._armed = False  # the eventfd
         self._entries = sq_entries
-        self._scratch = ffi.new("char[]", LARGE_SIZE)
-        self._scratch_bytes = ffi.buffer(self._scratch)
         self._epoll, self._event = _open_epoll()
         self._modify = self._epoll.modify
         self._fd = self._epoll.fileno()
@@ -100,14 +95,7 @@ class PollRing:
             self.counters.sq_full += 1
             return False
         state = op.state.submitted
-        entry = op.entry or make_entry(op)
-        address, length = pin(op)
-        if op.group != NO_GROUP:
-            size = min(op.length, LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE)
-            if op.opcode == Opcode.RECVMSG:
-                op.pin[0].iov[0], op.pin[0].iov[1] = int(ffi.cast("uintptr_t", self._scratch)), size
-            else:
-                address, length = self._scratch, size
+        entry, address, length = self._prepare(op)
         token = self._token = self._token + 1
         self.table[token] = op
         self._queue.append((op, entry, address, length))
@@ -157,14 +145,9 @@ class PollRing:
     def _attempt(self, call: _Call, flags: int) -> bool:
         """Makes the system call. False: the descriptor is not ready."""
         op, entry, address, length = call
-        res = _tu_attempt(entry, address, length, flags)
-        if res == _NOT_READY:
+        res = self._call(op, entry, address, length, flags)
+        if res is None:
             return False
-        if res >= 0 and op.group != NO_GROUP:
-            try:
-                op.chunk = self._scratch_bytes[:res]
-            except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
-                res = -errno.ENOMEM
         self._finish(op, res)
         return True
 

@@ -94,7 +94,7 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
                 op.length = size if size < max_bytes else max_bytes
                 if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
                     own = op.buffer = memoryview(bytearray(op.length))
-                if op.driver.begin(op, op.group == LARGE_GROUP):
+                if op.driver.begin(op, True):
                     res = await wait_task_rescheduled(op.abort)
                 else:
                     res = await op.driver.perform_eagerly(op)
@@ -245,7 +245,7 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         try:
             while True:
                 op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
-                res = await op.driver.perform(op, view.nbytes > SMALL_SIZE)
+                res = await op.driver.perform(op, True)
                 if res >= 0:
                     return res
                 await self._again(op, res)

@@ -28,6 +28,7 @@ import warnings
 from collections import deque
 from typing import Any
 
+from ._calls import SystemCalls
 from ._contract import (
     DATAGRAM_COUNT,
     DATAGRAM_SIZE,
@@ -82,7 +83,7 @@ _open_rings: set[UringRing] = set()  # S2
 _from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
 
 
-class UringRing:
+class UringRing(SystemCalls):
     """The kernel's ring, opened by the thread that uses it.
 
     Args:

@@ -149,7 +149,7 @@ class UringSocket(SocketMessages, BufferChoice):
             size = self._size
             if op.group != NO_GROUP and (buflen <= size or self._is_stream):
                 op.length = buflen if buflen < size else size
-                if op.driver.begin(op, op.group == LARGE_GROUP):
+                if op.driver.begin(op, True):
                     res = await wait_task_rescheduled(op.abort)
                 else:
                     res = await op.driver.perform_eagerly(op)

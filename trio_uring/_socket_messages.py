@@ -33,6 +33,8 @@ _PRIVATE_FLAGS = int(stdlib_socket.MSG_CMSG_CLOEXEC)  # that we pass, and the ca
 class SocketMessages(SocketCalls):
     """Mixed into UringSocket."""
 
+    _known_address: tuple[Any, bytes] | None = None  # the last one that was sent to, as it was given and as the kernel has it
+
     @on_ring(_SocketType.recvfrom, addressed=True)
     async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """As socket.socket.recvfrom."""
@@ -141,7 +143,14 @@ class SocketMessages(SocketCalls):
             release_views(views)
 
     async def _resolve_and_pack(self, address: Any) -> bytes:
-        return await pack_checked(self._family, await self._resolve_address_nocp(address, local=False))
+        known = self._known_address
+        if known is not None and known[0] == address:
+            return known[1]
+        resolved = await self._resolve_address_nocp(address, local=False)
+        packed = await pack_checked(self._family, resolved)
+        if resolved is address and type(address) is tuple:  # numeric: it means the same the next time
+            self._known_address = address, packed
+        return packed
 
     @enable_ki_protection
     async def _send_message(self, views: list[memoryview], message: Message, flags: int = 0) -> int:

@@ -41,6 +41,8 @@ class Statistics:
     """Operations that wait for the end of this scheduler pass."""
     pinned: int
     """Operations that hold a caller's buffers now."""
+    direct: int
+    """Operations that were done by a system call of their own, because the run was quiet; they are in `operations`, too."""
     enters: int
     """Calls of io_uring_enter; on epoll, flushes of at least one operation."""
     passes: int
@@ -115,6 +117,7 @@ def snapshot(ring: Ring, queued: int, driver: _DriverCounters) -> Statistics:
         in_flight=len(in_flight),
         queued=queued,
         pinned=sum(op.pin is not None for op in in_flight),
+        direct=counters.direct,
         enters=counters.enters,
         passes=driver.passes,
         completions=counters.completions,

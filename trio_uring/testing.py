@@ -118,7 +118,7 @@ class FakeRing:
             return False
         state = op.state.submitted
         self._check_direction(op)
-        op.pin = [memoryview(buffer) for buffer in ([op.buffer] if op.buffer is not None else op.buffers or [])]
+        self._pin(op)
         self._token += 1
         op.token, op.state, op.born = self._token, state, self.now
         self.table[op.token] = op
@@ -132,6 +132,21 @@ class FakeRing:
                 for other in self.table.values():
                     if other.fd == op.fd and other.opcode in family:
                         raise Misuse(f"two operations of one direction on one descriptor: {op} and {other}")
+
+    def attempt(self, op: Operation) -> bool:
+        if self._chance(self._slow):
+            return False
+        self._check_direction(op)
+        self._pin(op)
+        res = self._attempt(op)
+        op.pin = None
+        if res is None:
+            return False
+        op.buffer = op.buffers = None
+        self.counters.direct += 1
+        self.counters.submitted[op.opcode] += 1
+        self._count(op, res)
+        return True
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -214,8 +229,16 @@ class FakeRing:
         del self.table[op.token]
         self._cancels.discard(op.token)
         op.pin = op.buffer = op.buffers = None
-        op.state, op.res = op.state.done, res
+        op.state = op.state.done
         self.counters.completions += 1
+        self._count(op, res)
+
+    @staticmethod
+    def _pin(op: Operation) -> None:
+        op.pin = [memoryview(buffer) for buffer in ([op.buffer] if op.buffer is not None else op.buffers or [])]
+
+    def _count(self, op: Operation, res: int) -> None:
+        op.res = res
         if res > 0:
             self.counters.moved[op.opcode] += res
         elif res == -errno.ECANCELED:

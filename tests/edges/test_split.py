@@ -244,8 +244,8 @@ async def test_forgotten_halves_close_the_socket() -> None:
     fd = stream.socket.fileno()
     halves: Any = stream.split()
     async with closing(peer):
-        del stream, halves
         with pytest.warns(ResourceWarning):
+            del stream, halves
             gc.collect()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)

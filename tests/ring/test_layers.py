@@ -17,6 +17,7 @@ LAYERS = [
     {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "_views", "_ancillary", "_cork", "_pipes", "metrics"},
     {"_contract", "_extension", "framing", "audit"},
     {"_statistics", "_entries", "_udp_messages"},
+    {"_calls"},
     {"_ring", "_poll_ring"},
     {"_backend"},
     {"_engine"},
@@ -72,8 +73,8 @@ def test_every_import_points_down(path):
 def test_only_rings_touch_ffi():
     assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_uring" in imported(path)] == ["_extension"]
     assert [path.stem for path in sorted(PACKAGE.glob("*.py")) if "_extension" in imported(path)] == [
+        "_calls",
         "_entries",
-        "_poll_ring",
         "_ring",
     ]
 

@@ -384,10 +384,10 @@ def test_a_read_that_would_wait_for_a_disk_is_made_blocking(ring, tmp_path, monk
 
     def tu_attempt(entry, address, length, flags):
         flags_seen.append(flags)
-        return _poll_ring._NOT_READY if flags == 0 else real(entry, address, length, flags)
+        return _calls._NOT_READY if flags == 0 else real(entry, address, length, flags)
 
-    real = _poll_ring._tu_attempt
-    monkeypatch.setattr(_poll_ring, "_tu_attempt", tu_attempt)
+    real = _calls._tu_attempt
+    monkeypatch.setattr(_calls, "_tu_attempt", tu_attempt)
     (tmp_path / "file").write_bytes(b"abc")
     with open(tmp_path / "file", "rb", buffering=0) as file:
         op = submit(ring, Opcode.READ, file.fileno(), into := bytearray(8), offset=0)

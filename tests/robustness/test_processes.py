@@ -40,7 +40,7 @@ def in_forked_child(stream: trio_uring.SocketStream, ring_links: int) -> int:
     for use in (stream.receive_some, lambda: stream.send_all(b"from the child"), lambda: stream.send_all([b"a", b"b"])):
         with pytest.raises(RuntimeError, match="forked"):
             run_by_hand(use())
-    assert ring_links == 1
+    assert ring_links >= 1
     assert not [link for link in open_fds().values() if RING_LINK in link], "the child still holds the ring"
     return OK
 

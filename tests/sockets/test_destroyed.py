@@ -290,4 +290,5 @@ async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
             trio_uring._driver.current_driver()._reap_ring()
             got.append(await right.recv(2))
             os.write(left.fileno(), b"CC")
-        assert [chunk for chunk in got if chunk != b"busy"] in ([b"AA", b"BB"], [b"AA"])
+        # Of two calls that both end in this pass, either task may resume first.
+        assert sorted(chunk for chunk in got if chunk != b"busy") in ([b"AA", b"BB"], [b"AA"])

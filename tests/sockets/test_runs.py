@@ -175,7 +175,7 @@ async def test_a_driver_that_failed() -> None:
             nursery.start_soon(broken, left.recvmsg, 10)
             await until_blocked(left.fileno())
             driver().ring.flush = fail
-            nursery.start_soon(broken, right.send, b"x")
+            nursery.start_soon(broken, right.wait_writable)
         for operation, argument in ((left.send, b"x"), (left.recv, 1), (left.sendmsg, [b"x"]), (left.recv_into, bytearray(1))):
             await broken(operation, argument)
         del driver().ring.flush
