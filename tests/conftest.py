@@ -12,6 +12,7 @@ from __future__ import annotations
 import faulthandler
 import inspect
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -55,6 +56,8 @@ def _why_no_driver() -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "no_ring: this test runs where there is no ring at all, too")
     config.addinivalue_line("markers", "uring_only(reason): this test is about the kernel's ring only")
     capture = config.pluginmanager.getplugin("capturemanager")

@@ -57,11 +57,11 @@ class Driver(ChainEngine):
         self.rescued = 0  # see _watch
         self._hooks = _Hooks(self)
         self._hooks_reaped = False  # in this pass
-        self._registration = _Registration(ring.fileno())
         self._long_wait = watchdog_seconds / 2
         self._left = False  # the hooks left what came in a long wait to the system task, see _watch
         self._late = False
         self._timer = open_timer(watchdog_seconds)
+        self._registration = _Registration(ring.fileno())
 
     def start(self) -> None:
         try:

@@ -41,6 +41,7 @@ WAIT_SECONDS: Final = 1.0  # for a trio thread that is busy: a scrape should not
 
 # Names after "trio_uring_driver_", attributes of Statistics, and help.
 _DRIVER_COUNTERS = (
+    ("direct", "direct", "Operations done by a system call of their own, because the run was quiet."),
     ("enters", "enters", "Calls of io_uring_enter."),
     ("passes", "passes", "Passes of trio's scheduler."),
     ("completions", "completions", "Completions that the kernel gave."),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_uring import RingBrokenError, RingUnavailableError, _poll_ring
+from trio_uring import RingBrokenError, RingUnavailableError, _calls, _poll_ring
 from trio_uring._contract import LARGE_SIZE, SMALL_SIZE
 from trio_uring._op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
 from trio_uring._poll_ring import PollRing

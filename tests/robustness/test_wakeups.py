@@ -64,8 +64,10 @@ def test_the_watchdog_finds_and_counts_lost_wakeups() -> None:
     set_watchdog(0.01)
 
     async def main() -> int:
-        with echo_peer(1) as [sock]:
-            await ping_pong(sock, 20)
+        with echo_peer(8) as socks:  # more than are tried without the ring
+            async with trio.open_nursery() as nursery:
+                for sock in socks:
+                    nursery.start_soon(ping_pong, sock, 20)
         os.close(driver().ring.deaf)
         return trio_uring.current_statistics().rescued
 

@@ -38,19 +38,15 @@ async def park(coro: Any) -> None:
 
 async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
     stream, peer = stream_and_peer()
-    peer.send(b"AAAA")
     coro = stream.receive_exactly(10)
-    for _ in range(2):  # the first four bytes, then it waits for the rest
-        message = coro.send(None)
-        assert isinstance(message, WaitTaskRescheduled)
-        operation = stream._receive_operation
-        operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
-        if operation.chunk is None and not _:
-            while operation.state.in_kernel or trio_uring.current_statistics().queued:
-                await trio.lowlevel.checkpoint()
-            message = coro.send(outcome.Value(operation.res))
-            operation.task = None
-            break
+    assert isinstance(coro.send(None), WaitTaskRescheduled)
+    operation = stream._receive_operation
+    operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+    peer.send(b"AAAA")
+    while operation.state.in_kernel or trio_uring.current_statistics().queued:
+        await trio.lowlevel.checkpoint()
+    assert isinstance(coro.send(outcome.Value(operation.res)), WaitTaskRescheduled)  # it waits for the rest
+    operation.task = None
     while trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
     peer.send(b"BBBB")
