@@ -17,6 +17,7 @@ away with the last one. Other runs, in other threads too, get what they always g
 from __future__ import annotations
 
 import abc
+import contextlib
 import socket as stdlib_socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,7 +26,7 @@ import trio
 from trio._socket import _SocketType
 
 from ._backend import check_backend, probe
-from ._driver import request_backend
+from ._driver import current_driver, request_backend
 from ._listeners import SocketListener
 from ._socket import UringSocket
 from ._streams import SocketStream
@@ -78,7 +79,8 @@ class Enable(trio.abc.Instrument):
         self.streams = streams
 
     def before_run(self) -> None:
-        _start(self)
+        if _start(self):
+            trio.lowlevel.add_instrument(_Opening())
 
 
 def enable(backend: str | None = None, *, streams: bool = True) -> None:
@@ -149,6 +151,20 @@ def _enabled_here() -> Enable | None:
         return None
 
 
+class _Opening(trio.abc.Instrument):
+    """Makes the driver as soon as there can be one, so that its system tasks are there before anybody counts tasks.
+
+    It must not raise: trio takes an instrument that raises out of the run, and fails itself when it is gone already.
+    """
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if task.parent_nursery is not None:  # the first such is the main task
+            with contextlib.suppress(KeyError):  # we are called again for the system tasks
+                trio.lowlevel.remove_instrument(self)
+            with contextlib.suppress(Exception):  # the first operation will say why
+                current_driver()
+
+
 class _End(trio.abc.Instrument):
     """Tells when an enabled run is over: the user, who has the Enable object, might take that one out of the run."""
 
@@ -156,12 +172,13 @@ class _End(trio.abc.Instrument):
         _stop()
 
 
-def _start(instrument: Enable) -> None:
+def _start(instrument: Enable) -> bool:
+    """False: this run is enabled already."""
     global _runs
     if instrument.backend is not None:
         request_backend(instrument.backend)
     if _enabled.get(None) is not None:
-        return
+        return False
     _enabled.set(instrument)
     trio.lowlevel.add_instrument(_End())
     with _lock:
@@ -170,6 +187,7 @@ def _start(instrument: Enable) -> None:
             _SocketType.__init__ = _init_socket  # type: ignore[method-assign]
             for cls in _NATIVE:
                 cls.__class__ = _RunAware
+    return True
 
 
 def _stop() -> None:
