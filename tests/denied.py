@@ -1,0 +1,69 @@
+"""`python -m tests.denied`: io_uring denied as platforms deny it, and the fallback shown. Run in the repository's root.
+
+For each errno that platforms answer with: a child process installs a seccomp filter, runs an ordinary trio program with
+trio_uring enabled, says what it ran on and why, and then runs trio's checks of streams (tests/streams/test_trio_checks.py).
+
+Rules of this file: the refusal is the kernel's. Exit status 0 if every child fell back and worked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+import trio_uring
+
+from .robustness.seccomp import IO_URING_SETUP, deny
+
+ANSWERS = ("EPERM", "ENOSYS", "EOPNOTSUPP", "ENOMEM", "EINVAL")
+CHECKS = "tests/streams/test_trio_checks.py"
+SENT = bytes(2**20)
+
+
+async def program() -> None:
+    """It knows nothing of trio_uring."""
+    async with trio.open_nursery() as nursery:
+        [listener, *_] = await nursery.start(trio.serve_tcp, echo, 0)
+        port = listener.socket.getsockname()[1]
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            nursery.start_soon(stream.send_all, SENT)
+            received = 0
+            while received < len(SENT):
+                received += len(await stream.receive_some())
+        nursery.cancel_scope.cancel()
+    info = trio_uring.backend_info()
+    print(f"runs on {info.backend}, because {info.reason}; {received} bytes echoed", flush=True)
+    assert info.backend == "epoll"
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    async for chunk in stream:
+        await stream.send_all(chunk)
+
+
+def child(name: str) -> int:
+    """In this process io_uring_setup answers with that errno, from now on."""
+    deny(IO_URING_SETUP, getattr(errno, name))
+    trio_uring.run(program)
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", CHECKS], check=False).returncode  # the filter is inherited
+
+
+def main() -> int:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIO_URING_")}
+    failed = []
+    for name in ANSWERS:
+        print(f"io_uring_setup answers {name}: ", end="", flush=True)
+        command = [sys.executable, "-m", "tests.denied", name]
+        if subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, timeout=120, check=False).returncode:
+            failed.append(name)
+    print(f"no fallback for {', '.join(failed)}" if failed else f"falls back for each of {', '.join(ANSWERS)}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(child(sys.argv[1]) if len(sys.argv) > 1 else main())
