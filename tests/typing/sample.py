@@ -6,6 +6,7 @@ Rules of this file: it is checked, and never run.
 from __future__ import annotations
 
 import array
+import io
 import mmap
 import ssl
 import subprocess
@@ -34,11 +35,11 @@ async def handle(stream: trio_uring.SocketStream) -> None:
 
 
 async def around(path: str, context: ssl.SSLContext) -> None:
-    secure: trio.SSLStream[trio_uring.SocketStream] = await trio_uring.open_ssl_over_tcp_stream("localhost", 443)
+    secure = await trio_uring.open_ssl_over_tcp_stream("localhost", 443)
     await trio_uring.send_all_vectored(secure, [b"header", bytearray(b"body")])
     [unix] = await trio_uring.open_unix_listeners(path, mode=0o600)
     send, receive = (await unix.accept()).split()
-    stapled: trio.StapledStream[trio_uring.SendStream, trio_uring.ReceiveStream] = trio.StapledStream(send, receive)
+    stapled = trio.StapledStream(send, receive)
     await stapled.send_eof()
     process: trio.Process = await trio_uring.open_process(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert isinstance(process.stdout, trio_uring.ReceiveStream)
@@ -52,7 +53,7 @@ async def around(path: str, context: ssl.SSLContext) -> None:
         await nursery.start(trio_uring.serve_ssl_over_tcp, handle_tls, 0, context)
 
 
-async def handle_tls(stream: trio.SSLStream[trio_uring.SocketStream]) -> None:
+async def handle_tls(stream: trio.abc.Stream) -> None:
     await stream.send_all(b"x")
 
 
@@ -94,6 +95,32 @@ def in_memory() -> None:
     trio_uring.testing.run_deterministically(network_layer, network, seed=3)
 
 
+async def drop_in(backend: str | None = None) -> int:
+    trio_uring.enable(backend)
+    info: trio_uring.BackendInfo = trio_uring.backend_info()
+    print(info.backend, info.reason, info.setup_flags)
+    left, right = trio_uring.socket.socketpair()
+    sock = trio_uring.socket.socket(trio.socket.AF_INET6, trio.socket.SOCK_DGRAM)
+    sent: int = await left.send(b"x")
+    data: bytes = await right.recv(sent)
+    await sock.sendto(data, ("::1", 9))
+    accepted, _ = await left.accept()
+    plain: trio_uring.UringSocket = accepted.dup()
+    plain.close()
+    async with await trio_uring.open_udp_socket(remote_address=("127.0.0.1", 53)) as udp:
+        await udp.send_to([b"a", b"b"], timeout=1)
+        count: int = await udp.send_many([b"one", (b"two", ("127.0.0.1", 53))])
+        for datagram, _ in await udp.receive_many(count):
+            print(len(datagram), udp.datagrams_sent)
+    return count
+
+
+async def moving_bytes(a: trio_uring.SocketStream, b: trio.abc.HalfCloseableStream, file: io.FileIO) -> None:
+    copied: int = await trio_uring.copy_stream(a, b, max_bytes=10, progress=print)
+    there, back = await trio_uring.relay(a, b)
+    print(await trio_uring.send_file(a, file, 0, copied), there + back)
+
+
 async def main() -> None:
     await network_layer(trio_uring.UringNetwork(trio_uring.NetworkConfig(connect_timeout=3)))
     async with trio.open_nursery() as nursery:
@@ -112,4 +139,5 @@ async def main() -> None:
     print(statistics.operations["SEND"].submitted, [op.age for op in trio_uring.current_operations()])
 
 
-trio.run(main)
+trio.run(main, instruments=[trio_uring.Enable(streams=False)])
+print(trio_uring.run(drop_in, "epoll", backend="auto") + 1)
