@@ -4,7 +4,7 @@ A pass of trio's scheduler:
 
     tasks run            they queue operations and park
     before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
-    epoll_wait           trio's own; the ring's descriptor is in it, see `_Registration`
+    epoll_wait           trio's own; the ring's descriptor is in it, see _registration.py
     after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this same pass
 
 Rules of this file:
@@ -21,17 +21,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT  # for the epoll instance, see _Registration
 
 from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._chains import ChainEngine
 from ._errors import RingBrokenError
+from ._registration import Registration
 from ._ring import open_timer
 from ._statistics import OperationInFlight, Statistics, snapshot
 
@@ -61,7 +60,7 @@ class Driver(ChainEngine):
         self._left = False  # the hooks left what came in a long wait to the system task, see _watch
         self._late = False
         self._timer = open_timer(watchdog_seconds)
-        self._registration = _Registration(ring.fileno())
+        self._registration = Registration(ring.fileno())
 
     def start(self) -> None:
         try:
@@ -115,14 +114,14 @@ class Driver(ChainEngine):
         """The safety net under the wake-ups: once a second, see to it that the hooks are there, and look for completions.
 
         By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts wake-ups that were lost:
-        always 0, unless there is a defect here or in the kernel. After a long wait the hooks leave what has come to us:
-        completions that are here now must have made the ring's descriptor readable, or nothing would have woken trio.
+        always 0, unless there is a defect here or in the kernel, or a number was mixed up, see _registration.py. After a long
+        wait the hooks leave what has come to us: completions that are here now must have been able to wake trio.
         """
         while self._working():
             await trio.lowlevel.wait_readable(self._timer)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._timer, 8)
-            if self._restore_hooks() and self._left and self.ring.ready() and not _is_readable(self.ring.fileno()):
+            if self._restore_hooks() and self._left and self.ring.ready() and self._registration.is_lost():
                 self.rescued += 1
                 _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
             self.reap()
@@ -215,56 +214,6 @@ class Driver(ChainEngine):
         now = time.monotonic()
         waiting: list[Any] = [*self.ring.table.values(), *self.queue]
         return [OperationInFlight.of(op, now) for op in waiting]
-
-
-class _Registration:
-    """The ring's descriptor in trio's epoll.
-
-    trio's `wait_readable` arms a descriptor for one event, so that each pass with a completion costs a step of a task and an
-    epoll_ctl: a third of what an operation costs on a quiet ring. So it is registered with trio's epoll instance itself, once
-    and level-triggered, by a number of its own (a registration is of a number and a file), which trio passes over as one that
-    nobody waits for; the hooks reap. That instance is private: where it is not found, `wait_readable` it is.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._number = -1
-        try:
-            epoll: select.epoll = GLOBAL_RUN_CONTEXT.runner.io_manager._epoll
-        except AttributeError:
-            return
-        try:
-            self._number = os.dup(fd)
-            epoll.register(self._number, select.EPOLLIN)
-        except OSError:  # out of descriptors
-            self.close()
-        else:
-            self._epoll = epoll
-
-    async def wait(self) -> None:
-        """Until the descriptor is readable; for ever, if the hooks are told of it."""
-        if self._number < 0:
-            await trio.lowlevel.wait_readable(self._fd)
-        else:
-            await trio.sleep_forever()
-
-    def end(self) -> None:
-        if self._number >= 0:
-            with contextlib.suppress(OSError, ValueError):  # trio may have closed its epoll
-                self._epoll.unregister(self._number)
-        self.close()
-
-    def close(self) -> None:
-        """In a forked child, no more than this: the registration is the parent's, whose epoll instance is shared."""
-        number, self._number = self._number, -1
-        if number >= 0:
-            os.close(number)
-
-
-def _is_readable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 def _move_to_current_run(op: TaskOperation) -> None:

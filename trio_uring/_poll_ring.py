@@ -11,12 +11,13 @@ E2  A descriptor has one registration, whose mask is the union of what its opera
 E3  The interest of an operation that is cancelled ends in `cancel`: the descriptor is closed right afterwards.
 E4  The ring's descriptor is the epoll instance. In it is an eventfd that is always readable, and armed while operations are
     done that nobody has drained.
-E5  An idle connection holds no memory: see _calls.py.
+E5  A registration that outlives its number (the descriptor was closed behind our back, its file is open elsewhere) is seen
+    by nothing but a poll: from then on every drain polls, or its event would keep trio awake for ever.
+E6  An idle connection holds no memory: see _calls.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -70,6 +71,7 @@ class PollRing(SystemCalls):
         self._waiting: dict[int, list[_Call]] = {}  # by descriptor
         self._finished: deque[Operation] = deque()  # done, not drained
         self._armed = False  # the eventfd
+        self._strays = False  # E5
         self._entries = sq_entries
         self._epoll, self._event = _open_epoll()
         self._modify = self._epoll.modify
@@ -119,8 +121,10 @@ class PollRing(SystemCalls):
         if left:
             self._wait_for(op.fd, left)
         else:
-            with contextlib.suppress(OSError):  # closed behind our back
+            try:
                 self._epoll.unregister(op.fd)
+            except OSError:  # closed behind our back
+                self._strays = True
 
     def flush(self) -> bool:
         self._check_owner()
@@ -164,6 +168,7 @@ class PollRing(SystemCalls):
             except FileNotFoundError:
                 for op, *_ in calls:  # E1
                     self._finish(op, -errno.EBADF)
+                    self._strays = True
                 if new is None:
                     return
                 waiting = [new]
@@ -172,6 +177,7 @@ class PollRing(SystemCalls):
             for call in waiting:
                 self._attempt(call, _MAY_BLOCK)
         except OSError as exc:
+            self._strays = True
             for op, *_ in waiting:
                 self._finish(op, -(exc.errno or errno.EIO))
         else:
@@ -187,7 +193,7 @@ class PollRing(SystemCalls):
 
     def drain(self, done: list[Operation]) -> None:
         self._check_owner()
-        if self._waiting or self._armed:
+        if self._waiting or self._armed or self._strays:
             try:
                 events = self._epoll.poll(0, EVENTS_MAX)
             except OSError as exc:

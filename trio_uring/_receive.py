@@ -244,15 +244,19 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         op = self._into_operation = self._into_operation or self._make_operation()
         try:
             while True:
-                op.buffer, op.length = view, min(view.nbytes, RECEIVE_MAX)
+                op.buffer, op.length, op.res = view, min(view.nbytes, RECEIVE_MAX), -1
                 res = await op.driver.perform(op, True)
                 if res >= 0:
+                    op.res = -1  # taken
                     return res
                 await self._again(op, res)
         finally:
             self._receiving = False
             if op.task is not None or op.state.in_kernel:
                 self._leave_behind(op, view)
+            elif op.res > 0:  # done, and destroyed before it resumed
+                op.chunk, op.res = view.tobytes()[: op.res], -1
+                self._keep_chunk(op)
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:

@@ -14,7 +14,8 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "_views", "_ancillary", "_cork", "_pipes", "metrics"},
+    {"_op", "_errors", "_addresses", "_chunks", "_pool", "_timed", "_views", "_ancillary", "_cork", "_pipes", "metrics"}
+    | {"_registration"},
     {"_contract", "_extension", "framing", "audit"},
     {"_statistics", "_entries", "_udp_messages"},
     {"_calls"},

@@ -122,6 +122,32 @@ def test_what_is_done_at_once_is_told_every_time_and_no_longer_than_it_takes(rin
         assert not readable(ring)
 
 
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_registration_that_outlives_its_number_keeps_nobody_awake(ring, pair, reused):
+    """The descriptor was closed behind our back, and its file is open elsewhere: nothing can take it out of the epoll."""
+    a, b = pair
+    c, d = socket.socketpair()
+    ours = os.dup(b.fileno())
+    op = submit(ring, Opcode.RECV, ours, bytearray(8))
+    assert go(ring) == []
+    if reused:
+        os.dup2(c.fileno(), ours)
+        later = submit(ring, Opcode.RECV, ours, bytearray(8))
+        assert go(ring) == [op]
+        d.send(b"y")
+        assert go(ring) == [later]
+        os.close(ours)
+    else:
+        os.close(ours)
+        ring.cancel(op)
+        assert go(ring) == [op]
+    c.close()
+    d.close()
+    a.send(b"x")
+    assert go(ring) == []
+    assert not readable(ring)
+
+
 def test_a_cancel_makes_it_readable(ring, pair):
     op = submit(ring, Opcode.RECV, pair[1].fileno(), bytearray(8))
     assert go(ring) == []

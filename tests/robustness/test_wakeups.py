@@ -8,6 +8,7 @@ and the child's. That the watchdog finds a loss, and counts it, is a test of its
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 from typing import Any
@@ -119,6 +120,28 @@ def test_what_an_eager_operation_reaps_after_a_long_wait_is_not_taken_for_lost()
         with seeded_scheduler(seed):
             rescued.append(trio.run(main))
     assert rescued == [0] * 6
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("what", ["removed", "disarmed", "disarmed by a task"])
+@in_child(hang_seconds=20)
+async def test_what_trio_does_late_to_a_number_that_is_ours_now_is_found_and_put_right(flags: str, what: str) -> None:
+    use_ring(flags=flags)
+    set_watchdog(0.02)
+    registration = driver()._registration
+    if what == "removed":
+        trio.lowlevel.notify_closing(registration._number)
+    elif what == "disarmed":  # as by the end of a wait for a descriptor that is closed already
+        registration._epoll.modify(registration._number, select.EPOLLONESHOT)
+    else:
+        with trio.move_on_after(0):
+            await trio.lowlevel.wait_writable(registration._number)
+    with echo_peer(8) as socks:  # more than are tried without the ring
+        async with trio.open_nursery() as nursery:
+            for sock in socks:
+                nursery.start_soon(ping_pong, sock, 100)
+    assert trio_uring.current_statistics().rescued == 1
+    expect_log("watchdog found completions")
 
 
 class SendAfterALongWait(trio.abc.Instrument):

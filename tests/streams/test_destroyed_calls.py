@@ -155,3 +155,36 @@ async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypa
     assert received == data[:size]
     await stream.aclose()
     peer.close()
+
+
+@pytest.mark.parametrize("tried", [True, False])
+async def test_bytes_of_a_receive_into_that_was_done_and_never_resumed_stay_in_the_stream(tried):
+    """Its operation was over, at once or by a completion, when the coroutine was destroyed."""
+    stream, peer = stream_and_peer()
+    buffer = bytearray(8)
+    coro = stream.receive_into(buffer)
+    if tried:
+        peer.send(b"here")
+        assert not isinstance(coro.send(None), WaitTaskRescheduled)  # it is done, and gives the other tasks their turn
+    else:
+        await park(coro)
+        operation = stream._into_operation
+        operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+        peer.send(b"here")
+        while operation.state.in_kernel:
+            await trio.lowlevel.checkpoint()
+    coro.close()
+    buffer.append(0)  # BufferError while it is exported
+    peer.send(b" and there")
+    assert await stream.receive_some() == b"here"
+    assert await stream.receive_some() == b" and there"
+    # A result that was taken is not kept.
+    peer.send(b"last")
+    view = memoryview(buffer)
+    assert await stream.receive_into(view) == 4
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.receive_into(view)
+    assert stream._rest is None
+    await stream.aclose()
+    peer.close()
