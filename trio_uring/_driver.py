@@ -92,7 +92,7 @@ class Driver(ChainEngine):
                     await self._registration.wait()
                     self.reap()
             self.idle_scope = None
-            if self.failure is None:
+            if self._working():  # in a forked child it is the parent's
                 self.attention = self._restart
             raise
         except OSError as exc:  # somebody closed the ring's descriptor

@@ -227,8 +227,13 @@ class Engine:
             return False
         if op in self.queue:
             self.queue.remove(op)
+            self._look_idle()
         op.let_go()
         return True
+
+    def _look_idle(self) -> None:
+        if self.idle_scope is not None and not self.ring.table and not self.queue:
+            self.idle_scope.cancel()
 
     @enable_ki_protection
     def cancel(self, op: TaskOperation) -> None:
@@ -324,8 +329,7 @@ class Engine:
                 self._woke = True
                 _reschedule(task, op)
         done.clear()
-        if self.idle_scope is not None and not self.ring.table and not self.queue:
-            self.idle_scope.cancel()
+        self._look_idle()
 
     def _wake(self, op: TaskOperation) -> None:
         task, op.task = op.task, None
