@@ -127,7 +127,6 @@ class ChainEngine(Engine):
         while self._chained and not self._woke and self.ring.now < until:
             self._chained = False
             self._flush_ring()
-            self.early_reaps += 1
             self._reap_ring()
         self._chained = False
 

@@ -104,7 +104,6 @@ class Engine:
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
         self._eager: TaskOperation | None = None  # the one that is being performed now: its caller is there for the result
         self._load = self._made = 0  # operations made in the last pass, and in this one
-        self.early_reaps = 0  # in the middle of a pass: completions that then need not wake anybody
         self.thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -191,7 +190,6 @@ class Engine:
         # A multishot: what is there already comes with one enter.
         self._eager = op
         self._guard(self._flush_ring)
-        self.early_reaps += 1
         self._guard(self._reap_ring)
         self._eager = None
         if self.failure is not None:
@@ -268,7 +266,6 @@ class Engine:
             self._closing.append(close)  # the kernel is short of something; an entry with this number still waits
             return
         close()
-        self.early_reaps += 1
         self._guard(self._reap_ring)
 
     # -- the two halves of a pass
