@@ -45,10 +45,7 @@ class SystemCalls:
         counters = self.counters
         counters.direct += 1
         counters.submitted[op.opcode] += 1
-        if res > 0:
-            counters.moved[op.opcode] += res
-        elif res < 0:
-            counters.count_failure(op, res)
+        counters.count_result(op, res)
         return True
 
     def _prepare(self, op: Operation) -> tuple[Any, Any, int]:

@@ -44,6 +44,13 @@ class RingCounters:
     cq_overflows: int = 0
     buffers_exhausted: int = 0
 
+    def count_result(self, op: Operation, res: int) -> None:
+        """Counts an operation that is done. UringRing has it inlined, for its completions."""
+        if res > 0:
+            self.moved[op.opcode] += res
+        elif res < 0:
+            self.count_failure(op, res)
+
     def count_failure(self, op: Operation, res: int) -> None:
         """Counts an operation that is done with a result < 0."""
         if op.shots is not None and res == -errno.EAGAIN:  # how a multishot receive ends when there is nothing left

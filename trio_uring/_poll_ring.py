@@ -222,11 +222,7 @@ class PollRing(SystemCalls):
         op.state = op.state.done
         op.pin = op.buffer = op.buffers = None  # S3
         self.counters.completions += 1
-        res = op.res
-        if res > 0:
-            self.counters.moved[op.opcode] += res
-        elif res < 0:
-            self.counters.count_failure(op, res)
+        self.counters.count_result(op, op.res)
 
     def received(self, op: Operation) -> None:
         read_message(op)
