@@ -1,25 +1,30 @@
 """What every test of trio_uring runs under.
 
-Rules: a machine that refuses io_uring, or TRIO_URING_BACKEND=epoll, runs everything on epoll, and skips the tests that are
-about the kernel's ring only: those with the marker `uring_only` and a reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A
+Rules: a machine that refuses io_uring, or TRIO_URING_BACKEND=epoll, runs everything by readiness,
+and skips the tests that are about the kernel's ring only: those with the marker `uring_only` and a
+reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A
 test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot be ended by a trio timeout.
 Every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A test for which no ring
-matters carries the marker `no_ring`: it runs without the C extension, too.
+matters carries the marker `no_ring`: it runs without the C extension, too. A long case carries the marker `long` and is skipped
+without `--long` (or TRIO_URING_LONG=1). A test has the same name in each process, or pytest-xdist could not share them out.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import inspect
 import os
+import re
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from long_cases import VARIABLE, examples, long_cases
 
 from trio_uring import RingUnavailableError, backend_info
-from trio_uring._ring import UringRing
+from trio_uring._backend import open_uring
 
 pytest.register_assert_rewrite("streams.support")
 
@@ -28,19 +33,16 @@ from streams.support import checked_run  # noqa: E402  (after the rewrite is reg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HANG_SECONDS = 120
-
-# The same examples every time. `--hypothesis-profile=search` looks for new ones.
-hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, database=None, print_blob=True)
-hypothesis.settings.register_profile("search", deadline=None, max_examples=2000, print_blob=True)
-hypothesis.settings.load_profile("fixed")
+HANG_SECONDS = 120  # three times as much where long cases run: a machine that does other things is not a hang
+FIRST = "test_trio_suite.py"  # one of its tests takes longer than all others: at the end one process would wait for it
+ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 _terminal = pytest.StashKey[int]()
 
 
 def _why_no_ring() -> str | None:
     try:
-        ring = UringRing()
+        ring, _ = open_uring()
     except RingUnavailableError as exc:
         return str(exc)
     ring.close()
@@ -55,9 +57,18 @@ def _why_no_driver() -> str | None:
     return None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help=f"run the long cases, too (or {VARIABLE}=1)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long"):
+        os.environ[VARIABLE] = "1"
+    load_profiles()
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "long: this test takes long, and runs with --long only")
+    config.addinivalue_line("markers", "hang_seconds(seconds): how long this test may take, if it is longer than others")
     config.addinivalue_line("markers", "no_ring: this test runs where there is no ring at all, too")
     config.addinivalue_line("markers", "uring_only(reason): this test is about the kernel's ring only")
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -65,27 +76,50 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_terminal] = os.dup(2)
 
 
+def load_profiles() -> None:
+    """The same examples every time. `--hypothesis-profile=search` looks for new ones."""
+    fixed: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
+    hypothesis.settings.register_profile("fixed", max_examples=examples(100), **fixed)
+    hypothesis.settings.register_profile("search", deadline=None, max_examples=2000, print_blob=True)
+    hypothesis.settings.load_profile("fixed")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     os.close(config.stash[_terminal])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    on_epoll = os.environ.get("TRIO_URING_BACKEND") == "epoll"
+    by_readiness = os.environ.get("TRIO_URING_BACKEND") in ("epoll", "readiness")
     no_uring, no_driver = _why_no_ring(), _why_no_driver()
-    if no_uring and not on_epoll and os.environ.get("TRIO_URING_REQUIRE") == "1":
+    items.sort(key=lambda item: item.path.name != FIRST)
+    if no_uring and not by_readiness and os.environ.get("TRIO_URING_REQUIRE") == "1":
         raise pytest.UsageError(f"TRIO_URING_REQUIRE=1, and io_uring cannot be used: {no_uring}")
     for item in items:
+        if ADDRESS.search(item.nodeid):
+            raise pytest.UsageError(f"this name is another one in each process: {item.nodeid}")
+        if item.get_closest_marker("long") and not long_cases():
+            item.add_marker(pytest.mark.skip(reason="a long case: --long"))
         only = item.get_closest_marker("uring_only")
-        if only and (on_epoll or no_uring):
-            item.add_marker(pytest.mark.skip(reason=f"{only.args[0]} ({no_uring or 'the tests run on epoll'})"))
+        if only and (by_readiness or no_uring):
+            why = no_uring or "the tests run by readiness"
+            item.add_marker(pytest.mark.skip(reason=f"{only.args[0]} ({why})"))
         if no_driver and not item.get_closest_marker("no_ring"):
             item.add_marker(pytest.mark.skip(reason=no_driver))
         if inspect.iscoroutinefunction(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.trio(run=checked_run), append=False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_is_there() -> None:
+    """What pytest and the modules before keep, they keep to the end: no collection in a test has to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def end_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
-    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=request.config.stash[_terminal])
+    own = request.node.get_closest_marker("hang_seconds")
+    seconds = own.args[0] if own else HANG_SECONDS * (3 if long_cases() else 1)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=request.config.stash[_terminal])
     yield
     faulthandler.cancel_dump_traceback_later()

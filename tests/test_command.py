@@ -6,6 +6,7 @@ never asserted, only what must be so on every machine.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -19,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import trio_uring
-from trio_uring import RingUnavailableError, __main__, _backend, _demo, _demo_files, _demo_report, _demo_server, _info, _ring
+from trio_uring import (
+    RingUnavailableError,
+    __main__,
+    _backend,
+    _contract,
+    _demo,
+    _demo_files,
+    _demo_report,
+    _demo_server,
+    _info,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,18 +99,19 @@ def test_info_on_the_real_ring() -> None:
     done = command("info")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^backend +io_uring\nio_uring +available\n", done.stdout, re.MULTILINE)
+    assert re.search(r"^  opcodes lacking +none$", done.stdout, re.MULTILINE)
+    assert "not tested" not in done.stdout
     for word in ("kernel.io_uring_disabled", "RLIMIT_MEMLOCK", "CQSIZE", "NODROP", "FAST_POLL", "SENDMSG", "SMALL_SIZE"):
         assert word in done.stdout
 
 
 def test_info_without_a_ring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("TRIO_URING_BACKEND", raising=False)
-    monkeypatch.setattr(_ring, "UringRing", no_ring)
     monkeypatch.setattr(_backend, "UringRing", no_ring)
-    monkeypatch.setattr(_backend._Memory, "tested", False)
+    _backend._Memory.forget()
     assert __main__.main(["info"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^backend +epoll: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
+    assert re.search(r"^backend +readiness: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
     assert re.search(r"^io_uring +not available: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
 
 
@@ -110,9 +122,31 @@ def test_info_where_what_is_asked_for_cannot_be_had(
 ) -> None:
     monkeypatch.setenv("TRIO_URING_BACKEND", asked)
     monkeypatch.setattr(_backend, "UringRing", no_ring)
-    monkeypatch.setattr(_backend._Memory, "tested", False)
+    _backend._Memory.forget()
     assert __main__.main(["info"]) == 0
     assert re.search(r"^backend +none: .*TRIO_URING_BACKEND", capsys.readouterr().out, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.uring_only("a ring that opens without them")
+def test_info_names_what_a_ring_lacks_and_what_was_not_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring, _ = _backend.open_uring()
+    ring.info = dataclasses.replace(ring.info, lacking=("READ", "WRITEV"))
+    monkeypatch.setattr(_backend, "open_uring", lambda: (ring, "no thread could be started"))
+    assert __main__.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  opcodes lacking +READ WRITEV$", out, re.MULTILINE)
+    assert re.search(r"^  not tested +no thread could be started$", out, re.MULTILINE)
+    assert ring.close()
+
+
+@pytest.mark.no_ring
+def test_info_says_how_much_memory_the_buffers_take(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["info"]) == 0
+    size = _contract.POOL_SIZE // 1024
+    out = capsys.readouterr().out
+    assert re.search(rf"^  memory of all buffers +{size} KiB ", out, re.MULTILINE)
 
 
 @pytest.mark.no_ring
@@ -148,7 +182,6 @@ def test_demo(folder: Path) -> None:
     assert numbers(done.stdout, "files resumed") == ["1", "1"]
     assert numbers(done.stdout, "checksum failures") == ["0", "0"]
     assert "came with the right checksum" in done.stdout
-    assert re.search(r"wake-ups rescued +0\n", done.stdout)
     assert re.search(r"operations .*SENDMSG", done.stdout)
     assert "\r" not in done.stderr
     assert "trio_uring, round 1 of 1" in done.stderr
@@ -204,8 +237,8 @@ def test_demo_without_a_ring(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_demo_says_what_it_runs_on(folder: Path) -> None:
     done = command(*small_demo(folder), env={**os.environ, "TRIO_URING_BACKEND": "epoll"})
     assert done.returncode == 0, done.stderr
-    why = "because epoll is asked for by the environment variable TRIO_URING_BACKEND"
-    assert f"trio_uring runs on epoll, {why}.\n" in done.stdout
+    why = "because readiness is asked for by the environment variable TRIO_URING_BACKEND"
+    assert f"trio_uring runs on readiness, {why}.\n" in done.stdout
     assert re.search(r"^  flushes +[\d,]+ in [\d,]+ scheduler passes", done.stdout, re.MULTILINE)
 
 

@@ -28,6 +28,7 @@ from ._stdio import open_stderr, open_stdin, open_stdout
 from ._streams import ReceiveStream, SendStream, SocketStream
 from ._tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
 from ._udp import UDPSocket, open_udp_socket
+from ._udp_messages import Local
 from ._unix import open_unix_listeners, serve_unix
 from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
@@ -73,6 +74,7 @@ __all__ = [
     "FrameStream",
     "FrameTooLarge",
     "IncompleteReadError",
+    "Local",
     "Metered",
     "MeteredStream",
     "Metrics",

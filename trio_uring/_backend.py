@@ -1,7 +1,8 @@
-"""Which ring a trio.run gets: the kernel's, or where that cannot be had the one over epoll, and why.
+"""What drives a trio.run: the kernel's ring, or where that cannot be had readiness, and why.
 
-Rules of this file: importing looks at nothing. io_uring is trusted only after it has received a byte and woken an epoll for it
-(containers and emulations answer in many ways); whatever goes wrong with it is a reason to use epoll, never a crash.
+Rules of this file: importing looks at nothing. io_uring is trusted only after it has received a byte
+and woken a thread for it (containers and emulations answer in many ways); whatever goes wrong with
+it is a reason for readiness, never a crash.
 """
 
 from __future__ import annotations
@@ -10,29 +11,21 @@ import contextlib
 import errno
 import logging
 import os
-import select
-import socket
-import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from trio.lowlevel import enable_ki_protection
 
-from ._contract import SMALL_SIZE
-from ._errors import RingBrokenError, RingUnavailableError
-from ._op import NO_GROUP, SMALL_GROUP, Opcode, Operation
-from ._poll_ring import PollRing
+from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._ring import SQ_ENTRIES_MIN, UringRing
-
-if TYPE_CHECKING:
-    from ._contract import Ring
+from ._trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
 
 _log = logging.getLogger("trio_uring")
 
-BACKENDS = ("uring", "epoll", "auto")
+BACKENDS = ("uring", "readiness", "auto")
+_ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
-SELF_TEST_SECONDS = 1.0
 RETRY_SECONDS = 10.0  # after which "auto" asks again for memory that was refused: asking takes a while, see _ring._open
 
 
@@ -41,64 +34,98 @@ class BackendInfo:
     """What drives the streams of a trio.run."""
 
     backend: str
-    """"uring" or "epoll"; the name of a test's ring."""
+    """"uring" or "readiness"; the name of a test's ring."""
     reason: str | None
     """Why it is not io_uring; None: it is."""
     requested: str
-    """What was asked for: "uring", "epoll" or "auto"."""
+    """What was asked for: "uring", "readiness" or "auto"."""
     setup_flags: tuple[str, ...]
-    """IORING_SETUP_* that the kernel took; none on epoll."""
+    """IORING_SETUP_* that the kernel took; none without a ring."""
+    untested: str | None = None
+    """What of the ring could not be tried before it was used, as a sentence; None: nothing."""
+
+
+_Filters: TypeAlias = tuple[bytes, ...]
+_Found: TypeAlias = RingUnavailableError | str | None  # as of self_test
 
 
 class _Memory:
-    """What this process has found out."""
+    """What this process has found out. By the seccomp filters in force: there may be more later."""
 
-    tested = False
-    unfit: RingUnavailableError | None = None  # what the self-test found
+    calls: dict[_Filters, RingUnavailableError | None] = {}  # noqa: RUF012  (one per process)
+    rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (by flags, too)
     refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and with what
-    logged: set[str] = set()  # noqa: RUF012  (one per process)
+    logged: set[str] = set()  # noqa: RUF012
+
+    @classmethod
+    def forget(cls) -> None:
+        """As if nothing had been looked at. For tests."""
+        cls.calls.clear()
+        cls.rings.clear()
+        cls.logged.clear()
+        cls.refused_memory = None
 
 
 @enable_ki_protection
-def open_ring(backend: str | None = None) -> tuple[Ring, BackendInfo]:
-    """Opens the ring that is asked for, and logs once for each reason that "auto" means epoll.
+def open_ring(
+    backend: str | None = None,
+    flags: str = "defer",
+) -> tuple[UringRing | None, BackendInfo]:
+    """Opens the ring that is asked for, and logs once for each reason that "auto" means readiness.
 
     Args:
-        backend: "uring", "epoll" or "auto"; None: what the environment variable TRIO_URING_BACKEND says, or "auto".
+        backend: "uring", "readiness" or "auto"; None: what the environment variable
+            TRIO_URING_BACKEND says, or "auto".
+        flags: of UringRing: which ladder of setup flags.
+
+    Returns:
+        The ring, or None for readiness; and what to tell of it.
 
     Raises:
         ValueError: it is none of these.
-        RingUnavailableError: io_uring is asked for and cannot be had; or there is no ring at all.
+        RingUnavailableError: io_uring is asked for and cannot be had.
     """
-    ring, info = _open(backend)
+    ring, info = _open(backend, flags)
     if info.requested == "auto" and info.reason is not None and info.reason not in _Memory.logged:
         _Memory.logged.add(info.reason)
-        _log.info("trio_uring runs on epoll: %s", info.reason)
+        _log.info("trio_uring waits by readiness: %s", info.reason)
     return ring, info
 
 
 @enable_ki_protection
 def probe(backend: str | None = None) -> BackendInfo:
     """What open_ring would open now. It opens it, and closes it again; it raises what open_ring raises."""
-    ring, info = _open(backend)
-    ring.close()
+    ring, info = _open(backend, "defer")
+    if ring is not None:
+        ring.close()
     return info
 
 
-def _open(backend: str | None) -> tuple[Ring, BackendInfo]:
+def _open(backend: str | None, flags: str) -> tuple[UringRing | None, BackendInfo]:
     requested, asked_by = _requested(backend)
-    reason = f"epoll is asked for by {asked_by}"
-    if requested != "epoll":
-        try:
-            ring = _open_uring(patient=requested == "uring")
-            return ring, BackendInfo("uring", None, requested, ring.info.setup_flags)
-        except OSError as exc:
-            reason = exc.strerror or str(exc)
-            if requested == "uring":
-                raise RingUnavailableError(
-                    exc.errno or errno.EIO, f"{reason}. io_uring is asked for by {asked_by}; 'auto' means epoll here"
-                ) from exc
-    return PollRing(), BackendInfo("epoll", reason, requested, ())
+    if requested == "readiness":
+        return None, BackendInfo(requested, f"readiness is asked for by {asked_by}", requested, ())
+    try:
+        ring, untested = open_uring(flags, patient=requested == "uring")
+    except Exception as exc:  # there are as many ways to fail as there are sandboxes
+        refusal = _refusal(exc)
+        if requested == "uring":
+            asked = f"io_uring is asked for by {asked_by}; 'auto' means readiness here"
+            raise RingUnavailableError(refusal.errno, f"{refusal.strerror}. {asked}") from exc
+        return None, BackendInfo("readiness", refusal.strerror, requested, ())
+    return ring, BackendInfo("uring", None, requested, ring.info.setup_flags, untested)
+
+
+def _refusal(exc: Exception) -> RingUnavailableError:
+    """What stood in the way of a ring, as a refusal with a sentence."""
+    if isinstance(exc, RingUnavailableError):
+        return exc
+    what = "the test whether io_uring works"
+    if isinstance(exc, MemoryError):
+        exc = OSError(errno.ENOMEM, "")
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return RingUnavailableError(exc.errno, why_unavailable(exc.errno, what))
+    return RingUnavailableError(errno.EIO, f"{what} failed with {type(exc).__name__}: {exc}")
 
 
 def _requested(backend: str | None) -> tuple[str, str]:
@@ -107,83 +134,70 @@ def _requested(backend: str | None) -> tuple[str, str]:
     if backend is None:
         asked_by = f"the environment variable {VARIABLE}"
         backend = os.environ.get(VARIABLE) or "auto"
-    check_backend(backend, asked_by)
-    return backend, asked_by
+    return check_backend(backend, asked_by), asked_by
 
 
-def check_backend(backend: str, asked_by: str = "the backend") -> None:
-    """Raises ValueError if there is no such backend."""
-    if backend not in BACKENDS:
+def check_backend(backend: str, asked_by: str = "the backend") -> str:
+    """The name in BACKENDS of this backend. Raises ValueError if there is no such backend."""
+    name = _ALIASES.get(backend, backend)
+    if name not in BACKENDS:
         raise ValueError(f"{asked_by} is {backend!r}: a backend is one of {', '.join(map(repr, BACKENDS))}")
+    return name
 
 
-def _open_uring(patient: bool) -> UringRing:
-    """A ring of the kernel's that works. `patient`: asks for memory though it was refused a moment ago."""
+def open_uring(flags: str = "defer", patient: bool = True) -> tuple[UringRing, str | None]:
+    """A ring of the kernel's that works, and a sentence about what of it has not been tried.
+
+    Args:
+        flags: of UringRing.
+        patient: asks for memory though it was refused a moment ago.
+
+    Raises:
+        RingUnavailableError: it cannot be had.
+        Exception: something that its test needs cannot.
+    """
     if not patient and _Memory.refused_memory is not None:
         when, refusal = _Memory.refused_memory
         if time.monotonic() - when < RETRY_SECONDS:
             raise RingUnavailableError(refusal.errno, refusal.strerror)
     try:
-        _test_once()
-        return UringRing()
+        untested = _test_once(flags)
+        return UringRing(flags), untested
     except RingUnavailableError as exc:
         if exc.errno == errno.ENOMEM:
             _Memory.refused_memory = time.monotonic(), exc
         raise
 
 
-def _test_once() -> None:
-    """Makes the self-test, or raises with its result. What it wants for itself and does not get (EMFILE) is not a result."""
-    if not _Memory.tested:
-        ring = UringRing(sq_entries=SQ_ENTRIES_MIN)
+def _test_once(flags: str) -> str | None:
+    """Makes the trials that have not been made yet, or raises with what they found."""
+    filters = seccomp_filters()
+    if filters:
+        if filters not in _Memory.calls:
+            _Memory.calls[filters] = try_system_calls()
+        _raise_again(_Memory.calls[filters])
+    key = filters, flags
+    if key not in _Memory.rings:
+        ring = UringRing(flags, SQ_ENTRIES_MIN)
         try:
-            if not self_test(ring):
-                what = f"a byte that was sent woke nobody within {SELF_TEST_SECONDS:g} s, or came as another"
-                _Memory.unfit = RingUnavailableError(errno.EIO, f"io_uring's self-test failed: {what}")
-        except RingBrokenError as exc:
-            _Memory.unfit = RingUnavailableError(exc.errno, f"io_uring's self-test failed: {exc.strerror}")
+            _Memory.rings[key] = self_test(ring)
         finally:
             _empty(ring)
-        _Memory.tested = True
-    if _Memory.unfit is not None:
-        raise RingUnavailableError(_Memory.unfit.errno, _Memory.unfit.strerror)
+    return _raise_again(_Memory.rings[key])
 
 
-def self_test(ring: Ring) -> bool:
-    """Whether a receive that waits is done, and its ring's descriptor wakes an epoll, when another thread sends a byte."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, select.epoll() as poller:
-        poller.register(ring.fileno(), select.EPOLLIN)
-        op = Operation(Opcode.RECV, ours.fileno(), ours)
-        op.group, op.length = SMALL_GROUP if ring.info.provided_buffers else NO_GROUP, SMALL_SIZE
-        own = bytearray(SMALL_SIZE)
-        if op.group == NO_GROUP:
-            op.buffer = own
-        ring.submit(op)
-        try:
-            ring.flush()
-        except RingBrokenError:
-            ring.table.clear()  # the kernel has never seen it
-            raise
-        ring.drain([])
-        sender = threading.Thread(target=theirs.send, args=[b"?"], name="trio_uring self-test", daemon=True)
-        sender.start()
-        deadline = time.monotonic() + SELF_TEST_SECONDS
-        while op.state.in_kernel and (left := deadline - time.monotonic()) > 0:
-            if poller.poll(left):
-                ring.drain([])
-        sender.join()
-        return not op.state.in_kernel and op.res == 1 and (op.chunk if op.group != NO_GROUP else own[:1]) == b"?"
+def _raise_again(found: _Found) -> str | None:
+    if isinstance(found, RingUnavailableError):
+        raise RingUnavailableError(found.errno, found.strerror)
+    return found
 
 
 def _empty(ring: UringRing) -> None:
     """Closes the ring of a self-test, which may have failed; if it gives nothing back, it is leaked as any other would be."""
-    deadline = time.monotonic() + SELF_TEST_SECONDS
+    deadline = time.monotonic() + TRIAL_SECONDS
     with contextlib.suppress(RingBrokenError):
         for op in list(ring.table.values()):
             ring.cancel(op)
         while ring.table and time.monotonic() < deadline:
-            ring.flush()
-            ring.wait(0.05)
-            ring.drain([])
+            ring.turn(0.05, [])
     ring.close()

@@ -5,7 +5,6 @@ Rules of this file:
 - The function of a chained operation is called once, whatever becomes of the operation: see `ChainEngine.chain`. Only whoever
   withdraws the operation is not told.
 - It is called when the engine's own lists may be changed: never from within the loop over the queue.
-- A chain may not keep the thread: a reap goes on with it for CHAIN_SECONDS at most, and not while a task has something to do.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from ._contract import Ring
 
-CHAIN_SECONDS = 0.00025  # that one reap may go on with chains; measured in docs/design.md
-
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
 
@@ -47,10 +44,19 @@ class ChainedOperation(TaskOperation):
         self.closed: Callable[[], object] | None = None
         self.dispose = self.deliver
 
+    def forget(self) -> None:
+        """Nothing more is to be delivered: lets go of whoever would be told."""
+        self.finished = _nothing
+        self.dispose = self.closed = None
+
     def deliver(self, _: int = 0) -> None:
         if self.waiting:
             self.waiting = False
             self.finished()
+
+
+def _nothing() -> None:
+    pass
 
 
 class ChainEngine(Engine):
@@ -58,9 +64,7 @@ class ChainEngine(Engine):
 
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
-        self._chained = False  # something was chained since the last reap began
         self.pipes = Pipes()
-        self._at_flush: list[Callable[[], object]] = []
         self._undelivered: list[TaskOperation] = []  # chained operations that have ended without a completion
 
     @enable_ki_protection
@@ -77,11 +81,11 @@ class ChainEngine(Engine):
         """
         if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
-        if not self.queue:
-            self.rehook()
+        if not self.queue and self.task_way is not None:
+            self.task_way.rehook()
         op.raise_cancel = None
-        op.waiting = self._chained = True
-        self.queue.append(op)
+        op.waiting = True
+        self.queue[op] = None
 
     @enable_ki_protection
     def unchain(self, op: ChainedOperation) -> None:
@@ -94,45 +98,17 @@ class ChainEngine(Engine):
             self.withdraw(op)
             op.waiting = False
 
-    def at_flush(self, function: Callable[[], object]) -> None:
-        """Has a function called when this pass is flushed. For destroyed coroutines: from any thread, at any point."""
-        self._at_flush.append(function)
-
     def resume(self, task: trio.lowlevel.Task, outcome: Any) -> None:
         """Wakes a task on behalf of chained operations."""
-        self._woke = True
+        self.woke = True
         _reschedule(task, outcome)
 
     # -- what the engine does, and then the functions of the chained operations concerned
 
-    def reap(self) -> None:
-        self._woke = False
-        super().reap()
-        if self._chained:
-            self._guard(self._go_on)
-
-    def _cancel_abandoned(self) -> None:
-        super()._cancel_abandoned()
-        while self._at_flush:
-            self._at_flush.pop()()
-
-    def flush(self) -> None:
-        if self._at_flush:
-            self._guard(self._cancel_abandoned)
-        super().flush()
-
-    def _go_on(self) -> None:
-        """What the reap has chained enters the kernel now: a pass of trio's for each step would cost more than the step."""
-        until = self.ring.now + CHAIN_SECONDS
-        while self._chained and not self._woke and self.ring.now < until:
-            self._chained = False
-            self._flush_ring()
-            self._reap_ring()
-        self._chained = False
-
-    def _flush_ring(self) -> None:
-        super()._flush_ring()
-        self._deliver()
+    def write_queue(self) -> None:
+        super().write_queue()
+        if self._undelivered:
+            self._deliver()
 
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
         ops = tuple(ops)
@@ -148,7 +124,7 @@ class ChainEngine(Engine):
 
     def give_up_queue(self) -> None:
         """At the end of the run: nothing of what is queued will be done."""
-        queue, self.queue = self.queue, []
+        queue, self.queue = self.queue, {}
         for op in queue:
             op.task, op.res = None, -errno.ECANCELED
             self._wake(op)

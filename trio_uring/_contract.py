@@ -1,6 +1,6 @@
 """The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring shares.
 
-UringRing, PollRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over every ring.
+UringRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over every ring.
 
 Rules of this file: no ring, no task, no address.
 """
@@ -19,8 +19,8 @@ SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pa
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
 LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
 
-# A datagram of 65,535 bytes with what the kernel puts before it, in whole pages; 64 because one enter makes 33 shots at most.
-DATAGRAM_SIZE, DATAGRAM_COUNT = 69632, 64  # bytes, buffers
+# Bytes of all provided buffers of a ring.
+POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
 
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
@@ -37,24 +37,20 @@ class RingCounters:
     cancelled: list[int] = field(default_factory=_zeros)
     failed: list[int] = field(default_factory=_zeros)
     moved: list[int] = field(default_factory=_zeros)  # sum of the results > 0: bytes, for operations that move bytes
-    direct: int = 0
+    direct: int = 0  # operations done by a system call of their own
     enters: int = 0
     completions: int = 0
     sq_full: int = 0
     cq_overflows: int = 0
     buffers_exhausted: int = 0
-
-    def count_result(self, op: Operation, res: int) -> None:
-        """Counts an operation that is done. UringRing has it inlined, for its completions."""
-        if res > 0:
-            self.moved[op.opcode] += res
-        elif res < 0:
-            self.count_failure(op, res)
+    # By calls of the socket module's.
+    datagrams_sent: int = 0
+    datagrams_received: int = 0
+    datagram_bytes_sent: int = 0
+    datagram_bytes_received: int = 0
 
     def count_failure(self, op: Operation, res: int) -> None:
         """Counts an operation that is done with a result < 0."""
-        if op.shots is not None and res == -errno.EAGAIN:  # how a multishot receive ends when there is nothing left
-            return
         if res == -errno.ECANCELED:
             self.cancelled[op.opcode] += 1
         else:
@@ -72,9 +68,9 @@ class RingInfo:
     features: int
     sq_entries: int
     cq_entries: int
-    opcodes: tuple[str, ...]
+    opcodes: tuple[str, ...]  # of ours, those that the kernel has
     provided_buffers: bool
-    multishot: bool = False  # RECVMSG may have `shots`, as far as the ring knows: a kernel before 6.0 answers EINVAL
+    lacking: tuple[str, ...] = ()  # those that it has not: optional ones, which nobody may submit
 
 
 class Ring(Protocol):
@@ -84,48 +80,49 @@ class Ring(Protocol):
     info: RingInfo
     table: dict[int, Operation]  # what is in flight, by token
     now: float  # seconds; the driver sets it once a pass, and it stamps Operation.born
+    watching: bool  # a descriptor is being watched
+    watched: bool  # it has become readable; whoever takes note of that sets it to False
+    short: bool  # the last enter did not do all that it was asked: the kernel is short of something
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when drain() has something to do."""
+        """The descriptor that becomes readable when drain() has something to do; not of a ring with DEFER_TASKRUN."""
         ...
 
     def submit(self, op: Operation) -> bool:
         """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
         ...
 
-    def attempt(self, op: Operation) -> bool:
-        """Does the operation now, by the system call that it stands for, if that need not wait. False: nothing changed."""
-        ...
-
     def cancel(self, op: Operation) -> None:
         """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
+        ...
+
+    def watch(self, fd: int) -> bool:
+        """Queues the watch on a descriptor, which is over when it is readable: `watched`. False: as of submit."""
         ...
 
     def flush(self) -> bool:
         """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
         ...
 
-    def drain(self, done: list[Operation]) -> None:
-        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
+    def ready(self) -> bool:
+        """Whether turn(0) would find anything to do."""
+        ...
 
-        The list is the caller's so that none is lost if this raises.
+    def turn(self, timeout: float, done: list[Operation]) -> bool:
+        """Enters the kernel with everything queued, waits there until there is a completion, and then drains. All in one
+        call of the kernel, unless there are more cancels than slots.
+
+        Args:
+            timeout: seconds to wait, at most. 0: it only enters if there is something to do there.
+            done: as of drain, and so is the result.
         """
         ...
 
-    def received(self, op: Operation) -> None:
-        """Reads into op.message what the kernel said of the message that this operation, now done, has received or accepted."""
-        ...
+    def drain(self, done: list[Operation]) -> bool:
+        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
 
-    def buffers_in_use(self) -> int:
-        """Provided buffers that hold data not yet copied out: 0 outside of drain()."""
-        ...
-
-    def ready(self) -> bool:
-        """Whether there are completions to drain for which the descriptor must have become readable."""
-        ...
-
-    def wait(self, timeout: float) -> None:
-        """Blocks the thread until a completion, at most `timeout` seconds: for teardown only."""
+        The list is the caller's so that none is lost if this raises. True: there is something to be flushed again.
+        """
         ...
 
     def close(self) -> bool:

@@ -9,19 +9,21 @@ a sink that cannot say what it took of a send that was cut off is an exception: 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple
+import select
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from ._buffered import BufferedReceiveStream
+from ._errors import stream_error
 from ._frames import Place
-from ._loop_sink import LoopSink
-from ._pump import take_receiving, take_sending
+from ._loop_sink import LoopSink, LoopSource
+from ._network import BufferedNetworkStream
+from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
 from ._receive import ReceiveSide
 from ._send import SendSide
 from ._stream_pump import StreamPump
-from ._timed import receiving_end, sending_end, untimed
+from ._timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,13 +53,15 @@ async def copy_stream(
     splice(2). Any other stream is served by a loop of receive and send.
 
     Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source` or sending to `sink` in
-    another task raises trio.BusyResourceError.
+    another task raises trio.BusyResourceError, by way of `.socket` as well. Of a source that is not of this package, and of a
+    sink that is neither that nor a trio.SocketStream, this is true only while the copy waits for it.
 
     Memory: at most 256 KiB between the two, in buffers or in a pipe, whatever the sink's speed; none while `source` is idle.
 
     Args:
         source: any trio.abc.ReceiveStream. What it has kept of interrupted calls goes first.
-        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams) counts the whole copy.
+        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams and wrappers) counts the whole copy, from 0
+            when the call begins.
         max_bytes: stop after so many; no byte more is taken from `source`. None: at its end.
         progress: called in this task with the number of bytes that the sink has taken so far, each time that there are more,
             but at most once in a pass of trio's scheduler, and with the final number before an error or a cancellation leaves.
@@ -85,49 +89,45 @@ async def copy_stream(
     if max_bytes is not None and operator.index(max_bytes) < 0:
         raise ValueError("max_bytes must be >= 0")
     source, sink = receiving_end(source), sending_end(sink)
-    if isinstance(source, ReceiveSide) and isinstance(sink, SendSide):
+    if isinstance(source, ReceiveSide) and isinstance(sink, SendSide) and can_pump(source, sink):
         return await _pump(source, sink, max_bytes, progress)
-    if isinstance(source, (ReceiveSide, BufferedReceiveStream)):
-        return await _loop(source, sink, max_bytes, progress)
-    with Place(source) as reader:
-        return await _loop(reader, sink, max_bytes, progress)
+    with LoopSink(sink, progress) as out:  # counts from 0, whatever comes
+        if can_take_back(source):
+            return await _loop(source, out, max_bytes)
+        with Place(source) as reader:
+            return await _loop(reader, out, max_bytes)
 
 
 async def _pump(source: ReceiveSide, sink: SendSide, max_bytes: int | None, progress: Callable[[int], object] | None) -> int:
     """Takes both directions; the pump frees them at its end, which may be later than ours if our coroutine is destroyed."""
-    await checkpoint_if_cancelled()
-    await take_receiving(source)
+    await take_sending(sink)  # first, because it begins to count
     try:
-        await take_sending(sink)
+        await take_receiving(source)
         try:
+            await checkpoint_if_cancelled()
             pump = StreamPump(source, sink, max_bytes)
         except BaseException:
-            sink._sending = False
+            give_receiving(source)
             raise
     except BaseException:
-        source._receiving = False
+        give_sending(sink)
         raise
     return await pump.run(progress)
 
 
-async def _loop(
-    source: ReceiveSide | BufferedReceiveStream,
-    sink: trio.abc.SendStream,
-    max_bytes: int | None,
-    progress: Callable[[int], object] | None,
-) -> int:
+async def _loop(stream: Any, out: LoopSink, max_bytes: int | None) -> int:
     """The copy by receive and send."""
-    await trio.lowlevel.checkpoint()
-    with LoopSink(sink, progress) as out:
+    with LoopSource(stream) as source, out.until_closed():
+        await trio.lowlevel.checkpoint()
         while max_bytes is None or out.total < max_bytes:
             size = LOOP_SIZE if max_bytes is None else min(LOOP_SIZE, max_bytes - out.total)
-            chunk = bytes(await source.receive_some(size, **untimed(source)))
+            chunk = await source.receive(size)
             if not chunk:
                 break
             try:
                 await out.send(chunk)
             except BaseException:
-                source._put_back([chunk[len(chunk) - out.unsent :]])
+                source.put_back(chunk[len(chunk) - out.unsent :])
                 raise
         return out.total
 
@@ -146,12 +146,14 @@ async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[i
         The bytes copied each way, a tuple (a_to_b, b_to_a).
 
     Raises:
-        As copy_stream: an error in one direction ends the other, and is raised. It is the first one, alone, not in a group.
+        As copy_stream: an error in one direction ends the other, and is raised. It is the first one, alone, not in a group. A
+        reset of a connection that has half-closed before is found at once on Linux, also while nothing is sent to it.
 
     Cancellation: as of copy_stream, in each direction.
     """
     counts = [0, 0]
     errors: list[BaseException] = []
+    watches = trio.CancelScope(), trio.CancelScope()  # of a, while something may come for it; of b
 
     async def one_way(index: int, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         def tell(total: int) -> None:
@@ -161,8 +163,11 @@ async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[i
 
         try:
             counts[index] = await copy_stream(source, sink, progress=tell if progress is not None else None)
-            if hasattr(type(sink), "send_eof"):
+            watches[1 - index].cancel()
+            if can_send_eof(sink):
                 await sink.send_eof()  # type: ignore[attr-defined]  # pyright: ignore
+            with watches[index]:
+                await _until_reset(source)
         except (trio.Cancelled, GeneratorExit):
             raise
         except BaseException as exc:  # the nursery would make a group of it
@@ -175,5 +180,48 @@ async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[i
             nursery.start_soon(one_way, 1, b, a)
     finally:
         if errors:
-            raise errors[0]
+            first = errors[0]
+            errors.clear()  # their tracebacks have the frames that have the list
+            try:
+                raise first
+            finally:
+                del first
     return Relayed(*counts)
+
+
+async def _until_reset(stream: trio.abc.Stream) -> None:
+    """Watches a stream that has ended, and to which nothing may be sent for long: nobody else would notice a reset.
+
+    A poll of the ring's cannot wait for it, because POLLRDHUP is in each; an epoll instance that is asked for no event tells of
+    EPOLLERR and EPOLLHUP alone. Returns where there is nothing to watch, or the socket has nothing to tell but its end.
+
+    Raises:
+        trio.BrokenResourceError: the connection is broken.
+    """
+    sock = _socket_of(stream)
+    if sock is None or not hasattr(select, "epoll"):
+        return
+    try:
+        watch = select.epoll()
+    except OSError:  # no descriptors left: it comes out with the next byte that is sent
+        return
+    try:
+        watch.register(sock.fileno(), 0)
+        await trio.lowlevel.wait_readable(watch.fileno())
+        code = sock.getsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_ERROR)
+    except (OSError, ValueError):  # it was closed, which the other direction tells
+        return
+    finally:
+        watch.close()
+    if code:
+        raise stream_error(code)
+
+
+def _socket_of(stream: Any) -> trio.socket.SocketType | None:
+    """The socket that a stream sends on."""
+    below = unwrapped(stream, sending_end)
+    while isinstance(below, (BufferedNetworkStream, trio.SSLStream)):
+        inner = below.transport if isinstance(below, BufferedNetworkStream) else below.transport_stream
+        below = unwrapped(inner, sending_end)
+    sock = getattr(below, "socket", None)
+    return sock if isinstance(sock, trio.socket.SocketType) else None

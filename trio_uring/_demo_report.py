@@ -201,7 +201,6 @@ def _print_statistics(rings: list[Result]) -> None:
     print(f"  short writes           {s['short_writes']:,}")
     print(f"  buffers exhausted      {s['buffers_exhausted']:,}; submission queue full {s['sq_full']:,}; ", end="")
     print(f"completion queue overflows {s['cq_overflows']:,}")
-    print(f"  wake-ups rescued       {s['rescued']:,}")
     if s["setup_flags"]:
         print(f"  setup flags            {' '.join(s['setup_flags'])}")
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 import trio.testing
+
+from ._trio import scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -58,11 +60,9 @@ def run_deterministically(
 @contextlib.contextmanager
 def seeded_scheduler(seed: int) -> Iterator[None]:
     """Within it, the order in which trio runs tasks comes from the seed. Errors: as of run_deterministically."""
-    from trio._core import _run
-
-    names: Any = _run
+    names = scheduler()
     generator = getattr(names, "_r", None)
-    if not (hasattr(names, "_ALLOW_DETERMINISTIC_SCHEDULING") and isinstance(generator, random.Random)):
+    if not isinstance(generator, random.Random):
         raise RuntimeError(
             f"trio {trio.__version__} cannot be made deterministic: trio_uring does not know how in this version"
         )

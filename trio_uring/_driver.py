@@ -1,24 +1,16 @@
-"""The driver: one engine per trio.run, from its first operation to the end of the run.
+"""The driver: how operations are done in one trio.run, from the first one to the end of the run.
 
-A pass of trio's scheduler:
-
-    tasks run            they queue operations and park
-    before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
-    epoll_wait           trio's own; the ring's descriptor is in it, see _registration.py
-    after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this same pass
+By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop (_loop.py), or a task waits for
+it (_task_way.py). Or, where there is no ring, by readiness (_readiness.py).
 
 Rules of this file:
 
-- The hooks flush and reap, so they are put back when somebody removes them. Where the descriptor is armed by the system task,
-  that one is enough to reap, and the hooks save a pass.
-- The system task stays, shielded, until nothing is queued or in flight: a task that waits for a completion can be cancelled
-  only by that completion. Called upon later (a system task's cleanup, an async generator), it comes back.
 - The ring is closed after the run, with nothing in flight, or leaked loudly.
+- A forked child never touches what is the parent's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -30,9 +22,11 @@ import trio
 from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._chains import ChainEngine
 from ._errors import RingBrokenError
-from ._registration import Registration
-from ._ring import open_timer
+from ._loop import Loop
+from ._readiness import ReadinessDriver
 from ._statistics import OperationInFlight, Statistics, snapshot
+from ._task_way import TaskWay
+from ._trio import loop_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,122 +36,39 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_uring")
 
+WAYS = ("auto", "task")
+VARIABLE = "TRIO_URING_DRIVER"
 TEARDOWN_SECONDS = 1.0  # how long the end of a run waits for the kernel to give back what is in flight
-WATCHDOG_SECONDS = 1.0
-_LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
+_TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel then
+_TEARDOWN_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
 
 
 class Driver(ChainEngine):
-    """Runs an engine in this trio.run. Made on first use by `current_driver`."""
+    """Runs an engine in this trio.run. Made on first use by `current_driver`.
 
-    def __init__(self, ring: Ring, backend: BackendInfo, watchdog_seconds: float = WATCHDOG_SECONDS) -> None:
+    Args:
+        runner: trio's, whose loop the ring becomes; None: a task waits for the ring.
+    """
+
+    def __init__(self, ring: Ring, backend: BackendInfo, runner: Any = None) -> None:
         super().__init__(ring)
         self.backend = backend
-        self.rescued = 0  # see _watch
-        self._hooks = _Hooks(self)
-        self._hooks_reaped = False  # in this pass
-        self._long_wait = watchdog_seconds / 2
-        self._left = False  # the hooks left what came in a long wait to the system task, see _watch
-        self._late = False
-        self._timer = open_timer(watchdog_seconds)
-        self._registration = Registration(ring.fileno())
+        self.disowned = False  # it is the process's that this one was forked from
+        if runner is None:
+            self.task_way = TaskWay(self)
+        self._way: Loop | TaskWay = self.task_way or Loop(self, runner)
 
     def start(self) -> None:
-        try:
-            trio.lowlevel.spawn_system_task(self._run, name="trio_uring driver")
-            trio.lowlevel.spawn_system_task(self._watch, name="trio_uring watchdog")
-        except RuntimeError:  # first used while async generators are finalised: system tasks are over
-            self._late = True
-        self.rehook()
+        self._way.start()
 
-    def rehook(self) -> None:
-        trio.lowlevel.add_instrument(self._hooks)  # trio does nothing if it is there
+    def wait_in_kernel(self, seconds: float) -> None:
+        """Blocks the thread until there is a completion."""
 
-    # -- system tasks
+        def wait() -> None:
+            self.ring.turn(seconds, self.done)
+            self.wake_done()
 
-    async def _run(self) -> None:
-        """Waits for the ring. Cancelled at the end of the run: stays until all is done."""
-        try:
-            while self._working():
-                await self._registration.wait()
-                if not self._hooks_reaped:
-                    self.rehook()
-                    self.reap()
-                self._hooks_reaped = False
-        except trio.Cancelled:
-            self.rehook()
-            # Asked again after each scope: a task that was woken last may have queued the next before we ran.
-            while self._working() and (self.ring.table or self.queue):
-                with trio.CancelScope(shield=True) as self.idle_scope:
-                    await self._registration.wait()
-                    self.reap()
-            self.idle_scope = None
-            if self._working():  # in a forked child it is the parent's
-                self.attention = self._restart
-            raise
-        except OSError as exc:  # somebody closed the ring's descriptor
-            if not self.closed:
-                self.fail(exc)
-
-    def _working(self) -> bool:
-        return self.failure is None and not self.closed
-
-    def _restart(self, op: TaskOperation) -> None:
-        """The run is ending and a task (a system task, an async generator) still wants something done."""
-        try:
-            trio.lowlevel.spawn_system_task(self._run, name="trio_uring driver")
-            self.attention = None
-        except RuntimeError:  # the system nursery is closed: only async generators are being finalised now
-            self._late = True
-
-    async def _watch(self) -> None:
-        """The safety net under the wake-ups: once a second, see to it that the hooks are there, and look for completions.
-
-        By a timerfd and not by trio's clock, so that a MockClock does not see it. `rescued` counts wake-ups that were lost:
-        always 0, unless there is a defect here or in the kernel, or a number was mixed up, see _registration.py. After a long
-        wait the hooks leave what has come to us: completions that are here now must have been able to wake trio.
-        """
-        while self._working():
-            await trio.lowlevel.wait_readable(self._timer)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._timer, 8)
-            if self._restore_hooks() and self._left and self.ring.ready() and self._registration.is_lost():
-                self.rescued += 1
-                _log.warning("trio_uring's watchdog found completions that had woken nobody; please report this")
-            self.reap()
-
-    def _restore_hooks(self) -> bool:
-        """Puts the hooks back. False: somebody had removed them."""
-        try:
-            trio.lowlevel.remove_instrument(self._hooks)
-        except KeyError:
-            return False
-        finally:
-            self.rehook()
-        return True
-
-    # -- hooks
-
-    def before_io_wait(self) -> None:
-        self.flush()
-        if self._late:
-            self._guard(self._flush_late)
-
-    def _flush_late(self) -> None:
-        """No task can wait for the ring any more: wait in the kernel, briefly, and make trio come back."""
-        if self.ring.table:
-            self.ring.wait(_LATE_WAIT)
-            self._reap_ring()
-            self.come_back()
-
-    def after_io_wait(self) -> None:
-        # `now` is the time of the last reap.
-        self._left = not self._left and time.monotonic() - self.ring.now > self._long_wait
-        self._hooks_reaped = not self._left
-        if self._left:
-            self.come_back()  # the next pass reaps, whoever was woken in this one
-        else:
-            self.reap()
+        self._guard(wait)
 
     # -- the end
 
@@ -165,55 +76,59 @@ class Driver(ChainEngine):
         """The end of the run: cancels what is left, waits for it, closes the ring or leaks it loudly."""
         if self.closed:
             return
-        self.idle_scope = None  # of a run that is over
         self.attention = _refuse_ending
-        deadline = time.monotonic() + TEARDOWN_SECONDS
         try:
-            self._cancel_abandoned()
-            self.give_up_queue()
-            if isinstance(self.failure, RingBrokenError):
-                raise self.failure  # entries that it did not take may name descriptors that are closed by now
-            op: Any
-            for op in list(self.ring.table.values()):
-                op.task = None  # it cannot be woken any more
-                self.ring.cancel(op)
-            self.ring.flush()
-            self._reap_ring()
-            while self.ring.table and time.monotonic() < deadline:
-                self.ring.wait(_LATE_WAIT)
-                self.ring.flush()
-                self._reap_ring()
+            self._empty_ring()
         except Exception as exc:
             _log.error("trio_uring could not empty its ring at the end of the run: %s", exc)
         self._end(_move_to_current_run)
-        self._registration.end()
-        self._close_deferred()
+        self.close_deferred()
         self.ring.close()
 
-    def fail(self, exc: BaseException) -> None:
-        self._registration.end()  # nobody reaps any more: what is readable would keep trio awake
-        super().fail(exc)
+    def _empty_ring(self) -> None:
+        deadline = time.monotonic() + TEARDOWN_SECONDS
+        self._cancel_abandoned()
+        self.give_up_queue()
+        if isinstance(self.failure, RingBrokenError):
+            raise self.failure  # entries that it did not take may name descriptors that are closed by now
+        op: Any
+        for op in list(self.ring.table.values()):
+            op.task = None  # it cannot be woken any more
+            self.ring.cancel(op)
+        self.ring.flush()
+        self.reap_ring()
+        while self.ring.table and time.monotonic() < deadline:
+            self.ring.turn(_TEARDOWN_WAIT, self.done)
+            self.wake_done()
+            if self.ring.short:
+                time.sleep(_TEARDOWN_PAUSE)
 
     def disown(self) -> None:
         """In a forked child: the ring and the run are the parent's."""
         if not self.closed:
+            self.disowned = True
             self._end(_refuse_in_child)
-            self._registration.close()
+            self._way.disown()
 
     def _end(self, attention: Callable[[TaskOperation], None]) -> None:
         self.closed, self.attention = True, attention
-        os.close(self._timer)
         self.pipes.close()
 
     # -- looking in
 
     def statistics(self) -> Statistics:
-        return snapshot(self.ring, len(self.queue), self)
+        return snapshot(self.counters, self.ring.info, list(self.ring.table.values()), len(self.queue), self)
 
     def operations(self) -> list[OperationInFlight]:
-        now = time.monotonic()
-        waiting: list[Any] = [*self.ring.table.values(), *self.queue]
-        return [OperationInFlight.of(op, now) for op in waiting]
+        return [self.describe(op) for op in self.pending()]
+
+    def describe(self, op: TaskOperation) -> OperationInFlight:
+        age = time.monotonic() - op.born if op.state.in_kernel else 0.0
+        return OperationInFlight.of(op, op.state.name, age)
+
+    def pending(self) -> list[Any]:
+        """The operations that are queued or in the kernel."""
+        return [*self.ring.table.values(), *self.queue]
 
 
 def _move_to_current_run(op: TaskOperation) -> None:
@@ -221,7 +136,9 @@ def _move_to_current_run(op: TaskOperation) -> None:
     if op.state.in_kernel:
         raise RuntimeError("this stream has an operation that the kernel did not give back at the end of an earlier trio.run")
     driver = current_driver()
-    if any(other.driver is not driver and not other.driver.closed for other in op.siblings):
+    lease = None if op.lease is None else op.lease()
+    others = [] if lease is None else lease.operations
+    if any(other.driver is not driver and not other.driver.closed for other in others):
         raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
     op.driver = driver
 
@@ -234,27 +151,16 @@ def _refuse_in_child(op: TaskOperation) -> None:
     raise RuntimeError("this stream belongs to the process that this one was forked from; open a new one here")
 
 
-class _Hooks(trio.abc.Instrument):
-    """trio calls these once a pass. An instrument that raises is switched off, so nothing in here may raise."""
+AnyDriver = Driver | ReadinessDriver
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-
-    def before_io_wait(self, timeout: float) -> None:
-        self._driver.before_io_wait()
-
-    def after_io_wait(self, timeout: float) -> None:
-        self._driver.after_io_wait()
-
-    def after_run(self) -> None:
-        self._driver.close()
-
-
-_current: trio.lowlevel.RunVar[Driver] = trio.lowlevel.RunVar("trio_uring driver")
+_current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring driver")
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
-"""The backend that this trio.run asks for ("uring", "epoll" or "auto"); set it with `request_backend`."""
+"""The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with `request_backend`."""
+
+requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring driver's way", None)
+"""How this trio.run is to wait for its ring: "auto" or "task"; None: as the environment variable TRIO_URING_DRIVER says."""
 
 
 def request_backend(backend: str) -> None:
@@ -264,7 +170,7 @@ def request_backend(backend: str) -> None:
         ValueError: there is no such backend.
         RuntimeError: this run has a driver already, on another one.
     """
-    check_backend(backend)
+    backend = check_backend(backend)
     try:
         used = _current.get().backend.backend
     except LookupError:
@@ -274,7 +180,24 @@ def request_backend(backend: str) -> None:
         raise RuntimeError(f"trio_uring was used in this run already, on {used}: ask for {backend} before that")
 
 
-def current_driver() -> Driver:
+def request_way(way: str) -> None:
+    """Asks for a way to wait for the ring of this trio.run.
+
+    Raises:
+        ValueError: there is no such way.
+        RuntimeError: this run has a driver already, which waits in another way.
+    """
+    check_way(way)
+    try:
+        used = _current.get()
+    except LookupError:
+        requested_way.set(way)
+        return
+    if way == "task" and isinstance(used, Driver) and used.task_way is None:
+        raise RuntimeError("trio_uring was used in this run already, and the ring is its loop: ask for the task before that")
+
+
+def current_driver() -> AnyDriver:
     """The driver of this trio.run, made on first use.
 
     Raises:
@@ -284,9 +207,34 @@ def current_driver() -> Driver:
         ValueError: another backend is asked for than there is.
     """
     try:
-        return _current.get()
+        driver = _current.get()
     except LookupError:
-        return _start(*open_ring(requested.get()))
+        return _start_chosen()
+    # In a child that was forked in the middle of a run, and goes on in it, that is the parent's.
+    return _start_chosen() if driver.disowned else driver
+
+
+def _start_chosen() -> AnyDriver:
+    runner = None if _asked_way() == "task" else loop_runner()
+    ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
+    if ring is not None:
+        return _start(ring, backend, runner)
+    driver = ReadinessDriver(backend, _move_to_current_run)
+    _current.set(driver)
+    return driver
+
+
+def _asked_way() -> str:
+    way = requested_way.get() or os.environ.get(VARIABLE) or "auto"
+    check_way(way)
+    return way
+
+
+def check_way(way: str) -> None:
+    """Raises ValueError if there is no such way to wait for the ring."""
+    if way not in WAYS:
+        ways = ", ".join(map(repr, WAYS))
+        raise ValueError(f"the driver is {way!r} ({VARIABLE}, or this run's argument): it is one of {ways}")
 
 
 def backend_info() -> BackendInfo:
@@ -315,13 +263,16 @@ def install(ring: Ring) -> Driver:
     except LookupError:
         info = ring.info
         reason = None if info.backend == "uring" else "this run was given its ring"
-        return _start(ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags))
+        runner = None if _asked_way() == "task" else loop_runner()
+        if runner is None and "DEFER_TASKRUN" in info.setup_flags:
+            raise ValueError("a ring with DEFER_TASKRUN wakes no task that waits for its descriptor") from None
+        return _start(ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags), runner)
     raise RuntimeError("this trio.run has a ring already")
 
 
-def _start(ring: Ring, backend: BackendInfo) -> Driver:
+def _start(ring: Ring, backend: BackendInfo, runner: Any) -> Driver:
     try:
-        driver = Driver(ring, backend)
+        driver = Driver(ring, backend, runner)
     except BaseException:
         ring.close()
         raise

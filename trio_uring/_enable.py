@@ -3,8 +3,9 @@
 Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a trio.SocketStream or trio.SocketListener
 makes ours. Two things do that, and nothing is rebound, so names that a library imported earlier work as well:
 
-- `_SocketType.__init__`, which is every way to a trio socket (socket, socketpair, from_stdlib_socket, fromfd, accept, dup): a
-  socket that was made in an enabled run changes its class to UringSocket, which is a subclass;
+- the `__init__` of trio's socket class, which is every way to a trio socket (socket, socketpair,
+  from_stdlib_socket, fromfd, accept, dup): a socket that was made in an enabled run becomes an
+  UringSocket, which is a subclass;
 - the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of ours.
 
 trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: it is for trio.socket.socket() only, and there is
@@ -17,19 +18,18 @@ away with the last one. Other runs, in other threads too, get what they always g
 from __future__ import annotations
 
 import abc
-import contextlib
 import socket as stdlib_socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from trio._socket import _SocketType
 
 from ._backend import check_backend, probe
-from ._driver import current_driver, request_backend
+from ._driver import check_way, request_backend, request_way
 from ._listeners import SocketListener
-from ._socket import UringSocket
+from ._socket import UringSocket, become_ours
 from ._streams import SocketStream
+from ._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -52,7 +52,7 @@ _NATIVE: dict[type, Callable[[UringSocket], object]] = {
 _enabled: trio.lowlevel.RunVar[Enable | None] = trio.lowlevel.RunVar("trio_uring enabled")
 _lock = threading.Lock()
 _runs = 0  # enabled ones that go on
-_stock_init = _SocketType.__init__
+_stock_init = SocketType_.__init__
 
 
 class Enable(trio.abc.Instrument):
@@ -62,38 +62,46 @@ class Enable(trio.abc.Instrument):
     It may be given to several runs, one after another or at the same time in several threads.
 
     Args:
-        backend: "uring", "epoll" or "auto", for this run; None: as the environment variable TRIO_URING_BACKEND says, or auto.
+        backend: "uring", "readiness" or "auto", for this run; None: as the environment variable
+            TRIO_URING_BACKEND says, or auto.
         streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's, over our sockets.
+        driver: how the run waits for its ring. "auto": the ring is trio's loop, in the place of its own I/O manager, where
+            this trio can have it so. "task": a system task waits for it, and an instrument enters the kernel; nothing but
+            public interfaces of trio is used for that. It costs more: about 1.6 times the CPU of one connection. None: as the
+            environment variable TRIO_URING_DRIVER says, or auto.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: no such backend, or no such driver.
         RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
     """
 
-    def __init__(self, backend: str | None = None, *, streams: bool = True) -> None:
+    def __init__(self, backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
         if backend is not None:
             check_backend(backend)
+        if driver is not None:
+            check_way(driver)
         if backend == "uring":
             probe(backend)  # here, because trio only logs what an instrument raises
         self.backend = backend
         self.streams = streams
+        self.driver = driver
 
     def before_run(self) -> None:
-        if _start(self):
-            trio.lowlevel.add_instrument(_Opening())
+        _start(self)
 
 
-def enable(backend: str | None = None, *, streams: bool = True) -> None:
+def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
     """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is allowed.
 
     Args:
-        backend, streams: as of Enable.
+        backend, streams, driver: as of Enable.
 
     Raises:
-        RuntimeError: outside of trio; or trio_uring was used in this run already, with another backend than is asked for.
+        RuntimeError: outside of trio; or trio_uring was used in this run already, with another backend or driver than is asked
+            for.
         ValueError, RingUnavailableError: as of Enable.
     """
-    _start(Enable(backend, streams=streams))
+    _start(Enable(backend, streams=streams, driver=driver))
 
 
 def run(
@@ -104,11 +112,12 @@ def run(
     restrict_keyboard_interrupt_to_checkpoints: bool = False,
     strict_exception_groups: bool = True,
     backend: str | None = None,
+    driver: str | None = None,
 ) -> _T:
     """As trio.run, with trio_uring enabled in it: ``trio_uring.run(main)`` for ``trio.run(main)``.
 
     Args:
-        backend: as of Enable; all others are those of trio.run.
+        backend, driver: as of Enable; all others are those of trio.run.
 
     Raises:
         ValueError, RingUnavailableError: as of Enable.
@@ -118,7 +127,7 @@ def run(
         async_fn,
         *args,
         clock=clock,
-        instruments=[Enable(backend), *instruments],
+        instruments=[Enable(backend, driver=driver), *instruments],
         restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
         strict_exception_groups=strict_exception_groups,
     )
@@ -138,10 +147,10 @@ class _RunAware(abc.ABCMeta):
         return super().__call__(*args, **kwargs)
 
 
-def _init_socket(self: _SocketType, sock: stdlib_socket.socket) -> None:
+def _init_socket(self: SocketType_, sock: stdlib_socket.socket) -> None:
     _stock_init(self, sock)
-    if type(self) is _SocketType and _enabled_here() is not None:
-        self.__class__ = UringSocket
+    if type(self) is SocketType_ and _enabled_here() is not None:
+        become_ours(self)
 
 
 def _enabled_here() -> Enable | None:
@@ -151,43 +160,22 @@ def _enabled_here() -> Enable | None:
         return None
 
 
-class _Opening(trio.abc.Instrument):
-    """Makes the driver as soon as there can be one, so that its system tasks are there before anybody counts tasks.
-
-    It must not raise: trio takes an instrument that raises out of the run, and fails itself when it is gone already.
-    """
-
-    def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        if task.parent_nursery is not None:  # the first such is the main task
-            with contextlib.suppress(KeyError):  # we are called again for the system tasks
-                trio.lowlevel.remove_instrument(self)
-            with contextlib.suppress(Exception):  # the first operation will say why
-                current_driver()
-
-
-class _End(trio.abc.Instrument):
-    """Tells when an enabled run is over: the user, who has the Enable object, might take that one out of the run."""
-
-    def after_run(self) -> None:
-        _stop()
-
-
-def _start(instrument: Enable) -> bool:
-    """False: this run is enabled already."""
+def _start(instrument: Enable) -> None:
     global _runs
     if instrument.backend is not None:
         request_backend(instrument.backend)
+    if instrument.driver is not None:
+        request_way(instrument.driver)
     if _enabled.get(None) is not None:
-        return False
+        return
     _enabled.set(instrument)
-    trio.lowlevel.add_instrument(_End())
+    call_at_end(_stop)  # the user, who has the Enable object, might take that one out of the run
     with _lock:
         _runs += 1
         if _runs == 1:
-            _SocketType.__init__ = _init_socket  # type: ignore[method-assign]
-            for cls in _NATIVE:
+            SocketType_.__init__ = _init_socket  # type: ignore[method-assign]
+            for cls in _NATIVE if HAS_PLAIN_METACLASS else ():
                 cls.__class__ = _RunAware
-    return True
 
 
 def _stop() -> None:
@@ -195,6 +183,6 @@ def _stop() -> None:
     with _lock:
         _runs -= 1
         if not _runs:
-            _SocketType.__init__ = _stock_init  # type: ignore[method-assign]
-            for cls in _NATIVE:
+            SocketType_.__init__ = _stock_init  # type: ignore[method-assign]
+            for cls in _NATIVE if HAS_PLAIN_METACLASS else ():
                 cls.__class__ = abc.ABCMeta

@@ -19,7 +19,7 @@ import trio
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._lease import Lease
 from ._op import Opcode
-from ._socket import UringSocket
+from ._socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
 # few packets; measured in docs/design.md.
 NOTSENT_LOWAT = 2**20
+
+_INTERNET = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
+_TCP = (0, stdlib_socket.IPPROTO_TCP, 262)  # 0: as the socket module makes them; 262: IPPROTO_MPTCP
 
 SocketLike = stdlib_socket.socket | trio.socket.SocketType
 
@@ -46,8 +49,10 @@ class Descriptor:
         return self._fd
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if self._fd >= 0:
+            with contextlib.suppress(RuntimeError):  # not in a run, where nobody waits
+                trio.lowlevel.notify_closing(self._fd)
+            fd, self._fd = self._fd, -1
             os.close(fd)
 
     def __del__(self) -> None:
@@ -55,11 +60,17 @@ class Descriptor:
             try:
                 warnings.warn(f"unclosed stream on descriptor {self._fd}", ResourceWarning, stacklevel=2, source=self)
             finally:
-                self.close()
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
 
 def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
-    """Checks that `sock` is a stream socket, ours from now on, and returns it as a trio socket."""
+    """Checks that `sock` is a stream socket, ours from now on, and returns it as a trio socket.
+
+    One of trio's own class becomes an UringSocket, so that closing it wakes whoever waits on the
+    stream; it stays the same object. One of another class, which a custom socket factory has made,
+    stays what it is: only its descriptor is used.
+    """
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
             raise TypeError(f"{what} requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
@@ -67,7 +78,7 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
         raise TypeError(f"{what} requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_STREAM:
         raise ValueError(f"{what} requires a SOCK_STREAM socket")
-    return UringSocket(sock) if isinstance(sock, stdlib_socket.socket) else sock
+    return UringSocket(sock) if isinstance(sock, stdlib_socket.socket) else become_ours(sock)
 
 
 def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
@@ -88,16 +99,34 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
 
 
 def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
-    """The lease that the owner shares with its streams; a new one for a descriptor and for a trio socket that is not ours."""
+    """The lease that the owner shares with its streams.
+
+    A new one for a descriptor, and for a socket of a custom factory's own class.
+    """
     if isinstance(owner, UringSocket):
         return owner.lease
     return Lease(owner, owner.close, None if isinstance(owner, Descriptor) else owner.shutdown)
 
 
+def _set_options(sock: trio.socket.SocketType) -> None:
+    """Those that every TCP socket of ours has."""
+    if sock.proto in _TCP and sock.type == stdlib_socket.SOCK_STREAM and sock.family in _INTERNET:
+        level, lowat = stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT
+        with contextlib.suppress(OSError):  # macOS refuses them once the peer has hung up
+            sock.setsockopt(level, stdlib_socket.TCP_NODELAY, 1)
+            sock.setsockopt(level, lowat, NOTSENT_LOWAT)
+
+
 class Endpoint:
     """A descriptor with an owner, and the operations that use it."""
 
-    def __init__(self, owner: trio.socket.SocketType | Descriptor, source: object = None, lease: Lease | None = None) -> None:
+    def __init__(
+        self,
+        owner: trio.socket.SocketType | Descriptor,
+        source: object = None,
+        lease: Lease | None = None,
+        options: bool = True,
+    ) -> None:
         self._owner = owner
         # Asked before every operation: the user may have closed `.socket` behind our back.
         # The stdlib socket within says the same in a third of the time.
@@ -110,17 +139,25 @@ class Endpoint:
         self._closed = False
         self._lease = lease or lease_of(owner)
         self._operations = self._lease.operations
-        # Refused where the socket is not a TCP one. A socket that had a stream has the options that its user left it with.
-        if self._socket is not None and lease is None and self._socket.family != stdlib_socket.AF_UNIX:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-                self._socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+        # A socket that had a stream has the options that its user left it with.
+        if options and self._socket is not None and lease is None:
+            _set_options(self._socket)
 
     @classmethod
-    def _over(cls, owner: trio.socket.SocketType | Descriptor, lease: Lease | None = None) -> Self:
-        """A stream over what this package made or checked itself."""
+    def _over(
+        cls,
+        owner: trio.socket.SocketType | Descriptor,
+        lease: Lease | None = None,
+        options: bool = True,
+    ) -> Self:
+        """A stream over what this package made or checked itself.
+
+        Args:
+            owner, lease: as of __init__.
+            options: those of TCP have to be set, if it is such a socket.
+        """
         self = cls.__new__(cls)
-        Endpoint.__init__(self, owner, lease=lease)
+        Endpoint.__init__(self, owner, lease=lease, options=options)
         return self
 
     @property
@@ -154,14 +191,14 @@ class Endpoint:
         """The exception for a negative result. ECANCELED reaches us only when the descriptor was closed under the task."""
         if self._closed or res == -errno.ECANCELED:
             return trio.ClosedResourceError("another task closed this stream")
-        return stream_error(-res)
+        return stream_error(-res, of_socket=self._is_socket)
 
     async def _poll(self, events: int) -> None:
         """Waits for poll(2) events, or an interruption. Cancellation: nothing is lost, there is nothing to lose."""
         op = self._operation(Opcode.POLL_ADD)
         op.flags = events
         try:
-            res = await op.driver.perform(op)
+            res = await op.driver.wait_ready(op)
         finally:
             self._operations.remove(op)
         if res < 0 and -res not in AGAIN_ERRNOS:
@@ -169,6 +206,7 @@ class Endpoint:
 
     def _close(self) -> None:
         if not self._closed:
+            self._lease.check_thread()
             self._closed = True
             self._lease.close()
 

@@ -1,8 +1,5 @@
 """The engine: queues operations, parks tasks on them, enters the kernel and wakes the tasks again. `_driver` runs it.
 
-When few operations are made in a pass, a whole pass for each costs more than a system call, so an eager operation is tried by
-its own system call first, and is often done without parking (the same that trio's sockets do).
-
 Rules of this file:
 
 - A task leaves an operation that the ring has seen only on that operation's own completion, as in trio's IOCP driver
@@ -20,43 +17,54 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import Abort, current_task, enable_ki_protection, reschedule, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    current_task,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from ._errors import RingBrokenError
-from ._op import RECEIVING, Operation
+from ._op import SENDING, Opcode, Operation
+from ._readiness import ALWAYS, perform_by_readiness, wait_by_trio
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from ._contract import Ring
+    from ._task_way import TaskWay
 
 _log = logging.getLogger("trio_uring")
 
-UNLUCKY = 8  # receives that wait at once, after one that was tried and found nothing
-QUIET_MAX = 3  # operations in the last pass, and in this one, up to which an eager one is tried at once
-
 _ECANCELED = -errno.ECANCELED
+
+# By completion only what is this process's own: a pipe may have other readers, and this thread may be busy.
+_BY_CALLS = frozenset({int(Opcode.READ)})
 
 
 class TaskOperation(Operation):
     """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
 
-    __slots__ = ("driver", "raise_cancel", "siblings", "task", "unlucky")
+    __slots__ = ("driver", "lease", "poll", "raise_cancel", "task")
     waiting = False  # of a chained operation (_chains): its function has not been called yet
 
-    def __init__(self, driver: Engine, opcode: int, fd: int, owner: object = None) -> None:
+    def __init__(self, driver: Any, opcode: int, fd: int, owner: object = None) -> None:
         super().__init__(opcode, fd, owner)
         self.driver = driver
         self.task: trio.lowlevel.Task | None = None
         self.raise_cancel: Callable[[], NoReturn] | None = None
-        self.siblings: list[TaskOperation] = []  # the operations of the same stream, with this one
-        self.unlucky = 0  # times that it is not to be tried at once
+        # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at once.
+        self.lease: weakref.ref[Any] | None = None
+        self.poll: TaskOperation | None = None  # which waits for the descriptor, where this one is done by calls
 
     @enable_ki_protection
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
@@ -87,58 +95,59 @@ _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 class Engine:
     """Performs operations on a ring for the tasks of one trio.run."""
 
+    completes = True  # operations are done by the kernel's completions, not by calls of ours
+
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
+        self.counters = ring.counters
+        self.provided_buffers = ring.info.provided_buffers
         ring.now = time.monotonic()
         self.short_writes = self.passes = 0
         self.closed = False
+        self.disowned = False  # it is the parent's, in a forked child
         self.failure: BaseException | None = None
-        self.queue: list[TaskOperation] = []
+        self.queue: dict[TaskOperation, None] = {}  # in the order in which they were made
         self.dirty = False  # the ring holds entries that were not flushed
-        self.idle_scope: trio.CancelScope | None = None  # cancelled as soon as nothing is queued or in flight
+        self.woke = False  # a task, in this pass
+        # The opcodes that are not the ring's for a task. (A call would not reach what is connected in a fake's memory.)
+        by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
+        self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
+        self.pumps = not ring.info.lacking  # it can do all that a chain of operations is made of
         # What `begin` has to do first, in states other than running.
         self.attention: Callable[[TaskOperation], None] | None = None
-        self._done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
+        self.task_way: TaskWay | None = None  # None: the ring is trio's loop, and needs no help to be entered
+        self.done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
+        self.has_errands = False
         self._abandoned: list[tuple[TaskOperation, int]] = []
-        self._woke = False  # a task, in this reap
+        self._at_flush: list[Callable[[], object]] = []
         self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
-        self._eager: TaskOperation | None = None  # the one that is being performed now: its caller is there for the result
-        self._load = self._made = 0  # operations made in the last pass, and in this one
         self.thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
-
-    def rehook(self) -> None:
-        """Sees to it that this pass ends with a flush."""
-        raise AssertionError("the driver does this")
 
     # -- for streams
 
     @enable_ki_protection
-    def begin(self, op: TaskOperation, eager: bool = False) -> bool:
+    def begin(self, op: TaskOperation) -> bool:
         """Queues the operation for the current task, which must then park at once: ``await wait_task_rescheduled(op.abort)``.
 
-        For the paths where one coroutine more is felt; the others call `perform`. False: nothing was done, because the
-        operation is an eager one and this is the time for it; call `perform_eagerly`. Whoever parks by hand calls `abandon`
-        if op.task is not None afterwards: the coroutine was destroyed.
+        For the paths where one coroutine more is felt; the others call `perform`. False: nothing was done, since it is not the
+        ring's, or the driver of this run has none: call `op.driver.perform_by_call`. Whoever parks by hand
+        calls `abandon` if op.task is not None afterwards: the coroutine was destroyed.
         """
         if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
             if op.driver is not self:
-                return op.driver.begin(op, eager)
-        queue = self.queue
-        self._made += 1
-        if not queue:
-            if eager and self._load <= QUIET_MAX and self._made <= QUIET_MAX:
-                if not op.unlucky:
-                    return False
-                op.unlucky -= 1
-            self.rehook()
-        queue.append(op)
+                return bool(op.driver.begin(op))
+        if op.opcode in self._by_calls:
+            return False
+        if not self.queue and self.task_way is not None:
+            self.task_way.rehook()
+        self.queue[op] = None
         op.task = current_task()
         return True
 
     @enable_ki_protection
-    async def perform(self, op: TaskOperation, eager: bool = False) -> int:
+    async def perform(self, op: TaskOperation) -> int:
         """Performs the operation and returns its result: >= 0, or -errno.
 
         A checkpoint, always. The operation's buffers are held until the kernel is done with them.
@@ -146,8 +155,8 @@ class Engine:
         Cancellation: the kernel is asked to stop; what it had done by then is returned and the cancellation is left for the
         next checkpoint. Cancelled is raised only if nothing was done.
         """
-        if not self.begin(op, eager):
-            return await op.driver.perform_eagerly(op)
+        if not self.begin(op):
+            return int(await op.driver.perform_by_call(op))
         try:
             return await wait_task_rescheduled(op.abort)  # type: ignore[no-any-return]
         finally:
@@ -155,52 +164,36 @@ class Engine:
                 op.driver.abandon(op)
 
     @enable_ki_protection
-    async def perform_eagerly(self, op: TaskOperation) -> int:
-        """Performs an operation that `begin` left to us: at once, and without parking if it need not wait."""
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:
-            op.let_go()
-            raise
-        if self._perform_now(op):
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return op.res
-        op.task = current_task()
-        try:
-            return await wait_task_rescheduled(op.abort)  # type: ignore[no-any-return]
-        finally:
-            if op.task is not None:
-                self.abandon(op)
+    async def perform_by_call(self, op: TaskOperation) -> int:
+        """As perform, for an operation that `begin` has left to us: by its own system call."""
+        return await perform_by_readiness(op, self._wait_for)
 
-    def _perform_now(self, op: TaskOperation) -> bool:
-        """Tries what the operation stands for. False: it is not done yet, and in the queue or in the ring."""
-        try:
-            if self.ring.attempt(op):
-                return True
-            taken = op.shots is not None and self.ring.submit(op)
-        except BaseException:
-            op.let_go()
-            raise
-        if not taken:
-            if op.opcode in RECEIVING:
-                op.unlucky = UNLUCKY  # a peer that answers has not answered yet the next times, either
-            self.rehook()
-            self.queue.append(op)
-            return False
-        # A multishot: what is there already comes with one enter.
-        self._eager = op
-        self._guard(self._flush_ring)
-        self._guard(self._reap_ring)
-        self._eager = None
-        if self.failure is not None:
-            self._attend(op)
-        return not op.state.in_kernel
+    async def _wait_for(self, op: TaskOperation) -> int:
+        """Waits until the operation's descriptor may be ready. Below 0: it cannot be waited for."""
+        poll = op.poll
+        if poll is None:
+            lease = None if op.lease is None else op.lease()
+            assert lease is not None  # whoever performs the operation has it
+            poll = op.poll = lease.operation(Opcode.POLL_ADD, op.fd)
+            poll.flags = select.POLLOUT if op.opcode in SENDING else select.POLLIN
+        return await self.wait_ready(poll)
+
+    async def wait_ready(self, poll: TaskOperation) -> int:
+        """Performs a POLL_ADD. The result may be told too early."""
+        events = poll.flags
+        res = await self.perform(poll)
+        if res < 0 or res & (events | ALWAYS):
+            return res
+        # io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not.
+        return await wait_by_trio(poll.fd, events)
 
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
         op.task = op.raise_cancel = None
         if get_ident() != self.thread or not self.withdraw(op):
             self._abandoned.append((op, op.token))  # this use of it: the next one is somebody else's
+            self.has_errands = True
+            self.come_back()  # it may be a garbage collection that destroys it, when we are about to wait
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -223,21 +216,22 @@ class Engine:
         """Takes back an operation that the ring has not seen."""
         if op.state.in_kernel:
             return False
-        if op in self.queue:
-            self.queue.remove(op)
-            self._look_idle()
+        self.queue.pop(op, None)
+        self._look_idle()
         op.let_go()
         return True
 
     def _look_idle(self) -> None:
-        if self.idle_scope is not None and not self.ring.table and not self.queue:
-            self.idle_scope.cancel()
+        if self.task_way is not None and not self.ring.table and not self.queue:
+            self.task_way.idle()
 
     @enable_ki_protection
     def cancel(self, op: TaskOperation) -> None:
         self.ring.cancel(op)
+        if not self.dirty and self.task_way is not None:
+            self.task_way.rehook()
+            self.come_back()  # in a guest run, the host may call us between two passes
         self.dirty = True
-        self.rehook()
 
     @enable_ki_protection
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
@@ -260,83 +254,115 @@ class Engine:
                 self.withdraw(op)
                 op.res = _ECANCELED
                 self._wake(op)
-        if self.dirty:
-            self._guard(self._flush_ring)
+        if not self.dirty:
+            close()
+            return
+        self._guard(self._flush_ring)
         if self.dirty and self.failure is None:
             self._closing.append(close)  # the kernel is short of something; an entry with this number still waits
             return
         close()
-        self._guard(self._reap_ring)
+        self._guard(self.reap_ring)
 
     # -- the two halves of a pass
 
     def flush(self) -> None:
         """The end of a pass: everything queued goes to the kernel."""
         self.passes += 1
-        self._load, self._made = self._made, 0
-        if self._abandoned:
-            self._cancel_abandoned()
+        self.woke = False
+        if self.has_errands:
+            self.run_errands()
         if self.queue or self.dirty:
             self._guard(self._flush_ring)
 
     def reap(self) -> None:
         """The beginning of a pass: every completion wakes its task."""
-        self._guard(self._reap_ring)
+        self._guard(self.reap_ring)
+
+    def run_errands(self) -> None:
+        """What destroyed coroutines have left to be done in a pass."""
+        self.has_errands = False
+        self._cancel_abandoned()
+        self._guard(self._call_at_flush)
+
+    def at_flush(self, function: Callable[[], object]) -> None:
+        """Has a function called when this pass is flushed. For destroyed coroutines: from any thread, at any point."""
+        self._at_flush.append(function)
+        self.has_errands = True
+        self.come_back()
+
+    def _call_at_flush(self) -> None:
+        while self._at_flush:
+            self._at_flush.pop()()
 
     def _flush_ring(self) -> None:
+        self.write_queue()
+        self.ring.flush()
+        self.wrote()
+        if self.dirty and self.task_way is not None:
+            self.come_back()  # the kernel was short of something: the wait that follows must end at once
+
+    def write_queue(self) -> None:
+        """What is queued becomes entries, as far as the ring takes it."""
         ring, queue = self.ring, self.queue
-        for index, op in enumerate(queue):
+        for op in list(queue):  # a garbage collection in between may destroy a coroutine, and withdraw its operation
+            if op not in queue:
+                continue
             try:
                 taken = ring.submit(op) or (ring.flush() and ring.submit(op))
             except RingBrokenError:
                 raise
             except Exception as exc:  # this operation's own fault, and nobody else's
                 self._refuse(op, exc)
-                continue
+                taken = True
             if not taken:
-                del queue[:index]
-                break
-        else:
-            queue.clear()
-        self.dirty = not ring.flush() or bool(queue)
-        if self.dirty:
-            self.come_back()  # the kernel was short of something: the wait that follows must end at once
-        else:
-            self._close_deferred()
+                return
+            queue.pop(op, None)
 
-    def come_back(self) -> None:
-        """Makes trio's next wait end at once."""
-        self._token.run_sync_soon(_nothing, idempotent=True)
+    def wrote(self) -> None:
+        """After the kernel was entered with what `write_queue` has written."""
+        self.dirty = self.ring.short or bool(self.queue)
+        if self._closing and not self.dirty:
+            self.close_deferred()
 
-    def _close_deferred(self) -> None:
+    def close_deferred(self) -> None:
         while self._closing:
             with contextlib.suppress(OSError):
                 self._closing.pop()()
 
-    def _reap_ring(self) -> None:
+    def come_back(self) -> None:
+        """Makes trio's next wait end at once. From any thread."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(_nothing, idempotent=True)
+
+    def reap_ring(self) -> None:
+        if self.ring.drain(self.done):
+            self.dirty = True
+            self.come_back()
+        self.wake_done()
+
+    def wake_done(self) -> None:
+        """Wakes the tasks of what was drained."""
         self.ring.now = time.monotonic()
-        done = self._done
-        self.ring.drain(done)
+        done = self.done
         for op in done:
             task = op.task
             if task is None:
-                self._drop(op)
+                if op.dispose is not None:  # a completion that no task waits for: a chained one, or an abandoned one
+                    op.dispose(op.res)
             else:
                 op.task = None
-                self._woke = True
+                self.woke = True
                 _reschedule(task, op)
         done.clear()
-        self._look_idle()
+        if self.task_way is not None:
+            self._look_idle()
 
     def _wake(self, op: TaskOperation) -> None:
         task, op.task = op.task, None
         if task is not None:
+            self.woke = True
             _reschedule(task, op)
-
-    def _drop(self, op: TaskOperation) -> None:
-        """A completion that no task waits for: a chained one, an eager one that is told by its state, an abandoned one."""
-        if op.dispose is not None and op is not self._eager:
-            op.dispose(op.res)
 
     def _cancel_abandoned(self) -> None:
         while self._abandoned:
@@ -366,16 +392,17 @@ class Engine:
         if op.task is not None or op.waiting:
             op.res, op.raise_cancel = _ECANCELED, raise_it
             self._wake(op)
-        self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
+        if self.task_way is not None:
+            self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
 
     def fail(self, exc: BaseException) -> None:
         """The ring is gone. Everyone who waits is told; what the kernel may still write to stays pinned by the ring."""
         self.failure = exc
         self.attention = self._refuse_failed
         _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
-        for op in self._done:  # these were done before it happened
+        for op in self.done:  # these were done before it happened
             self._wake(op)
-        self._done.clear()
+        self.done.clear()
         stranded: list[Any] = [*self.ring.table.values(), *self.queue]
         for op in self.queue:
             if not op.state.in_kernel:  # an earlier flush of this pass may have handed it over
@@ -385,9 +412,10 @@ class Engine:
             error = trio.BrokenResourceError(f"trio_uring's driver has failed: {exc}")
             error.__cause__ = exc
             self._refuse(op, error)
-        self._close_deferred()
-        if self.idle_scope is not None:
-            self.idle_scope.cancel()
+        self.dirty = False
+        self.close_deferred()
+        if self.task_way is not None:
+            self.task_way.idle()
 
     def _attend(self, op: TaskOperation) -> None:
         """Does what has to be done before an operation when all is not as usual, or says why it cannot be made."""

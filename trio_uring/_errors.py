@@ -20,8 +20,7 @@ AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR})
 
 
 class RingUnavailableError(OSError):
-    """There is no ring: io_uring was asked for and cannot be had, or not even epoll can. `errno` and the message say why, and
-    what to change."""
+    """io_uring was asked for and cannot be had. `errno` and the message say why, and what to do."""
 
 
 class RingBrokenError(OSError):
@@ -65,12 +64,18 @@ class DelimiterNotFound(ValueError):
         return type(self), (self.delimiter, self.max_bytes)
 
 
-def stream_error(code: int) -> trio.BrokenResourceError | trio.ClosedResourceError:
-    """The trio exception for errno `code` on a stream, caused by the OSError it stands for."""
+def stream_error(
+    code: int,
+    *,
+    of_socket: bool = True,
+) -> trio.BrokenResourceError | trio.ClosedResourceError:
+    """The trio exception for errno `code` on a stream, in trio's words, caused by its OSError."""
     cause = OSError(code, os.strerror(code))
     if code in CLOSED_ERRNOS:
-        return trio.ClosedResourceError("this stream's descriptor was already closed")
-    error = trio.BrokenResourceError(f"connection broken: {cause}")
+        what = "socket" if of_socket else "file"
+        return trio.ClosedResourceError(f"this {what} was already closed")
+    what = "socket connection" if of_socket else "connection"
+    error = trio.BrokenResourceError(f"{what} broken: {cause}")
     error.__cause__ = cause
     return error
 
@@ -84,6 +89,7 @@ _REASONS = {
     errno.ENOMEM: "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough for a ring",
     errno.EMFILE: "this process is at its limit of open files: raise RLIMIT_NOFILE (ulimit -n)",
     errno.ENFILE: "the system is at its limit of open files (sysctl fs.file-max)",
+    errno.EAGAIN: "the limit of processes is reached: raise RLIMIT_NPROC (ulimit -u)",
     errno.EINVAL: "this kernel refuses even a ring without flags: it is too old",
 }
 
@@ -92,13 +98,35 @@ def why_unavailable(code: int, what: str) -> str:
     """A sentence for a person: what failed and what to change."""
     reason = _REASONS.get(code, "no io_uring ring can be had")
     if code == errno.EPERM:
-        try:
-            with open("/proc/sys/kernel/io_uring_disabled", encoding="ascii") as sysctl:
-                setting = sysctl.read().strip()
-        except OSError:
-            setting = ""
-        if setting in ("1", "2"):
-            reason = f"io_uring is forbidden by the sysctl kernel.io_uring_disabled={setting}; 0 allows it"
-        elif setting == "0":
-            reason = "io_uring is forbidden by a seccomp profile (Docker and Kubernetes do so by default); the sysctl allows it"
+        reason = _who_forbids() or reason
+    elif code == errno.ENOMEM:
+        limit = _address_space()
+        if limit is not None:
+            kib = f"which is {limit // 1024} KiB"
+            reason = f"memory is used up: raise RLIMIT_AS (ulimit -v), {kib}; or {reason}"
     return f"{what} failed with {errno.errorcode.get(code, code)}: {reason}"
+
+
+def _who_forbids() -> str | None:
+    try:
+        with open("/proc/sys/kernel/io_uring_disabled", "rb") as sysctl:
+            setting = sysctl.read().strip().decode()
+    except OSError:
+        return None
+    if setting in ("1", "2"):
+        sysctl_is = f"kernel.io_uring_disabled={setting}"
+        return f"io_uring is forbidden by the sysctl {sysctl_is}; 0 allows it"
+    if setting != "0":
+        return None
+    by = "a seccomp profile (Docker and Kubernetes do so by default)"
+    return f"io_uring is forbidden by {by}; the sysctl allows it"
+
+
+def _address_space() -> int | None:
+    """Bytes that this process may map; None: there is no limit, or it is not known."""
+    try:
+        import resource  # which not every platform has
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -14,9 +14,8 @@ from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BufferedReceiveStream
 from ._errors import IncompleteReadError
-from ._receive import ReceiveSide
 from ._send import SendSide, buffer_list, buffer_view
-from ._timed import receive_default, receiving_end, within
+from ._timed import can_take_back, receive_default, receiving_end, within
 from ._vectored import send_all_vectored
 from .framing import (
     MAX_SIZE,
@@ -129,13 +128,13 @@ async def receive_frame(
     if timeout is None:
         timeout = receive_default(source)
     with within(timeout):
-        if isinstance(source, (BufferedReceiveStream, ReceiveSide)):
+        if can_take_back(source):
             return await _receive_frame(source, max_size, prefix)
         with Place(source) as reader:
             return await _receive_frame(reader, max_size, prefix)
 
 
-async def _receive_frame(reader: BufferedReceiveStream | ReceiveSide, max_size: int, prefix: Prefix) -> bytes:
+async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
     head = b""
     done = False
     try:

@@ -1,4 +1,5 @@
-"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it, and if epoll is used why.
+"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it,
+and if it is not used why.
 
 Rules of this file: it opens rings and closes them. It never fails: what cannot be read is said to be unknown.
 """
@@ -9,9 +10,10 @@ import platform
 import resource
 from importlib import metadata
 
-from . import __version__, _contract, _provided, _ring, _send
+from . import __version__, _backend, _contract, _provided, _ring, _send
 from ._driver import backend_info
 from ._errors import RingUnavailableError
+from ._trio import NAMES
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
 FEATURE_NAMES = (
@@ -40,6 +42,9 @@ def describe() -> list[str]:
         "",
         "limits of this version",
         *_describe_limits(),
+        "",
+        "private names of trio",
+        *_describe_names(),
     ]
 
 
@@ -60,14 +65,17 @@ def _describe_backend() -> list[str]:
         chosen = backend_info()
     except (RingUnavailableError, ValueError) as exc:
         return _entry("backend", f"none: {exc}")
-    return _entry("backend", "io_uring" if chosen.reason is None else f"{chosen.backend}: {chosen.reason}")
+    name = "io_uring" if chosen.backend == "uring" else chosen.backend
+    return _entry("backend", name if chosen.reason is None else f"{name}: {chosen.reason}")
 
 
 def _describe_ring() -> list[str]:
     try:
-        ring = _ring.UringRing()
+        ring, untested = _backend.open_uring()
     except RingUnavailableError as exc:
         return _entry("io_uring", f"not available: {exc.strerror}")
+    except Exception as exc:
+        return _entry("io_uring", f"not known: {type(exc).__name__}: {exc}")
     info = ring.info
     ring.close()
     if info.provided_buffers:
@@ -76,9 +84,11 @@ def _describe_ring() -> list[str]:
         receives = f"into {_provided.OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
     return [
         *_entry("io_uring", "available"),
+        *(_entry("  not tested", untested) if untested else []),
         *_entry("  setup flags", " ".join(info.setup_flags) or "none"),
         *_entry("  features", " ".join(feature_names(info.features))),
-        *_entry("  opcodes used, all there", " ".join(info.opcodes)),
+        *_entry("  opcodes used", " ".join(info.opcodes)),
+        *_entry("  opcodes lacking", " ".join(info.lacking) or "none"),
         *_entry("  submission queue", f"{info.sq_entries} entries"),
         *_entry("  completion queue", f"{info.cq_entries} entries"),
         *_entry("  receives", receives),
@@ -92,14 +102,23 @@ def feature_names(bits: int) -> list[str]:
     return [*names, f"{unknown:#x}"] if unknown else names
 
 
+def _describe_names() -> list[str]:
+    """Every private name of trio's that is used; and what is lost without one that this trio has not got."""
+    lines = [f"  found    {private.name}" for private in NAMES if private.found]
+    for private in NAMES:
+        if not private.found:
+            lines += [f"  MISSING  {private.name}", f"           without it: {private.lost}"]
+    return lines
+
+
 def _describe_limits() -> list[str]:
-    pool = _contract.SMALL_COUNT * _contract.SMALL_SIZE + _contract.LARGE_COUNT * _contract.LARGE_SIZE
+    pool = _contract.POOL_SIZE // 1024
     limits = [
         ("SQ_ENTRIES", f"{_contract.SQ_ENTRIES} operations between two enters; more are flushed in between"),
         ("SQ_ENTRIES_MIN", f"{_ring.SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
         ("SMALL_SIZE, SMALL_COUNT", f"{_contract.SMALL_SIZE} bytes, {_contract.SMALL_COUNT} buffers for small messages"),
         ("LARGE_SIZE, LARGE_COUNT", f"{_contract.LARGE_SIZE} bytes, {_contract.LARGE_COUNT} buffers for bulk"),
-        ("memory of all buffers", f"{pool // 1024} KiB a trio.run, whatever the number of streams"),
+        ("memory of all buffers", f"{pool} KiB a trio.run, whatever the number of streams"),
         ("IOV_MAX", f"{_send.IOV_MAX} buffers in one operation; send_all takes any number"),
         ("VECTOR_BYTES_MAX", f"{_send.VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),
         ("SEND_MAX, RECEIVE_MAX", f"{_send.SEND_MAX} bytes in one operation; send_all takes any size"),

@@ -13,23 +13,24 @@ from __future__ import annotations
 import contextlib
 import select
 import socket as stdlib_socket
-from typing import TYPE_CHECKING
+import weakref
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._driver import current_driver
 from ._engine import TaskOperation
-from ._op import Opcode
+from ._op import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._engine import Engine
+    from ._driver import AnyDriver
 
 # Plain ints: an IntEnum's hash is a call of Python code.
-_READING = frozenset(map(int, (Opcode.RECV, Opcode.RECVMSG, Opcode.READ, Opcode.ACCEPT)))
-_WRITING = frozenset(map(int, (Opcode.SEND, Opcode.SENDMSG, Opcode.WRITE, Opcode.WRITEV, Opcode.CONNECT)))
+_READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING))
 
 
 def in_use(op: TaskOperation) -> bool:
@@ -49,10 +50,14 @@ class Lease:
         operations: those of the streams on it, also when they are not in use.
         reading, writing: what the socket itself does in this direction, or did last.
         kept: bytes that a receive of the socket's got whose coroutine was destroyed.
+        copying: the directions that a copy has, also while it waits for the other stream (True is reading, False writing),
+            each with what it wants called when the direction is closed meanwhile.
         closed: close was called; the descriptor may be open still, for a moment.
     """
 
-    __slots__ = ("_close", "_shutdown", "closed", "kept", "operations", "owner", "reading", "writing")
+    closes_descriptor = True  # when it is closed; else it may be in use still
+
+    __slots__ = ("__weakref__", "_close", "_shutdown", "closed", "copying", "kept", "operations", "owner", "reading", "writing")
 
     def __init__(self, owner: object, close: Callable[[], object], shutdown: Callable[[int], object] | None = None) -> None:
         self.owner = owner
@@ -60,49 +65,97 @@ class Lease:
         self.reading: TaskOperation | None = None
         self.writing: TaskOperation | None = None
         self.kept = b""
+        self.copying: dict[bool, Callable[[], object] | None] = {}
         self.closed = False
         self._close = close
         self._shutdown = shutdown
-
-    def __del__(self) -> None:
-        self.operations.clear()  # which they refer to: the owner is freed without the garbage collector
 
     def operation(self, opcode: int, fd: int) -> TaskOperation:
         """A new operation of a stream's on this descriptor, for the driver of this run."""
         op = self.direct_operation(opcode, fd)
         self.operations.append(op)
-        op.siblings = self.operations
+        op.lease = weakref.ref(self)
         return op
 
     def direct_operation(self, opcode: int, fd: int) -> TaskOperation:
         """A new operation of the socket's own."""
-        return TaskOperation(self.live_driver() or current_driver(), opcode, fd, self.owner)
+        return TaskOperation(self.live_driver() or self._next_driver(), opcode, fd, self.owner)
 
-    def live_driver(self) -> Engine | None:
+    def _next_driver(self) -> AnyDriver:
+        """This run's; or the parent's, which refuses, in a forked child: the parent may have operations on the descriptor."""
+        return next((op.driver for op in self.operations if op.driver.disowned), None) or current_driver()
+
+    def live_driver(self) -> Any:
         """The driver that this descriptor is used with, if its run goes on: no other may work on it meanwhile."""
         for op in (self.reading, self.writing):
             if op is not None and in_use(op):
                 return op.driver
         return next((op.driver for op in self.operations if not op.driver.closed), None)
 
-    def check_streams(self, reading: bool) -> None:
-        """Raises trio.BusyResourceError if a task has this direction by way of a stream."""
+    def used_by(self) -> Any:
+        """The driver for which a task waits on this descriptor, or the kernel has an operation."""
+        for op in (self.reading, self.writing, *self.operations):
+            if op is not None and in_use(op):
+                return op.driver
+        return None
+
+    def check_thread(self) -> None:
+        """Raises RuntimeError, as trio does, if a trio.run of another thread is using it.
+
+        It cannot be closed here.
+        """
+        driver = self.used_by()
+        if driver is not None and driver.thread != get_ident():
+            what = "must be called from async context, and in the trio.run whose task waits on this"
+            raise RuntimeError(what)
+
+    def hold(self, op: TaskOperation, reading: bool) -> None:
+        """Gives the direction to an operation of the socket's own."""
+        if reading:
+            self.reading = op
+        else:
+            self.writing = op
+
+    def let_go(self, op: TaskOperation) -> None:
+        """Takes it back."""
+        if self.reading is op:
+            self.reading = None
+        elif self.writing is op:
+            self.writing = None
+
+    def streams_use(self, reading: bool) -> bool:
+        """Whether a task has this direction by way of a stream, or a copy."""
+        if reading in self.copying:
+            return True
         opcodes, events = (_READING, select.POLLIN) if reading else (_WRITING, select.POLLOUT)
         for op in self.operations:
             if in_use(op) and (op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)):
-                raise busy(reading)
+                return True
+        return False
+
+    def check_streams(self, reading: bool) -> None:
+        """Raises trio.BusyResourceError if a task has this direction by way of a stream."""
+        if self.streams_use(reading):
+            raise busy()
 
     def check_socket(self, reading: bool) -> None:
         """Raises trio.BusyResourceError if a task has this direction by way of the socket itself."""
         op = self.reading if reading else self.writing
         if op is not None and in_use(op):
-            raise busy(reading)
+            raise busy()
 
     @enable_ki_protection
     def close(self) -> None:
         """Closes the descriptor. Operations on it end with ECANCELED, or with what they have done."""
         self.closed = True
         self.release(self._close)
+        self.tell_copies(True, False)
+
+    def tell_copies(self, *directions: bool) -> None:
+        for reading in directions:
+            closed = self.copying.get(reading)
+            if closed is not None:
+                closed()
 
     @enable_ki_protection
     def release(self, close: Callable[[], object]) -> None:
@@ -118,6 +171,6 @@ class Lease:
         driver.release([*ops, *self.operations], close)
 
 
-def busy(reading: bool) -> trio.BusyResourceError:
-    what = "reading from" if reading else "writing to"
-    return trio.BusyResourceError(f"another task is already {what} this socket")
+def busy() -> trio.BusyResourceError:
+    """In trio's words."""
+    return trio.BusyResourceError("another task is already reading / writing this fd")

@@ -1,27 +1,155 @@
-"""The sending end of a loop that copies: counts what any kind of stream took.
+"""The two ends of a loop that copies, over any kind of stream: they take bytes, count them, and keep others out.
 
-Rules of this file: what may have been sent is never called unsent.
+A pump has both directions from its first byte to its last. A loop makes many calls, and keeps a stream's direction in between
+as well (`Hold`), where the stream has one that can be kept.
+
+Rules of this file: what may have been sent is never called unsent. What was received and not sent is given back.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import trio
-from trio.lowlevel import checkpoint_if_cancelled
+from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
-from ._pump import call
+from ._buffered import BufferedReceiveStream
+from ._network import BufferedNetworkStream
+from ._pump import begin_receiving, begin_sending, call, give_receiving, give_sending
+from ._receive import ReceiveSide
 from ._send import SendSide
-from ._timed import TimedSend
-from ._vectored import TrioTransport, send_one
+from ._timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
+from ._vectored import TrioTransport, counting, send_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
+
+
+class Hold:
+    """A direction that is one task's from `begin` to `end`, between its calls too: others get trio.BusyResourceError.
+
+    The task's own calls are made with the hold as context manager. It frees the direction for the call to take, and has it
+    back when the call is over: no other task runs in between.
+
+    Args:
+        below: the stream that has the direction; one that has none that can be kept is left as it is.
+        flag: where that stream says that the direction is taken.
+        begin, end: take and free the direction.
+    """
+
+    __slots__ = ("_begin", "_end", "_flag", "below")
+
+    def __init__(self, below: Any, flag: str, begin: Callable[[], object] | None, end: Callable[[], object]) -> None:
+        self.below, self._flag, self._begin, self._end = below, flag, begin, end
+
+    def begin(self) -> None:
+        if self._begin is not None:
+            self._begin()
+
+    def end(self) -> None:
+        if self._begin is not None:
+            self._end()
+
+    def __enter__(self) -> None:
+        if self._begin is not None:
+            setattr(self.below, self._flag, False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._begin is not None:
+            setattr(self.below, self._flag, True)
+
+
+def _receiving_hold(stream: Any) -> Hold:
+    below = unwrapped(stream, receiving_end)
+    if isinstance(below, ReceiveSide):
+        return Hold(below, "_receiving", lambda: begin_receiving(below), lambda: give_receiving(below))
+    begin = below._begin if isinstance(below, BufferedReceiveStream) else None
+    return Hold(below, "_receiving", begin, lambda: below._end())
+
+
+def _sending_hold(stream: Any) -> Hold:
+    below: Any = unwrapped(stream, sending_end)
+    if isinstance(below, BufferedNetworkStream):
+        below = below.transport
+    if isinstance(below, SendSide):
+        return Hold(below, "_sending", lambda: begin_sending(below), lambda: give_sending(below))
+    transport: Any = below
+    begin = transport._begin_send if hasattr(type(below), "_begin_send") else None  # simulated, or trio's
+    return Hold(below, "_sending", begin, lambda: setattr(below, "_sending", False))
+
+
+class UntilClosed:
+    """See LoopSink.until_closed. A pump is told by its driver; a loop may be waiting in any stream's receive."""
+
+    def __init__(self, sink: SendSide) -> None:
+        self._sink = sink
+        self._scope = trio.CancelScope()
+        self._task = current_task()
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        # Weak: a stream that outlives a run that crashed must not keep its tasks.
+        self._sink._lease.copying[False] = functools.partial(_tell, weakref.ref(self))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is GeneratorExit and not (in_trio_task() and current_task() is self._task):
+            return  # the coroutine was destroyed by somebody else, who has no such scope to leave
+        self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise trio.ClosedResourceError("another task closed this copy's sink")
+
+    def closed(self) -> None:
+        if in_trio_run():  # the copy's run may be over
+            self._scope.cancel()
+
+
+def _tell(until_closed: weakref.ref[UntilClosed]) -> None:
+    told = until_closed()
+    if told is not None:
+        told.closed()
+
+
+class LoopSource:
+    """A stream to receive from, for the time of a `with` block.
+
+    Args:
+        stream: one that bytes can be put back in front of.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._is_ours = isinstance(stream, ReceiveSide)
+        self._untimed = untimed(stream)
+        self._hold = _receiving_hold(stream)
+
+    def __enter__(self) -> LoopSource:
+        self._hold.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hold.end()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        try:
+            with self._hold:
+                return bytes(await self._stream.receive_some(max_bytes, **self._untimed))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            if self._is_ours:
+                raise _named(exc, "source") from exc.__cause__
+            raise
+
+    def put_back(self, rest: bytes) -> None:
+        if rest:
+            self._stream._put_back([rest])
 
 
 class LoopSink:
-    """A stream to send to, for the time of a `with` block.
+    """A stream to send to, for the time of a `with` block. Its `bytes_sent`, if it has one, is of the whole block.
 
     Attributes:
         total: bytes that the stream has taken.
@@ -29,40 +157,61 @@ class LoopSink:
     """
 
     def __init__(self, stream: trio.abc.SendStream, progress: Callable[[int], object] | None) -> None:
-        is_trios = isinstance(stream, trio.SocketStream) and not isinstance(stream, SendSide)
-        self._out: Any = TrioTransport(stream) if is_trios else stream  # type: ignore[arg-type]
-        self._counts = isinstance(self._out, (SendSide, TrioTransport)) or (
-            isinstance(self._out, TimedSend) and getattr(self._out, "bytes_sent", None) is not None
-        )
+        self._out: Any = counting(stream)
+        self._hold = _sending_hold(self._out)
+        self._is_ours = isinstance(stream, SendSide)
+        self._counts = isinstance(self._out, (TimedSend, TrioTransport)) and hasattr(self._out, "bytes_sent")
         self._progress = progress
-        self._began = False
         self.total = 0
         self.unsent = 0
 
     def __enter__(self) -> LoopSink:
+        self._hold.begin()
+        self._count(0)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._began and isinstance(self._out, SendSide):
-            self._out.bytes_sent = self.total
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._hold.end()
+
+    def until_closed(self) -> contextlib.AbstractContextManager[object]:
+        """A block that ends with trio.ClosedResourceError when the stream is closed while it waits for something else."""
+        below = self._hold.below
+        return UntilClosed(below) if isinstance(below, SendSide) else contextlib.nullcontext()
 
     async def send(self, chunk: bytes) -> None:
         """Sends it all, and tells the progress."""
         size = self.unsent = len(chunk)
         await checkpoint_if_cancelled()  # so that only a send that blocked can be cut off
+        self._count(0)  # a stream that is closed by now does not begin to count
         try:
-            await send_one(self._out, chunk, math.inf)
+            with self._hold:
+                await send_one(self._out, chunk, math.inf)
         except trio.BusyResourceError:
+            self._count(self.total)
             raise
-        except BaseException:
+        except BaseException as exc:
             self._took(self._out.bytes_sent if self._counts else 0)
             self.unsent = self.unsent if self._counts else 0
+            if self._is_ours and isinstance(exc, (trio.BrokenResourceError, trio.ClosedResourceError)):
+                raise _named(exc, "sink") from exc.__cause__
             raise
         self._took(size)
 
     def _took(self, count: int) -> None:
-        self._began = True
         self.unsent -= count
         self.total += count
+        self._count(self.total)
         if self._progress is not None and count:
             call(self._progress, self.total)
+
+    def _count(self, total: int) -> None:
+        if self._counts:
+            with contextlib.suppress(AttributeError):  # somebody else's NetworkStream, which cannot be told
+                self._out.bytes_sent = total
+
+
+def _named(error: Exception, what: str) -> Exception:
+    """The same error with the stream in its message, as a pump says it."""
+    if isinstance(error, trio.BrokenResourceError):
+        return trio.BrokenResourceError(f"this copy's {what} is broken: {error.__cause__}")
+    return trio.ClosedResourceError(f"this copy's {what} was closed: {error}")

@@ -238,6 +238,11 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         transport: Any = self.transport
         return transport.bytes_sent  # type: ignore[no-any-return]
 
+    @bytes_sent.setter
+    def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
+        transport: Any = self.transport
+        transport.bytes_sent = count
+
     @enable_ki_protection
     async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
         if timeout is None:

@@ -16,9 +16,18 @@ from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BufferedReceiveStream
 from ._network import Address, Network, NetworkListener, NetworkStream
-from ._send import SendSide, buffer_list
-from ._timed import TimedReceive, receive_default, within
-from ._vectored import byte_view, bytes_of_last_send, listed, send_all_vectored
+from ._send import buffer_list
+from ._timed import (
+    TimedReceive,
+    TimedSend,
+    Wrapper,
+    in_time,
+    receive_default,
+    receiving_end,
+    sending_end,
+    set_default,
+)
+from ._vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
 from .audit import Audit
 from .metrics import Metrics
 
@@ -55,7 +64,10 @@ if TYPE_CHECKING:
 else:
 
     class _if_wrapped_has:
-        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must tell the truth."""
+        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must tell the truth.
+
+        Of the methods that receive, what counts is the stream that a trio.StapledStream receives from.
+        """
 
         def __init__(self, method):
             self._method = method
@@ -64,7 +76,8 @@ else:
         def __get__(self, instance, owner=None):
             if instance is None:
                 return self._method
-            getattr(instance.wrapped, self._method.__name__)  # AttributeError: the wrapped stream's own
+            name = self._method.__name__
+            getattr(instance.wrapped if name == "send_eof" else instance._source, name)  # AttributeError: its own
             return self._method.__get__(instance, owner)
 
 
@@ -102,13 +115,16 @@ class _Resource(_Wrapper):
         self._observer.success("close", self._address)
 
 
-class _ObservedStream(_Resource, NetworkStream):
+class _ObservedStream(_Resource, Wrapper, NetworkStream):
     """A stream that tells `observer`. See MeteredStream."""
 
     def __init__(self, stream: trio.abc.Stream, observer: Observer) -> None:
         super().__init__(stream, observer, getattr(stream, "remote_address", None))
-        self._times_sends = isinstance(stream, (SendSide, NetworkStream))
-        self._times_receives = isinstance(stream, TimedReceive)
+        # The ends themselves: of a trio.StapledStream they may be ours, with all that ours can do.
+        self._sink: Any = counting(sending_end(stream))
+        self._source: Any = receiving_end(stream)
+        self._times_sends = isinstance(self._sink, TimedSend)
+        self._times_receives = isinstance(self._source, TimedReceive)
 
     @property
     def local_address(self) -> Address:
@@ -120,28 +136,32 @@ class _ObservedStream(_Resource, NetworkStream):
 
     @property
     def bytes_sent(self) -> int:
-        count = bytes_of_last_send(self.wrapped)
+        count = bytes_of_last_send(self._sink)
         if count is None:
-            raise AttributeError(f"{type(self.wrapped).__name__} does not know its bytes_sent")
+            raise AttributeError(f"{type(self._sink).__name__} does not know its bytes_sent")
         return count
+
+    @bytes_sent.setter
+    def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
+        self._sink.bytes_sent = count
 
     @property
     def send_timeout(self) -> float | None:
         """Seconds; the wrapped stream's."""
-        return self.wrapped.send_timeout  # type: ignore[no-any-return]
+        return self._sink.send_timeout  # type: ignore[no-any-return]
 
     @send_timeout.setter
     def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        _set_default(self.wrapped, "send_timeout", seconds)
+        set_default(self._sink, "send_timeout", seconds)
 
     @property
     def receive_timeout(self) -> float | None:
         """Seconds; the wrapped stream's."""
-        return receive_default(self.wrapped)
+        return receive_default(self._source)
 
     @receive_timeout.setter
     def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        _set_default(self.wrapped, "receive_timeout", seconds)
+        set_default(self._source, "receive_timeout", seconds)
 
     # -- sending
 
@@ -155,9 +175,9 @@ class _ObservedStream(_Resource, NetworkStream):
         observer.attempt("send", address, buffers)
         try:
             if timeout is None:
-                await self.wrapped.send_all(data)
+                await self._sink.send_all(data)
             else:
-                await _in_time(self._times_sends, timeout, self.wrapped.send_all, data)
+                await in_time(self._times_sends, timeout, self._sink.send_all, data)
         except BaseException as exc:
             observer.failure("send", address, exc, outcome_of(exc))
             raise
@@ -169,7 +189,7 @@ class _ObservedStream(_Resource, NetworkStream):
         buffers = tuple(listed(buffers))  # used up once, here; and what the caller does to a list meanwhile is not counted
         observer.attempt("send", address, buffers)
         try:
-            await send_all_vectored(self.wrapped, buffers, timeout=timeout)
+            await send_all_vectored(self._sink, buffers, timeout=timeout)
         except BaseException as exc:
             observer.failure("send", address, exc, outcome_of(exc))
             raise
@@ -190,9 +210,9 @@ class _ObservedStream(_Resource, NetworkStream):
         observer.attempt("receive", address)
         try:
             if timeout is None:
-                data: bytes = await self.wrapped.receive_some(max_bytes)
+                data: bytes = await self._source.receive_some(max_bytes)
             else:
-                data = await _in_time(self._times_receives, timeout, self.wrapped.receive_some, max_bytes)
+                data = await in_time(self._times_receives, timeout, self._source.receive_some, max_bytes)
         except BaseException as exc:
             observer.failure("receive", address, exc, outcome_of(exc))
             raise
@@ -201,34 +221,38 @@ class _ObservedStream(_Resource, NetworkStream):
 
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
-        source: Any = self.wrapped
+        source = self._source
         if not hasattr(type(source), "receive_into"):  # who asks this of the wrapper's class is told that it has it
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
-        with _filled(buffer, count) as part:
+        with byte_view(memoryview(buffer))[:count] as part:
             self._observer.success("receive", self._address, (part,))
         return count
 
     @_if_wrapped_has
     @enable_ki_protection
     async def receive_exactly(self, count: int, *, timeout: float | None = None) -> bytes:
-        data: bytes = await self._receive(self.wrapped.receive_exactly, count, timeout=timeout)
+        data: bytes = await self._receive(self._source.receive_exactly, count, timeout=timeout)
         self._observer.success("receive", self._address, (data,))
         return data
 
     @_if_wrapped_has
     @enable_ki_protection
     async def receive_until(self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None) -> bytes:
-        data: bytes = await self._receive(self.wrapped.receive_until, delimiter, max_bytes, timeout=timeout)
+        data: bytes = await self._receive(self._source.receive_until, delimiter, max_bytes, timeout=timeout)
         self._observer.success("receive", self._address, (data,))
         return data
 
     async def _receive(self, method: Callable[..., Awaitable[Any]], *args: object, timeout: float | None) -> Any:
-        return await _told(self._observer, "receive", self._address, _in_time, self._times_receives, timeout, method, *args)
+        return await _told(self._observer, "receive", self._address, in_time, self._times_receives, timeout, method, *args)
 
     @_if_wrapped_has
     def peek(self, max_bytes: int | None = None) -> bytes:
-        return self.wrapped.peek(max_bytes)  # type: ignore[no-any-return]
+        return self._source.peek(max_bytes)  # type: ignore[no-any-return]
+
+    def _put_back(self, chunks: list[bytes]) -> None:
+        """Only where can_take_back says so. Bytes that went back count again when they are received again."""
+        self._source._put_back(chunks)
 
 
 class _ObservedListener(_Resource, NetworkListener):
@@ -278,7 +302,8 @@ class MeteredStream(_ObservedStream):
 
     It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists, `timeout=` and `receive_into`
     work on any stream; another method that the wrapped stream has not is not there (AttributeError). Bytes count when the call
-    that moved them returns; `peek` and a second `aclose` count nothing.
+    that moved them returns; `peek` and a second `aclose` count nothing. What an interrupted `copy_stream` or `receive_frame`
+    puts back counts again when it is received again.
 
     Args:
         stream: the stream, owned from now on; the attribute `wrapped`.
@@ -364,26 +389,6 @@ async def _told(
     except BaseException as exc:
         observer.failure(operation, address, exc, outcome_of(exc))
         raise
-
-
-async def _in_time(takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object) -> Any:
-    """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own streams, is given from outside."""
-    if takes_timeout:
-        return await method(*args, timeout=timeout)
-    with within(timeout):
-        return await method(*args)
-
-
-def _set_default(stream: Any, name: str, seconds: float | None) -> None:
-    """Sets a timeout that the stream has: another one would do nothing, without a word."""
-    if not hasattr(stream, name):
-        raise AttributeError(f"{type(stream).__name__} has no {name}")
-    setattr(stream, name, seconds)
-
-
-def _filled(buffer: Buffer, count: int) -> memoryview:
-    """What receive_into put there."""
-    return byte_view(memoryview(buffer))[:count]
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:

@@ -14,35 +14,54 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+class Direction(enum.Enum):
+    """Which way of a descriptor an operation uses. At most one of each way is in the kernel."""
+
+    SENDING = enum.auto()
+    RECEIVING = enum.auto()
+    NEITHER = enum.auto()
+
+
+_SENDING, _RECEIVING, _NEITHER = Direction
+
+
 class Opcode(enum.IntEnum):
     """The operations that this package uses, by the kernel's names and numbers (linux/io_uring.h)."""
 
-    WRITEV = 2  # 5.1
-    POLL_ADD = 6  # 5.1
-    SENDMSG = 9  # 5.3
-    RECVMSG = 10  # 5.3
-    ACCEPT = 13  # 5.5
-    ASYNC_CANCEL = 14  # 5.5
-    CONNECT = 16  # 5.5
-    READ = 22  # 5.6
-    WRITE = 23  # 5.6
-    SEND = 26  # 5.6
-    RECV = 27  # 5.6
+    since: str
+    """The first kernel that has it."""
+    required: bool
+    """Whether a ring without it is of no use. Of the optional ones `RingInfo.lacking` has those
+    that are not there."""
+    direction: Direction
+    counts_bytes: bool
+    """Whether a result > 0 is a number of bytes."""
+
+    def __new__(cls, number: int, *columns: Any) -> Opcode:
+        self = int.__new__(cls, number)
+        self._value_ = number
+        self.since, self.required, self.direction, self.counts_bytes = columns
+        return self
+
+    # fmt: off
+    #              number  since  required  direction  counts bytes
+    WRITEV       =  2,     "5.1", False,    _SENDING,   True
+    POLL_ADD     =  6,     "5.1", True,     _NEITHER,   False
+    SENDMSG      =  9,     "5.3", True,     _SENDING,   True
+    ASYNC_CANCEL = 14,     "5.5", True,     _NEITHER,   False
+    READ         = 22,     "5.6", False,    _RECEIVING, True
+    WRITE        = 23,     "5.6", False,    _SENDING,   True
+    SEND         = 26,     "5.6", True,     _SENDING,   True
+    RECV         = 27,     "5.6", True,     _RECEIVING, True
+    # fmt: on
 
 
-# The opcodes whose result counts bytes, by direction.
-SENDING = (Opcode.SEND, Opcode.SENDMSG, Opcode.WRITE, Opcode.WRITEV)
-RECEIVING = (Opcode.RECV, Opcode.RECVMSG, Opcode.READ)
+SENDING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.SENDING)
+RECEIVING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.RECEIVING)
 
 NO_GROUP = -1
 SMALL_GROUP = 0  # many provided buffers of a page, for messages
 LARGE_GROUP = 1  # a few large provided buffers, for bulk
-DATAGRAM_GROUP = 2  # provided buffers that hold any datagram, for multishot receives
-
-NAME_MAX = 128  # bytes of a struct sockaddr_storage
-# What a shot of a multishot RECVMSG writes: a struct io_uring_recvmsg_out, the address with room for NAME_MAX bytes, room for
-# the control data, the payload.
-SHOT_NAME, SHOT_CONTROL = 16, 16 + NAME_MAX
 
 
 class OperationStateError(RuntimeError):
@@ -92,25 +111,6 @@ for _state, _reachable in STEPS.items():
         setattr(_state, _next.name.lower(), _next)
 
 
-class Message:
-    """What SENDMSG, RECVMSG and ACCEPT carry beside buffers, in the kernel's own format.
-
-    Attributes:
-        name: a struct sockaddr. To send to; or, once received or accepted, the peer's. b"": none.
-        control: struct cmsghdrs. To send, or received.
-        control_max: bytes of control data to receive; what does not fit is lost, and MSG_CTRUNC is in `flags`.
-        flags: MSG_* that the kernel returned.
-    """
-
-    __slots__ = ("control", "control_max", "flags", "name")
-
-    def __init__(self, name: bytes = b"", control: bytes | bytearray = b"", control_max: int = 0) -> None:
-        self.name = name
-        self.control = control
-        self.control_max = control_max
-        self.flags = 0
-
-
 class Operation:
     """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what came of it."""
 
@@ -125,13 +125,11 @@ class Operation:
         "flags",
         "group",
         "length",
-        "message",
         "offset",
         "opcode",
         "owner",
         "pin",
         "res",
-        "shots",
         "start",
         "state",
         "token",
@@ -143,21 +141,18 @@ class Operation:
         self.fd = fd
         self.owner = owner  # holds the descriptor open for as long as the ring's table holds this operation
         self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
-        self.buffers: Sequence[Any] | None = None  # for SENDMSG, RECVMSG and WRITEV: the same, at most IOV_MAX of them
-        self.message: Message | None = None  # what is sent or received with them; of an ACCEPT, the peer's address
+        self.buffers: Sequence[Any] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
         self.length = 0  # bytes, without `start`; of `buffers`: all together
         self.offset = 0  # file offset, or the length of a socket address
         self.flags = 0  # MSG_*, SOCK_* or poll bits
         self.group = NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
-        # Of a multishot RECVMSG, not None: a receive that goes on until it fails. The ring puts in what each shot wrote.
-        self.shots: list[bytes] | None = None
         self.dispose: Callable[[int], object] | None = None  # takes the result that no task is left to receive
 
         self.state = NEW
         self.token = 0
         self.entry: Any = None  # the ring's own, kept from one use to the next; None: make it anew
-        self.vector: Any = None  # the same, for two buffers; of a message, what `Ring.received` reads
+        self.vector: Any = None  # the same, for two buffers
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
 

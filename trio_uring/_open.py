@@ -1,8 +1,9 @@
 """Opening connections and servers, with trio's signatures.
 
-Rules of this file: what trio does well is trio's (name resolution, serve_listeners); the connects are ours, on the ring. A
-socket whose connect was cancelled is closed: the kernel leaves it half connected. Listening sockets are opened as trio opens
-them, in a copy of its code, which has no room for SO_REUSEPORT: it must be set before bind(2).
+Rules of this file: what trio does well is trio's (name resolution, serve_listeners); the race of
+connects is ours. Sockets are made by trio.socket.socket, so that a custom socket factory is asked,
+and become ours before they wait. Listening sockets are opened as trio opens them, in a copy of its
+code, which has no room for SO_REUSEPORT: it must be set before bind(2).
 """
 
 from __future__ import annotations
@@ -16,11 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._addresses import pack_address
-from ._driver import current_driver
-from ._engine import TaskOperation
+from ._endpoint import adopt_socket
 from ._listeners import SocketListener
-from ._op import Opcode
 from ._streams import SocketStream
 
 if TYPE_CHECKING:
@@ -83,7 +81,7 @@ class _Race:
     def __init__(self, local_address: str | None) -> None:
         self._local_address = local_address
         self.errors: list[OSError] = []
-        self.winner: stdlib_socket.socket | None = None
+        self.winner: trio.socket.SocketType | None = None
 
     async def run(self, targets: list[Any], delay: float) -> None:
         async with trio.open_nursery() as nursery:
@@ -95,10 +93,10 @@ class _Race:
 
     async def _attempt(self, kind: tuple[int, int, int], address: Any, failed: trio.Event, race: trio.CancelScope) -> None:
         try:
-            sock = stdlib_socket.socket(*kind)
+            sock = adopt_socket(trio.socket.socket(*kind), "open_tcp_stream")
             try:
-                self._bind(sock, address)
-                await _connect(sock, address)
+                await self._bind(sock, address)
+                await sock.connect(address)
             except BaseException:
                 sock.close()
                 raise
@@ -112,27 +110,15 @@ class _Race:
         else:
             sock.close()
 
-    def _bind(self, sock: stdlib_socket.socket, address: Any) -> None:
+    async def _bind(self, sock: trio.socket.SocketType, address: Any) -> None:
         if self._local_address is None:
             return
         with contextlib.suppress(OSError):
             sock.setsockopt(stdlib_socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
         try:
-            sock.bind((self._local_address, 0))
+            await sock.bind((self._local_address, 0))
         except OSError:
             raise OSError(f"local_address={self._local_address!r} is incompatible with remote address {address!r}") from None
-
-
-async def _connect(sock: stdlib_socket.socket, address: Any) -> None:
-    """Connects on the ring. Cancellation: the socket is of no use any more, the caller closes it."""
-    driver = current_driver()
-    sock.setblocking(False)
-    op = TaskOperation(driver, Opcode.CONNECT, sock.fileno(), sock)
-    packed = pack_address(sock.family, address)
-    op.buffer, op.offset = packed, len(packed)
-    res = await driver.perform(op)
-    if res < 0:
-        raise OSError(-res, f"Error connecting to {address!r}: {os.strerror(-res)}")
 
 
 def _alternate_families(targets: list[Any]) -> None:
@@ -160,13 +146,25 @@ async def open_unix_socket(filename: str | bytes | os.PathLike[str] | os.PathLik
     Cancellation: the socket is closed.
     """
     path = os.fspath(filename)
-    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM)
+    made = trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM)
+    sock = adopt_socket(made, "open_unix_socket")
     try:
-        await _connect(sock, path)
+        await sock.connect(path)
+        _check_connected(sock)
         return SocketStream(sock)
     except BaseException:
         sock.close()
         raise
+
+
+def _check_connected(sock: trio.socket.SocketType) -> None:
+    """trio's own connect takes a server's full backlog for a connection that is being made."""
+    try:
+        sock.getpeername()
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            raise
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
 
 
 async def open_tcp_listeners(

@@ -42,4 +42,4 @@ class BufferChoice:
 
     def _use_first(self, op: TaskOperation) -> None:
         """What a new operation begins with, or one that found its group empty; there are more small buffers than large ones."""
-        self._use(op, SMALL_GROUP if op.driver.ring.info.provided_buffers else NO_GROUP)
+        self._use(op, SMALL_GROUP if op.driver.provided_buffers else NO_GROUP)

@@ -15,20 +15,22 @@ Rules of this file:
 from __future__ import annotations
 
 import errno
-import functools
 import os
+import select
 import signal
-import socket as stdlib_socket
 import stat
+import weakref
 from typing import TYPE_CHECKING
 
 import trio
 from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_protection, wait_task_rescheduled
 
 from ._chains import ChainedOperation, ChainEngine
-from ._driver import current_driver
+from ._driver import Driver, current_driver
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._op import Opcode
+from ._readiness import ALWAYS
+from ._send import SEND_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +56,16 @@ class Pump:
     def __init__(self, sink: SendSide) -> None:
         self.sink = sink
         self.total = 0
-        self.engine: ChainEngine = current_driver()
+        driver = current_driver()
+        assert isinstance(driver, Driver)  # by readiness, there are no chains
+        self.engine: ChainEngine = driver
         self._error: BaseException | None = None
         self._stopping = False
-        self._over = self._complete = False
+        self._over = self._complete = self._given_up = False
         self._operations: list[tuple[Side, ChainedOperation]] = []
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
+        self._epoll: select.epoll | None = None
         self._told: int | None = None  # the total that the progress callback knows; None: there is no callback
 
     # -- for the subclass
@@ -80,13 +85,13 @@ class Pump:
         if fd < 0:
             fd, owner = side._fd, side._owner
         op = ChainedOperation(self.engine, opcode, fd, owner, lambda: self._finished(op, handle))
-        op.siblings = side._operations
+        op.lease = weakref.ref(side._lease)
         side._operations.append(op)
         self._operations.append((side, op))
         return op
 
     def _poll_operation(self, side: Side, events: int, ready: Callable[[], object]) -> ChainedOperation:
-        op = self._operation(side, Opcode.POLL_ADD, functools.partial(self._polled, side, ready))
+        op = self._operation(side, Opcode.POLL_ADD, lambda res: self._polled(side, op, ready, res))
         op.flags = events
         return op
 
@@ -98,7 +103,7 @@ class Pump:
     def _send_operation(self, handle: Callable[[int], object]) -> ChainedOperation:
         sink = self.sink
         op = self._operation(sink, Opcode.SEND if sink._is_socket else Opcode.WRITE, handle)
-        op.flags = stdlib_socket.MSG_NOSIGNAL if sink._is_socket else 0
+        op.flags = SEND_FLAGS if sink._is_socket else 0
         op.offset = 0 if sink._is_socket else POSITION
         op.closed = self._sink_closed
         return op
@@ -140,12 +145,22 @@ class Pump:
             self._fail(exc)
         self._after()
 
-    def _polled(self, side: Side, ready: Callable[[], object], res: int) -> None:
+    def _polled(self, side: Side, op: ChainedOperation, ready: Callable[[], object], res: int) -> None:
         if self._stopping:
             return
         if res < 0 and -res not in AGAIN_ERRNOS:
             raise self._side_error(side, res)
-        ready()
+        if res >= 0 and not res & (op.flags | ALWAYS):
+            self._poll_by_epoll(side, op)
+        else:
+            ready()
+
+    def _poll_by_epoll(self, side: Side, op: ChainedOperation) -> None:
+        """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not."""
+        self._epoll = poller = select.epoll()
+        poller.register(side._fd, op.flags)
+        op.fd, op.owner, op.flags, op.entry = poller.fileno(), (side._owner, poller), select.POLLIN, None
+        self._chain(side, op)
 
     def _sink_closed(self) -> None:
         """Nobody else tells it while the source is idle."""
@@ -183,8 +198,12 @@ class Pump:
             self._error = self._error or exc
         for side, op in self._operations:
             side._operations.remove(op)
-            op.dispose = op.closed = None
+            op.forget()  # or each would keep the pump, and the pump its streams, until a garbage collection
         self._operations.clear()
+        if self._epoll is not None:
+            self._epoll.close()
+        if self._given_up:
+            self._error = None  # nobody is there to raise it; its traceback has the pump
 
     # -- the task
 
@@ -240,6 +259,7 @@ class Pump:
                 self.engine.at_flush(self._give_up)
 
     def _give_up(self) -> None:
+        self._given_up = True
         self._stop()
         self._after()
 
@@ -279,32 +299,64 @@ def is_open(side: Side) -> bool:
 
 async def take_receiving(source: ReceiveSide) -> None:
     """Takes a stream's receiving direction for a pump, which gives it back when it settles."""
-    _check_run(source)
-    source._begin_receive()
+    begin_receiving(source)
     try:
         if source._orphan is not None:
             await source._settle_receive(source._orphan)
     except BaseException:
-        source._receiving = False
+        give_receiving(source)
         raise
 
 
 async def take_sending(sink: SendSide) -> None:
-    """Takes a stream's sending direction for a pump, which gives it back when it settles."""
-    _check_run(sink)
-    sink._begin_send()
+    """Takes a stream's sending direction for a pump, which gives it back when it settles. `bytes_sent` begins anew."""
+    begin_sending(sink)
     try:
         if sink._orphan_send is not None:
             await sink._settle_send(sink._orphan_send)
     except BaseException:
-        sink._sending = False
+        give_sending(sink)
         raise
+
+
+def begin_receiving(source: ReceiveSide) -> None:
+    _check_run(source)
+    source._begin_receive()
+    source._lease.copying[True] = None
+
+
+def begin_sending(sink: SendSide) -> None:
+    _check_run(sink)
+    sink._begin_send()
+    sink._lease.copying[False] = None
+
+
+def give_receiving(source: ReceiveSide) -> None:
+    source._receiving = False
+    source._lease.copying.pop(True, None)
+
+
+def give_sending(sink: SendSide) -> None:
+    sink._sending = False
+    sink._lease.copying.pop(False, None)
 
 
 def _check_run(side: Side) -> None:
     live = side._lease.live_driver()
     if live is not None and live is not current_driver():
         raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
+    for op in side._lease.operations:
+        if op.driver.closed:
+            op.driver._attend(op)  # moves it to this run, or refuses: in a forked child the stream is the parent's
+
+
+def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
+    """Whether this run's driver moves bytes from one to the other without a task. Not by a completion, out of a pipe that may
+    have other readers."""
+    driver = current_driver()
+    if not isinstance(driver, Driver) or not driver.pumps:
+        return False
+    return source._is_socket or (takes_splices(driver.ring, source) and takes_splices(driver.ring, sink))
 
 
 def takes_splices(ring: Ring, side: Side) -> bool:

@@ -94,10 +94,10 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
                 op.length = size if size < max_bytes else max_bytes
                 if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
                     own = op.buffer = memoryview(bytearray(op.length))
-                if op.driver.begin(op, True):
+                if op.driver.begin(op):
                     res = await wait_task_rescheduled(op.abort)
                 else:
-                    res = await op.driver.perform_eagerly(op)
+                    res = await op.driver.perform_by_call(op)
                 if res >= 0:
                     chunk, op.chunk = op.chunk, None
                     if op.group == LARGE_GROUP or res == SMALL_SIZE:
@@ -245,7 +245,7 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         try:
             while True:
                 op.buffer, op.length, op.res = view, min(view.nbytes, RECEIVE_MAX), -1
-                res = await op.driver.perform(op, True)
+                res: int = await op.driver.perform(op)
                 if res >= 0:
                     op.res = -1  # taken
                     return res

@@ -8,8 +8,8 @@ S1  Every address in an entry belongs to an object that the operation pins (an e
     frame is no pin: coro.close() drops it.
 S2  A ring with anything in flight is reachable from this module (`_open_rings`).
 S3  Pins are released on one line, in `_collect`.
-S4  Tokens (user_data) come from a 64-bit counter and are never used twice. 0 marks a cancel's own completion, which proves
-    nothing and is dropped.
+S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own completion has its target's with
+    the highest bit set. It proves nothing; only that the target was not found makes the cancel be asked for again.
 S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
 S6  Only the thread and the process that opened a ring touch it.
 S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop the kernel from writing
@@ -18,7 +18,6 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import os
@@ -28,22 +27,20 @@ import warnings
 from collections import deque
 from typing import Any
 
-from ._calls import SystemCalls
 from ._contract import (
-    DATAGRAM_COUNT,
-    DATAGRAM_SIZE,
     LARGE_COUNT,
     LARGE_SIZE,
+    POOL_SIZE,
     SMALL_COUNT,
     SMALL_SIZE,
     SQ_ENTRIES,
     RingCounters,
     RingInfo,
 )
-from ._entries import make_entry, pin_vector, read_message
+from ._entries import make_entry, pin_vector
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._extension import ffi, lib
-from ._op import DATAGRAM_GROUP, LARGE_GROUP, LINGERING, SHOT_CONTROL, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._op import CANCELLING, LARGE_GROUP, LINGERING, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
 class Setup(enum.IntFlag):
@@ -61,11 +58,13 @@ _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
 _BASE = Setup.CQSIZE | Setup.CLAMP
 _MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
 _COOP = _MODERN | Setup.COOP_TASKRUN
+_COOP_LADDER = (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0)
 # Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
 LADDERS: dict[str, tuple[int, ...]] = {
-    "coop": (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0),
-    # An option: completions wait until we enter, and only an eventfd wakes a sleeping epoll.
-    "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER,),
+    # Completions wait until we enter: for a thread that waits in the ring itself. They would not
+    # wake one that sleeps in epoll_wait.
+    "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER, *_COOP_LADDER),
+    "coop": _COOP_LADDER,
     "plain": (_BASE, 0),
 }
 
@@ -75,19 +74,26 @@ CANCELS_RESERVED = 8  # submission slots that only a cancel may take
 DRAIN_MAX = 1024  # completions copied by one call
 
 _REQUIRED_FEATURES = _FEAT_NODROP | _FEAT_SUBMIT_STABLE | _FEAT_FAST_POLL | _FEAT_EXT_ARG
-_SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})  # enter's answers that pass
+_SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
+_PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # enter's answers that are no failure
+# One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait for.
+_ALL = 1024
+_FOREVER = 86400.0  # seconds: an enter that waits so long (trio asks for no more) has no timeout
+_WATCH = 1 << 62  # the token of the watched descriptor; above it, as C's int64 below 0, are those of cancels
+_TARGET = _WATCH - 1  # the bits of a cancel's token that are its target's
 
 _open_rings: set[UringRing] = set()  # S2
 
 # Looked up once: they are called for every operation.
-_from_buffer, _tu_submit, _tu_drain, _NULL = ffi.from_buffer, lib.tu_submit, lib.tu_drain, ffi.NULL
+_from_buffer, _tu_submit, _NULL = ffi.from_buffer, lib.tu_submit, ffi.NULL
+_tu_turn, _tu_more = lib.tu_turn, lib.tu_more
 
 
-class UringRing(SystemCalls):
+class UringRing:
     """The kernel's ring, opened by the thread that uses it.
 
     Args:
-        flags: which ladder of setup flags to walk down: "coop", "defer" or "plain".
+        flags: which ladder of setup flags to walk down: "defer", "coop" or "plain".
         sq_entries: slots of the submission queue; a power of two.
         cq_entries: slots of the completion queue; None: CQ_FACTOR times sq_entries.
         provide_buffers: False does as a kernel before 5.19: receives bring their own memory.
@@ -95,7 +101,7 @@ class UringRing(SystemCalls):
 
     def __init__(
         self,
-        flags: str = "coop",
+        flags: str = "defer",
         sq_entries: int = SQ_ENTRIES,
         cq_entries: int | None = None,
         provide_buffers: bool = True,
@@ -108,14 +114,15 @@ class UringRing(SystemCalls):
         self._token = 0
         self._unsubmitted = 0
         self._late_cancels: deque[int] = deque()
-        self._out = ffi.new("int64_t[]", 1 + 3 * DRAIN_MAX)
+        self._more_work = False  # the last turn has left task work, for the next one
+        self._missed: list[int] = []  # targets that a cancel has not found
+        self.watching = self.watched = self.short = False
+        self._out = ffi.new("int64_t[]", 2 + 3 * DRAIN_MAX)
         self._view = memoryview(ffi.buffer(self._out)).cast("q")
         self._pool_memory: Any = ffi.NULL
-        self._pool_size = 0
         self._c: Any
         self._c, raw = _open(flags, sq_entries, cq_entries)
-        self._fd: int = raw.fd if raw.event_fd < 0 else raw.event_fd
-        self._waits_on_event_fd = raw.event_fd >= 0
+        self._fd: int = raw.fd
         self._entries: int = raw.sq_entries
         self._submit_max = self._entries - min(CANCELS_RESERVED, self._entries // 2)
         try:
@@ -138,40 +145,37 @@ class UringRing(SystemCalls):
         result = lib.tu_probe(self._c, probe, 256)
         if result < 0:
             raise RingUnavailableError(-result, why_unavailable(-result, "the opcode probe"))
-        lacking = [op.name for op in Opcode if not probe[op]]
-        if lacking:
-            raise RingUnavailableError(errno.EOPNOTSUPP, f"this kernel's io_uring lacks {', '.join(lacking)}")
-        provided_buffers = provide_buffers and self._provide_buffers()
+        lacking = [op for op in Opcode if not probe[op]]
+        required = [f"{op.name} (Linux {op.since} has it)" for op in lacking if op.required]
+        if required:
+            why = f"this kernel's io_uring lacks {', '.join(required)}"
+            raise RingUnavailableError(errno.EOPNOTSUPP, why)
         return RingInfo(
             backend="uring",
             setup_flags=tuple(name for name, bit in Setup.__members__.items() if raw.setup_flags & bit),
             features=raw.features,
             sq_entries=raw.sq_entries,
             cq_entries=raw.cq_entries,
-            opcodes=tuple(op.name for op in Opcode),
-            provided_buffers=provided_buffers,
-            multishot=provided_buffers,
+            opcodes=tuple(op.name for op in Opcode if op not in lacking),
+            provided_buffers=provide_buffers and self._provide_buffers(),
+            lacking=tuple(op.name for op in lacking),
         )
 
     def _provide_buffers(self) -> bool:
         """Registers the groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
         large_start = SMALL_COUNT * SMALL_SIZE
         self._large_base = large_start - SMALL_COUNT * LARGE_SIZE  # the large buffers' ids go on from the small ones'
-        datagrams_start, first = large_start + LARGE_COUNT * LARGE_SIZE, SMALL_COUNT + LARGE_COUNT
-        self._datagrams_base = datagrams_start - first * DATAGRAM_SIZE
-        size = datagrams_start + DATAGRAM_COUNT * DATAGRAM_SIZE
-        memory = lib.tu_pool_alloc(size)
+        memory = lib.tu_pool_alloc(POOL_SIZE)
         if memory == ffi.NULL:
             raise RingUnavailableError(errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool"))
-        self._pool_memory, self._pool_size = memory, size
-        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time costs four times that.
-        self._pool = ffi.buffer(memory, size)
-        small = lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory)
-        if small < 0:
+        self._pool_memory = memory
+        if lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory) < 0:
+            self._free_pool()  # nothing would ever use it
             return False
+        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time costs four times that.
+        self._pool = ffi.buffer(memory, POOL_SIZE)
         large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start)
-        datagrams = lib.tu_buffers(self._c, DATAGRAM_GROUP, first, DATAGRAM_COUNT, DATAGRAM_SIZE, memory + datagrams_start)
-        return bool(large >= 0 and datagrams >= 0)
+        return bool(large >= 0)
 
     def fileno(self) -> int:
         return self._fd
@@ -190,7 +194,7 @@ class UringRing(SystemCalls):
         if buffer is not None:
             op.pin = address = _from_buffer(buffer)
             _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
-        elif op.buffers is None and op.message is None:
+        elif op.buffers is None:
             _tu_submit(self._c, entry, _NULL, op.length, token)
         else:
             address, length = pin_vector(op)
@@ -216,26 +220,72 @@ class UringRing(SystemCalls):
             self._unsubmitted += 1
             self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
 
+    def watch(self, fd: int) -> bool:
+        if self._unsubmitted >= self._submit_max:
+            return False
+        lib.tu_watch(self._c, fd, _WATCH)
+        self._unsubmitted += 1
+        self.watching = True
+        return True
+
     def flush(self) -> bool:
         self._check_owner()
         self._write_cancels()
         while self._unsubmitted:
-            if not self._enter(0, 0):
+            if not self._enter():
                 return False
             self._write_cancels()
+        self.short = False
         return True
 
-    def _enter(self, min_complete: int, flags: int, timeout_ns: int = -1) -> bool:
-        """One io_uring_enter. False: the kernel is short of something for now."""
+    def ready(self) -> bool:
+        return self._unsubmitted > 0 or bool(self._late_cancels) or bool(_tu_more(self._c))
+
+    def turn(self, timeout: float, done: list[Operation]) -> bool:
+        if self._late_cancels:
+            self._write_cancels()
+            if self._late_cancels:  # more than there are slots: what a task does next must not come before any of them
+                self.flush()
+        if timeout > 0:
+            least, timeout = 1, timeout if timeout < _FOREVER else -1.0
+        elif self._unsubmitted or _tu_more(self._c):
+            least, timeout = (_ALL, 0.0) if self._more_work else (0, -1.0)
+        else:
+            self.short = False
+            return False
         self.counters.enters += 1
-        taken = lib.tu_enter(self._c, min_complete, flags, timeout_ns)
-        self._unsubmitted = self._entries - lib.tu_sq_space(self._c) if taken < 0 else self._unsubmitted - taken
-        # EINTR: SIGSTOP and SIGCONT under load make it. ETIME: wait()'s time is up.
-        if taken > 0 or taken in (-errno.EINTR, -errno.ETIME):
-            return True
-        if taken == 0 or -taken in _SHORT_OF:
-            return not self._unsubmitted
+        count = _tu_turn(self._c, least, _ENTER_GETEVENTS, timeout, self._out, DRAIN_MAX)
+        view = self._view
+        if count:  # first of all: they are the caller's, whatever enter has answered
+            self._collect(view[2 : 2 + 3 * count].tolist(), done)
+        if self._unsubmitted and view[1] == self._unsubmitted:
+            self._unsubmitted = 0
+            self.short = False
+        else:
+            self._entered(view[1])
+        more = view[0]
+        self._more_work = bool(more & 2)
+        if more & 5 or self._missed:
+            return self.drain(done)
+        return False
+
+    def _entered(self, taken: int) -> bool:
+        """Takes the answer of an io_uring_enter. False: the kernel is short of something for now."""
+        if taken >= 0:
+            self._unsubmitted -= taken
+            self.short = not taken and self._unsubmitted > 0
+            return not self.short
+        self._unsubmitted = self._entries - lib.tu_sq_space(self._c)
+        # EINTR: SIGSTOP and SIGCONT under load make it, and every signal. ETIME: the time to wait is up.
+        self.short = -taken in _SHORT_OF
+        if -taken in _PASSING:
+            return not self.short
         raise RingBrokenError(-taken, f"io_uring_enter failed with {errno.errorcode.get(-taken)}: {os.strerror(-taken)}")
+
+    def _enter(self) -> bool:
+        """Enters, and does not wait. False: the kernel is short of something for now."""
+        self.counters.enters += 1
+        return self._entered(lib.tu_enter(self._c, 0, _ENTER_GETEVENTS, -1.0))
 
     def _check_owner(self) -> None:
         if self._c is None:
@@ -245,40 +295,44 @@ class UringRing(SystemCalls):
 
     # -- completion
 
-    def drain(self, done: list[Operation]) -> None:
+    def drain(self, done: list[Operation]) -> bool:
         self._check_owner()
-        if self._waits_on_event_fd:  # before reaping: read afterwards, it would swallow the signal of what came in between
-            lib.tu_event_read(self._c)
-        used = False
         while True:
-            count = _tu_drain(self._c, self._out, DRAIN_MAX)
+            count = lib.tu_drain(self._c, self._out, DRAIN_MAX)
             if count:
-                used |= self._collect(self._view[1 : 1 + 3 * count].tolist(), done)
+                self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
             more = self._view[0]
             if more & 6:
                 self.counters.cq_overflows += more >> 2
                 if lib.tu_overflowed(self._c):
                     raise RingBrokenError(errno.EBADR, "the kernel dropped completions for want of memory")
-                self._enter(0, _ENTER_GETEVENTS)
+                if not self._enter() and not _tu_more(self._c) & 1:
+                    break  # it is short of memory, and would be in a second attempt: the next pass asks again
             elif not more:
                 break
-        if used:  # only now: a sender that refilled the pool while we drained would keep us here for ever
-            lib.tu_recycle(self._c)
+        if self._missed:
+            self._ask_again()
+        return bool(self._late_cancels)
 
-    def _collect(self, values: list[int], done: list[Operation]) -> bool:
-        table, moved, used = self.table, self.counters.moved, False
+    def _ask_again(self) -> None:
+        """A cancel that entered together with its target may miss it: its target is here still, and knows of nothing."""
+        for target in self._missed:
+            op = self.table.get(target)
+            if op is not None and op.state is CANCELLING:
+                self._late_cancels.append(target)
+        self._missed.clear()
+
+    def _collect(self, values: list[int], done: list[Operation]) -> None:
+        table, moved = self.table, self.counters.moved
         self.counters.completions += len(values) // 3
         completions = iter(values)
         for token, res, flags in zip(completions, completions, completions):
-            if not token:
+            if token < 0 or token == _WATCH:
+                self._take_own(token, res)
                 continue
-            if flags & _CQE_F_MORE:
+            if flags & _CQE_F_MORE:  # the kernel still holds the buffer
                 op = table[token]
-                if flags & _CQE_F_BUFFER:
-                    used = True
-                    self._take_shot(op, res, flags)
-                else:  # the kernel still holds the buffer
-                    op.state, op.res = op.state.lingering, res
+                op.state, op.res = op.state.lingering, res
                 continue
             op = table.pop(token)
             done.append(op)  # at once: from here on it is the caller's, whatever happens
@@ -287,45 +341,25 @@ class UringRing(SystemCalls):
             op.state = op.state.done
             op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
-                used = True
-                if op.shots is None:
-                    index = flags >> 16
-                    start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
-                    try:
-                        op.chunk = self._pool[start : start + res]
-                    except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
-                        op.res = res = -errno.ENOMEM
-                elif res > 0:
-                    self._take_shot(op, res, flags)
-                    continue
+                index = flags >> 16
+                start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
+                try:
+                    op.chunk = self._pool[start : start + res]
+                except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
+                    op.res = res = -errno.ENOMEM
             if res > 0:
                 moved[op.opcode] += res
             elif res < 0:
                 self.counters.count_failure(op, res)
-        return used
 
-    def _take_shot(self, op: Any, res: int, flags: int) -> None:
-        start = self._datagrams_base + (flags >> 16) * DATAGRAM_SIZE
-        with contextlib.suppress(MemoryError):  # then this datagram is lost, as datagrams are
-            op.shots.append(self._pool[start : start + res])
-        self.counters.moved[op.opcode] += res - SHOT_CONTROL - op.message.control_max
-
-    def received(self, op: Operation) -> None:
-        read_message(op)
-
-    def ready(self) -> bool:
-        # An eventfd is signalled for task work that is to be run; the ring's own descriptor tells of completions only.
-        return bool(lib.tu_more(self._c) & (3 if self._waits_on_event_fd else 1))
-
-    def buffers_in_use(self) -> int:
-        count: int = lib.tu_buffers_in_use(self._c)
-        return count
+    def _take_own(self, token: int, res: int) -> None:
+        """A completion that is nobody's operation: a cancel's own, which proves nothing, or the watched descriptor's."""
+        if token == _WATCH:
+            self.watching, self.watched = False, True
+        elif res == -errno.ENOENT:
+            self._missed.append(token & _TARGET)
 
     # -- teardown
-
-    def wait(self, timeout: float) -> None:
-        self._check_owner()
-        self._enter(1, _ENTER_GETEVENTS, max(0, int(timeout * 1e9)))
 
     def close(self) -> bool:
         if self._c is None:
@@ -343,26 +377,23 @@ class UringRing(SystemCalls):
         return True
 
     def _free(self) -> None:
-        self._view.release()
-        lib.tu_close(self._c)
-        self._c = None
+        # Forgotten first, and then freed: a fork in another thread comes in between, and its child would free it again.
+        c, self._c = self._c, None
         _open_rings.discard(self)
+        self._view.release()
+        lib.tu_close(c)
+        self._free_pool()
+
+    def _free_pool(self) -> None:
         if self._pool_memory != ffi.NULL:
-            lib.tu_pool_free(self._pool_memory, self._pool_size)
+            lib.tu_pool_free(self._pool_memory, POOL_SIZE)
+            self._pool_memory = ffi.NULL
 
     def disown(self) -> None:
         """In a forked child: forgets the ring without touching its maps, which are the parent's and not mapped here."""
-        if self._c is not None:
-            lib.tu_disown(self._c)
-            self._c = None
-
-
-def open_timer(seconds: float) -> int:
-    """A timerfd that fires every `seconds`, in real time. Python has them from 3.13 on."""
-    fd: int = lib.tu_timer(int(seconds * 1e9))
-    if fd < 0:
-        raise RingUnavailableError(-fd, why_unavailable(-fd, "timerfd_create"))
-    return fd
+        c, self._c = self._c, None
+        if c is not None:
+            lib.tu_disown(c)
 
 
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
@@ -373,7 +404,7 @@ def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any
         entries = sq_entries
         while True:
             wanted = entries * CQ_FACTOR if cq_entries is None else cq_entries
-            result = lib.tu_open(out, entries, wanted, setup_flags, bool(setup_flags & Setup.DEFER_TASKRUN), info)
+            result = lib.tu_open(out, entries, wanted, setup_flags, info)
             if result != -errno.ENOMEM:
                 break
             if entries > SQ_ENTRIES_MIN:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
+# Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it tries and tries, and gives the
+# send to a worker thread, which waits for a peer that may never read.
+SEND_FLAGS = stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_DONTWAIT
 SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
 
 
@@ -99,10 +102,10 @@ class SendSide(TimedSend, Endpoint):
                 # The caller's list may change while the operation waits.
                 op.buffers = data = tuple(data)  # type: ignore[arg-type]
             op.start, op.length = 0, length
-            if op.driver.begin(op, True):
+            if op.driver.begin(op):
                 res = await wait_task_rescheduled(op.abort)
             else:
-                res = await op.driver.perform_eagerly(op)
+                res = await op.driver.perform_by_call(op)
             if res > 0:
                 self.bytes_sent = res
             if res != length:
@@ -173,7 +176,7 @@ class SendSide(TimedSend, Endpoint):
                     raise self._error(res)
                 self._check_can_send()
             op = self._load(views, index, start)
-            res = await op.driver.perform(op, True)
+            res = await op.driver.perform(op)
             self.bytes_sent += max(res, 0)
 
     def _load(self, views: list[memoryview], index: int, start: int) -> TaskOperation:
@@ -202,7 +205,7 @@ class SendSide(TimedSend, Endpoint):
     def _sending_operation(self, opcode: Opcode) -> TaskOperation:
         op = self._operation(opcode)
         if self._is_socket:
-            op.flags = stdlib_socket.MSG_NOSIGNAL
+            op.flags = SEND_FLAGS
         else:
             op.offset = 2**64 - 1  # the current position, which pipes do not have
         return op

@@ -1,7 +1,7 @@
 """A network in memory for tests: seeded, and with trio's MockClock and a seeded scheduler the same in every run.
 
-Rules of this file: no socket, no thread, no wall clock, no task of its own. Names of hosts are looked up in `_Hosts` only, by
-its rules. A connection draws from generators of its own (`_Generators`), so that it does not depend on how others interleave.
+Rules of this file: no socket, no thread, no wall clock, no task of its own. A connection draws from generators of its own
+(`_Generators`), so that it does not depend on how others interleave.
 """
 
 from __future__ import annotations
@@ -13,27 +13,16 @@ import math
 import operator
 import os
 import random
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint_if_cancelled, enable_ki_protection
+from trio.lowlevel import enable_ki_protection
 
 from ._deterministic import run_deterministically
-from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
+from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._simulated_hosts import ANY, HOME, WILDCARDS, HostNames, Hosts, SimulatedListener, key_of, resolve
 from ._simulated_link import LinkSettings, Path
-from ._simulated_transport import SimulatedTransport, connect
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-BACKLOG = 128  # connections that wait to be accepted where the config does not say: the default of old kernels
-EPHEMERAL = range(49152, 65536)  # ports that are given out, as IANA has them
-HOME = "127.0.0.1"  # the host of a program that names none
-ANY = ""  # in tables: every host
-WILDCARDS = frozenset({"", "0.0.0.0", "::"})
-LOOPBACKS = frozenset({"localhost", "127.0.0.1", "::1"})
+from ._simulated_transport import connect
 
 
 class SimulatedNetwork(Network):
@@ -87,7 +76,7 @@ class SimulatedNetwork(Network):
         self.seed = seed
         self.config = NetworkConfig() if config is None else config
         self._settings = LinkSettings((float(low), float(high)), bandwidth, buffer_size, short, race)
-        self._hosts = _Hosts()
+        self._hosts = Hosts()
         self._numbers = itertools.count()
 
     def __repr__(self) -> str:
@@ -102,7 +91,9 @@ class SimulatedNetwork(Network):
         """
         if name in WILDCARDS:
             raise ValueError(f"{name!r} is not the name of a host")
-        return _View(self, _resolve(HOME, name), self.config if config is None else config)
+        name = resolve(HOME, name)
+        self._hosts.known.add(name)
+        return _View(self, name, self.config if config is None else config)
 
     async def bind(self, address: Address) -> NetworkListener:
         """Listens on an address. See Network.bind.
@@ -132,40 +123,55 @@ class SimulatedNetwork(Network):
 
     # -- faults
 
-    def partition(self, a: str | Collection[str], b: str | Collection[str]) -> None:
-        """Cuts two hosts, or each host of one group and each of the other, off from each other, until `heal`.
+    def partition(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
+        """Cuts hosts off from each other, until `heal`.
 
-        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends, resets and dials.
+        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends and resets, and dials, which
+        have to get there and back.
+
+        Args:
+            a, b: a host, or several: each of `a` is cut off from each of `b`. A wildcard ("0.0.0.0", which a listener may
+                say as its address, "::" or "") means every host but the other one, also those that are not known yet.
+            one_way: only what `a` sends to `b` is stopped. Acknowledgements are not simulated: what `b` sends arrives,
+                and makes room for more when it is received.
+
+        Raises:
+            ValueError: a name that nobody has used, with `host`, `bind` or `dial`, or no name at all: this fault would hit
+                nothing. A partition that comes before everything else is for hosts that `host` has named.
         """
-        for path in self._paths(a, b):
-            path.cut()
+        self._hosts.cut(a, b, one_way)
 
-    def heal(self, a: str | Collection[str], b: str | Collection[str]) -> None:
-        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time on the wire) from now."""
-        for path in self._paths(a, b):
-            path.heal()
+    def heal(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
+        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time on the wire) from now.
 
-    def reset(self, a: str | Collection[str], b: str | Collection[str]) -> None:
+        Args, Raises: as of partition. `one_way`: what `b` sends to `a` stays stopped, if it is.
+        """
+        self._hosts.heal(a, b, one_way)
+
+    def reset(self, a: HostNames, b: HostNames) -> None:
         """Breaks all connections between the hosts now, for both ends: what was not received is gone, blocked tasks wake.
 
         Of one connection: `stream.transport.reset()`.
+
+        Args, Raises: as of partition.
         """
-        for path in self._paths(a, b):
-            path.reset()
+        self._hosts.reset(a, b)
 
     def refuse(self, address: Address) -> None:
-        """From now on dials to `address` are refused, whoever listens there; a wildcard means the port of every host."""
-        self._hosts.refused.add(_key(HOME, address))
+        """From now on dials to `address` are refused, whoever listens there; a wildcard means the port of every host.
+
+        Raises:
+            ValueError: of the host, as of partition.
+        """
+        host, port = key_of(HOME, address)
+        self._hosts.named(host)
+        self._hosts.refused.add((host, port))
         for listener in self._hosts.listeners.values():
             listener.room.unpark_all()
 
     def accept_again(self, address: Address) -> None:
         """Ends a `refuse` of the same address."""
-        self._hosts.refused.discard(_key(HOME, address))
-
-    def _paths(self, a: str | Collection[str], b: str | Collection[str]) -> list[Path]:
-        groups = [[name] if isinstance(name, str) else list(name) for name in (a, b)]
-        return [self._hosts.path(_resolve(HOME, one), _resolve(HOME, other)) for one in groups[0] for other in groups[1]]
+        self._hosts.refused.discard(key_of(HOME, address))
 
     # -- for the views
 
@@ -173,7 +179,7 @@ class SimulatedNetwork(Network):
     async def _bind(self, name: str | None, config: NetworkConfig, address: Address) -> SimulatedListener:
         """`name` is the host that binds; None: whoever the address names."""
         await trio.lowlevel.checkpoint()
-        hosts, (host, port) = self._hosts, _key(name or HOME, address)
+        hosts, (host, port) = self._hosts, key_of(name or HOME, address)
         if name is not None and host not in (name, ANY):
             raise _error(errno.EADDRNOTAVAIL, "listen on", address)
         owner = host if name is None else name
@@ -181,13 +187,15 @@ class SimulatedNetwork(Network):
         if not port or hosts.is_used(owner, port):
             raise _error(errno.EADDRINUSE, "listen on", address)
         hosts.used.add((owner, port))
+        hosts.known.add(owner)
         listener = SimulatedListener(hosts, (owner, port), config, ("0.0.0.0" if host == ANY else host, port))
         hosts.listeners[owner, port] = listener
         return listener
 
     @enable_ki_protection
     async def _dial(self, name: str, config: NetworkConfig, address: Address) -> NetworkStream:
-        target = _key(name, address, to_dial=True)
+        target = key_of(name, address, to_dial=True)
+        self._hosts.known.add(target[0])
         path = self._hosts.path(name, target[0])
         generator = _Generators(self.seed, next(self._numbers))
         timeout = config.connect_timeout
@@ -199,6 +207,7 @@ class SimulatedNetwork(Network):
         self._hosts.used.add(local)
         transport, accepted = connect(
             path,
+            (name, target[0]),
             self._settings,
             generator,
             (config.so_linger != 0, listener.config.so_linger != 0),
@@ -237,120 +246,6 @@ class _View(Network):
         return await self._network._dial(self._name, self.config, address)
 
 
-class SimulatedListener(NetworkListener):
-    """A listener of a SimulatedNetwork. Its `bind` makes it.
-
-    Attributes:
-        config: of what it accepts.
-        room: where dials wait while the backlog is full.
-    """
-
-    def __init__(self, hosts: _Hosts, key: Address, config: NetworkConfig, local_address: Address) -> None:
-        self.config = config
-        self.room = ParkingLot()
-        self._hosts, self._key, self._local_address = hosts, key, local_address
-        self._backlog = BACKLOG if config.backlog is None else max(1, config.backlog)
-        self._queue: deque[tuple[SimulatedTransport, Address, Address]] = deque()
-        self._arrived = ParkingLot()
-        self._accepting = self._closed = False
-
-    @property
-    def local_address(self) -> Address:
-        return self._local_address
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._queue) < self._backlog
-
-    def give(self, transport: SimulatedTransport, local: Address, remote: Address) -> None:
-        """Puts a new connection into the backlog."""
-        self._queue.append((transport, local, remote))
-        self._arrived.unpark_all()
-
-    @enable_ki_protection
-    async def accept(self) -> NetworkStream:
-        """Waits for a connection; dials that found the backlog full go on. See NetworkListener.accept.
-
-        Raises:
-            trio.BusyResourceError: another task is accepting on this listener.
-            trio.ClosedResourceError: this listener was closed.
-
-        Cancellation: no connection is lost.
-        """
-        if self._accepting:
-            raise trio.BusyResourceError("another task is currently accepting on this listener")
-        self._check_open()
-        self._accepting = True
-        try:
-            await checkpoint_if_cancelled()
-            if self._queue:
-                await cancel_shielded_checkpoint()
-            while not self._queue:
-                self._check_open()
-                await self._arrived.park()
-            self._check_open()
-        finally:
-            self._accepting = False
-        transport, local, remote = self._queue.popleft()
-        self.room.unpark_all()
-        return BufferedNetworkStream(transport, self.config, local, remote)
-
-    @enable_ki_protection
-    async def aclose(self) -> None:
-        """Closes the listener: connections that were not accepted are reset, dials that wait are refused.
-
-        Cancellation: it is closed even if the scope is already cancelled.
-        """
-        if not self._closed:
-            self._closed = True
-            self._hosts.used.discard(self._key)
-            del self._hosts.listeners[self._key]
-            for transport, _, _ in self._queue:
-                transport.close(abort=True)
-            self._queue.clear()
-            self._arrived.unpark_all()
-            self.room.unpark_all()
-        await trio.lowlevel.checkpoint()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError("this listener was closed")
-
-
-class _Hosts:
-    """Who listens where, which ports are taken, and the paths between hosts. The host ANY stands for all of them."""
-
-    def __init__(self) -> None:
-        self.listeners: dict[Address, SimulatedListener] = {}
-        self.used: set[Address] = set()  # by listeners, and by the dialling ends of connections
-        self.refused: set[Address] = set()
-        self._paths: dict[frozenset[str], Path] = {}
-        self._next_ports: dict[str, int] = {}
-
-    def path(self, a: str, b: str) -> Path:
-        return self._paths.setdefault(frozenset({a, b}), Path())
-
-    def listening(self, target: Address) -> SimulatedListener | None:
-        anywhere = (ANY, target[1])
-        if target in self.refused or anywhere in self.refused:
-            return None
-        return self.listeners.get(target) or self.listeners.get(anywhere)
-
-    def is_used(self, host: str, port: int) -> bool:
-        if host == ANY:
-            return any(port == used for _, used in self.used)
-        return (host, port) in self.used or (ANY, port) in self.used
-
-    def free_port(self, host: str) -> int:
-        """The host's next free port; 0: there is none."""
-        first = self._next_ports.get(host, EPHEMERAL.start)
-        for port in itertools.chain(range(first, EPHEMERAL.stop), range(EPHEMERAL.start, first)):
-            if not self.is_used(host, port):
-                self._next_ports[host] = port + 1
-                return port
-        return 0
-
-
 @dataclass(frozen=True)
 class _Generators:
     """The generators of one connection, by what they decide."""
@@ -361,19 +256,6 @@ class _Generators:
     def __call__(self, name: str) -> random.Random:
         # A string, because its digest seeds, on every machine the same way.
         return random.Random(f"{self.seed} {self.number} {name}")
-
-
-def _resolve(speaker: str, name: str) -> str:
-    """The host that `name` means to the host `speaker`."""
-    return speaker if name in LOOPBACKS else name
-
-
-def _key(speaker: str, address: Address, *, to_dial: bool = False) -> Address:
-    """An address for the tables. To dial a wildcard is to dial oneself."""
-    host, port = check_address(address)
-    if host in WILDCARDS:
-        return (speaker if to_dial else ANY), port
-    return _resolve(speaker, host), port
 
 
 def _error(code: int, what: str, address: Address) -> OSError:

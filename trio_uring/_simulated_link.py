@@ -17,6 +17,7 @@ from trio.lowlevel import ParkingLot
 from ._chunks import ChunkQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from random import Random
 
 
@@ -57,17 +58,22 @@ class Path:
     """What lies between two hosts, for both directions.
 
     Attributes:
-        is_cut: nothing gets through now.
+        silenced: the hosts of which nothing gets through now.
         ends: the ends of the connections that use it, in the order in which they were made.
     """
 
     def __init__(self) -> None:
-        self.is_cut = False
+        self.silenced: set[str] = set()
         self.ends: dict[End, None] = {}
         self._changed = ParkingLot()
 
+    @property
+    def is_cut(self) -> bool:
+        """In one direction at least: there is no way there and back."""
+        return bool(self.silenced)
+
     async def cross(self, seconds: float) -> None:
-        """Waits as long as a message is under way. One that a cut stops is sent again after the heal.
+        """Waits as long as a message is under way, there and back. One that a cut stops is sent again after the heal.
 
         The path may have been cut in the moment of the arrival: look before you go on.
         """
@@ -80,23 +86,27 @@ class Path:
             if scope.cancelled_caught:
                 return
 
-    def cut(self) -> None:
-        if not self.is_cut:
-            self.is_cut = True
-            now = trio.current_time()
-            for end in self.ends:
-                end.outgoing.hold(now)
+    def cut(self, senders: Iterable[str]) -> None:
+        """Nothing that these hosts send gets through, until `heal`."""
+        silent = set(senders) - self.silenced
+        if silent:
+            self.silenced |= silent
+            for end in self._ends_at(silent):
+                end.outgoing.hold(trio.current_time())
             self._wake()
 
-    def heal(self) -> None:
-        if self.is_cut:
-            self.is_cut = False
-            now = trio.current_time()
-            for end in self.ends:
-                end.outgoing.send_again(now)
+    def heal(self, senders: Iterable[str]) -> None:
+        healed = self.silenced & set(senders)
+        if healed:
+            self.silenced -= healed
+            for end in self._ends_at(healed):
+                end.outgoing.send_again(trio.current_time())
             for end in self.ends:
                 end.answer_late_data()
             self._wake()
+
+    def _ends_at(self, hosts: set[str]) -> list[End]:
+        return [end for end in self.ends if end.outgoing.host in hosts]
 
     def reset(self) -> None:
         for end in list(self.ends):
@@ -112,12 +122,14 @@ class Pipe:
     """One direction: bytes, then perhaps an end or a reset, which arrive in the order in which they were sent.
 
     Attributes:
+        host: the one that sends.
         size: bytes in flight, arrived, and taken by a receive that has not returned; at most the settings' buffer_size.
         arrived: the bytes that can be received.
         end_at, reset_at: when the end and the reset arrive, in seconds; math.inf: stopped by a cut; None: not sent.
     """
 
-    def __init__(self, path: Path, settings: LinkSettings, sender: Random, receiver: Random) -> None:
+    def __init__(self, path: Path, host: str, settings: LinkSettings, sender: Random, receiver: Random) -> None:
+        self.host = host
         self.settings = settings
         self.sender, self.receiver = sender, receiver
         self.size = 0
@@ -185,7 +197,7 @@ class Pipe:
 
     def _arrival(self, count: int, now: float) -> float:
         """When `count` bytes arrive that leave now: the wire takes its time, and then they travel."""
-        if self._path.is_cut:
+        if self.host in self._path.silenced:
             return math.inf
         if self.settings.bandwidth is not None:
             now = self._free_at = max(now, self._free_at) + count / self.settings.bandwidth

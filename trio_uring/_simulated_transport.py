@@ -82,9 +82,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
         views = buffer_views(data)
         try:
-            self._begin_sending()
+            self._begin_send()
             try:
-                self.bytes_sent = 0
                 await checkpoint_if_cancelled()
                 waited = False
                 for view in views:
@@ -122,6 +121,10 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self.bytes_sent += len(data)
         self.peer.answer_late_data()
         self.peer.wake_receiver()
+
+    def _begin_send(self) -> None:
+        self._begin_sending()
+        self.bytes_sent = 0
 
     def _begin_sending(self) -> None:
         if self._sending:
@@ -333,6 +336,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
 def connect(
     path: Path,
+    hosts: tuple[str, str],
     settings: LinkSettings,
     generator: Callable[[str], Random],
     lingers: tuple[bool, bool],
@@ -341,11 +345,13 @@ def connect(
     """Makes a connection: the dialling end, whose close calls `on_close`, and the accepting end.
 
     Args:
+        hosts: of both ends.
         generator: gives the connection's generator of a name.
         lingers: of both ends.
     """
-    there = Pipe(path, settings, generator("dialler sends"), generator("listener receives"))
-    back = Pipe(path, settings, generator("listener sends"), generator("dialler receives"))
+    dialler, listener = hosts
+    there = Pipe(path, dialler, settings, generator("dialler sends"), generator("listener receives"))
+    back = Pipe(path, listener, settings, generator("listener sends"), generator("dialler receives"))
     first = SimulatedTransport(path, there, back, linger=lingers[0], on_close=on_close)
     second = SimulatedTransport(path, back, there, linger=lingers[1])
     first.peer, second.peer = second, first

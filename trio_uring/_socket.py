@@ -1,60 +1,60 @@
-"""UringSocket: trio's socket, whose I/O is done by the ring.
+"""UringSocket: trio's socket, whose waits are the ring's, and which moves bytes by completion.
 
-It is a real trio socket: names are resolved, options set and addresses told by trio's own code, which it inherits. What
-accepts, connects, sends, receives or waits is ours.
+It is a real trio socket. Names are resolved, options set, connections accepted and messages
+received by trio's own code and the socket module's calls, so that results, errors, addresses and
+audit events are theirs; only the wait is ours. What a completion takes is taken for a thread that
+may be busy or stopped. So it takes what is this process's own only: the bytes of connected stream
+sockets.
 
-Rules of this file: arguments, results and errors are the socket module's. A direction is free as soon as its completion is
-reaped, whenever the task resumes. A socket that waits holds no memory for what it will receive, if the ring provides buffers.
+Rules of this file: what is not as usual goes trio's way, where the call is tried, and made again
+when a POLL_ADD says that it can be. A socket that waits holds no memory for what it will receive,
+if the ring provides buffers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import operator
 import os
 import socket as stdlib_socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from trio._socket import _SocketType
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._addresses import unpack_address
-from ._contract import LARGE_SIZE, SMALL_SIZE
-from ._op import LARGE_GROUP, NO_GROUP, Message, Opcode
-from ._provided import BufferChoice
-from ._socket_calls import BYTES_MAX, byte_count, on_ring, readable, writable
-from ._socket_messages import SocketMessages, pack_checked
-from ._views import release_view
+from ._contract import SMALL_SIZE
+from ._lease import busy
+from ._op import LARGE_GROUP, NO_GROUP
+from ._socket_operations import INTO, RECV, SEND, SocketOperations, at_once, view_of
+from ._trio import HAS_RESOLVE_ADDRESS, SocketType_
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from typing_extensions import Buffer
 
-    from ._engine import TaskOperation
-
-_RECV, _SEND = int(Opcode.RECV), int(Opcode.SEND)
-_NOSIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
-_BYTES = bytes  # which an argument is called, too
-_CONNECTING = (errno.EINPROGRESS, errno.EALREADY)
+_bytes = bytes  # which an argument is called, too
+_T = TypeVar("_T")
 
 
-class UringSocket(SocketMessages, BufferChoice):
-    """A trio socket on the ring: every method of trio.socket.SocketType, with its arguments, results and errors.
+class UringSocket(SocketOperations):
+    """A trio socket on the ring: trio.socket.SocketType, with its arguments, results and errors.
 
     Args:
-        sock: a plain socket of the standard library, which this one owns from now on. It is made non-blocking.
+        sock: a plain socket of the standard library, which this one owns from now on. It is made
+            non-blocking.
 
     Raises:
         TypeError: it is something else, an SSL socket for instance.
 
-    Every method that waits is a checkpoint. Two tasks that wait for the same direction, here or on a stream on this socket,
-    get trio.BusyResourceError; closing the socket wakes those that wait with trio.ClosedResourceError. Addresses of other
-    families than IPv4, IPv6 and Unix are left to trio's own methods, as is a socket object that was put in place of `sock`.
+    Every method that waits is a checkpoint. Two tasks that wait for the same direction, here or on
+    a stream on this socket, get trio.BusyResourceError; closing the socket wakes those that wait
+    with trio.ClosedResourceError. Where there is no io_uring, and on a socket object that was put
+    in place of `sock`, the methods are trio's own.
 
-    Cancellation: as with trio's: what was done is returned, and the cancellation comes at the next checkpoint. A cancelled
-    connect closes the socket.
+    Cancellation: as with trio's: what was done is returned, and the cancellation comes at the next
+    checkpoint. A cancelled connect closes the socket.
     """
 
     # -- opening and closing
@@ -64,72 +64,119 @@ class UringSocket(SocketMessages, BufferChoice):
         return UringSocket(self._sock.dup())
 
     def detach(self) -> int:
-        """As socket.socket.detach. Tasks that wait on the socket, or on a stream on it, wake with trio.ClosedResourceError."""
-        lease = self._own_lease
-        if lease is not None and self._sock.fileno() != -1:
+        """As socket.socket.detach.
+
+        Tasks that wait on the socket, or on a stream on it, wake with trio.ClosedResourceError.
+
+        Raises:
+            RuntimeError: a task waits in a trio.run of another thread. Nothing was detached.
+        """
+        if self._sock.fileno() != -1:
+            lease = self._own_lease or self.lease
+            lease.check_thread()
+            with contextlib.suppress(RuntimeError):  # outside of trio, where nobody waits
+                trio.lowlevel.notify_closing(self._sock)
             lease.release(_nothing)
         return super().detach()
 
     def close(self) -> None:
-        """Closes the socket at once. Tasks that wait on it, or on a stream on it, wake with trio.ClosedResourceError."""
+        """Closes the socket at once.
+
+        Tasks that wait on it, or on a stream on it, wake with trio.ClosedResourceError.
+
+        Raises:
+            RuntimeError: outside of trio; or a task waits in a trio.run of another thread. Nothing
+                was closed.
+        """
         if self._sock.fileno() != -1:
-            self.lease.close()
+            lease = self._own_lease or self.lease
+            lease.check_thread()
+            trio.lowlevel.notify_closing(self._sock)
+            lease.close()
 
     def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        lease = self._own_lease
+        if lease is not None and lease.used_by() is not None:
+            self.close()
+        else:
+            super().__exit__(exc_type, exc_value, traceback)  # as trio's, outside of trio too
 
-    @on_ring(_SocketType.accept, addressed=True)
-    @enable_ki_protection
     async def accept(self) -> tuple[UringSocket, Any]:
-        """As socket.socket.accept. Cancellation: a connection that arrived meanwhile is returned; none is lost."""
-        op = await self._take(Opcode.ACCEPT, True, stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK)
-        message = op.message = Message()
-        op.res = -1
-        try:
-            fd = await self._perform(op, True)
-            op.driver.ring.received(op)
-            sock = stdlib_socket.socket(self._family, self._kind, self._sock.proto, fd)
-            self._delivered(op)
-            return UringSocket(sock), unpack_address(message.name)
-        finally:
-            self._end(op)
+        """As socket.socket.accept. Cancellation: no connection is lost."""
+        sock, address = await super().accept()
+        return become_ours(sock), address  # type: ignore[return-value]
 
-    @on_ring(_SocketType.connect, addressed=True)
     @enable_ki_protection
     async def connect(self, address: Any) -> None:
-        """As socket.socket.connect, with trio's resolution of names. Cancellation: the socket is closed."""
+        """As socket.socket.connect, with trio's resolution of names.
+
+        Cancellation: the socket is closed.
+        """
+        lease = self._lease_on_ring()
+        if lease is None or not HAS_RESOLVE_ADDRESS:
+            await super().connect(address)
+            return
         try:
             address = await self._resolve_address_nocp(address, local=False)
-            packed = await pack_checked(self._family, address)
-            op = await self._take(Opcode.CONNECT, False)
             try:
-                op.buffer, op.offset, op.entry = packed, len(packed), None
-                res = await op.driver.perform(op, True)
-                op.res = -1
-            finally:
-                self._end(op)
-                if self.lease.writing is op and not op.state.in_kernel:  # no stream on it need look at this one
-                    self.lease.writing = None
-            if -res in _CONNECTING:  # by an earlier call, which was interrupted or destroyed
-                await self._poll(False)
-                res = -self._sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
+                await at_once(self._sock.connect, address)
+                return
+            except BlockingIOError as exc:
+                if exc.errno == errno.EAGAIN:  # a Unix socket's backlog is full: nothing has begun
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    raise
+            await self._wait(lease, False)
         except trio.Cancelled:
-            self.close()  # the kernel leaves it half connected
+            self.close()  # it may be half connected
             raise
-        if res == -errno.ECANCELED:
-            raise trio.ClosedResourceError("another task closed this socket")
-        if res < 0:
-            raise OSError(-res, f"Error connecting to {address!r}: {os.strerror(-res)}")
+        code = self._sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
+        if code:
+            raise OSError(code, f"Error connecting to {address!r}: {os.strerror(code)}")
 
-    @on_ring(_SocketType.wait_writable)
+    # -- trio's way
+
     @enable_ki_protection
-    async def wait_writable(self) -> None:
-        """Waits until sending might be possible without blocking. Cancellation: it stops waiting."""
-        await self._poll(False)
+    async def _nonblocking_helper(
+        self,
+        wait_fn: Callable[[Any], Awaitable[None]],
+        fn: Callable[..., _T],
+        *args: Any,
+        **kwargs: Any,
+    ) -> _T:
+        """Calls `fn` on the plain socket until it does not block: what trio's methods do."""
+        lease, reading = self._lease_on_ring(), wait_fn is trio.lowlevel.wait_readable
+        if lease is None:
+            if self._own_lease is not None and reading in self._own_lease.copying:
+                await trio.lowlevel.checkpoint()
+                raise busy()
+            return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
+        await self._settle(lease, reading)
+        try:
+            return await at_once(self._call, lease, reading, fn, args, kwargs)
+        except BlockingIOError:
+            pass
+        while True:
+            await self._wait(lease, reading)
+            try:
+                return self._call(lease, reading, fn, args, kwargs)
+            except BlockingIOError:
+                pass
 
-    # -- receiving
+    async def wait_writable(self) -> None:
+        """Waits until sending might not block. Cancellation: it stops waiting."""
+        lease = self._lease_on_ring()
+        if lease is None or self._sock.fileno() < 0:
+            await super().wait_writable()
+        else:
+            await self._settle(lease, False)
+            await self._wait(lease, False)
+
+    # -- by completion
 
     def is_readable(self) -> bool:
         """Whether a receive would return at once."""
@@ -139,130 +186,60 @@ class UringSocket(SocketMessages, BufferChoice):
     @enable_ki_protection
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """As socket.socket.recv."""
-        op, res = None, None
-        if type(buflen) is int and buflen > 0 and not flags:
-            op = self._take_quickly(_RECV, True, 0)
+        usual = not flags and type(buflen) is int and buflen > 0
+        op = self._take(RECV, True) if usual else None
         if op is None:
-            return await self._recv(buflen, flags)
-        # What most receives are: one coroutine, and nothing of the general case.
+            return await super().recv(buflen, flags)
+        own = None
         try:
             size = self._size
-            if op.group != NO_GROUP and (buflen <= size or self._is_stream):
-                op.length = buflen if buflen < size else size
-                if op.driver.begin(op, True):
-                    res = await wait_task_rescheduled(op.abort)
-                else:
-                    res = await op.driver.perform_eagerly(op)
-                if res >= 0:
-                    chunk, op.chunk, op.res = op.chunk, None, -1
-                    if res == SMALL_SIZE or (op.group == LARGE_GROUP and self._is_stream):
-                        self._adapt(op, res)
-                    return chunk or b""
+            op.length = buflen if buflen < size else size
+            if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
+                own = op.buffer = memoryview(bytearray(op.length))
+            if op.driver.begin(op):
+                res = await wait_task_rescheduled(op.abort)
+            else:
+                res = await op.driver.perform_by_call(op)
+            if res >= 0:
+                chunk, op.chunk, op.res = op.chunk, None, -1
+                if res == SMALL_SIZE or op.group == LARGE_GROUP:
+                    self._adapt(op, res)
+                return (chunk or b"") if own is None else _bytes(own[:res])
+            self._check_again(op, res)
         finally:
-            self._end(op)
-        return await self._recv(buflen, flags, res)
+            self._end(op, RECV, () if own is None else (own,))
+        return await super().recv(buflen, flags)
 
-    @on_ring(_SocketType.recv)
-    @enable_ki_protection
-    async def _recv(self, buflen: int, flags: int, res: int | None = None) -> bytes:
-        """`res`: the negative result of an operation that was made already."""
-        buflen = byte_count(buflen, "recv")
-        if not buflen:
-            await trio.lowlevel.checkpoint()
-            return b""
-        op, own = await self._take(Opcode.RECV, True, flags), None
-        try:
-            if self.lease.kept and (kept := self._take_kept(buflen, flags)):
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return kept
-            while True:
-                if res is not None:
-                    await self._again(op, True, res)
-                own = self._choose_buffer(op, buflen, flags, res == -errno.ENOBUFS)
-                res = await op.driver.perform(op, True)
-                if res >= 0:
-                    chunk = self._delivered(op)
-                    return chunk or b"" if own is None else self._take_out(own, res)
-        finally:
-            self._end(op, () if own is None else [memoryview(own)])
-
-    def _choose_buffer(self, op: TaskOperation, most: int, flags: int, crowded: bool) -> bytearray | None:
-        """Sets what the operation receives into: one that the ring provides, or the one that is returned."""
-        if not self._is_stream or flags & stdlib_socket.MSG_TRUNC:
-            own = self._choose_whole_buffer(op, most, flags, crowded)
-            self._size = LARGE_SIZE
-        else:
-            if op.group == NO_GROUP or crowded:
-                self._use_first(op)
-            op.length = min(most, self._size)
-            own = bytearray(op.length) if op.group == NO_GROUP else None
-        op.buffer, op.res = own, -1
-        return own
-
-    @on_ring(_SocketType.recv_into)
     @enable_ki_protection
     async def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """As socket.socket.recv_into."""
-        view = writable(buffer, nbytes, "recv_into")
-        try:
-            if not view.nbytes:
-                await trio.lowlevel.checkpoint()
-                return 0
-            op = await self._take(Opcode.RECV, True, flags)
-            try:
-                if self.lease.kept and (kept := self._take_kept(view.nbytes, flags)):
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    view[: len(kept)] = kept
-                    return len(kept)
-                self._use_own(op)
-                op.buffer, op.length = view, min(view.nbytes, BYTES_MAX)
-                count = await self._perform(op, True)
-                self._delivered(op)
+        view = view_of(buffer, nbytes, writable=True) if not flags else None
+        if view is not None:
+            count = await self._complete(INTO, True, view)
+            if count is not None:
                 return count
-            finally:
-                self._end(op, [view])
-        finally:
-            release_view(view)
-
-    # -- sending
+        return await super().recv_into(buffer, nbytes, flags)
 
     @enable_ki_protection
     async def send(self, bytes: Buffer, flags: int = 0, /) -> int:
         """As socket.socket.send."""
-        op, res = None, None
-        if type(bytes) is _BYTES and not flags and len(bytes) <= BYTES_MAX:
-            op = self._take_quickly(_SEND, False, _NOSIGNAL)
-        if op is None:
-            return await self._send(bytes, flags)
-        try:
-            op.buffer, op.length = bytes, len(bytes)  # type: ignore[arg-type]
-            if op.driver.begin(op, True):
-                res = await wait_task_rescheduled(op.abort)
-            else:
-                res = await op.driver.perform_eagerly(op)
-            op.res = -1
-            if res >= 0:
-                return res
-        finally:
-            self._end(op)
-        return await self._send(bytes, flags, res)
+        if not flags:
+            data = bytes if type(bytes) is _bytes and bytes else view_of(bytes)
+            if data is not None:
+                count = await self._complete(SEND, False, data)
+                if count is not None:
+                    return count
+        return await super().send(bytes, flags)
 
-    @on_ring(_SocketType.send)
-    @enable_ki_protection
-    async def _send(self, data: Buffer, flags: int, res: int | None = None) -> int:
-        """`res`: as of _recv."""
-        view = readable(data)
-        try:
-            op = await self._take(Opcode.SEND, False, operator.index(flags) | _NOSIGNAL)
-            try:
-                if res is not None:
-                    await self._again(op, False, res)
-                op.buffer, op.length = view, min(view.nbytes, BYTES_MAX)
-                return await self._perform(op, False)
-            finally:
-                self._end(op)
-        finally:
-            release_view(view)
+
+def become_ours(sock: trio.socket.SocketType) -> trio.socket.SocketType:
+    """Makes an UringSocket of a socket of trio's own class: it stays the same object.
+
+    Every other one stays what it is.
+    """
+    if type(sock) is SocketType_:
+        sock.__class__ = UringSocket
+    return sock
 
 
 def _nothing() -> None:

@@ -23,6 +23,7 @@ from ._op import RECEIVING, Opcode
 if TYPE_CHECKING:
     import trio
 
+    from ._engine import TaskOperation
     from ._op import Operation
 
 
@@ -36,16 +37,36 @@ class HalfLease(Lease):
         halves_open: a list of the halves that are open, the same for both; this one is added.
     """
 
+    closes_descriptor = False
+
     __slots__ = ("_halves_open", "_how", "_socket", "_whole")
 
     def __init__(self, whole: Lease, sock: trio.socket.SocketType, how: int, halves_open: list[int]) -> None:
-        super().__init__(whole.owner, whole.close)
-        self.operations = whole.operations
         self._whole = whole
+        self.owner, self.operations, self.copying = whole.owner, whole.operations, whole.copying
+        self.closed, self._close, self._shutdown = False, whole.close, None
         self._socket = sock
         self._how = how
         self._halves_open = halves_open
         halves_open.append(how)
+
+    # What `.socket` does itself is the whole lease's: neither half may receive or send at the same time.
+
+    @property
+    def reading(self) -> TaskOperation | None:  # type: ignore[override]
+        return self._whole.reading
+
+    @property
+    def writing(self) -> TaskOperation | None:  # type: ignore[override]
+        return self._whole.writing
+
+    @property
+    def kept(self) -> bytes:
+        return self._whole.kept
+
+    @kept.setter
+    def kept(self, rest: bytes) -> None:
+        self._whole.kept = rest
 
     @enable_ki_protection
     def close(self) -> None:
@@ -60,6 +81,7 @@ class HalfLease(Lease):
         else:
             receiving = self._how == stdlib_socket.SHUT_RD
             driver.release([op for op in self.operations if _receives(op) == receiving], self._shut_down)
+        self.tell_copies(self._how == stdlib_socket.SHUT_RD)
 
     def _shut_down(self) -> None:
         with contextlib.suppress(OSError):  # the connection is gone already

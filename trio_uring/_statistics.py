@@ -12,9 +12,10 @@ from ._contract import OPCODES_MAX
 from ._op import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from ._contract import Ring
+    from ._contract import RingCounters, RingInfo
+    from ._op import Operation
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Statistics:
     pinned: int
     """Operations that hold a caller's buffers now."""
     direct: int
-    """Operations that were done by a system call of their own, because the run was quiet; they are in `operations`, too."""
+    """Operations that were done by a system call of their own, as all are without a ring; they are in `operations`, too."""
     enters: int
-    """Calls of io_uring_enter; on epoll, flushes of at least one operation."""
+    """Calls of io_uring_enter."""
     passes: int
     """Passes of trio's scheduler."""
     completions: int
@@ -57,14 +58,14 @@ class Statistics:
     """Sends that the kernel did only in part; the stream sent the rest."""
     bytes_sent: int
     bytes_received: int
-    buffers_in_use: int
-    """Provided buffers that hold data not yet copied out."""
+    datagrams_sent: int
+    """Datagrams of UDPSocket. They are no operations; their bytes are in `bytes_sent`, too."""
+    datagrams_received: int
+    """The same; their bytes are in `bytes_received`, too."""
     buffers_exhausted: int
     """Receives that found no provided buffer free, and were made again."""
-    rescued: int
-    """Times that the watchdog found a wake-up lost. Please report it if this is not 0."""
     backend: str
-    """"uring" or "epoll"; see backend_info()."""
+    """"uring" or "readiness"; see backend_info()."""
     setup_flags: tuple[str, ...]
     features: int
     """IORING_FEAT_* bits."""
@@ -84,25 +85,25 @@ class OperationInFlight:
     state: str
 
     @classmethod
-    def of(cls, op: Any, now: float) -> OperationInFlight:
+    def of(cls, op: Any, state: str, age: float) -> OperationInFlight:
         return cls(
             opcode=Opcode(op.opcode).name,
             fd=op.fd,
-            age=max(0.0, now - op.born) if op.state.in_kernel else 0.0,
+            age=max(0.0, age),
             task_name=None if op.task is None else op.task.name,
-            state=op.state.name,
+            state=state,
         )
 
 
 class _DriverCounters(Protocol):
     passes: int
     short_writes: int
-    rescued: int
 
 
-def snapshot(ring: Ring, queued: int, driver: _DriverCounters) -> Statistics:
-    """Puts the counters of a ring and its driver into one frozen object."""
-    counters, info, in_flight = ring.counters, ring.info, ring.table.values()
+def snapshot(
+    counters: RingCounters, info: RingInfo, in_flight: Sequence[Operation], queued: int, driver: _DriverCounters
+) -> Statistics:
+    """Puts the counters of a driver and its ring into one frozen object."""
     flying = [0] * OPCODES_MAX
     for op in in_flight:
         flying[op.opcode] += 1
@@ -112,6 +113,8 @@ def snapshot(ring: Ring, queued: int, driver: _DriverCounters) -> Statistics:
         if submitted:
             completed = submitted - cancelled - failed - flying[opcode]
             operations[opcode.name] = OperationCounts(submitted, completed, cancelled, failed, flying[opcode])
+    sent = sum(counters.moved[op] for op in SENDING if op.counts_bytes)
+    received = sum(counters.moved[op] for op in RECEIVING if op.counts_bytes)
     return Statistics(
         operations=operations,
         in_flight=len(in_flight),
@@ -125,11 +128,11 @@ def snapshot(ring: Ring, queued: int, driver: _DriverCounters) -> Statistics:
         sq_full=counters.sq_full,
         cq_overflows=counters.cq_overflows,
         short_writes=driver.short_writes,
-        bytes_sent=sum(counters.moved[opcode] for opcode in SENDING),
-        bytes_received=sum(counters.moved[opcode] for opcode in RECEIVING),
-        buffers_in_use=ring.buffers_in_use(),
+        bytes_sent=sent + counters.datagram_bytes_sent,
+        bytes_received=received + counters.datagram_bytes_received,
+        datagrams_sent=counters.datagrams_sent,
+        datagrams_received=counters.datagrams_received,
         buffers_exhausted=counters.buffers_exhausted,
-        rescued=driver.rescued,
         backend=info.backend,
         setup_flags=info.setup_flags,
         features=info.features,

@@ -1,5 +1,9 @@
 """The standard streams of this process, as streams.
 
+A process may be started without one of them (`prog >&-`, some daemons and services). Its number then belongs to whatever the
+program opens first, so the number says nothing. Python looked when it started: it sets `sys.__stdout__` to None, and so we ask
+that.
+
 Rules of this file: the descriptors 0, 1 and 2 are shared with other processes (the shell, the rest of a pipeline). Their flags
 are never changed, and they are never closed: a stream here is on a duplicate of its own, or on the terminal opened anew. Even a
 socket is used as a plain descriptor, since a trio socket would set O_NONBLOCK.
@@ -11,6 +15,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 
 from ._endpoint import Descriptor
 from ._streams import ReceiveStream, SendStream
@@ -25,11 +30,11 @@ def open_stdin() -> ReceiveStream:
     Closing the stream leaves descriptor 0 open. On a terminal, a receive returns a line, and the end of the stream is Ctrl-D.
 
     Raises:
-        OSError: this process has no standard input (EBADF), or it is a directory (EISDIR).
+        OSError: this process was started without standard input, or has closed it (EBADF); or it is a directory (EISDIR).
 
     Cancellation: a blocked read is cancellable, from a terminal too, and loses nothing.
     """
-    return ReceiveStream._over(_duplicate(0))
+    return ReceiveStream._over(_duplicate(0, sys.__stdin__, "standard input"))
 
 
 def open_stdout() -> SendStream:
@@ -39,20 +44,23 @@ def open_stdout() -> SendStream:
     open, so that a reader at the other end of a pipe sees its end when this process ends.
 
     Raises:
-        OSError: this process has no standard output (EBADF), or it is a directory (EISDIR).
+        OSError: this process was started without standard output, or has closed it (EBADF); or it is a directory (EISDIR).
 
     Cancellation: as of SendStream. A terminal that may not be opened anew (another user's, after su) is the exception: if it
     takes no more (Ctrl-S), a write blocks the whole program, as print() does.
     """
-    return SendStream._over(_duplicate(1))
+    return SendStream._over(_duplicate(1, sys.__stdout__, "standard output"))
 
 
 def open_stderr() -> SendStream:
     """Standard error (descriptor 2) as a stream; as open_stdout."""
-    return SendStream._over(_duplicate(2))
+    return SendStream._over(_duplicate(2, sys.__stderr__, "standard error"))
 
 
-def _duplicate(fd: int) -> Descriptor:
+def _duplicate(fd: int, at_start: object, name: str) -> Descriptor:
+    if at_start is None:
+        why = f"this process was started without {name}: descriptor {fd}, if any, is another file"
+        raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {why}")
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, f"descriptor {fd} is a directory")

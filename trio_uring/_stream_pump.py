@@ -24,7 +24,7 @@ from ._errors import AGAIN_ERRNOS
 from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from ._pipes import PIPE_SIZE, Pipe
 from ._provided import BULK_STREAK, BufferChoice
-from ._pump import POSITION, Pump, is_open, takes_splices
+from ._pump import POSITION, Pump, give_receiving, give_sending, is_open, takes_splices
 
 if TYPE_CHECKING:
     from ._receive import ReceiveSide
@@ -45,8 +45,8 @@ class StreamPump(BufferChoice, Pump):
         self._held: list[Any] = []  # bytes; or the memory of a receive that had to bring its own, cut to what came
         self._start = 0  # bytes of the first that are sent
         self._pipe: Pipe | None = None  # with bytes in it that are still to be sent
-        self._bulk = False
         self._splices = takes_splices(self.engine.ring, source) and takes_splices(self.engine.ring, sink)
+        self._bulk = not source._is_socket  # always, for a pipe: see can_pump
         self._receive = self._operation(source, Opcode.RECV if source._is_socket else Opcode.READ, self._received)
         self._send = self._send_operation(self._passed_on)
         self._readable = self._poll_operation(source, select.POLLIN, self._fill)
@@ -169,7 +169,7 @@ class StreamPump(BufferChoice, Pump):
         self.engine.ring.counters.moved[Opcode.RECV] += count
         self._count(count)
         self._streak = 0 if count > SMALL_SIZE else self._streak + 1
-        if self._streak == BULK_STREAK:
+        if self._streak >= BULK_STREAK and self._source._is_socket:
             self._bulk, self._streak = False, 0
         self._empty()
 
@@ -214,4 +214,6 @@ class StreamPump(BufferChoice, Pump):
             if held:
                 self._source._put_back([bytes(chunk) for chunk in held])
         finally:
-            self._source._receiving = self.sink._sending = False
+            self._source_error = None  # its traceback has this pump
+            give_receiving(self._source)
+            give_sending(self.sink)

@@ -5,12 +5,14 @@ Rules of this file: names, signatures and errors are trio's; what is more than t
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, overload
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._endpoint import Endpoint, SocketLike, adopt, adopt_socket
+from ._engine import TaskOperation
 from ._errors import stream_error
 from ._receive import ReceiveSide
 from ._send import SendSide
@@ -110,7 +112,10 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
         half._fileno = self._fileno
         for name in state:
             if name in vars(self):
-                setattr(half, name, vars(self).pop(name))
+                value = vars(self).pop(name)
+                setattr(half, name, value)
+                if isinstance(value, TaskOperation):
+                    value.lease = weakref.ref(half._lease)
 
     @overload
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...

@@ -1,4 +1,4 @@
-"""UDP sockets: datagrams on the ring, many at a time.
+"""UDP sockets: datagrams, many at a time.
 
 Rules of this file: what opens, names and closes a socket; sending and receiving are in files of their own. The socket is a
 UringSocket, so names are resolved, bound and connected as trio does.
@@ -7,6 +7,7 @@ UringSocket, so names are resolved, bound and connected as trio does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket as stdlib_socket
 import sys
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 import trio
 
-from ._endpoint import SocketLike
+from ._endpoint import SocketLike, lease_of
 from ._errors import CLOSED_ERRNOS
-from ._socket import UringSocket
+from ._socket import UringSocket, become_ours
+from ._trio import plain_socket
 from ._udp_messages import SEGMENTED_MAX, SOL_UDP, UDP_GRO, UDP_SEGMENT
 from ._udp_receive import UDPReceive
 from ._udp_send import UDPSend
@@ -35,6 +37,7 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
 
     Args:
         sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. This one owns it from now on.
+            One of trio's own class becomes an UringSocket, and stays the same object.
         gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), to be split here: much less work for each.
             Whoever receives from `.socket` directly gets them joined.
 
@@ -43,19 +46,21 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
         trio.ClosedResourceError: it was closed.
 
     What is not received waits in the socket's buffer (SO_RCVBUF), and what does not fit there is dropped by the kernel, as UDP
-    does. Linux 6.0 or newer receives many at once; before that, and without io_uring, receive_many makes a system call for
-    each.
+    does. A datagram is sent and received by the socket module's own call; where that would block,
+    the task waits on the ring.
     """
 
     def __init__(self, sock: SocketLike, *, gro: bool = True) -> None:
-        super().__init__(_adopt(sock))
-        self._family = self.socket.family
-        self._plain = self._owner._sock  # type: ignore[union-attr]
+        owner = _adopt(sock)
+        super().__init__(owner, lease=lease_of(owner))  # with a lease, no option of TCP's is set
+        self._family = int(self.socket.family)
+        self._plain = plain_socket(self._owner)
         with contextlib.suppress(OSError):  # a kernel before 4.18 would send a run as one datagram
             self.socket.getsockopt(SOL_UDP, UDP_SEGMENT)
             self._segment_max = SEGMENTED_MAX
         with contextlib.suppress(OSError):
             self.socket.setsockopt(SOL_UDP, UDP_GRO, int(gro))
+        self._look_at_options()
 
     def getsockname(self) -> Any:
         """The local address, as of socket.socket."""
@@ -76,13 +81,20 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
         """As of socket.socket."""
         self.socket.setsockopt(level, option, value)
+        self._look_at_options()
+
+    def _look_at_options(self) -> None:
+        self._limits.clear()  # what it did not take, it may take now
+        self._joins = False
+        with contextlib.suppress(OSError):  # a kernel before 5.0 joins nothing
+            self._joins = bool(self.socket.getsockopt(SOL_UDP, UDP_GRO))
 
     def _check_open(self) -> None:
         if self._closed or self._fileno() != self._fd:
             raise trio.ClosedResourceError("this socket was already closed")
 
     def _error(self, res: int) -> BaseException:
-        if self._closed or -res in CLOSED_ERRNOS:
+        if self._closed or res == -errno.ECANCELED or -res in CLOSED_ERRNOS:
             return trio.ClosedResourceError("another task closed this socket")
         return OSError(-res, os.strerror(-res))
 
@@ -95,7 +107,11 @@ def _adopt(sock: object) -> trio.socket.SocketType:
         raise TypeError(f"UDPSocket requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_DGRAM or sock.family not in _FAMILIES:
         raise ValueError("UDPSocket requires a SOCK_DGRAM socket of AF_INET or AF_INET6")
-    return UringSocket(sock) if isinstance(sock, stdlib_socket.socket) else sock
+    if isinstance(sock, stdlib_socket.socket):
+        return UringSocket(sock)
+    if not isinstance(plain_socket(sock), stdlib_socket.socket):  # FakeNet's are none
+        raise TypeError(f"UDPSocket requires a socket of the system's, not a {type(sock).__name__}")
+    return become_ours(sock)  # so that closing it wakes whoever waits
 
 
 async def open_udp_socket(
@@ -131,8 +147,9 @@ async def open_udp_socket(
     options = [stdlib_socket.SO_REUSEPORT] * reuse_port + [stdlib_socket.SO_BROADCAST] * broadcast
     errors: list[Exception] = []
     for family_, local, remote in await _candidates(family, local_address, remote_address):
-        sock = UringSocket(stdlib_socket.socket(family_, stdlib_socket.SOCK_DGRAM))
+        sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # a custom factory is asked
         try:
+            _adopt(sock)
             for option in options:
                 sock.setsockopt(stdlib_socket.SOL_SOCKET, option, 1)
             if local is not None:

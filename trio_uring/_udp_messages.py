@@ -1,118 +1,265 @@
-"""Datagrams and what the kernel makes of them: runs that are sent as one (GSO), and what it received in one piece (GRO).
+"""Datagrams and what the kernel makes of them: runs that are sent as one (GSO), and what it
+received in one piece (GRO).
 
-Linux splits a large message into datagrams of one size, the last of which may be shorter, when it is sent with UDP_SEGMENT
-(4.18); and it joins datagrams of one sender in the same way for a socket with UDP_GRO (5.0).
+Linux splits a large message into datagrams of one size, the last of which may be shorter, when it
+is sent with UDP_SEGMENT (4.18); and it joins datagrams of one sender in the same way for a socket
+with UDP_GRO (5.0). The size goes, and comes, in control data, and so does the local address of a
+datagram.
 
 Rules of this file: no socket, no task. A datagram's payload is bytes, or a memoryview of bytes.
+Control data is as of socket.socket.sendmsg and recvmsg.
 """
 
 from __future__ import annotations
 
 import functools
+import ipaddress
+import operator
+import socket
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ._addresses import unpack_address
-from ._ancillary import unpack_control
-from ._op import SHOT_CONTROL, SHOT_NAME
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104  # linux/udp.h; Python has no names for them
+# linux/udp.h and linux/in.h; Python has no names for them, or not in every version.
+SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
+IP_PKTINFO = 8
 SEGMENTS_MAX = 64  # datagrams in one message; kernels have taken 128 since 6.9
 SEGMENTED_MAX = 65507  # bytes in one message: 65,535 less the headers of IPv4 and UDP
-CONTROL_MAX = 128  # bytes of control data received: room for the size of the segments beside what the user may have asked for
-MSG_TRUNC = 0x20
-
-Datagram: TypeAlias = "tuple[bytes, Any]"
+LIMITS_MAX = 1024  # addresses of which an Outbox remembers what they do not take
 
 _SEGMENT = struct.Struct("=H")
-_SHOT = struct.Struct("=IIII")  # lengths of address, control data and payload; flags
-_SHOT_PAYLOAD = SHOT_CONTROL + CONTROL_MAX
+_PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
+_PKTINFO6 = struct.Struct("=16sI")  # struct in6_pktinfo
+_WILDCARDS = {socket.IPPROTO_IP: "0.0.0.0", socket.IPPROTO_IPV6: "::"}
+_TELLS_LOCAL = (
+    (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.size),
+    (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.size),
+)
+_FAMILIES = {socket.IPPROTO_IP: socket.AF_INET, socket.IPPROTO_IPV6: socket.AF_INET6}
 
-# The same peers come again and again.
-unpack_name = functools.lru_cache(maxsize=1024)(unpack_address)
-
-
-def segment_control(size: int) -> list[tuple[int, int, bytes]]:
-    """Control data, as of socket.socket.sendmsg, that asks for datagrams of `size` bytes; 0: none."""
-    return [(SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(size))] if size else []
-
-
-class Outgoing(NamedTuple):
-    """One message for the kernel: a datagram, or a run of them."""
-
-    payload: Any
-    address: Any
-    segment: int  # bytes of each datagram of a run; 0: there is only one
-    datagrams: int
+Control: TypeAlias = "tuple[int, int, bytes]"
+Item: TypeAlias = "tuple[Any, Any, Sequence[Control]]"  # payload, address, control data
 
 
-def coalesce(items: Sequence[tuple[Any, Any]], start: int, segment_max: int) -> Iterator[Outgoing]:
-    """Makes messages of the (payload, address) in `items` from `start` on, in order.
+class Local(NamedTuple):
+    """Where a datagram came to, or is to leave from."""
+
+    host: str
+    """The local address, numeric, from which an answer can leave: of what was sent to an IPv4
+    broadcast or multicast address, that of the interface. The wildcard ("0.0.0.0", "::" or ""): it
+    is not known, or left to the kernel; so it is with what was sent to an IPv6 multicast
+    address."""
+    interface: int = 0
+    """The interface's index, see socket.if_indextoname; 0: not known, or left to the kernel."""
+
+
+Datagram: TypeAlias = "tuple[bytes, Any]"
+LocalDatagram: TypeAlias = "tuple[bytes, Any, Local]"
+
+
+# By type, because 9.0 is equal to 9, and no port.
+@functools.lru_cache(maxsize=1024, typed=True)
+def is_numeric(family: int, *address: Any) -> bool:
+    """Whether the socket module looks nothing up for an address: inet_pton's strict form."""
+    if not 2 <= len(address) <= 4 or type(address[0]) is not str or type(address[1]) is not int:
+        return False
+    try:
+        return bool(socket.inet_pton(family, address[0]))
+    except (OSError, ValueError):  # ValueError: a zero byte
+        return False
+
+
+# -- control data
+
+
+def segment_control(size: int) -> Control:
+    """Asks for datagrams of `size` bytes."""
+    return SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(size)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def local_control(family: int, host: str, interface: int) -> tuple[Control]:
+    """Asks for a datagram to leave from `host`.
+
+    `interface` counts only where `host` does not say the way: it is a wildcard, or link-local. An
+    answer that was bound to the interface of the question would be lost where the route back is
+    another.
+
+    Raises:
+        ValueError: they are no address of this family and no index.
+    """
+    level = socket.IPPROTO_IP if family == socket.AF_INET else socket.IPPROTO_IPV6
+    try:
+        packed = socket.inet_pton(_FAMILIES[level], host or _WILDCARDS[level])
+        ambiguous = not any(packed) or ipaddress.ip_address(packed).is_link_local
+        index = operator.index(interface) * ambiguous
+        if level == socket.IPPROTO_IP:
+            return ((level, IP_PKTINFO, _PKTINFO4.pack(index, packed, bytes(4))),)
+        return ((level, socket.IPV6_PKTINFO, _PKTINFO6.pack(packed, index)),)
+    except (OSError, TypeError, struct.error):
+        wanted = f"a numeric {_FAMILIES[level].name} address and an interface's index"
+        raise ValueError(f"local must be {wanted}, not {host!r} and {interface!r}") from None
+
+
+def read_control(ancillary: Iterable[Control]) -> tuple[int, Local | None]:
+    """The size of the datagrams that were joined (0: not told), and where the message came to."""
+    segment, local = 0, None
+    for level, kind, data in ancillary:
+        if level == SOL_UDP and kind == UDP_GRO and len(data) >= 4:
+            segment = int.from_bytes(data[:4], "little")
+        elif (level, kind, len(data)) in _TELLS_LOCAL:
+            local = _unpack_local(level, data)
+    return segment, local
+
+
+@functools.lru_cache(maxsize=1024)
+def _unpack_local(level: int, data: bytes) -> Local:
+    if level == socket.IPPROTO_IP:
+        interface, packed, destination = _PKTINFO4.unpack(data)
+        if not any(packed) and destination[0] < 0xE0:  # no multicast, and it came before we asked
+            packed = destination
+    else:
+        packed, interface = _PKTINFO6.unpack(data)
+        if packed[0] == 0xFF:
+            packed = bytes(16)
+    return Local(socket.inet_ntop(_FAMILIES[level], packed), interface)
+
+
+# -- sending
+
+
+# One message for the kernel, a datagram or a run of them: buffers, control data, address, bytes of
+# each datagram of a run (0: there is only one), datagrams. A plain tuple, because it is made for
+# each message.
+Outgoing: TypeAlias = "tuple[Sequence[Any], Sequence[Control], Any, int, int]"
+
+
+class Outbox:
+    """Datagrams to be sent, in order, and the messages that they make.
+
+    A run that was refused goes one by one. Only if all of it is taken so, is it segmentation that
+    the route or the device does not take.
 
     Args:
+        items: (payload, address, control data) of each.
         segment_max: bytes of the largest datagram that may be part of a run; 0: no runs.
+        limits: the same by address, as far as this and earlier ones have found out.
+
+    Attributes:
+        at: how many have been sent.
     """
-    end = len(items)
-    while start < end:
-        payload, address = items[start]
-        size = len(payload)
-        stop = start + 1
-        if 0 < size <= segment_max:
-            stop = _end_of_run(items, start, min(end, start + SEGMENTS_MAX, start + SEGMENTED_MAX // size))
-        if stop == start + 1:
-            yield Outgoing(payload, address, 0, 1)
-        else:  # a copy costs less than an address for each
-            yield Outgoing(b"".join([item[0] for item in items[start:stop]]), address, size, stop - start)
-        start = stop
+
+    __slots__ = ("_alone", "_refused", "at", "items", "limits", "segment_max")
+
+    def __init__(self, items: Sequence[Item], segment_max: int, limits: dict[Any, int]) -> None:
+        self.items = items
+        self.segment_max = segment_max
+        self.limits = limits
+        self.at = 0
+        self._alone = 0  # those before this one go one by one
+        self._refused: tuple[Any, int] | None = None
+
+    def messages(self, most: int) -> Iterator[Outgoing]:
+        """The next messages. One has been sent when the next one, or the end, is asked for."""
+        items, end, limits = self.items, len(self.items), self.limits
+        for _ in range(most):
+            start = self.at
+            if start == end:
+                return
+            payload, address, control = items[start]
+            size, stop = len(payload), start + 1
+            if stop < end and size and items[stop][1] == address and start >= self._alone:
+                limit = limits.get(address, self.segment_max) if limits else self.segment_max
+                if size <= limit:
+                    longest = min(SEGMENTS_MAX, SEGMENTED_MAX // size)
+                    stop = _end_of_run(items, start, min(end, start + longest))
+            if stop == start + 1:
+                yield (payload,), control, address, 0, 1
+            else:  # a copy costs less than an address for each
+                joined = (b"".join([item[0] for item in items[start:stop]]),)
+                control = (*control, segment_control(size))
+                yield joined, control, address, size, stop - start
+            self.at = stop
+            if self._refused is not None and stop >= self._alone:
+                self._learn(*self._refused)
+
+    def refused(self, run: Outgoing, limit: int) -> None:
+        """The kernel has not taken this run. `limit`: of its address, if it takes them alone."""
+        _, _, address, _, datagrams = run
+        self._refused, self._alone = (address, limit), self.at + datagrams
+
+    def _learn(self, address: Any, limit: int) -> None:
+        if len(self.limits) >= LIMITS_MAX:
+            self.limits.clear()
+        self.limits[address] = limit
+        self._refused = None
 
 
-def _end_of_run(items: Sequence[tuple[Any, Any]], start: int, limit: int) -> int:
-    payload, address = items[start]
+def _end_of_run(items: Sequence[Item], start: int, limit: int) -> int:
+    payload, address, control = items[start]
     size = len(payload)
     stop = start + 1
     while stop < limit:
-        other, to = items[stop]
-        if len(other) != size or to != address:
-            if 0 < len(other) < size and to == address:  # a shorter one ends the run
-                return stop + 1
+        other, to, told = items[stop]
+        if len(other) != size or to != address or told != control:
+            if 0 < len(other) < size and to == address and told == control:
+                return stop + 1  # a shorter one ends the run
             break
         stop += 1
     return stop
 
 
-def segment_size(control: bytes) -> int:
-    """The size of the datagrams that a received message was joined from; 0: it is one datagram."""
-    return segment_of(unpack_control(control)) if control else 0
+# -- receiving
 
 
-def segment_of(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
-    """As segment_size, of what socket.socket.recvmsg gives."""
-    for level, kind, data in ancillary:
-        if level == SOL_UDP and kind == UDP_GRO and len(data) >= 4:
-            return int.from_bytes(data[:4], "little")
-    return 0
+class Inbox:
+    """Messages that were received, and how far their datagrams have been given out.
 
+    Attributes:
+        datagrams: how many there are.
+    """
 
-def split(data: bytes, start: int, segment: int, address: Any) -> list[Datagram]:
-    """The datagrams in `data` from `start` on."""
-    if not segment or len(data) - start <= segment:
-        return [(data[start:], address)]
-    return [(data[at : at + segment], address) for at in range(start, len(data), segment)]
+    __slots__ = ("_at", "_messages", "datagrams")
 
+    def __init__(self) -> None:
+        self.datagrams = 0
+        self._messages: deque[tuple[bytes, int, Any, Local | None]] = deque()
+        self._at = 0  # bytes of the first that were given out
 
-def parse_shots(shots: Sequence[bytes], into: MutableSequence[Datagram]) -> int:
-    """Puts what the shots of a multishot RECVMSG with CONTROL_MAX wrote into `into`; returns the MSG_* flags of all."""
-    seen = 0
-    for shot in shots:
-        name_length, control_length, _, flags = _SHOT.unpack_from(shot)
-        address = unpack_name(shot[SHOT_NAME : SHOT_NAME + name_length])
-        seen |= flags
-        if control_length:
-            segment = segment_size(shot[SHOT_CONTROL : SHOT_CONTROL + control_length])
-            into.extend(split(shot, _SHOT_PAYLOAD, segment, address))
+    def put(self, data: bytes, segment: int, address: Any, local: Local | None) -> None:
+        """Adds a message; `segment` and `local` as of read_control."""
+        if segment:
+            self.datagrams += max(1, -(-len(data) // segment))
         else:
-            into.append((shot[_SHOT_PAYLOAD:], address))
-    return seen
+            self.datagrams += 1
+        self._messages.append((data, segment, address, local))
+
+    def take(self, most: int, local: bool) -> list[Any]:
+        """The first datagrams, `most` of them or all: Datagram, or if `local`, LocalDatagram."""
+        taken: list[Any] = []
+        messages = self._messages
+        while messages and most > 0:
+            data, segment, address, source = messages[0]
+            start, stop = self._at, len(data)
+            if not segment:
+                segment = stop or 1
+            elif stop - start > most * segment:
+                stop = start + most * segment
+            payloads = [data[at : at + segment] for at in range(start, stop, segment)]
+            if not stop:
+                payloads = [data]  # an empty datagram is one, too
+            if local:
+                told = Local("") if source is None else source
+                taken += [(payload, address, told) for payload in payloads]
+            else:
+                taken += [(payload, address) for payload in payloads]
+            most -= len(payloads)
+            self._at = stop
+            if stop == len(data):
+                messages.popleft()
+                self._at = 0
+        self.datagrams -= len(taken)
+        return taken

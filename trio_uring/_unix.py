@@ -1,9 +1,20 @@
 """Unix listeners: a path that is taken over only from the dead, with its permissions from the first moment, and removed again.
 
-How: whether somebody owns a socket file is asked with a datagram socket: connect(2) says ECONNREFUSED if no socket is bound to
-the file, and something else (EPROTOTYPE for a stream socket) if one is. It makes no connection, so a live server is not
-disturbed, and one that is bound but does not listen yet counts as alive. A stale file is first renamed, so that what is removed
-is what was looked at, even if another server starts at the same time.
+How: bind(2) decides who has a path that is free. Whether somebody owns a socket file that is in the
+way is asked with a datagram socket: connect(2) says ECONNREFUSED if no socket is bound to the file,
+and something else (EPROTOTYPE for a stream socket) if one is. It makes no connection, so a live
+server is not disturbed, and one that is bound but does not listen yet counts as alive. It is asked
+after bind(2) has failed, which waits for the bind(2) of another: in the middle of that, the file
+looks like a stale one.
+
+One winner: between asking and removing, another server may have taken the stale file's place. So
+all is done under an flock(2) of the directory, which leaves no file behind, and which the kernel
+takes back from a process that is killed. Rejected: a lock file beside the socket (a killed process
+leaves it, and who starts next may not be allowed to open it); renaming the stale file to see what
+was renamed (a live server's file may be away for a moment, and another server in its place). Where
+the directory cannot be locked (it may not be read; NFS; another program holds it for longer than
+LOCK_SECONDS), bind(2) decides still, and a stale file is taken over as other programs do it, with a
+moment between asking and removing.
 
 Permissions: on Linux bind(2) creates the file with the mode of the socket's own inode, less the umask. So fchmod(2) on the
 socket comes first, and what the umask took is put back between bind(2) and listen(2), when every connect is refused still.
@@ -17,9 +28,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import socket as stdlib_socket
 import stat
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,11 +40,14 @@ from ._listeners import SocketListener
 from ._open import backlog_length
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ._streams import SocketStream
 
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+LOCK_SECONDS = 1.0  # for which a directory that another process has locked is waited for
 
 
 class _UnixListener(SocketListener):
@@ -59,8 +73,8 @@ class _UnixListener(SocketListener):
 async def open_unix_listeners(path: _Path, *, mode: int | None = None, backlog: int | None = None) -> list[SocketListener]:
     """Opens a listener on a Unix socket.
 
-    A socket file at `path` that nobody is bound to any more is replaced. The file is removed when the listener is closed,
-    unless another has taken its place. Linux only.
+    A socket file at `path` that nobody is bound to any more is replaced. Of several servers that start at the same time one
+    gets the path. The file is removed when the listener is closed, unless another has taken its place. Linux only.
 
     Args:
         path: where; at most 107 bytes. A name that begins with a zero byte is an abstract one, without a file.
@@ -72,9 +86,10 @@ async def open_unix_listeners(path: _Path, *, mode: int | None = None, backlog: 
         A list with one listener.
 
     Raises:
-        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is never removed; other
-            numbers as of bind(2).
-        ValueError: an empty path, a mode that is none, or a mode for an abstract name.
+        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is never removed; EPERM:
+            `mode` is more than the umask allows, there is no /proc, and others may change the directory; other numbers as
+            of bind(2).
+        ValueError: an empty path or one with a zero byte, a mode that is none, or a mode for an abstract name.
 
     Cancellation: a checkpoint comes first; from then on it is not cancellable.
     """
@@ -89,6 +104,8 @@ async def open_unix_listeners(path: _Path, *, mode: int | None = None, backlog: 
             raise ValueError("an abstract Unix socket has no permissions: mode must be None")
         await trio.lowlevel.checkpoint()
         return [_listen_abstract(name, length)]
+    if b"\0" in name:  # of which bind(2) would see the beginning only
+        raise ValueError("the path of a Unix socket must not contain a zero byte")
     return [await _in_thread(name, mode, length)]
 
 
@@ -134,72 +151,84 @@ def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
 
 def _listen(path: bytes, mode: int | None, backlog: int) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
     """A socket that listens on `path`, where that is whatever the current directory will be, and the file's identity."""
-    _make_way(path)
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
         if mode is not None:
             os.fchmod(sock.fileno(), mode)
-        try:
-            sock.bind(path)
-        except OSError as exc:
-            raise _located(exc, path) from None
-        try:
-            identity = _settle_mode(path, mode)
-            sock.listen(backlog)
-        except BaseException:
-            os.unlink(path)
-            raise
+        with _locked(os.path.dirname(path) or b"."):
+            _bind(sock, path)
+            try:
+                identity = _settle_mode(path, mode)
+                sock.listen(backlog)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                raise
         return sock, os.path.abspath(path), identity
     except BaseException:
         sock.close()
         raise
 
 
-def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
-    """Gives the new file the permissions that the umask took, and returns its identity."""
-    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # should somebody have put a link in its place: not that link's target
+@contextlib.contextmanager
+def _locked(directory: bytes) -> Iterator[None]:
+    """Meanwhile no other of our servers opens a socket in this directory, if it can be locked."""
+    import fcntl  # the package is imported where there is none
+
     try:
-        status = os.fstat(file)
-        if mode is not None and stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) != mode:
-            os.chmod(f"/proc/self/fd/{file}", mode)
-        return status.st_dev, status.st_ino
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # bind(2) says what is wrong, if anything is
+        yield
+        return
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        with contextlib.suppress(OSError):  # not with this file system
+            while not _lock(fd) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        yield
     finally:
-        os.close(file)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the lock, too
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """False: another has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bind(sock: stdlib_socket.socket, path: bytes) -> None:
+    """Binds the socket to the path, in the place of a stale file if one is there."""
+    for make_way in (_make_way, _give_up):
+        try:
+            sock.bind(path)
+            return
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise _located(exc, path) from None
+        make_way(path)
 
 
 def _make_way(path: bytes) -> None:
     """Removes a stale socket file; leaves everything else where it is."""
     try:
-        found = os.lstat(path)
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise _in_use(path, "something that is not a socket is there")
+        if not _is_stale(path):
+            raise _in_use(path, "another socket is bound there")
+        os.unlink(os.fsdecode(path))
     except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise _in_use(path, "something that is not a socket is there")
-    if not _is_stale(path):
-        raise _in_use(path, "another socket is bound there")
-    aside = os.path.join(os.path.dirname(path), b".stale-" + secrets.token_hex(8).encode())
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return  # another server was faster, or the last one's clean-up slow
-    moved = os.lstat(aside)
-    # An inode's number alone may already be that of a new file. The time is that of its creation.
-    if (moved.st_dev, moved.st_ino, moved.st_mtime_ns) == (found.st_dev, found.st_ino, found.st_mtime_ns):
-        os.unlink(aside)
-        return
-    _put_back(aside, path)
+        pass  # its owner's clean-up was slow, or another program faster
+
+
+def _give_up(path: bytes) -> None:
     raise _in_use(path, "another server was started there at the same time")
-
-
-def _put_back(aside: bytes, path: bytes) -> None:
-    try:
-        os.link(aside, path)  # unlike rename, it replaces nobody
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links, or another user's file
-        os.rename(aside, path)
-        return
-    os.unlink(aside)
 
 
 def _is_stale(path: bytes) -> bool:
@@ -208,12 +237,44 @@ def _is_stale(path: bytes) -> bool:
             probe.connect(path)
         except ConnectionRefusedError:
             return True
-        except FileNotFoundError:
-            return True  # gone meanwhile: nothing is in the way
         except OSError as exc:
             if exc.errno != errno.EPROTOTYPE:
                 raise _located(exc, path) from None
     return False
+
+
+def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
+    """Gives the new file the permissions that the umask took, and returns its identity."""
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # should somebody have put a link in its place: not that link's target
+    try:
+        status = os.fstat(file)
+        if mode is not None and stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) != mode:
+            try:
+                os.chmod(f"/proc/self/fd/{file}", mode)
+            except OSError:  # there is no /proc, in a chroot for one
+                _chmod_by_name(path, mode)
+        return status.st_dev, status.st_ino
+    finally:
+        os.close(file)
+
+
+def _chmod_by_name(path: bytes, mode: int) -> None:
+    """Changes a file's permissions, never those of a link's target that somebody puts in its place."""
+    directory, name = os.path.split(path)
+    fd = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        # By Linux 6.6 and a C library that knows it; others ask /proc, and fail in one of these ways.
+        with contextlib.suppress(NotImplementedError, ValueError, OSError):
+            os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
+            return
+        status = os.fstat(fd)
+        shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if shared or status.st_uid not in (0, os.geteuid()):
+            why = "without /proc a mode can only be set in a directory that nobody else may change"
+            raise PermissionError(errno.EPERM, why, os.fsdecode(path))
+        os.chmod(name, mode, dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def _identity(path: bytes) -> tuple[int, int]:

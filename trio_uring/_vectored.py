@@ -15,6 +15,7 @@ from ._cork import Cork
 from ._errors import stream_error
 from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
 from ._timed import TimedSend, sending_end, within
+from ._trio import send_detector
 from ._views import release_views
 
 if TYPE_CHECKING:
@@ -79,6 +80,13 @@ def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
         return None
     count: int | None = getattr(sending_end(stream), "bytes_sent", None)
     return count
+
+
+def counting(stream: Any) -> Any:
+    """A stream that counts what it sends: of a trio.SocketStream one that does it on it, any other stream itself."""
+    if isinstance(stream, trio.SocketStream) and not isinstance(stream, SendSide):
+        return TrioTransport(stream)
+    return stream
 
 
 def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
@@ -147,6 +155,24 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         self.stream = stream
         self.socket = stream.socket
         self.bytes_sent = 0
+        # trio's own: a send_all of another task on the trio stream meets it as well.
+        self._detector = send_detector(stream)
+
+    @property
+    def _sending(self) -> bool:
+        return bool(self._detector._held)
+
+    @_sending.setter
+    def _sending(self, held: bool) -> None:
+        if held:
+            self._detector.__enter__()
+        else:
+            self._detector.__exit__(None, None, None)
+
+    def _begin_send(self) -> None:
+        """As of SendSide, for a loop that keeps the direction between its calls."""
+        self._detector.__enter__()
+        self.bytes_sent = 0
 
     async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
         """trio.SocketStream.send_all, for one buffer or a sequence of them.
@@ -155,8 +181,7 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         """
         views = byte_views(data)
         try:
-            # The detector is trio's own: a send_all of another task on the trio stream meets it as well.
-            with self.stream._send_conflict_detector:  # pyright: ignore[reportPrivateUsage]
+            with self._detector:
                 if self.socket.did_shutdown_SHUT_WR:
                     raise trio.ClosedResourceError("can't send data after sending EOF")
                 self.bytes_sent = 0

@@ -196,20 +196,23 @@ class Audit:
                 _log.exception("a subscriber of trio_uring's audit failed and will not be called again; event: %s", event)
 
 
-def _head(kind: str, operation: str, address: object, count: int) -> bytes:
-    try:
+def _head(kind: str, operation: str, address: Any, count: int) -> bytes:
+    """Only what addresses are made of comes into the cache.
+
+    There the first of equal keys would decide what is hashed for the others, and ("a", 80.0) is
+    equal to ("a", 80).
+    """
+    if address is None or (type(address) is tuple and [*map(type, address)] == [str, int]):
         return _known_head(kind, operation, address, count)
-    except TypeError:  # an address that cannot be hashed, which is for the network to complain about
-        return _known_head.__wrapped__(kind, operation, address, count)
+    return _known_head.__wrapped__(kind, operation, address, count)
 
 
 @functools.lru_cache(maxsize=1024)
 def _known_head(kind: str, operation: str, address: Any, count: int) -> bytes:
-    """Addresses that are equal have the same text, or the cache would decide which of them is hashed."""
-    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[1], int):
-        text = f"{address[0]} {address[1]:d}"
+    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str) and isinstance(address[1], int):
+        text = f"{str.__str__(address[0])} {address[1]:d}"  # of a str enum the value, not its name
     else:
-        text = "" if address is None else str(address)
+        text = "" if address is None else _ADDRESS_IN_MEMORY.sub("at 0x...", str(address))
     return _text(kind) + _text(operation) + _text(text) + count.to_bytes(8, "big")
 
 

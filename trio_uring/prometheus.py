@@ -41,20 +41,20 @@ WAIT_SECONDS: Final = 1.0  # for a trio thread that is busy: a scrape should not
 
 # Names after "trio_uring_driver_", attributes of Statistics, and help.
 _DRIVER_COUNTERS = (
-    ("direct", "direct", "Operations done by a system call of their own, because the run was quiet."),
+    ("direct", "direct", "Operations done by a system call of their own."),
     ("enters", "enters", "Calls of io_uring_enter."),
     ("passes", "passes", "Passes of trio's scheduler."),
     ("completions", "completions", "Completions that the kernel gave."),
     ("submission_queue_full", "sq_full", "Times that the submission queue was flushed because it was full."),
     ("completion_queue_overflows", "cq_overflows", "Times that the kernel held completions back; none is lost."),
     ("short_writes", "short_writes", "Sends that the kernel did only in part; the stream sent the rest."),
+    ("datagrams_sent", "datagrams_sent", "Datagrams that UDPSocket sent."),
+    ("datagrams_received", "datagrams_received", "Datagrams that UDPSocket received."),
     ("buffers_exhausted", "buffers_exhausted", "Receives that found no provided buffer free, and were made again."),
-    ("wakeups_rescued", "rescued", "Lost wake-ups that the watchdog found. Please report it if this is not 0."),
 )
 _DRIVER_GAUGES = (
     ("operations_queued", "queued", "Operations that wait for the end of this scheduler pass."),
     ("operations_pinned", "pinned", "Operations that hold a caller's buffers."),
-    ("buffers_in_use", "buffers_in_use", "Provided buffers that hold data not yet copied out."),
     ("submission_queue_entries", "sq_entries", "Size of the submission queue."),
     ("completion_queue_entries", "cq_entries", "Size of the completion queue."),
 )

@@ -16,7 +16,6 @@ import random
 import shlex
 import socket
 import sys
-import time
 import zlib
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,7 @@ class DriverIdle:
         Descriptors are looked at after the test only. The tasks of `echo_server` do not count.
 
         Raises:
-            AssertionError: an operation is queued or in flight, or a wake-up had to be rescued; it says which.
+            AssertionError: an operation is queued or in flight; it says which.
 
         Cancellation: a checkpoint like others; nothing is changed.
         """
@@ -106,11 +105,7 @@ async def _operations_left(background: bool) -> list[str]:
         quiet = 0 if ops else quiet + 1
         if quiet == QUIET_PASSES:
             break
-    lines = [_describe_operation(op) for op in ops]
-    driver = _driver()
-    if driver is not None and driver.rescued:
-        lines.append(f"wake-ups that were lost, and rescued by the watchdog: {driver.rescued}; please report this")
-    return lines
+    return [_describe_operation(op) for op in ops]
 
 
 def _driver() -> Any:
@@ -125,7 +120,7 @@ def _driver() -> Any:
 
 def _operations() -> list[Any]:
     driver = _driver()
-    return [] if driver is None else [*driver.ring.table.values(), *driver.queue]
+    return [] if driver is None else list(driver.pending())
 
 
 def _is_background(task: Any) -> bool:
@@ -133,9 +128,7 @@ def _is_background(task: Any) -> bool:
 
 
 def _describe_operation(op: Any) -> str:
-    from ._statistics import OperationInFlight
-
-    seen = OperationInFlight.of(op, time.monotonic())
+    seen = op.driver.describe(op)
     task = "nobody (its coroutine was destroyed)" if seen.task_name is None else f"task {seen.task_name!r}"
     buffers = "" if op.pin is None else ", with the caller's buffers pinned"
     what = f"operation {seen.opcode} on descriptor {seen.fd} ({_describe(seen.fd)})"

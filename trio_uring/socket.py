@@ -9,9 +9,9 @@ Rules of this file: what makes a socket is here; everything else is trio's, re-e
 from __future__ import annotations
 
 import socket as _stdlib_socket
-from operator import index as _index
 from typing import TYPE_CHECKING
 
+import trio as _trio
 import trio.socket as _trio_socket
 from trio.socket import SocketType as SocketType
 from trio.socket import getaddrinfo as getaddrinfo
@@ -21,6 +21,7 @@ from trio.socket import set_custom_hostname_resolver as set_custom_hostname_reso
 from trio.socket import set_custom_socket_factory as set_custom_socket_factory
 
 from ._socket import UringSocket as UringSocket
+from ._socket import become_ours as _become_ours
 
 if TYPE_CHECKING:
     from typing import Any, SupportsIndex
@@ -47,7 +48,19 @@ def socket(
     proto: int = 0,
     fileno: int | None = None,
 ) -> UringSocket:
-    """Makes a new socket; the arguments are those of socket.socket. `fileno`: of that descriptor, whatever its family."""
+    """Makes a new socket; the arguments are those of socket.socket.
+
+    Inside of a trio.run a factory that was set with `set_custom_socket_factory` is asked, as by
+    trio. What it makes of trio's own class is an UringSocket; what it makes of another class is
+    returned as it is.
+
+    Args:
+        family, type, proto: as of socket.socket.
+        fileno: a descriptor, whose family and type are asked of the kernel; no factory is asked.
+    """
+    if _trio.lowlevel.in_trio_run():
+        made = _trio_socket.socket(family, type, proto, fileno)
+        return _become_ours(made)  # type: ignore[return-value]
     if fileno is not None:
         # With only the descriptor given, Python asks the kernel for the rest.
         return UringSocket(_stdlib_socket.socket(fileno=fileno))
@@ -61,8 +74,7 @@ def fromfd(
     proto: int = 0,
 ) -> UringSocket:
     """Makes a socket of a duplicate of `fd`, whatever its family and type."""
-    duplicate = _stdlib_socket.fromfd(_index(fd), family, type, proto)
-    return UringSocket(_stdlib_socket.socket(fileno=duplicate.detach()))
+    return _become_ours(_trio_socket.fromfd(fd, family, type, proto))  # type: ignore[return-value]
 
 
 def socketpair(

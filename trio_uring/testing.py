@@ -5,12 +5,13 @@ checks the duties of its caller: one operation a direction, a state that allows 
 stranger.
 
 Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere. Operations make progress in
-`drain` and `wait` only.
+`drain` only.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import select
@@ -27,6 +28,7 @@ from ._simulated import SimulatedNetwork
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_WAIT_MAX = 2**31 - 1  # milliseconds that poll(2) takes
 _CAPACITY = 65536  # bytes between two ends, unless connect() says otherwise
 
 
@@ -89,6 +91,8 @@ class FakeRing:
         self._token = 0
         self._event: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._signalled = False
+        self.watching = self.watched = self.short = False
+        self._watched_fd = -1
         self.closed = False
 
     # -- the world
@@ -133,21 +137,6 @@ class FakeRing:
                     if other.fd == op.fd and other.opcode in family:
                         raise Misuse(f"two operations of one direction on one descriptor: {op} and {other}")
 
-    def attempt(self, op: Operation) -> bool:
-        if self._chance(self._slow):
-            return False
-        self._check_direction(op)
-        self._pin(op)
-        res = self._attempt(op)
-        op.pin = None
-        if res is None:
-            return False
-        op.buffer = op.buffers = None
-        self.counters.direct += 1
-        self.counters.submitted[op.opcode] += 1
-        self._count(op, res)
-        return True
-
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
             return
@@ -157,16 +146,35 @@ class FakeRing:
         self._cancels.add(op.token)
         self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
 
-    def flush(self) -> bool:
-        self.counters.enters += 1
-        if self._queue and self._chance(self._refuse):
-            return False
-        self._active.extend(self._queue)
-        self._queue.clear()
-        self._signal()
+    def watch(self, fd: int) -> bool:
+        self.watching, self._watched_fd = True, fd
         return True
 
-    def drain(self, done: list[Operation]) -> None:
+    def flush(self) -> bool:
+        self.counters.enters += 1
+        self.short = bool(self._queue) and self._chance(self._refuse)
+        if self.short:
+            return False
+        if self._queue:
+            self._signal()
+        self._active.extend(self._queue)
+        self._queue.clear()
+        return True
+
+    def ready(self) -> bool:
+        return True
+
+    def turn(self, timeout: float, done: list[Operation]) -> bool:
+        self.flush()
+        if self.watching:
+            poller = select.poll()
+            poller.register(self._watched_fd, select.POLLIN)
+            able = self._signalled or self.short
+            if poller.poll(0 if able else min(math.ceil(timeout * 1000), _WAIT_MAX)):
+                self.watching, self.watched = False, True
+        return self.drain(done)
+
+    def drain(self, done: list[Operation]) -> bool:
         if self._signalled:
             os.eventfd_read(self._event)
             self._signalled = False
@@ -186,18 +194,7 @@ class FakeRing:
                 done.append(op)
         if len(done) > before or self._active:
             self._signal_if_able(len(done) > before)
-
-    def received(self, op: Operation) -> None:
-        """Its connections are streams: messages have no addresses and no control data."""
-
-    def ready(self) -> bool:
-        return self._signalled
-
-    def buffers_in_use(self) -> int:
-        return 0
-
-    def wait(self, timeout: float) -> None:
-        self._signal()
+        return False
 
     def close(self) -> bool:
         if self.table:

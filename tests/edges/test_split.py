@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from streams.support import (
     TINY,
     clog,
@@ -23,6 +24,7 @@ from streams.support import (
     unix_sockets,
     until,
     until_blocked,
+    waits_are_ours,
 )
 from streams.test_destroyed_calls import park
 from trio.testing import check_half_closeable_stream, check_one_way_stream, check_two_way_stream
@@ -146,8 +148,8 @@ async def test_a_blocked_half_wakes_and_the_other_goes_on(first: str) -> None:
         half, other = (send, receive) if first == "send" else (receive, send)
         await half.aclose()
         await until(lambda: ended, "the blocked task woke")
-        assert ended == [first]
-        await until_blocked(fd, 1)  # the other still waits
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == [first]  # the other still waits
         await other.aclose()
     assert len(ended) == 2
     assert sent
@@ -219,7 +221,7 @@ async def test_the_socket_beside_the_halves() -> None:
     async with closing(send, receive, peer):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(recv)
-            await until_blocked(left.fileno())
+            await trio.testing.wait_all_tasks_blocked()
             await send.aclose()
             assert peer.recv(1) == b""
             peer.send(b"x")
@@ -329,6 +331,7 @@ def peer_has(stream: SocketStream) -> bool:
         return False
 
 
+@waits_are_ours
 @pytest.mark.parametrize("bytes_first", [True, False])
 async def test_what_a_destroyed_receive_leaves_is_the_receiving_halfs(bytes_first: bool) -> None:
     """Its operation may be in the kernel still, and gets bytes there."""

@@ -348,6 +348,32 @@ async def test_a_standard_stream_that_is_closed() -> None:
         os.close(saved)
 
 
+CLOSED = """
+import errno, os, sys, trio_uring
+opened = os.open(sys.argv[1], os.O_RDWR)
+assert opened == int(sys.argv[2])
+try:
+    getattr(trio_uring, sys.argv[3])()
+except OSError as exc:
+    assert exc.errno == errno.EBADF
+    os.write(opened, str(exc).encode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fd", "name", "opener"),
+    [(0, "input", "open_stdin"), (1, "output", "open_stdout"), (2, "error", "open_stderr")],
+)
+async def test_a_process_that_was_started_without(tmp_path: Path, fd: int, name: str, opener: str) -> None:
+    """Its number is then that of the first file that the program opens."""
+    path = tmp_path / "file"
+    await trio.Path(path).touch()
+    program = [sys.executable, "-c", CLOSED, str(path), str(fd), opener]
+    await trio.run_process(["sh", "-c", f'"$@" {fd}>&-', "sh", *program])
+    text = await trio.Path(path).read_text()
+    assert text.startswith(f"[Errno 9] Bad file descriptor: this process was started without standard {name}")
+
+
 async def test_streams_of_one_descriptor_are_independent() -> None:
     ours, other = read_pipe()
     with replaced(0, ours):

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from streams.support import closing, until, until_blocked
+import trio.testing
+from streams.support import closing, until
 
 from trio_uring import SocketListener, SocketStream, _unix, open_unix_listeners, open_unix_socket, serve_unix
+
+from .unix_support import bound, check_it_serves, open_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,27 +31,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "sock"
-
-
-def bound(path: Path, kind: int = socket.SOCK_STREAM, listen: bool = True) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, kind)
-    sock.bind(str(path))
-    if listen:
-        sock.listen()
-    return sock
-
-
-async def open_one(path: Any, **options: Any) -> SocketListener:
-    [listener] = await open_unix_listeners(path, **options)
-    return listener
-
-
-async def check_it_serves(listener: SocketListener, path: Any) -> None:
-    client = await open_unix_socket(path)
-    server = await listener.accept()
-    async with client, server:
-        await client.send_all(b"hello")
-        assert await server.receive_exactly(5) == b"hello"
 
 
 # -- opening and closing
@@ -93,7 +75,7 @@ async def test_closing_wakes_who_accepts(path: Path) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)
-        await until_blocked(listener.socket.fileno())
+        await trio.testing.wait_all_tasks_blocked()
         await listener.aclose()
     await listener.aclose()
 
@@ -110,12 +92,14 @@ async def test_cancelled_before_it_begins(path: Path) -> None:
 async def test_cancelled_in_its_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be: what it opened is given to the caller all the same."""
     inside, go_on = threading.Event(), threading.Event()
+    bind = _unix._bind
 
-    def slow(name: bytes) -> None:
+    def slow(*args: Any) -> None:
         inside.set()
         go_on.wait(20)
+        bind(*args)
 
-    monkeypatch.setattr(_unix, "_make_way", slow)
+    monkeypatch.setattr(_unix, "_bind", slow)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             opened: list[SocketListener] = []
@@ -162,129 +146,7 @@ async def test_errors_tell_the_path(tmp_path: Path) -> None:
         await open_unix_listeners(tmp_path / ("x" * 120))
 
 
-# -- whose file it is
-
-
-async def test_a_stale_file_is_replaced(path: Path) -> None:
-    bound(path).close()
-    with pytest.raises(ConnectionRefusedError):
-        await open_unix_socket(path)
-    async with await open_one(path) as listener:
-        await check_it_serves(listener, path)
-        assert os.listdir(path.parent) == ["sock"]
-
-
-LIVE = [(socket.SOCK_STREAM, True), (socket.SOCK_STREAM, False), (socket.SOCK_DGRAM, False)]
-
-
-@pytest.mark.parametrize(("kind", "listen"), LIVE)
-async def test_a_live_servers_file_is_not(path: Path, kind: int, listen: bool) -> None:
-    """Nor is that of a server that does not listen yet. The server does not see that it was asked."""
-    with bound(path, kind, listen) as server:
-        before = path.lstat()
-        with pytest.raises(OSError, match="in use: another socket is bound there") as caught:
-            await open_unix_listeners(path)
-        assert caught.value.errno == errno.EADDRINUSE
-        assert caught.value.filename == str(path)
-        assert path.lstat().st_ino == before.st_ino
-        assert path.lstat().st_ctime_ns == before.st_ctime_ns  # it was not even moved
-        if listen:
-            server.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                server.accept()
-
-
-async def test_our_own_live_server(path: Path) -> None:
-    async with await open_one(path) as listener:
-        with pytest.raises(OSError, match="in use"):
-            await open_unix_listeners(path)
-        await check_it_serves(listener, path)
-
-
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
-async def test_what_is_not_a_socket_is_never_removed(path: Path, make: Callable[[Path], None]) -> None:
-    make(path)
-    before = path.lstat()
-    with pytest.raises(OSError, match="not a socket") as caught:
-        await open_unix_listeners(path)
-    assert caught.value.errno == errno.EADDRINUSE
-    assert path.lstat().st_ino == before.st_ino
-
-
-async def test_a_link_to_a_stale_socket_is_not_a_socket(path: Path) -> None:
-    target = path.with_name("target")
-    bound(target).close()
-    path.symlink_to(target)
-    with pytest.raises(OSError, match="not a socket"):
-        await open_unix_listeners(path)
-    assert path.is_symlink()
-    assert target.is_socket()
-
-
-@pytest.mark.parametrize("links", [True, False])
-async def test_a_server_that_comes_while_a_stale_file_is_looked_at(
-    path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file was renamed before anybody could see that it is another one; it is put back."""
-    bound(path).close()
-    others: list[socket.socket] = []
-    rename = os.rename
-
-    def late(source: bytes, target: bytes) -> None:
-        monkeypatch.setattr(os, "rename", rename)
-        os.unlink(path)
-        others.append(bound(path))
-        rename(source, target)
-
-    def refuse(*args: Any) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "rename", late)
-    if not links:
-        monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(OSError, match="at the same time"):
-        await open_unix_listeners(path)
-    assert os.listdir(path.parent) == ["sock"]
-    with others[0]:
-        await (await open_unix_socket(path)).aclose()
-
-
-async def test_a_third_server_keeps_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound(path).close()
-    others: list[socket.socket] = []
-    rename = os.rename
-
-    def late(source: bytes, target: bytes) -> None:
-        monkeypatch.setattr(os, "rename", rename)
-        os.unlink(path)
-        others.append(bound(path))
-        rename(source, target)
-        others.append(bound(path))
-
-    monkeypatch.setattr(os, "rename", late)
-    with pytest.raises(OSError, match="at the same time"):
-        await open_unix_listeners(path)
-    assert os.listdir(path.parent) == ["sock"]
-    await (await open_unix_socket(path)).aclose()
-    with others[0], others[1]:
-        others[1].setblocking(False)
-        others[1].accept()[0].close()
-
-
-@pytest.mark.parametrize("when", ["lstat", "rename"])
-async def test_a_stale_file_that_somebody_else_removes(path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound(path).close()
-    real = getattr(os, when)
-
-    def late(*args: Any) -> Any:
-        monkeypatch.setattr(os, when, real)
-        found = real(*args) if when == "lstat" else None
-        os.unlink(path)
-        return found if when == "lstat" else real(*args)
-
-    monkeypatch.setattr(os, when, late)
-    async with await open_one(path) as listener:
-        await check_it_serves(listener, path)
+# -- closing
 
 
 async def test_another_ones_file_is_left_at_close(path: Path) -> None:
@@ -387,6 +249,58 @@ async def test_the_target_of_a_link_in_its_place_keeps_its_mode(path: Path, monk
     monkeypatch.setattr(_unix, "_settle_mode", swap)
     async with await open_one(path, mode=0o666):
         assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a chroot, with a C library that needs /proc, too, for what it could not ask the kernel."""
+    chmod = os.chmod
+
+    def without(name: Any, mode: int, *, follow_symlinks: bool = True, **named: Any) -> None:
+        if "/proc" in os.fsdecode(name):
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        if not follow_symlinks:
+            raise NotImplementedError
+        chmod(name, mode, **named)
+
+    monkeypatch.setattr(os, "chmod", without)
+
+
+@pytest.mark.usefixtures("no_proc")
+async def test_the_mode_without_proc(path: Path, umask: Callable[[int], int]) -> None:
+    umask(0o077)
+    async with await open_one(path, mode=0o666):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o666
+
+
+@pytest.mark.usefixtures("no_proc")
+async def test_without_proc_and_where_others_could_put_a_link(path: Path, umask: Callable[[int], int]) -> None:
+    """A mode that the umask takes nothing of needs no second step; and a sticky directory is safe."""
+    umask(0o077)
+    path.parent.chmod(0o770)
+    with pytest.raises(PermissionError, match="without /proc") as caught:
+        await open_unix_listeners(path, mode=0o666)
+    assert caught.value.filename == str(path)
+    assert not path.exists()
+    async with await open_one(path, mode=0o600):
+        pass
+    path.parent.chmod(0o1777)
+    async with await open_one(path, mode=0o666):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o666
+
+
+async def test_without_proc_and_with_a_new_kernel(
+    path: Path, umask: Callable[[int], int], no_proc: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the directory does not matter."""
+    umask(0o077)
+    path.parent.chmod(0o770)
+    asked: list[Any] = []
+    monkeypatch.setattr(_unix.os, "chmod", lambda *args, **named: asked.append((args, named)))
+    monkeypatch.setattr(_unix, "_settle_mode", lambda name, mode: _unix._chmod_by_name(name, mode))
+    with _unix._listen(os.fsencode(path), 0o666, 5)[0]:
+        [((name, mode), named)] = asked
+    assert (name, mode, named["follow_symlinks"]) == (b"sock", 0o666, False)
 
 
 # -- abstract names

@@ -22,8 +22,6 @@ import trio
 
 import trio_uring
 
-from .support import completed
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -137,8 +135,6 @@ async def test_udp() -> None:
         response = await dns.asyncquery.udp(query, "127.0.0.1", timeout=10, port=server.port)
     assert sorted(texts(response)) == ["192.0.2.1", "192.0.2.2"]
     assert server.seen == ["udp"]
-    assert completed("RECVMSG") >= 2
-    assert completed("SENDMSG") >= 2
 
 
 async def test_udp_over_a_socket_that_is_kept() -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from .support import LARGE, completed, digest, payload
+from .support import LARGE, connects, digest, payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ async def test_bodies_both_ways(certificates: Certificates, tls: bool) -> None:
             for size in (0, 1, 65536, LARGE):
                 assert digest((await client.get(f"/{size}")).content) == digest(payload(size))
                 assert (await client.post("/", content=payload(size))).text == digest(payload(size))
-    assert completed("CONNECT") == 1
+    assert connects() == 1
 
 
 async def test_a_certificate_that_nobody_trusts(certificates: Certificates) -> None:
@@ -96,7 +96,7 @@ async def test_a_kept_connection_that_the_server_has_closed() -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serve_once, listener)
                     assert (await client.get("/")).text == "hello"
-    assert completed("CONNECT") == 3
+    assert connects() == 3
 
 
 async def test_a_response_that_is_cut_off() -> None:

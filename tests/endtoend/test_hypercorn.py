@@ -16,7 +16,7 @@ import trio
 import trio_uring
 
 from .apps import APPS, Watch, hypercorn
-from .support import LARGE, MIB, completed, digest, payload
+from .support import LARGE, MIB, accepts, connects, digest, payload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,15 +46,15 @@ async def test_a_request(app: Any) -> None:
         async with client.stream("GET", "/") as response:
             assert isinstance(socket_of(response), trio_uring.UringSocket)
             assert await response.aread() == b"hello"
-    assert completed("CONNECT") == 1
-    assert completed("ACCEPT") == 1
+    assert connects() == 1
+    assert accepts() == 1
 
 
 async def test_keep_alive_uses_one_connection(app: Any) -> None:
     async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
         peers = [tuple((await client.get("/peer")).json()) for _ in range(20)]
     assert len(set(peers)) == 1
-    assert completed("ACCEPT") == 1
+    assert accepts() == 1
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, LARGE])
@@ -181,7 +181,7 @@ async def test_the_server_under_a_client_of_the_standard_library(app: Any) -> No
         hello, large, digested = await trio.to_thread.run_sync(visit, where.hostname, where.port)
     assert (hello, digest(large)) == (b"hello", digest(payload(MIB)))
     assert digest(payload(MIB)).encode() in digested
-    assert completed("CONNECT") == 0
+    assert connects() == 0
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])

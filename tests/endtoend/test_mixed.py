@@ -20,7 +20,7 @@ from streams.support import checked_run
 import trio_uring
 
 from .apps import Watch, hypercorn, starlette_app
-from .support import LARGE, MIB, completed, digest, payload, stock_calls
+from .support import LARGE, MIB, accepts, completed, connects, digest, payload, stock_calls
 
 if TYPE_CHECKING:
     from .support import Certificates
@@ -73,7 +73,7 @@ def test_a_stock_server_and_clients_of_ours() -> None:
                 for number in range(20):
                     clients.start_soon(client, number)
             nursery.cancel_scope.cancel()
-        assert completed("CONNECT") == 20
+        assert connects() == 20
 
     with stock_calls() as calls:
         trio.run(main, instruments=[trio_uring.Enable()])
@@ -243,9 +243,10 @@ def test_libraries_on_each_of_them() -> None:
             async with hypercorn(starlette_app(Watch())) as url, httpx.AsyncClient(base_url=url) as client:
                 await one.send((await client.get("/bytes/1000")).content)
                 assert await other.receive() == payload(1000)
-        assert completed("ACCEPT") == 1
+        assert accepts() == 1
 
     pair = [trio.socket.from_stdlib_socket(sock) for sock in socket.socketpair()]
     with stock_calls() as calls:
         trio.run(main, *pair, instruments=[trio_uring.Enable()])
-    assert set(calls) == {"send", "recv"}
+    if trio_uring.backend_info().backend == "uring":  # else those of ours are trio's own, too
+        assert set(calls) == {"send", "recv"}

@@ -21,7 +21,7 @@ from trio_websocket import (
 
 import trio_uring
 
-from .support import LARGE, MIB, completed, payload
+from .support import LARGE, MIB, accepts, connects, payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -68,7 +68,7 @@ async def test_both_ends_are_ours() -> None:
         assert await websocket.get_message() == "hello"
         assert websocket.remote.port == port
     assert [type(stream) for stream in streams] == [trio_uring.SocketStream] * 2
-    assert (completed("ACCEPT"), completed("CONNECT")) == (1, 1)
+    assert (accepts(), connects()) == (1, 1)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -98,7 +98,7 @@ async def test_many_clients() -> None:
         for number in range(CLIENTS):
             nursery.start_soon(client, port, number)
     assert sorted(echoed) == list(range(CLIENTS))
-    assert completed("ACCEPT") == CLIENTS
+    assert accepts() == CLIENTS
 
 
 async def test_pings() -> None:

@@ -13,7 +13,7 @@ import trio
 import trio_uring
 
 from .apps import APPS, Watch, hypercorn
-from .support import LARGE, MIB, completed, payload
+from .support import LARGE, MIB, accepts, connects, payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -69,7 +69,7 @@ async def test_both_ends_are_ours() -> None:
         assert await websocket.recv() == "hello"
         streams.append(websocket.stream)
     assert [type(stream) for stream in streams] == [trio_uring.SocketStream] * 2
-    assert (completed("ACCEPT"), completed("CONNECT")) == (1, 1)
+    assert (accepts(), connects()) == (1, 1)
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
@@ -126,7 +126,7 @@ async def test_many_clients() -> None:
         for number in range(CLIENTS):
             nursery.start_soon(client, url, number)
     assert sorted(echoed) == list(range(CLIENTS))
-    assert completed("ACCEPT") == CLIENTS
+    assert accepts() == CLIENTS
 
 
 async def test_pings() -> None:

@@ -28,6 +28,7 @@ import trio
 import trio.testing
 from streams.support import checked_run, open_descriptors
 
+import trio_uring
 from trio_uring import Network, NetworkConfig, NetworkListener, NetworkStream, TrioNetwork, UringNetwork
 from trio_uring._driver import _current
 from trio_uring._observed import Audited, Metered
@@ -55,6 +56,7 @@ class Kind:
     name: str
     make: Make
     wrappers: tuple[Callable[[Network], Any], ...] = ()
+    enabled: bool = False  # in a run that trio_uring is enabled in
 
     @property
     def is_simulated(self) -> bool:
@@ -62,7 +64,7 @@ class Kind:
 
     @property
     def needs_ring(self) -> bool:
-        return self.make is UringNetwork
+        return self.make is UringNetwork or self.enabled
 
     def parameter(self) -> Any:
         return pytest.param(self, id=self.name, marks=() if self.needs_ring else pytest.mark.no_ring)
@@ -81,6 +83,7 @@ BASES = {"ring": UringNetwork, "trio": TrioNetwork, "simulated": simulated}
 KINDS = [Kind(name, make) for name, make in BASES.items()]
 KINDS += [Kind(f"metered {name}", make, (Metered,)) for name, make in BASES.items()]
 KINDS += [Kind(f"audited {name}", make, (Audited,)) for name, make in BASES.items()]
+KINDS += [Kind(f"enabled {name}", BASES[name], enabled=True) for name in ("trio", "simulated")]
 KINDS += [Kind("audited metered ring", UringNetwork, (Metered, Audited)), Kind("hostile simulated", hostile)]
 SIMULATED = [kind for kind in KINDS if kind.is_simulated]
 REAL = [kind for kind in KINDS if not kind.is_simulated]
@@ -177,9 +180,9 @@ def run_once(kind: Kind, test: Callable[..., Awaitable[None]], arguments: dict[s
     main = partial(_within_limit, world, test, arguments, limit)
     try:
         if kind.is_simulated:
-            run_deterministically(main, seed=SEED)
+            run_deterministically(main, seed=SEED, instruments=[trio_uring.Enable()] if kind.enabled else [])
         elif kind.needs_ring:
-            checked_run(main)
+            checked_run(main, run=trio_uring.run if kind.enabled else trio.run)
         else:
             before = open_descriptors()
             trio.run(main)

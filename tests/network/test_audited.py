@@ -6,9 +6,11 @@ Rules of this file: `reference` is the encoding as the module's docstring has it
 from __future__ import annotations
 
 import array
+import enum
 import errno
 import hashlib
 import logging
+import re
 import tracemalloc
 from typing import Any
 
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from trio_uring._observed import Audited, AuditedStream, Metered
 from trio_uring._simulated import SimulatedNetwork, run_deterministically
 from trio_uring._socket_networks import UringNetwork
-from trio_uring.audit import Audit, AuditEvent
+from trio_uring.audit import Audit, AuditEvent, _known_head
 
 from .fakes import Fake, every_call, without_ring
 
@@ -54,6 +56,44 @@ def reference(*events: tuple[str, str, str, list[Any], str]) -> str:
 def test_the_digest_of_nothing():
     assert Audit().digest() == hashlib.sha256().hexdigest()
     assert Audit().events == 0
+
+
+class Host(str, enum.Enum):
+    SERVER = "server"
+
+
+class Port(enum.IntEnum):
+    HTTP = 80
+
+
+ODD_ADDRESSES = [
+    (Host.SERVER, 80),
+    ("server", Port.HTTP),
+    ("server", 80.0),
+    ("server", True),
+    ("server", 1),
+    ("server", 80, 0),
+    ["server", 80],
+    object(),
+]
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize("address", ODD_ADDRESSES, ids=lambda address: re.sub(r" at 0x\w+", "", str(address)))
+def test_the_digest_does_not_depend_on_what_the_process_did_before(address):
+    def digest() -> str:
+        audit = Audit()
+        audit.attempt("dial", address)
+        return audit.digest()
+
+    digests = set()
+    for earlier in [None, ("server", 80), *ODD_ADDRESSES]:
+        _known_head.cache_clear()
+        Audit().attempt("dial", earlier)
+        digests.add(digest())
+    assert len(digests) == 1
+    if address in [(Host.SERVER, 80), ("server", Port.HTTP)] and isinstance(address[1], int):
+        assert digests == {reference(("attempt", "dial", "server 80", [], ""))}
 
 
 @without_ring

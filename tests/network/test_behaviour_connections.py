@@ -213,6 +213,7 @@ async def test_a_connect_timeout_of_0(world: World) -> None:
 @on(SIMULATED)
 async def test_connect_timeout_of_a_host_that_is_cut_off(world: World) -> None:
     network: Any = world.make(connect_timeout=3)
+    network.host("server")
     network.partition("127.0.0.1", "server")
     start = trio.current_time()
     await expect(trio.TooSlowError, network.dial, ("server", 80))

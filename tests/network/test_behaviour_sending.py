@@ -106,7 +106,9 @@ async def test_what_is_no_buffer_sends_nothing(world: World, bad: Any) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("one", ["text", b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), 7], ids=repr)
+@pytest.mark.parametrize(
+    "one", ["text", b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), 7], ids=lambda one: type(one).__name__
+)
 async def test_a_list_of_buffers_is_not_one_buffer(world: World, one: Any) -> None:
     async def send(stream: Any) -> None:
         await expect(TypeError, stream.send_all_vectored, one)

@@ -18,6 +18,7 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from long_cases import examples
 
 from trio_uring import BufferedReceiveStream, DelimiterNotFound, IncompleteReadError
 
@@ -319,4 +320,4 @@ class BufferedMachine(RuleBasedStateMachine):
 
 
 TestBufferedReceiveStream = BufferedMachine.TestCase
-TestBufferedReceiveStream.settings = settings(max_examples=500, stateful_step_count=40)
+TestBufferedReceiveStream.settings = settings(max_examples=examples(500), stateful_step_count=40)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from long_cases import examples
 
 from trio_uring._chunks import MERGE_BELOW, MERGED_MAX, ChunkQueue
 
@@ -124,7 +125,7 @@ class ChunkQueueMachine(RuleBasedStateMachine):
 
 
 TestChunkQueue = ChunkQueueMachine.TestCase
-TestChunkQueue.settings = settings(max_examples=300, stateful_step_count=40)
+TestChunkQueue.settings = settings(max_examples=examples(300), stateful_step_count=40)
 
 
 def test_a_whole_chunk_is_taken_without_a_copy() -> None:

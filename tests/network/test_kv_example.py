@@ -308,7 +308,7 @@ def test_the_program():
             with urllib.request.urlopen(metrics, timeout=SECONDS_MAX) as response:
                 text = response.read().decode()
             assert 'trio_uring_network_connections_total{direction="in"} 4.0' in text
-            assert "trio_uring_driver_wakeups_rescued_total 0.0" in text
+            assert "trio_uring_driver_short_writes_total 0.0" in text
             process.send_signal(signal.SIGTERM)
             assert process.communicate(timeout=SECONDS_MAX) == ("", "")
             assert process.returncode == 0

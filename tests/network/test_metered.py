@@ -379,6 +379,7 @@ async def test_timeouts_of_the_config_and_of_calls():
         with pytest.raises(trio.TooSlowError):
             with trio.fail_after(1):
                 await client.receive_some()
+        simulated.host("elsewhere")
         simulated.partition("127.0.0.1", "elsewhere")
         with pytest.raises(trio.TooSlowError):
             await network.dial(("elsewhere", 80))

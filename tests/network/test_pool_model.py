@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from long_cases import examples
 
 from trio_uring._pool import BufferPool
 
@@ -128,4 +129,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = no_ring(Model.TestCase)
-TestModel.settings = settings(max_examples=150, stateful_step_count=60)
+TestModel.settings = settings(max_examples=examples(150), stateful_step_count=60)

@@ -284,3 +284,138 @@ def test_a_reset_does_not_take_what_a_receive_has_in_its_hands():
         return taken
 
     assert True in [run_deterministically(main, seed, seed=seed) for seed in range(10)]
+
+
+# -- whom a fault hits
+
+
+@pytest.mark.parametrize("fault", ["partition", "heal", "reset", "refuse"])
+@simulated
+async def test_a_fault_that_would_hit_nothing_is_an_error(fault):
+    network = SimulatedNetwork()
+    await network.bind(("server", 80))
+    wrong: list[Any] = [("server", "typo"), ("typo", ["server"]), ("server", [])]
+    if fault == "refuse":
+        wrong = [[("typo", 80)]]
+    for arguments in wrong:
+        with pytest.raises(ValueError, match=r"It knows 127\.0\.0\.1, server"):
+            getattr(network, fault)(*arguments)
+    await network.dial(("server", 80))  # and nothing was hit
+
+
+@pytest.mark.parametrize("known_by", ["host", "bind", "dial", "view"])
+@simulated
+async def test_a_host_is_known_once_somebody_names_it(known_by):
+    network = SimulatedNetwork()
+    if known_by == "host":
+        network.host("server")
+    elif known_by == "bind":
+        await network.bind(("server", 80))
+    elif known_by == "view":
+        await network.host("server").bind(("0.0.0.0", 80))
+    else:
+        with pytest.raises(ConnectionRefusedError):
+            await network.dial(("server", 80))
+    network.partition("127.0.0.1", "server")
+    with trio.move_on_after(1) as scope:
+        await network.dial(("server", 80))
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("bound_by", ["network", "view"])
+@pytest.mark.parametrize("when", ["before the dial", "after it"])
+@simulated
+async def test_the_wildcard_that_a_listener_says_is_every_host(bound_by, when):
+    network: Any = SimulatedNetwork(config=NetworkConfig(connect_timeout=1), **WHOLE)
+    binder = network if bound_by == "network" else network.host("server")
+    listener = await binder.bind(("0.0.0.0", 80))
+    assert listener.local_address == ("0.0.0.0", 80)
+    client, other = network.host("client"), network.host("other")
+    if when == "before the dial":
+        network.partition(listener.local_address[0], "client")
+        with pytest.raises(trio.TooSlowError):
+            await client.dial(("server", 80))
+        network.heal("client", listener.local_address[0])
+        await client.dial(("server", 80))
+    else:
+        dialled = await client.dial(("server", 80))
+        accepted = await listener.accept()
+        network.partition(listener.local_address[0], "client")
+        await dialled.send_all(b"x")
+        with pytest.raises(trio.TooSlowError):
+            await accepted.receive_some(timeout=1)
+        network.heal("::", "client")
+        assert await accepted.receive_some() == b"x"
+    network.partition("", "client")
+    await other.dial(("server", 80))
+    await client.bind(("client", 81))
+    await client.dial(("localhost", 81))  # nobody is cut off from himself
+    network.reset("0.0.0.0", "client")
+    if when == "after it":
+        with broken_by(errno.ECONNRESET):
+            await accepted.receive_some()
+
+
+@simulated
+async def test_a_partition_in_one_direction():
+    network = SimulatedNetwork(latency=1.0, **WHOLE)
+    first, second = await pair_of(network)
+    network.partition("a", "b", one_way=True)
+    start = elapsed()
+    await first.send_all(b"lost in the dark")
+    await second.send_all(b"arrives")
+    assert await first.receive_some() == b"arrives"
+    assert elapsed() == start + 1
+    with pytest.raises(trio.TooSlowError):
+        await second.receive_some(timeout=9)
+    network.heal("b", "a", one_way=True)  # the other direction: nothing is stopped there
+    with pytest.raises(trio.TooSlowError):
+        await second.receive_some(timeout=10)
+    network.heal("a", "b", one_way=True)
+    assert await second.receive_some() == b"lost in the dark"
+    assert elapsed() == start + 21
+
+
+@pytest.mark.parametrize("direction", [("a", "b"), ("b", "a")])
+@simulated
+async def test_a_dial_has_to_get_there_and_back(direction):
+    network = SimulatedNetwork(latency=1.0)
+    await network.bind(("b", 80))
+    network.host("a")
+    network.partition(*direction, one_way=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(after, 5, network.heal, "a", "b")
+        await network.host("a").dial(("b", 80))
+        assert elapsed() == 7
+
+
+@simulated
+async def test_ends_and_resets_are_stopped_in_their_own_direction():
+    network = SimulatedNetwork(latency=1.0, config=NetworkConfig(so_linger=0))
+    first, second = await pair_of(network)
+    network.partition(["a"], {"b"}, one_way=True)
+    await second.send_eof()
+    assert await first.receive_some() == b""
+    await first.aclose()
+    with trio.move_on_after(10) as scope:
+        await second.receive_some()
+    assert scope.cancelled_caught
+    start = elapsed()
+    network.heal("a", "b")
+    with broken_by(errno.ECONNRESET):
+        await second.receive_some()
+    assert elapsed() == start + 1
+
+
+def test_a_partition_may_be_made_before_the_run():
+    network = SimulatedNetwork()
+    network.host("server")
+    network.partition("127.0.0.1", "server", one_way=True)
+
+    async def main() -> None:
+        await network.bind(("server", 80))
+        with trio.move_on_after(1) as scope:
+            await network.dial(("server", 80))
+        assert scope.cancelled_caught
+
+    run_deterministically(main)

@@ -299,7 +299,7 @@ NOT_BUFFERS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("bad", NOT_LISTS + NOT_BUFFERS, ids=repr)
+@pytest.mark.parametrize("bad", NOT_LISTS + NOT_BUFFERS, ids=lambda bad: type(bad).__name__)
 async def test_type_errors_come_before_the_first_byte(bad: Any) -> None:
     for make in (unix_streams, trio_pair):
         stream, other = make()

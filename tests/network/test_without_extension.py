@@ -43,24 +43,40 @@ def test_a_simulated_program() -> None:
     run(SCENARIO + "\n    run_deterministically(scenario, SimulatedNetwork(3, latency=0.1))")
 
 
+STREAMS = """
+    import errno, os, socket, trio, trio_uring
+
+    async def main():
+        for make in (socket.socketpair, trio.socket.socketpair):
+            left, right = map(trio_uring.SocketStream, make())
+            async with left, right:
+                await left.send_all([b"with", b"out C"])
+                assert await right.receive_exactly(9) == b"without C"
+        read, write = os.pipe()
+        async with trio_uring.ReceiveStream(read) as source, trio_uring.SendStream(write) as sink:
+            await sink.send_all(b"a pipe")
+            assert await source.receive_some() == b"a pipe"
+        assert trio_uring.backend_info().backend == "readiness"
+"""
+
+
+@pytest.mark.parametrize("how", ["trio.run(main)", "trio_uring.run(main)"])
+def test_streams_wait_by_readiness(how: str) -> None:
+    run(STREAMS + f"\n    {how}")
+
+
 def test_the_ring_says_why() -> None:
     run(
         """
-        import errno, socket, trio, trio_uring
+        import errno, trio, trio_uring
 
-        async def main():
-            ours, theirs = socket.socketpair()
-            with theirs:
-                stream = trio_uring.SocketStream(ours)
-                try:
-                    await stream.send_all(b"x")
-                except trio_uring.RingUnavailableError as exc:
-                    assert exc.errno == errno.ENOSYS
-                    assert "without its C extension" in exc.strerror and "TrioNetwork" in exc.strerror, exc
-                else:
-                    raise AssertionError
-                await stream.aclose()
-
-        trio.run(main)
+        assert "without its C extension" in trio_uring.backend_info().reason
+        try:
+            trio_uring.run(trio.sleep, 0, backend="uring")
+        except trio_uring.RingUnavailableError as exc:
+            assert exc.errno == errno.ENOSYS
+            assert "without its C extension" in exc.strerror, exc
+        else:
+            raise AssertionError
         """
     )

@@ -9,6 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 from streams.support import closing, fifo_descriptors, tcp_sockets, unix_sockets
 
@@ -16,6 +17,15 @@ import trio_uring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+pumps_only = pytest.mark.uring_only("where nothing completes by itself, a copy is a loop")
+
+
+def pipes_open() -> int:
+    """Those that copies have, or keep to use them again. Loops have none."""
+    driver = trio_uring._driver.current_driver()
+    return driver.pipes.count if driver.pumps else 0  # type: ignore[union-attr]
+
 
 BOUND = 2**18  # bytes that a copy may hold
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_cases import examples
 from streams.support import TINY, passes, pattern, tcp_sockets, unix_sockets
 
 import trio_uring
@@ -31,7 +32,7 @@ faults = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     seed=st.integers(0, 2**32),
     short=st.sampled_from([0.0, 0.5, 1.0]),

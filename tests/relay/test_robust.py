@@ -1,11 +1,11 @@
 """The driver fails, the run ends or crashes, the process forks, Ctrl-C comes: with copies under way.
 
-Rules of this file: as of tests/robustness: each in a process of its own, which checks that nothing is left; the watchdog is
-off where its tick would wake a trio that nobody else wakes.
+Rules of this file: as of tests/robustness: each in a process of its own, which checks that nothing is left.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from robustness.child import driver, expect_log, in_child, no_watchdog, use_ring
+from robustness.child import EVERY_FLAGS, driver, expect_log, in_child, use_ring
 from robustness.test_driver_failure import FaultyRing, drain_fails
 from robustness.test_processes import run_by_hand
 from streams.support import clog, pattern
@@ -24,9 +24,7 @@ import trio_uring
 from trio_uring import _ring
 from trio_uring._op import Opcode
 
-from .support import Line
-
-FLAGS = ("coop", "defer", "plain")
+from .support import Line, pumps_only
 
 
 async def close(*lines: Line) -> None:
@@ -60,11 +58,11 @@ async def fill(lines: list[Line]) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-@pytest.mark.parametrize("flags", FLAGS)
+@pumps_only
+@pytest.mark.parametrize("flags", EVERY_FLAGS)
 @in_child(hang_seconds=10)
 def test_a_failed_driver_ends_every_copy(flags: str) -> None:
     async def main() -> None:
-        no_watchdog()
         lines = three()
         with tempfile.TemporaryFile() as file:
             file.write(bytes(3_000_000))
@@ -100,13 +98,13 @@ class Refusing(_ring.UringRing):
         return super().submit(op)
 
 
+@pumps_only
 @pytest.mark.parametrize("opcode", ["SEND", "RECV", "POLL_ADD"])
 @in_child(hang_seconds=10)
 def test_an_operation_that_is_refused_ends_its_copy_only(opcode: str) -> None:
     """In the flush of a pass, and in that of a reap."""
 
     async def main() -> None:
-        no_watchdog()
         other, ends = Line("unix"), Line("unix")
         ring: Any = driver().ring
         async with trio.open_nursery() as nursery:
@@ -131,7 +129,7 @@ def test_an_operation_that_is_refused_ends_its_copy_only(opcode: str) -> None:
     trio.run(main)
 
 
-@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("flags", EVERY_FLAGS)
 @in_child(hang_seconds=20)
 def test_the_run_ends_with_copies_in_system_tasks(flags: str) -> None:
     lines: list[Line] = []
@@ -172,10 +170,12 @@ def test_a_run_that_crashes_leaves_nothing_of_its_copies() -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(trio.TrioInternalError):
             trio.run(main)
+    gc.collect()  # a loop ends with its coroutine, which nobody has any more
     trio.run(next_run, lines)
     os._exit(0)
 
 
+@pumps_only
 @in_child(hang_seconds=20)
 def test_a_run_that_crashes_in_the_pass_in_which_copies_begin() -> None:
     lines: list[Line] = []
@@ -212,9 +212,12 @@ async def next_run(lines: list[Line]) -> None:
     await close(*lines)
 
 
+@pumps_only
 @in_child(hang_seconds=20)
 async def test_a_forked_child_is_refused() -> None:
-    lines = three()
+    """What the parent has used is the parent's."""
+    lines, parents = three(), driver()
+    await lines[0].sink.send_all(b"x")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio_uring.copy_stream, lines[2].source, lines[2].sink)
         await fill(lines)
@@ -223,7 +226,9 @@ async def test_a_forked_child_is_refused() -> None:
             try:
                 with pytest.raises(RuntimeError, match="forked"):
                     run_by_hand(trio_uring.copy_stream(lines[0].source, lines[0].sink))
-                assert driver().pipes._idle == []
+                assert not lines[0].source._receiving
+                assert not lines[0].sink._sending
+                assert parents.pipes._idle == []
             except BaseException:
                 os._exit(1)
             os._exit(0)

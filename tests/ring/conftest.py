@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_uring._poll_ring import PollRing
 from trio_uring._ring import UringRing
 from trio_uring.testing import FakeRing
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 class World:
     """A ring and descriptors for it."""
 
-    def __init__(self, ring: UringRing | PollRing | FakeRing) -> None:
+    def __init__(self, ring: UringRing | FakeRing) -> None:
         self.ring = ring
         self.sockets: list[socket.socket] = []
 
@@ -47,7 +46,7 @@ class World:
             self.ring.drain(done)
             if all(not op.state.in_kernel for op in awaited):
                 return done
-            self.ring.wait(1.0)
+            self.ring.turn(1.0, done)
         raise AssertionError(f"not done: {awaited}")
 
     def close(self) -> None:
@@ -59,15 +58,12 @@ class World:
             sock.close()
 
 
-RINGS: dict[str, Callable[[], UringRing | PollRing | FakeRing]] = {
-    "uring-coop": UringRing,
-    "uring-defer": functools.partial(UringRing, "defer"),
+RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
+    "uring-coop": functools.partial(UringRing, "coop"),
+    "uring-defer": UringRing,
     "uring-plain": functools.partial(UringRing, "plain"),
     "uring-tiny": functools.partial(UringRing, "coop", 16, 16),
     "uring-without-buffers": functools.partial(UringRing, provide_buffers=False),
-    "epoll": PollRing,
-    "epoll-tiny": functools.partial(PollRing, 16),
-    "epoll-without-buffers": functools.partial(PollRing, provide_buffers=False),
     "fake": FakeRing,
     "fake-slow": functools.partial(FakeRing, 1, slow=0.5, short=0.2, refuse=0.2),
 }

@@ -16,13 +16,12 @@ import functools
 import gc
 import importlib
 import inspect
-import json
 import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -32,21 +31,26 @@ from typing import Any
 import trio
 
 import trio_uring
-from trio_uring import _driver, _poll_ring, _ring
+from trio_uring import _driver, _ring
 from trio_uring._backend import BackendInfo
 from trio_uring._op import Operation
 
+from .forks import Child, Server
 
-def _on_epoll() -> bool:
+
+def _by_readiness() -> bool:
     try:
-        return trio_uring.backend_info().backend == "epoll"
+        return trio_uring.backend_info().backend == "readiness"
     except trio_uring.RingUnavailableError:  # nothing runs here
         return False
 
 
-ON_EPOLL = _on_epoll()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
-FLAGS = ("epoll",) if ON_EPOLL else ("coop", "defer", "plain")
-BackendRing: Any = _poll_ring.PollRing if ON_EPOLL else _ring.UringRing
+BY_READINESS = _by_readiness()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
+# A ladder of setup flags, and the way to wait: the ring is trio's loop, or a task waits for it. For `use_ring`.
+EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", "coop", "plain", "task coop", "task plain")
+FLAGS = ("readiness",) if BY_READINESS else ("defer", "coop", "task coop")  # those that differ most
+OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
+BackendRing: Any = _ring.UringRing
 HANG_SECONDS = 45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
 
 
@@ -64,26 +68,35 @@ def in_child(expect: int = 0, hang_seconds: float = HANG_SECONDS) -> Callable[[C
     return decorate
 
 
+_server: Server | None = None
+
+
 def _run(scenario: Callable[..., Any], arguments: dict[str, Any], expect: int, hang_seconds: float) -> None:
-    module = scenario.__module__
-    root = Path(inspect.getfile(scenario)).parents[module.count(".")]
-    code = f"import sys; sys.path[0] = {str(root)!r}; from {__name__} import main; main()"
-    command = [sys.executable, "-W", "error", "-c", code, module, scenario.__name__, json.dumps(arguments)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    global _server
+    if _server is None:
+        _server = Server()
     hung = ""
-    try:
-        output, _ = child.communicate(timeout=hang_seconds)
-    except subprocess.TimeoutExpired:
-        hung = f"hung for {hang_seconds} s\n{_rings_of(child.pid)}"
-        child.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+    with tempfile.TemporaryFile() as output:
+        child = _server.start(scenario.__module__, scenario.__name__, arguments, output)
         try:
-            output, _ = child.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # the child's own session: itself and its peers
-            output, _ = child.communicate()
-    print(output)
-    if hung or child.returncode != expect:
-        raise AssertionError(f"{scenario.__name__}({arguments}): {hung or f'exit code {child.returncode}'}\n{output}")
+            status = child.wait(hang_seconds)
+        except TimeoutError:
+            hung = f"hung for {hang_seconds} s\n{_rings_of(child.pid)}"
+            status = _end(child)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    print(said)
+    if hung or status != expect:
+        raise AssertionError(f"{scenario.__name__}({arguments}): {hung or f'exit code {status}'}\n{said}")
+
+
+def _end(child: Child) -> int:
+    os.kill(child.pid, signal.SIGABRT)  # faulthandler prints the stacks
+    try:
+        return child.wait(5)
+    except TimeoutError:
+        os.killpg(child.pid, signal.SIGKILL)  # the child's own session: itself and its peers
+        return child.wait(60)
 
 
 def _rings_of(pid: int) -> str:
@@ -101,16 +114,15 @@ def _rings_of(pid: int) -> str:
 # ---- in the child
 
 
-def main() -> None:
+def run_scenario(module: str, name: str, arguments: dict[str, Any]) -> None:
     faulthandler.enable()
     faulthandler.dump_traceback_later(60, exit=True)
-    module, name, arguments = sys.argv[1:]
     scenario = getattr(importlib.import_module(module), name).scenario
     watch = Watch()
     if inspect.iscoroutinefunction(scenario):
-        trio.run(functools.partial(scenario, **json.loads(arguments)))
+        trio.run(functools.partial(scenario, **arguments))
     else:
-        scenario(**json.loads(arguments))
+        scenario(**arguments)
     watch.check()
 
 
@@ -206,34 +218,26 @@ def rss() -> int:
 
 # ---- the package's insides, for what cannot be reached from outside; the only place that knows their names
 
-_Driver = _driver.Driver
-
 
 def open_rings() -> list[Any]:
     """The rings of this process that are open, or leaked."""
-    return [*_ring._open_rings, *_poll_ring._open_rings]
+    return list(_ring._open_rings)
 
 
-def use_ring(ring: Callable[..., Any] = BackendRing, **options: Any) -> None:
-    """Drivers that are made from now on open their rings so. On epoll there are no flags and no completion queue."""
-    if ON_EPOLL:
-        options = {name: value for name, value in options.items() if name not in ("flags", "cq_entries")}
+def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options: Any) -> None:
+    """Drivers that are made from now on open their rings so. `flags`: one of EVERY_FLAGS. By readiness, there are none."""
+    if BY_READINESS:
+        return
+    ladder = flags.removeprefix("task ")
+    if ladder:
+        options["flags"] = ladder
+        os.environ[_driver.VARIABLE] = "task" if flags != ladder else "auto"
 
-    def open_ring(_: str | None) -> tuple[Any, BackendInfo]:
-        opened = ring(**options)
+    def open_ring(_: str | None, ladder: str) -> tuple[Any, BackendInfo]:
+        opened = ring(**{"flags": ladder, **options})
         return opened, BackendInfo(opened.info.backend, "a test", "auto", opened.info.setup_flags)
 
     _driver.open_ring = open_ring
-
-
-def set_watchdog(seconds: float) -> None:
-    """For drivers that are made from now on."""
-    _driver.Driver = functools.partial(_Driver, watchdog_seconds=seconds)  # type: ignore[misc]
-
-
-def no_watchdog() -> None:
-    """Its tick is a wake-up, and would cover the loss of another."""
-    set_watchdog(3600)
 
 
 def driver() -> Any:
@@ -241,9 +245,18 @@ def driver() -> Any:
 
 
 def remove_hooks() -> bool:
-    """Removes the driver's instrument from this run. False: it was not there."""
+    """Removes the instrument of the task that waits for the ring. False: it was not there."""
     try:
-        trio.lowlevel.remove_instrument(driver()._hooks)
+        trio.lowlevel.remove_instrument(driver().task_way)
     except KeyError:
         return False
     return True
+
+
+class Passes(trio.abc.Instrument):
+    """Counts trio's passes: what must not spin, or must come within so many of them, is counted in these."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1

@@ -1,4 +1,4 @@
-"""A seccomp filter that answers one system call with an errno, as containers do. For the calling thread, and for good.
+"""Seccomp filters that do to one system call what sandboxes do. For the calling thread, for good.
 
 Rules of this file: ctypes and prctl only; x86-64 and aarch64 have the same numbers for io_uring.
 """
@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
+_ON_ARM = platform.machine() == "aarch64"
+CLONE, WAIT4, SWAPON = (220, 260, 224) if _ON_ARM else (56, 61, 167)
+_SECCOMP = 277 if _ON_ARM else 317
+
+# What a filter answers.
+KILL_PROCESS, KILL_THREAD, TRAP = 0x80000000, 0x00000000, 0x00030000
+_ERRNO, _ASK, _ALLOW = 0x00050000, 0x7FC00000, 0x7FFF0000
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
+_SET_FILTER, _NEW_LISTENER = 1, 8
 _LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_RET_ERRNO, _RET_ALLOW = 0x00050000, 0x7FFF0000
 
 
 class _Instruction(ctypes.Structure):
@@ -25,19 +33,36 @@ class _Program(ctypes.Structure):
 
 def deny(system_call: int, code: int) -> None:
     """From now on `system_call` fails with errno `code`."""
+    answer(system_call, _ERRNO | code)
+
+
+def answer(system_call: int, action: int) -> None:
+    """From now on the filter does that for `system_call`: KILL_PROCESS, KILL_THREAD or TRAP."""
+    program = _program(system_call, action)
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _call("prctl", _PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program), 0, 0)
+
+
+def ask_nobody(system_call: int) -> int:
+    """From now on `system_call` waits for an answer of who has the descriptor that this returns."""
+    program = _program(system_call, _ASK)
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return _call("syscall", _SECCOMP, _SET_FILTER, _NEW_LISTENER, ctypes.addressof(program))
+
+
+def _program(system_call: int, action: int) -> _Program:
     instructions = (_Instruction * 4)(
         _Instruction(_LOAD_WORD, 0, 0, 0),  # the number of the call
         _Instruction(_JUMP_IF_EQUAL, 0, 1, system_call),
-        _Instruction(_RETURN, 0, 0, _RET_ERRNO | code),
-        _Instruction(_RETURN, 0, 0, _RET_ALLOW),
+        _Instruction(_RETURN, 0, 0, action),
+        _Instruction(_RETURN, 0, 0, _ALLOW),
     )
-    program = _Program(len(instructions), instructions)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program))
+    return _Program(len(instructions), instructions)
 
 
-def _prctl(option: int, first: int, second: int = 0) -> None:
+def _call(function: str, first: int, *arguments: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    arguments = [ctypes.c_ulong(value) for value in (first, second, 0, 0)]
-    if libc.prctl(ctypes.c_int(option), *arguments):
+    result: int = getattr(libc, function)(ctypes.c_int(first), *map(ctypes.c_ulong, arguments))
+    if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

@@ -22,16 +22,25 @@ import trio.testing
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
+from trio_uring._op import Opcode
 
 from .child import FLAGS, in_child, open_fds, pair, use_ring
 
+SENDS = (Opcode.SEND, Opcode.SENDMSG)  # which never wait: a poll does, after one that found no room
+
 
 async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:
-    """Runs `operation` to where it waits for the kernel, and if wanted until its operation is submitted."""
+    """Runs `operation` to where it waits for the kernel, and if wanted until its operation is submitted and not done."""
     message = operation.send(None)
-    while not isinstance(message, WaitTaskRescheduled):
-        await trio.lowlevel.checkpoint()  # so does an operation that was done at once, before it goes on
-        message = operation.send(outcome.Value(None))
+    while True:
+        result = None
+        if not isinstance(message, WaitTaskRescheduled):
+            await trio.lowlevel.checkpoint()  # so does an operation that was done at once, before it goes on
+        elif submitted and message.abort_func.__self__.opcode in SENDS:  # type: ignore[attr-defined]
+            result = await trio.lowlevel.wait_task_rescheduled(message.abort_func)
+        else:
+            break
+        message = operation.send(outcome.Value(result))
     while submitted and trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
     assert not submitted or trio_uring.current_statistics().in_flight

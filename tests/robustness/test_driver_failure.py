@@ -1,7 +1,6 @@
 """The driver fails: everyone who waits is told at once, nothing spins, nothing hangs, and nothing leaks in silence.
 
-Rules of this file: the watchdog is set to an hour, because its tick would wake a trio that nobody else wakes. No spinning is
-shown by counting trio's passes while a timer of another kind runs, never by a clock.
+Rules of this file: no spinning is shown by counting trio's passes while a timer of another kind runs, never by a clock.
 """
 
 from __future__ import annotations
@@ -21,20 +20,13 @@ import trio.testing
 import trio_uring
 from trio_uring._errors import RingBrokenError
 
-from .child import FLAGS, BackendRing, driver, expect_log, in_child, no_watchdog, open_rings, pair, use_ring
+from .child import FLAGS, BackendRing, Passes, driver, expect_log, in_child, open_rings, pair, use_ring
 from .seccomp import IO_URING_ENTER, deny
+
+pytestmark = pytest.mark.uring_only("by readiness, there is no driver that could fail")
 
 BLOCKED = 20
 LEAK = "trio_uring leaked a ring"
-
-
-class Passes(trio.abc.Instrument):
-    """Counts trio's passes."""
-
-    count = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.count += 1
 
 
 async def expect_broken(operation: Any, *arguments: Any) -> None:
@@ -44,7 +36,6 @@ async def expect_broken(operation: Any, *arguments: Any) -> None:
 
 async def break_under_blocked_tasks(break_it: Any) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
     """Tasks blocked in receives and sends; `break_it`, one more operation, and all of them must wake."""
-    no_watchdog()
     pairs = [pair() for _ in range(BLOCKED)]
     async with trio.open_nursery() as nursery:
         for index, (stream, _) in enumerate(pairs):
@@ -90,7 +81,6 @@ def some_time() -> None:
     select.select([], [], [], 0.2)
 
 
-@pytest.mark.uring_only("there is no system call of the ring's own to forbid")
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child(hang_seconds=10)
 def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
@@ -104,16 +94,23 @@ def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
 
 
 class FaultyRing(BackendRing):
-    """Its drain fails while `faults` lasts."""
+    """Whatever takes its completions fails while `faults` lasts."""
 
     faults = 0
     error: BaseException = ZeroDivisionError("injected")
 
-    def drain(self, *done: Any) -> Any:
+    def _fail(self) -> None:
         if self.faults:
             self.faults -= 1
             raise self.error
-        return super().drain(*done)
+
+    def drain(self, *arguments: Any) -> Any:
+        self._fail()
+        return super().drain(*arguments)
+
+    def turn(self, *arguments: Any) -> Any:
+        self._fail()
+        return super().turn(*arguments)
 
 
 def drain_fails(times: int) -> None:
@@ -144,7 +141,10 @@ class SilentRing(BackendRing):
     silent = False
 
     def drain(self, *done: Any) -> Any:
-        return [] if self.silent else super().drain(*done)
+        return False if self.silent else super().drain(*done)
+
+    def turn(self, timeout: float, done: Any) -> Any:
+        return False if self.silent else super().turn(timeout, done)
 
 
 @in_child(hang_seconds=10)
@@ -172,7 +172,6 @@ def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
 @in_child(hang_seconds=10)
 async def test_an_operation_that_cannot_be_submitted_fails_alone() -> None:
     """Its error is its own task's, at once: nothing else wakes trio here. Another task's operation goes on."""
-    no_watchdog()
     stream, peer = pair()
     other, other_peer = pair()
     async with trio.open_nursery() as nursery:

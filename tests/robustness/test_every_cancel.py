@@ -17,7 +17,7 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, in_child, no_watchdog, stream_pair, use_ring
+from .child import FLAGS, in_child, stream_pair, use_ring
 from .peer import HOST
 
 MOMENTS = ("queued", "in flight")
@@ -63,7 +63,6 @@ def ends(kind: str) -> Any:
 @in_child()
 async def test_receives(flags: str, kind: str) -> None:
     use_ring(flags=flags)
-    no_watchdog()
     sender, receiver = ends(kind)
     into = bytearray(100)
     for number in range(20):
@@ -86,7 +85,6 @@ async def test_receives(flags: str, kind: str) -> None:
 async def test_sends(flags: str, kind: str, many: bool) -> None:
     """What `bytes_sent` says after the cancel is what the other end gets, to the byte."""
     use_ring(flags=flags)
-    no_watchdog()
     sender, receiver = ends(kind)
     for moment in MOMENTS * 3:
         data = os.urandom(2**21)

@@ -1,7 +1,7 @@
 """Every kind of trio.run: one after another, in threads at once, as a guest, under MockClock, and at its very end.
 
-Rules of this file: the watchdog is set to an hour wherever a wake-up could be lost, because its tick would cover the loss: a
-lost wake-up is a hang. trio's own random order of tasks is seeded, and the seed is an argument of the test.
+Rules of this file: a lost wake-up is a hang, and the child's. trio's own random order of tasks is seeded, and the seed is an
+argument of the test.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import queue
 import random
 import socket
 import threading
+import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, Watch, driver, in_child, no_watchdog, pair, remove_hooks, set_watchdog, use_ring
+from .child import BY_READINESS, FLAGS, OF_TASK, Passes, Watch, driver, in_child, pair, remove_hooks, use_ring
 from .peer import echo_peer
 
 MESSAGES = 300
@@ -38,7 +40,6 @@ async def chat(messages: int) -> None:
 
 
 async def chats() -> trio_uring.Statistics:
-    no_watchdog()
     async with trio.open_nursery() as nursery:
         for _ in range(4):
             nursery.start_soon(chat, MESSAGES)
@@ -122,7 +123,7 @@ def test_a_stream_goes_on_in_the_next_run() -> None:
     peer.close()
 
 
-@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("flags", OF_TASK)
 @in_child()
 def test_as_the_guest_of_another_loop(flags: str) -> None:
     """The host sleeps in queue.get, not in the kernel's ring; trio's epoll is in a worker thread."""
@@ -140,6 +141,66 @@ def test_as_the_guest_of_another_loop(flags: str) -> None:
     trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append)
     while not outcomes:
         todo.get()()
+    outcomes[0].unwrap()
+
+
+@in_child()
+def test_a_guest_run_never_has_the_ring_for_its_loop() -> None:
+    """trio waits in another thread there, and that thread may not enter the ring."""
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outcomes: list[Any] = []
+
+    async def guest() -> None:
+        await chat(10)
+        statistics = trio_uring.current_statistics()
+        assert "DEFER_TASKRUN" not in statistics.setup_flags
+        assert BY_READINESS or driver().task_way is not None
+
+    trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append)
+    while not outcomes:
+        todo.get()()
+    outcomes[0].unwrap()
+
+
+@pytest.mark.parametrize("what", ["receive", "send", "wait"])
+@pytest.mark.parametrize("flags", OF_TASK)
+@in_child(hang_seconds=15)
+def test_a_hosts_cancel_is_seen_at_once(flags: str, what: str) -> None:
+    """The host cancels while trio waits in its thread, with nothing that would wake it: one that is not seen hangs."""
+    use_ring(flags=flags)
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outcomes: list[Any] = []
+    scopes: list[trio.CancelScope] = []
+    passes = Passes()
+
+    async def guest() -> None:
+        stream, peer = pair()
+        calls = {
+            "receive": stream.receive_some,
+            "send": partial(stream.send_all, bytes(2**24)),
+            "wait": stream.wait_send_all_might_not_block,
+        }
+        if what == "wait":
+            with trio.move_on_after(0):
+                await calls["send"]()
+        for _ in range(20):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(calls[what])
+                    await trio.testing.wait_all_tasks_blocked()
+                    scopes.append(scope)
+                    passes.count = 0
+                    await trio.sleep_forever()
+            assert passes.count < 10
+        await stream.aclose()
+        peer.close()
+
+    trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append, instruments=[passes])
+    while not outcomes:
+        if scopes and todo.empty():  # trio waits in its thread, or is about to
+            scopes.pop().cancel()
+        else:
+            todo.get()()
     outcomes[0].unwrap()
 
 
@@ -207,15 +268,14 @@ async def under_load(remover: RemoveHooks) -> None:
     assert trio_uring.current_statistics().in_flight == 0
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("moment", ["queued", "nothing queued", "in flight", "idle"])
+@pytest.mark.uring_only("by readiness, there is nothing to remove")
+@pytest.mark.parametrize("flags", ["task coop", "task plain"])
+@pytest.mark.parametrize("moment", ["nothing queued", "in flight", "idle"])
 @in_child(hang_seconds=15)
 async def test_the_instrument_is_removed_in_the_middle_of_load(moment: str, flags: str) -> None:
-    """What would be flushed or reaped next waits for an operation or for the watchdog; not for ever."""
+    """The task alone is enough to reap, and the next operation brings the instrument back."""
     use_ring(flags=flags)
-    set_watchdog(0.01)
     when = {
-        "queued": lambda driver: driver.queue,
         "nothing queued": lambda driver: not driver.queue,
         "in flight": lambda driver: driver.ring.table and not driver.queue,
         "idle": lambda driver: not driver.queue and len(driver.ring.table) == 1,
@@ -223,6 +283,27 @@ async def test_the_instrument_is_removed_in_the_middle_of_load(moment: str, flag
     remover = RemoveHooks(lambda driver: remover.removed < 20 and when(driver))
     await under_load(remover)
     assert 0 < remover.removed <= 20  # the moment does not come at will
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
+    """Two seconds in the step of a task after which the run is over: nothing is raised, and the ring is closed."""
+    use_ring(flags=flags)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        stream = trio_uring.SocketStream(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            nursery.start_soon(stream.send_all, bytes(2**22))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await stream.aclose()
+        time.sleep(2)  # noqa: ASYNC251
+
+    trio.run(main)
+    theirs.close()
 
 
 async def farewell(stream: trio_uring.SocketStream, peer: socket.socket, heard: list[bytes], talks: bool) -> None:
@@ -255,7 +336,6 @@ def test_system_tasks_use_streams_while_the_run_ends(flags: str, talks: bool) ->
     heard: list[bytes] = []
 
     async def main() -> None:
-        no_watchdog()
         for _ in range(3):
             trio.lowlevel.spawn_system_task(last_words, *pair(), heard, talks)
         await trio.testing.wait_all_tasks_blocked()
@@ -286,7 +366,6 @@ def test_async_generators_use_streams_while_they_are_finalised(flags: str, talks
     kept = []  # alive at the end of the run: trio finalises them
 
     async def main() -> None:
-        no_watchdog()
         for _ in range(5):
             stream, peer = pair()
             peer.send(b"first")
@@ -315,7 +394,6 @@ def test_a_server_in_a_system_task_ends_with_the_run() -> None:
         await trio_uring.serve_tcp(echo, 0, host="127.0.0.1", task_status=task_status)
 
     async def main() -> None:
-        no_watchdog()
         started = trio.Event()
         ports: list[int] = []
 

@@ -154,7 +154,8 @@ def test_sockets_only() -> None:
     async def main() -> None:
         await check_sockets(trio_uring.UringSocket)
         await check_streams(trio.SocketStream, trio.SocketListener)
-        assert count_of("SEND").completed >= 2
+        if trio_uring.backend_info().backend == "uring":  # else the methods are trio's own
+            assert count_of("SEND").completed >= 2
 
     trio.run(main, instruments=[trio_uring.Enable(streams=False)])
 

@@ -18,6 +18,7 @@ import trio
 
 import trio_uring
 from trio_uring import ReceiveStream, SendStream, SocketListener, SocketStream
+from trio_uring._endpoint import Endpoint
 
 from .support import clog, closing, drain, pipe_streams, tcp_sockets, unix_sockets, until_blocked
 
@@ -113,6 +114,45 @@ async def test_tcp_options() -> None:
         assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 4) == b"\1\0\0\0"
         with pytest.raises(OSError, match="Protocol not available"):
             stream.getsockopt(socket.IPPROTO_TCP, 9999)
+
+
+LOWAT = 2**20  # TCP_NOTSENT_LOWAT of our streams
+
+
+def options_of(sock: Any) -> tuple[int, int]:
+    return tuple(sock.getsockopt(socket.IPPROTO_TCP, name) for name in (socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT))
+
+
+async def test_tcp_options_are_inherited_from_the_listener() -> None:
+    """And are not set again: an accepted socket has what the listener had."""
+    (listener,) = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        assert options_of(listener.socket) == (1, LOWAT)
+        for theirs in ((1, LOWAT), (0, 12345)):
+            for name, value in zip((socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT), theirs):
+                listener.socket.setsockopt(socket.IPPROTO_TCP, name, value)
+            with socket.create_connection(listener.socket.getsockname()):
+                async with await listener.accept() as stream:
+                    assert options_of(stream.socket) == theirs
+                    assert type(stream.socket) is trio_uring.UringSocket
+
+
+async def test_options_are_those_of_tcp_sockets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def setsockopt(self: Any, level: int, *_: Any) -> None:
+        asked.append((self.family, self.type))
+
+    monkeypatch.setattr(trio_uring.UringSocket, "setsockopt", setsockopt)
+    left, right = unix_sockets()
+    async with SocketStream(left), SocketStream(right):
+        pass
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        Endpoint(trio_uring.UringSocket(udp))
+    assert asked == []
+    left, right = tcp_sockets()
+    async with SocketStream(left), SocketStream(right):
+        assert set(asked) == {(socket.AF_INET, socket.SOCK_STREAM)}
 
 
 @pytest.mark.parametrize("args", [(1, 9, None), (1, 9, 1, 4), (1, 9), (1, 9, "1")])

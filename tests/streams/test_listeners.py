@@ -18,10 +18,9 @@ import pytest
 import trio
 import trio.testing
 
-import trio_uring
 from trio_uring import SocketListener, SocketStream, open_tcp_listeners
 
-from .support import closing, count_of, operations_on, passes, until, until_blocked
+from .support import closing, count_of, operations_on, passes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,8 +76,7 @@ async def test_blocked_accept_takes_what_comes() -> None:
     async with closing(listener):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
-            (operation,) = await until_blocked(sock.fileno())
-            assert operation.opcode == "ACCEPT"
+            await trio.testing.wait_all_tasks_blocked()
             client = connect(sock)
         async with closing(client, *accepted):
             assert accepted[0].socket.getpeername() == client.getsockname()
@@ -92,7 +90,7 @@ async def test_accept_is_armed_only_for_somebody() -> None:
         stream = await listener.accept()
         await passes(10)
         assert operations_on(sock.fileno()) == []
-        assert count_of("ACCEPT").submitted == 1
+        assert not count_of("POLL_ADD").submitted
         await stream.aclose()
 
 
@@ -106,7 +104,7 @@ async def test_one_task_at_a_time_and_closing_wakes_it() -> None:
 
     async with closing(listener), trio.open_nursery() as nursery:
         nursery.start_soon(accept)
-        await until_blocked(sock.fileno())
+        await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(trio.BusyResourceError):
             await listener.accept()
         address = sock.getsockname()
@@ -165,7 +163,6 @@ async def test_races_of_cancel_and_connection_lose_nothing() -> None:
     print(f"{made} made, {accepted} accepted at once, {cancelled} cancelled, {won} accepted though cancelled")
     assert cancelled > RACES / 10
     assert won > 0
-    assert count_of("ACCEPT").cancelled > RACES / 20
 
 
 async def _perform(steps: list[str], sock: socket.socket, scope: trio.CancelScope) -> None:
@@ -288,14 +285,3 @@ async def test_backlog_is_the_kernels() -> None:
         await passes(20)
         with pytest.raises(OSError, match="not connected"):
             second.getpeername()
-
-
-async def test_statistics_count_accepts() -> None:
-    sock = listen()
-    listener = SocketListener(sock)
-    clients = [connect(sock) for _ in range(20)]
-    streams = [await listener.accept() for _ in clients]
-    async with closing(listener, *clients, *streams):
-        counts = trio_uring.current_statistics().operations["ACCEPT"]
-        assert (counts.submitted, counts.completed) == (20, 20)
-        await until(lambda: not trio_uring.current_operations(), "nothing in flight")

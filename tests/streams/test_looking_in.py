@@ -15,7 +15,7 @@ import trio
 import trio_uring
 from trio_uring import SocketStream, current_operations, current_statistics
 
-from .support import TINY, clog, closing, count_of, drain, unix_sockets, unix_streams, until_blocked
+from .support import TINY, clog, closing, count_of, drain, on_ring, unix_sockets, unix_streams, until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ async def test_counts_add_up() -> None:
         assert statistics.completions + statistics.direct == 2 * MESSAGES + 1
         assert statistics.enters <= statistics.passes
         assert statistics.completions_per_enter == statistics.completions / max(statistics.enters, 1)
-        assert (statistics.short_writes, statistics.cq_overflows, statistics.buffers_in_use) == (0, 0, 0)
+        assert (statistics.short_writes, statistics.cq_overflows) == (0, 0)
         assert statistics.backend == trio_uring.backend_info().backend
         assert bool(statistics.setup_flags) == (statistics.backend == "uring")
 
@@ -58,7 +58,7 @@ async def test_what_is_blocked_cancelled_and_failed_is_counted() -> None:
             await stream.send_all(b"x")
         assert count_of("RECV") == trio_uring.OperationCounts(3, 0, 3, 0, 0)
         assert count_of("SEND") == trio_uring.OperationCounts(1, 0, 0, 1, 0)
-        assert count_of("ASYNC_CANCEL").submitted == 3
+        assert count_of("ASYNC_CANCEL").submitted == (3 if on_ring() else 0)
 
 
 async def test_short_writes_are_counted() -> None:
@@ -90,16 +90,17 @@ async def test_operations_tell_who_waits_for_what() -> None:
     left, peer = unix_sockets(TINY)
     stream = SocketStream(left)
     clog(left.fileno())
+    sends, state = ("POLL_ADD", "SUBMITTED") if on_ring() else ("SENDMSG", "WAITING")
     async with closing(stream, peer), trio.open_nursery() as nursery:
-        nursery.start_soon(stream.receive_some, name="the reader")
+        nursery.start_soon(stream.receive_into, bytearray(1), name="the reader")
         nursery.start_soon(stream.send_all, [b"a", b"b"], name="the writer")
         await until_blocked(left.fileno(), 2)
         found = {one.opcode: one for one in current_operations()}
-        assert set(found) == {"RECV", "SENDMSG"}
-        assert (found["RECV"].task_name, found["SENDMSG"].task_name) == ("the reader", "the writer")
+        assert set(found) == {"RECV", sends}
+        assert (found["RECV"].task_name, found[sends].task_name) == ("the reader", "the writer")
         assert {one.fd for one in found.values()} == {left.fileno()}
-        assert all(one.age >= 0 and one.state == "SUBMITTED" for one in found.values())
-        assert current_statistics().pinned == 1
+        assert all(one.age >= 0 and one.state == state for one in found.values())
+        assert current_statistics().pinned == on_ring()  # the reader's; a send holds nothing while it waits for room
         later = {one.opcode: one for one in current_operations()}
         assert later["RECV"].age >= found["RECV"].age
         with pytest.raises(dataclasses.FrozenInstanceError):

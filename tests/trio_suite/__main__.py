@@ -11,37 +11,38 @@ import sys
 
 import trio
 
-from .judge import Expected, complaints, floor, load, raised, save, unfinished
+from .judge import Floors, complaints, floor, load, raised, save, unfinished
 from .runs import BACKENDS, MEASURES, MODES, STOCK, Run, run, why_not_uring
 
 _ALL = [f"{mode}/{backend}" for mode in MODES for backend in BACKENDS]
-_HEADS = ("", "passed", "failed", "skipped", "used ours", "made streams", "submitted", "operations", "seconds")
-_COLUMNS = "{:<14} {:>6} {:>6} {:>7} {:>9} {:>12} {:>9} {:>10} {:>7}"
+_HEADS = ("", "passed", "failed", "skipped", "driven", "used ours", "made streams", "submitted", "operations", "seconds")
+_COLUMNS = "{:<14} {:>6} {:>6} {:>7} {:>8} {:>9} {:>12} {:>9} {:>10} {:>7}"
 _MEANINGS = """
+driven        tests with a run that had a driver of ours
 used ours     tests that made a socket, stream or listener of ours, or submitted an operation to a ring of ours
 made streams  tests that made a stream or a listener of ours
 submitted     tests that submitted an operation; operations: all of them together
-75>=70 means 75, and there must not be fewer than 70: tests/trio_suite/expected.json
+75>=70 means 75, and there must not be fewer than 70: tests/trio_suite/floors.json
 """
 
 
 def main() -> int:
     options = _parser().parse_args()
     arguments = ["-k", options.only] if options.only else []
-    expected, names = load(), _possible(options.runs or _ALL)
+    floors, names = load(), _possible(options.runs or _ALL)
     print(f"trio's own tests, trio {trio.__version__}\n{_MEANINGS}")
     print(_COLUMNS.format(*_HEADS))
-    stock = _print_line(run(STOCK, arguments=arguments), expected)
+    stock = _print_line(run(STOCK, arguments=arguments), floors)
     if why := "\n".join(unfinished(stock)):
         sys.exit(why)
     runs: list[Run] = []
     found: list[str] = []
     for name in names:
-        swapped = _print_line(_run(name, arguments), expected)
+        swapped = _print_line(_run(name, arguments), floors)
         runs.append(swapped)
-        found += [f"{name}: {why}" for why in complaints(stock, swapped, expected, whole=not options.only)]
+        found += [f"{name}: {why}" for why in complaints(stock, swapped, floors, whole=not options.only)]
     if options.write:
-        save(raised(expected, runs))
+        save(raised(floors, runs))
     for why in found:
         print(f"\n{why}")
     print(f"\ncomplaints: {len(found)}" if found else "\nas good as stock trio")
@@ -73,11 +74,11 @@ def _run(name: str, arguments: list[str]) -> Run:
     return run(mode, backend, arguments)
 
 
-def _print_line(done: Run, expected: Expected) -> Run:
+def _print_line(done: Run, floors: Floors) -> Run:
     measured = []
     for measure in MEASURES:
         count = sum(done.counts(measure).values())
-        measured.append(f"{count}>={floor(expected, measure, done.mode)}" if done.backend else f"{count}")
+        measured.append(f"{count}>={floor(floors, measure, done.name)}" if done.backend else f"{count}")
     outcomes = [done.count(outcome) for outcome in ("passed", "failed", "skipped")]
     operations = sum(result.operations for result in done.results.values())
     print(_COLUMNS.format(done.name, *outcomes, *measured, operations, f"{done.seconds:.1f}"), flush=True)

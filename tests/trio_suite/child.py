@@ -9,6 +9,8 @@ nothing of this package, so that the process can be isolated (-I).
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import gc
 import json
@@ -16,6 +18,7 @@ import os
 import sys
 import tempfile
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -30,17 +33,11 @@ from trio_uring import _driver, _enable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SUITE = (
-    "test_socket",
-    "test_highlevel_socket",
-    "test_highlevel_open_tcp_stream",
-    "test_highlevel_open_tcp_listeners",
-    "test_highlevel_open_unix_stream",
-    "test_highlevel_ssl_helpers",
-    "test_ssl",
-    "test_dtls",
-    "test_highlevel_serve_listeners",
-)
+# Each package of trio's tests, and what of it is left out, with the reason. All else is run, what a later trio adds too.
+PACKAGES: dict[str, dict[str, str]] = {
+    "trio._core._tests": {},
+    "trio._tests": {"test_exports": "asks mypy, pylint, jedi and pyright about trio's source: no run of trio in it"},
+}
 
 OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener)
 
@@ -48,12 +45,14 @@ OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListen
 # another order.
 SEED = os.environ.get("TRIO_URING_SEED", "0")
 
+# For one test: the longest takes 2. No timeout of trio's can end a lost wake-up.
+TEST_SECONDS_MAX = 60
+
 # What trio's pyproject.toml says, and --run-slow as in its CI.
 SETTINGS = """[pytest]
 addopts =
     --strict-markers --strict-config --import-mode=importlib -p trio._tests.pytest_plugin
     --run-slow --tb=short -p no:cacheprovider
-faulthandler_timeout = 60
 filterwarnings = error
 xfail_strict = true
 markers =
@@ -66,13 +65,14 @@ class Usage:
 
     def __init__(self) -> None:
         self.objects: Counter[str] = Counter()
-        self.drivers: list[_driver.Driver] = []
+        self.drivers: list[_Driven] = []
 
     def watch(self) -> None:
         _tell_of_each_call(_enable, "_init_socket", self._count)  # which in an enabled run initialises every trio socket
         for cls in OURS[1:]:
             _tell_of_each_call(cls, "__init__", self._count)
-        _tell_of_each_call(_driver.Driver, "__init__", self.drivers.append)
+        for driver in (_driver.Driver, _driver.ReadinessDriver):
+            _tell_of_each_call(driver, "__init__", lambda made: self.drivers.append(_Driven(made)))
 
     def _count(self, made: object) -> None:
         if isinstance(made, OURS):
@@ -82,9 +82,9 @@ class Usage:
         """The counts since the last call."""
         taken = {
             "objects": dict(self.objects),
-            "operations": sum(sum(driver.ring.counters.submitted) for driver in self.drivers),
-            "backends": sorted({driver.ring.info.backend for driver in self.drivers}),
-            "faults": [fault for driver in self.drivers for fault in _faults(driver)],
+            "operations": sum(sum(driver.submitted) for driver in self.drivers),
+            "backends": sorted({driver.backend for driver in self.drivers}),
+            "faults": [fault for driver in self.drivers for fault in driver.faults()],
         }
         self.objects.clear()
         self.drivers.clear()
@@ -103,25 +103,56 @@ def _tell_of_each_call(place: object, name: str, tell: Callable[[Any], object]) 
     setattr(place, name, call)
 
 
-def _faults(driver: _driver.Driver) -> Iterator[str]:
-    if driver.ring.table or driver.queue:
-        yield f"{len(driver.ring.table)} operations in flight and {len(driver.queue)} queued after the run"
-    if driver.rescued:
-        yield f"{driver.rescued} wake-ups were lost"
-    if driver.failure is not None:
-        yield f"the driver failed: {driver.failure!r}"
+class _Driven:
+    """What is known of a driver, which it does not keep: garbage is what some of trio's tests are about."""
+
+    def __init__(self, driver: Any) -> None:
+        self.backend: str = driver.backend.backend
+        self.submitted: list[int] = driver.counters.submitted
+        self._driver = weakref.ref(driver)
+
+    def faults(self) -> Iterator[str]:
+        driver = self._driver()
+        if driver is not None and (pending := driver.pending()):
+            yield f"after the run, operations were left: {pending}"
+        if driver is not None and driver.failure is not None:
+            yield f"the driver failed: {driver.failure!r}"
 
 
 def swap_in(streams: bool) -> None:
-    """Every trio.run from now on has ours enabled. trio's tests run with trio.run and, by trio_test, with trio._core.run."""
-    stock = trio.run
+    """Every run from now on has ours enabled, whether a test starts it by trio, by trio.lowlevel or by trio._core."""
+    for module, name in ((trio, "run"), (trio.lowlevel, "start_guest_run")):
+        enabling = _enabling(vars(module)[name], streams)
+        for place in (module, trio._core):
+            vars(place)[name] = enabling
 
+
+def _enabling(stock: Callable[..., Any], streams: bool) -> Callable[..., Any]:
     @functools.wraps(stock)
-    def run(*args: Any, instruments: Any = (), **options: Any) -> Any:
-        return stock(*args, instruments=[*instruments, trio_uring.Enable(streams=streams)], **options)
+    def start(*args: Any, instruments: Any = (), **options: Any) -> Any:
+        ours = [trio_uring.Enable(streams=streams), _Start()]
+        return stock(*args, instruments=[*instruments, *ours], **options)
 
-    for module in (trio, trio._core):
-        vars(module)["run"] = run
+    return start
+
+
+class _Start(trio.abc.Instrument):
+    """Makes the driver at once, so that all of trio's tests run on it: else the first operation would."""
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if task.parent_nursery is not None:  # the first such is the main task
+            with contextlib.suppress(KeyError):  # the driver of a guest run spawns a task
+                trio.lowlevel.remove_instrument(self)
+            _driver.current_driver()
+
+
+def modules() -> list[str]:
+    """Names of the test modules that this trio has, sorted."""
+    found = []
+    for package, left_out in PACKAGES.items():
+        folder = Path(trio.__file__).parent.joinpath(*package.split(".")[1:])
+        found += [f"{package}.{path.stem}" for path in folder.glob("test_*.py") if path.stem not in left_out]
+    return sorted(found)
 
 
 class Recorder:
@@ -129,6 +160,7 @@ class Recorder:
 
     def __init__(self, file: TextIO, usage: Usage) -> None:
         self._file, self._usage = file, usage
+        self._terminal = os.dup(2)  # before pytest captures it
         self._reports: list[pytest.TestReport] = []
         self._descriptors = 0
 
@@ -145,9 +177,11 @@ class Recorder:
         name = f"{item.module.__name__.rpartition('.')[2]}::{item.nodeid.partition('::')[2]}"
         _run._r.seed(f"{SEED} {name}")
         began = time.monotonic()
+        faulthandler.dump_traceback_later(TEST_SECONDS_MAX, exit=True, file=self._terminal)
         try:
             return (yield)
         finally:
+            faulthandler.cancel_dump_traceback_later()
             failures = [str(report.longrepr) for report in self._reports if report.failed]
             outcomes = {report.outcome for report in self._reports}
             outcome = next(kind for kind in ("failed", "skipped", "passed", "none") if kind in {*outcomes, "none"})
@@ -185,7 +219,7 @@ def main(mode: str, path: str, *arguments: str) -> int:
         settings = Path(folder, "pytest.ini")
         settings.write_text(SETTINGS)
         os.chdir(folder)  # pytest looks into the directory where it is started for a conftest
-        where = ["-c", str(settings), "--rootdir", folder, "--pyargs", *(f"trio._tests.{name}" for name in SUITE)]
+        where = ["-c", str(settings), "--rootdir", folder, "--pyargs", *modules()]
         return pytest.main([*arguments, *where], plugins=[Recorder(file, usage)])
 
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MODES = ("sockets", "streams")
-BACKENDS = ("uring", "epoll")
+BACKENDS = ("uring", "readiness")
 STOCK = "stock"
-MEASURES = ("used_ours", "made_streams", "submitted")  # properties of a Result
-SECONDS_MAX = 90  # for a run that takes 7
+MEASURES = ("driven", "used_ours", "made_streams", "submitted")  # properties of a Result
+SECONDS_MAX = 300  # for a run that takes 35
 CHILD = Path(__file__).with_name("child.py")
 _FINISHED = (0, 1)  # pytest's exit codes when every test was run, whatever came of it
 
@@ -45,6 +45,11 @@ class Result:
     backends: Sequence[str] = ()
     faults: Sequence[str] = ()
     """What a driver of ours was found to have done wrong after the test."""
+
+    @property
+    def driven(self) -> bool:
+        """It had a run with a driver of ours."""
+        return bool(self.backends)
 
     @property
     def used_ours(self) -> bool:
@@ -96,7 +101,7 @@ def run(mode: str, backend: str | None = None, arguments: Sequence[str] = ()) ->
 
     Args:
         mode: stock, sockets (ours in place of trio.socket's) or streams (those, and our streams and listeners).
-        backend: uring or epoll; None for stock.
+        backend: uring or readiness; None for stock.
         arguments: more of pytest's arguments.
     """
     environment = dict(os.environ)

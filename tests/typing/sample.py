@@ -112,6 +112,10 @@ async def drop_in(backend: str | None = None) -> int:
         count: int = await udp.send_many([b"one", (b"two", ("127.0.0.1", 53))])
         for datagram, _ in await udp.receive_many(count):
             print(len(datagram), udp.datagrams_sent)
+        payload, address, local = await udp.receive_from(local=True)
+        host: str = local.host
+        await udp.send_to(payload, address, local=trio_uring.Local(host, local.interface))
+        await udp.send_many(await udp.receive_many(10, local=True))
     return count
 
 

@@ -10,21 +10,12 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import trio_uring
-from trio_uring._driver import install
-from trio_uring._ring import UringRing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HOSTS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-KERNELS = ["best", "plain"]
 BUFFER = 4 << 20  # bytes of receive buffer asked for; the system may give less
-
-
-def use(kernel: str) -> None:
-    """Gives this trio.run its ring: "plain" is one without provided buffers and multishot receives."""
-    if kernel == "plain":
-        install(UringRing(provide_buffers=False))
 
 
 async def opened(family: int = socket.AF_INET, **options: Any) -> trio_uring.UDPSocket:
@@ -49,6 +40,24 @@ def plain_sender(to: trio_uring.UDPSocket) -> socket.socket:
     sock = socket.socket(to.socket.family, socket.SOCK_DGRAM)
     sock.connect(to.getsockname())
     return sock
+
+
+class Spy:
+    """In the place of a UDPSocket's plain socket: notes the calls that send and receive."""
+
+    def __init__(self, sock: trio_uring.UDPSocket) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._plain = sock._plain
+        sock._plain = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._plain, name)
+
+        def call(*args: Any) -> Any:
+            self.calls.append((name, *args))
+            return method(*args)
+
+        return call
 
 
 async def receive_payloads(sock: trio_uring.UDPSocket, count: int) -> list[bytes]:

@@ -20,7 +20,6 @@ import trio_uring
 from trio_uring import _udp
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261126"))
-pytestmark = pytest.mark.usefixtures("kernel")
 
 
 @pytest.fixture(autouse=True)

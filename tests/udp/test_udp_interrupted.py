@@ -5,7 +5,6 @@ Rules of this file: a socket works after all of it, and what was counted as sent
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import socket
@@ -13,15 +12,14 @@ import socket
 import outcome
 import pytest
 import trio
+import trio.testing
 from streams.support import passes, until_blocked
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
-from trio_uring._op import NO_GROUP
 
 from .support import opened, plain_sender, receive_payloads, udp_pair
 
-pytestmark = pytest.mark.usefixtures("kernel")
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261126"))
 RECEIVES = pytest.mark.parametrize("receive", ["receive_from", "receive_many"])
 
@@ -71,6 +69,40 @@ async def test_timeouts(receive, autojump_clock):
         await client.send_to(b"in time", timeout=5)
         await client.send_many([b"in time"], timeout=5)
         assert await receive_payloads(server, 2) == [b"in time"] * 2
+
+
+@pytest.mark.parametrize("make", [trio.socket.socket, trio_uring.socket.socket])
+@RECEIVES
+async def test_closing_the_socket_within_wakes(make, receive):
+    async with trio_uring.UDPSocket(make(type=socket.SOCK_DGRAM)) as sock:
+        await sock.socket.bind(("127.0.0.1", 0))
+        async with trio.open_nursery() as nursery:
+
+            async def wait():
+                with pytest.raises(trio.ClosedResourceError):
+                    await getattr(sock, receive)()
+
+            nursery.start_soon(wait)
+            await until_blocked(sock.socket.fileno())
+            sock.socket.close()
+        for call in (sock.receive_from, sock.receive_many, lambda: sock.send_to(b"x")):
+            with pytest.raises(trio.ClosedResourceError):
+                await call()
+
+
+@RECEIVES
+async def test_the_socket_within_is_no_second_receiver(receive):
+    async with udp_pair() as (client, server):
+        for first, second in (
+            (getattr(server, receive), lambda: server.socket.recvfrom(10)),
+            (lambda: server.socket.recvfrom(10), getattr(server, receive)),
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(trio.BusyResourceError):
+                    await second()
+                await client.send_to(b"x")
 
 
 @RECEIVES
@@ -165,49 +197,7 @@ async def test_cancelled_receives_lose_nothing():
     assert receiver.got == [b"%d" % number for number in range(sent)]
 
 
-async def test_a_kernel_without_multishot_is_found_out(monkeypatch):
-    """It answers EINVAL, and what is there is received by system calls."""
-    async with udp_pair() as (client, server):
-        await client.send_many([b"a", b"bb"])
-        perform = type(trio_uring._current_driver()).perform
-
-        async def old_kernel(driver, op, eager=False):
-            return -errno.EINVAL if op.shots is not None else await perform(driver, op, eager)
-
-        monkeypatch.setattr(type(trio_uring._current_driver()), "perform", old_kernel)
-        assert await receive_payloads(server, 2) == [b"a", b"bb"]
-        assert not server._multishot
-
-
-async def test_all_buffers_are_taken(monkeypatch):
-    """Both groups are empty in this pass: the receive brings its own memory, and nothing is lost."""
-    perform, refused, got = type(trio_uring._current_driver()).perform, [], []
-
-    async def crowded(driver, op, eager=False):
-        if op.group != NO_GROUP and len(refused) < 3:
-            refused.append(op.opcode)
-            op.let_go()
-            await trio.lowlevel.checkpoint()
-            return -errno.ENOBUFS
-        return await perform(driver, op, eager)
-
-    async def receive_both(server):
-        got.append(await server.receive_from())
-        got.extend(await server.receive_many())
-
-    monkeypatch.setattr(type(trio_uring._current_driver()), "perform", crowded)
-    async with await opened() as server:
-        with plain_sender(server) as sender:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(receive_both, server)
-                for payload in (b"one", b"two"):
-                    await until_blocked(server.socket.fileno())
-                    sender.send(payload)
-            assert got == [(b"one", sender.getsockname()), (b"two", sender.getsockname())]
-
-
-async def test_more_than_all_buffers_is_received():
-    """Several sockets that are full are read in one pass: more datagrams than there are buffers."""
+async def test_full_sockets_are_read_in_one_pass():
     async with await opened() as first, await opened() as second, await opened() as third:
         servers = [first, second, third]
         got = {server: [] for server in servers}
@@ -223,7 +213,6 @@ async def test_more_than_all_buffers_is_received():
                     nursery.start_soon(receive, server)
         for server in servers:
             assert [len(payload) for payload in got[server]] == [(number % 3 + 1) * 50 for number in range(60)]
-    assert trio_uring.current_statistics().buffers_in_use == 0
 
 
 async def park(coro):
@@ -236,6 +225,7 @@ async def park(coro):
         await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.uring_only("a coroutine that is destroyed in a wait of trio's own leaves it behind")
 @RECEIVES
 async def test_a_destroyed_receive_keeps_what_it_had(receive):
     """The coroutine of a blocked call is closed (coro.close()) as a datagram comes, before the kernel has cancelled it."""
@@ -248,9 +238,54 @@ async def test_a_destroyed_receive_keeps_what_it_had(receive):
                 coro.close()
                 sender.send(b"second")
                 assert await receive_payloads(server, 2) == [b"first", b"second"]
-            assert len(server._operations) <= 3
+            assert not server._operations
 
 
+@RECEIVES
+async def test_destroyed_after_it_took(receive):
+    """The coroutine is closed at the checkpoint that follows: what it took is kept, errors too."""
+    async with await opened() as server, await opened() as void:
+        with plain_sender(server) as sender:
+            for number in range(3):
+                sender.send(b"%d" % number)
+            coro = getattr(server, receive)()
+            coro.send(None)
+            coro.close()
+            sender.send(b"3")
+            assert await receive_payloads(server, 4) == [b"0", b"1", b"2", b"3"]
+        client = await trio_uring.open_udp_socket(remote_address=void.getsockname())
+        await void.aclose()
+        async with client:
+            await client.send_to(b"into the void")
+            coro = getattr(client, receive)()
+            coro.send(None)
+            coro.close()
+            with pytest.raises(ConnectionRefusedError):
+                await client.receive_from()
+
+
+async def test_who_waits_takes_nothing():
+    """Of a socket that several processes have, a reader that is busy leaves it to the others."""
+    async with await opened() as server, await opened() as client:
+        got = []
+
+        async def wait():
+            got.append((await server.receive_from())[0])
+
+        with server.socket._sock.dup() as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await until_blocked(server.socket.fileno())
+                with plain_sender(server) as sender:
+                    sender.send(b"for the other")
+                    assert other.recv(100) == b"for the other"
+                await passes(5)
+                assert not got
+                await client.send_to(b"for us", server.getsockname())
+        assert got == [b"for us"]
+
+
+@pytest.mark.uring_only("a coroutine that is destroyed in a wait of trio's own leaves it behind")
 async def test_a_destroyed_receive_and_nothing_came():
     async with await opened() as server:
         with plain_sender(server) as sender:

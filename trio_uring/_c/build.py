@@ -14,7 +14,7 @@ ffibuilder.cdef((HERE / "ring.h").read_text())
 ffibuilder.set_source(
     "trio_uring._uring",
     '#include "ring.h"',
-    sources=["trio_uring/_c/ring.c", "trio_uring/_c/attempt.c"],
+    sources=["trio_uring/_c/ring.c", "trio_uring/_c/probe.c"],
     include_dirs=["trio_uring/_c"],
     depends=["trio_uring/_c/ring.h"],
     py_limited_api=True,

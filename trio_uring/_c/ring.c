@@ -22,16 +22,15 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/io_uring.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -44,10 +43,12 @@
 #define __NR_io_uring_register 427
 #endif
 
+#define TU_OF_CANCEL (UINT64_C(1) << 63)
+
 /* Named apart from the uapi's, most of which are enumerators there and cannot be tested with #ifndef. */
 enum {
+    TU_OP_POLL_ADD = 6,
     TU_OP_ASYNC_CANCEL = 14,
-    TU_REGISTER_EVENTFD = 4,
     TU_REGISTER_PROBE = 8,
     TU_REGISTER_PBUF_RING = 22,
     TU_ENTER_GETEVENTS = 1 << 0,
@@ -69,7 +70,6 @@ struct tu_probe { uint8_t last_op, ops_len; uint16_t resv; uint32_t resv2[3]; st
 struct tu_getevents_arg { uint64_t sigmask; uint32_t sigmask_sz, pad; uint64_t ts; };
 
 _Static_assert(sizeof(struct msghdr) == 7 * sizeof(uint64_t), "struct msghdr must be seven words");
-_Static_assert(sizeof(struct sockaddr_storage) == 128, "struct sockaddr_storage must be 128 bytes");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(uint64_t), "struct iovec must be two words");
 _Static_assert(sizeof(struct io_uring_sqe) == 64 && sizeof(struct io_uring_cqe) == 16, "unexpected ring entry sizes");
 
@@ -82,7 +82,7 @@ struct tu_group {
 };
 
 struct tu_ring {
-    int fd, event_fd;
+    int fd;
     void *sq_map, *cq_map;
     struct io_uring_sqe *sqes;
     size_t sq_bytes, cq_bytes, sqe_bytes;
@@ -145,15 +145,7 @@ static void locate(tu_ring *ring, const struct io_uring_params *p) {
         array[i] = i;
 }
 
-static int add_event_fd(tu_ring *ring) {
-    ring->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (ring->event_fd < 0)
-        return -errno;
-    return sys_register(ring->fd, TU_REGISTER_EVENTFD, &ring->event_fd, 1);
-}
-
-int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags, int want_event_fd,
-            struct tu_info *info) {
+int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags, struct tu_info *info) {
     struct io_uring_params p;
     tu_ring *ring = calloc(1, sizeof *ring);
     int result;
@@ -164,18 +156,14 @@ int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned se
     p.flags = setup_flags;
     if (setup_flags & TU_SETUP_CQSIZE)
         p.cq_entries = cq_entries;
-    ring->event_fd = -1;
     ring->fd = (int)syscall(__NR_io_uring_setup, sq_entries, &p);    /* the kernel makes it close-on-exec */
     result = ring->fd < 0 ? -errno : map_rings(ring, &p);
-    if (result >= 0 && want_event_fd)
-        result = add_event_fd(ring);
     if (result < 0) {
         (void)tu_close(ring);
         return result;
     }
     locate(ring, &p);
     info->fd = ring->fd;
-    info->event_fd = ring->event_fd;
     info->setup_flags = p.flags;
     info->features = p.features;
     info->sq_entries = p.sq_entries;
@@ -185,8 +173,6 @@ int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned se
 }
 
 int tu_disown(tu_ring *ring) {
-    if (ring->event_fd >= 0)
-        (void)close(ring->event_fd);
     if (ring->fd >= 0)
         (void)close(ring->fd);
     free(ring->out_ids);
@@ -278,7 +264,8 @@ int tu_buffers(tu_ring *ring, unsigned group_id, unsigned first_id, unsigned cou
     return 0;
 }
 
-int tu_recycle(tu_ring *ring) {
+/* Gives back every buffer that tu_drain has reported. */
+static void recycle(tu_ring *ring) {
     unsigned count = ring->out_count;
     for (unsigned i = 0; i < count; i++) {
         for (unsigned g = 0; g < ring->group_count; g++) {
@@ -291,7 +278,6 @@ int tu_recycle(tu_ring *ring) {
     for (unsigned g = 0; count && g < ring->group_count; g++)
         group_publish(&ring->groups[g]);
     ring->out_count = 0;
-    return (int)count;
 }
 
 /* ---- submission ---- */
@@ -328,6 +314,18 @@ int tu_cancel(tu_ring *ring, uint64_t target) {
     sqe->opcode = TU_OP_ASYNC_CANCEL;
     sqe->fd = -1;
     sqe->addr = target;
+    sqe->user_data = target | TU_OF_CANCEL;
+    return 0;
+}
+
+int tu_watch(tu_ring *ring, int fd, uint64_t token) {
+    struct io_uring_sqe *sqe = next_entry(ring);
+    if (sqe == NULL)
+        return -EBUSY;
+    sqe->opcode = TU_OP_POLL_ADD;
+    sqe->fd = fd;
+    sqe->poll_events = POLLIN;
+    sqe->user_data = token;
     return 0;
 }
 
@@ -351,48 +349,24 @@ int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const
     return 0;
 }
 
-int tu_vector_message(struct tu_vector *vector, unsigned name_length, void *control, size_t control_length) {
-    struct msghdr header;
-    if (name_length > sizeof vector->name)
-        return -EINVAL;
-    memcpy(&header, vector->msghdr, sizeof header);
-    header.msg_name = name_length ? vector->name : NULL;
-    header.msg_namelen = name_length;
-    header.msg_control = control_length ? control : NULL;
-    header.msg_controllen = control_length;
-    memcpy(vector->msghdr, &header, sizeof header);
-    return 0;
-}
-
-int tu_vector_received(struct tu_vector *vector, int64_t *out) {
-    struct msghdr header;
-    memcpy(&header, vector->msghdr, sizeof header);
-    out[0] = header.msg_namelen;
-    out[1] = (int64_t)header.msg_controllen;
-    out[2] = header.msg_flags;
-    return 0;
-}
-
 int tu_sq_space(tu_ring *ring) {
     return (int)(ring->sq_entries - (ring->tail - atomic_load_explicit(ring->sq_head, memory_order_acquire)));
 }
 
-int tu_buffers_in_use(tu_ring *ring) {
-    return (int)ring->out_count;
-}
-
-int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, int64_t timeout_ns) {
+int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds) {
     struct timespec ts;
     struct tu_getevents_arg arg;
     uint32_t head = atomic_load_explicit(ring->sq_head, memory_order_acquire);
     long result;
+    if (ring->out_count)
+        recycle(ring);
     atomic_store_explicit(ring->sq_tail, ring->tail, memory_order_release);
-    if (timeout_ns < 0) {
+    if (seconds < 0) {
         result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete, enter_flags, NULL, 0);
     } else {
         memset(&arg, 0, sizeof arg);
-        ts.tv_sec = timeout_ns / 1000000000;
-        ts.tv_nsec = timeout_ns % 1000000000;
+        ts.tv_sec = (time_t)seconds;
+        ts.tv_nsec = (long)((seconds - (double)ts.tv_sec) * 1e9);
         arg.ts = (uint64_t)(uintptr_t)&ts;
         result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete,
                          enter_flags | TU_ENTER_EXT_ARG, &arg, sizeof arg);
@@ -413,7 +387,7 @@ int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
     uint32_t head = atomic_load_explicit(ring->cq_head, memory_order_relaxed);
     uint32_t tail = atomic_load_explicit(ring->cq_tail, memory_order_acquire);
     unsigned count = 0;
-    for (int64_t *to = out + 1; head != tail && count < max; head++, count++, to += 3) {
+    for (int64_t *to = out + 2; head != tail && count < max; head++, count++, to += 3) {
         const struct io_uring_cqe *cqe = &ring->cqes[head & ring->cq_mask];
         if (cqe->flags & TU_CQE_F_BUFFER) {
             if (ring->out_count == ring->out_max)       /* cannot be: a buffer is out once */
@@ -429,30 +403,12 @@ int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
     return (int)count;
 }
 
+int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds, int64_t *out, unsigned max) {
+    out[1] = tu_enter(ring, min_complete, enter_flags, seconds);
+    return tu_drain(ring, out, max);
+}
+
 int tu_overflowed(tu_ring *ring) {
     uint32_t lost = atomic_load_explicit(ring->cq_overflow, memory_order_acquire);
     return lost > INT_MAX ? INT_MAX : (int)lost;
-}
-
-int tu_event_read(tu_ring *ring) {
-    uint64_t value;
-    if (ring->event_fd >= 0 && read(ring->event_fd, &value, sizeof value) < 0 && errno != EAGAIN)
-        return -errno;
-    return 0;
-}
-
-int tu_timer(int64_t interval_ns) {
-    struct itimerspec spec;
-    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    memset(&spec, 0, sizeof spec);
-    spec.it_interval.tv_sec = spec.it_value.tv_sec = interval_ns / 1000000000;
-    spec.it_interval.tv_nsec = spec.it_value.tv_nsec = interval_ns % 1000000000;
-    if (fd < 0)
-        return -errno;
-    if (timerfd_settime(fd, 0, &spec, NULL) < 0) {
-        int error = errno;
-        (void)close(fd);
-        return -error;
-    }
-    return fd;
 }

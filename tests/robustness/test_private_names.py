@@ -1,0 +1,33 @@
+"""What of trio is private may be missing: each name in turn. The import works, streams work, and it is told what is lost.
+
+Rules of this file: each in a new interpreter, in which a stand-in for trio's module hides the name before trio_uring is
+imported (without.py). trio itself goes on with its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_uring import _trio
+
+from . import without
+
+ROOT = Path(__file__).parents[1]
+NAMES = [(private.module, private.name) for private in _trio.PRIVATES]
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_it_works_without(module, name):
+    code = f"import sys; sys.path[0] = {str(ROOT)!r}; from {without.__name__} import main; main(*sys.argv[1:])"
+    command = [sys.executable, "-W", "error", "-c", code, module, name]
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_none_is_missing_here():
+    """Or this trio is a new one, and this package is to be looked at."""
+    assert [private.name for private in _trio.PRIVATES if private.value is None] == []

@@ -1,0 +1,260 @@
+"""A kernel that is interrupted, busy or short of memory in the middle of a run: nothing is lost, nothing spins, nothing hangs.
+
+Rules of this file: io_uring_enter answers so at the seam to C, and else is the kernel's. What spins is found by counting: of
+enters for so many messages, and of passes while a thread of another kind waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trio_uring
+from trio_uring import _ring
+
+from .child import FLAGS, Passes, in_child, pair, stream_pair, use_ring
+from .peer import echo_peer
+
+pytestmark = pytest.mark.uring_only("it is about what io_uring_enter answers")
+
+SHORTAGES = ["EAGAIN", "EBUSY", "ENOMEM"]
+PASSING = [*SHORTAGES, "EINTR", "ETIME"]
+
+
+class Enters:
+    """Stands in for io_uring_enter: `answer` may give a code in its place; None: the kernel is entered."""
+
+    def __init__(self, answer: Callable[[], str | None]) -> None:
+        self.answer = answer
+        self.count = self.refused = 0
+        real, turn = _ring.lib, _ring._tu_turn
+        self._tu_enter, self._tu_drain, self._tu_turn = real.tu_enter, real.tu_drain, turn
+
+        class Lib:
+            tu_enter = staticmethod(self.enter)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        _ring.lib, _ring._tu_turn = Lib(), self.turn
+
+    def refusal(self) -> int:
+        self.count += 1
+        code = self.answer()
+        self.refused += code is not None
+        return -getattr(errno, code) if code else 0
+
+    def enter(self, *arguments: Any) -> int:
+        return self.refusal() or int(self._tu_enter(*arguments))
+
+    def turn(self, c: Any, least: int, flags: int, seconds: float, out: Any, most: int) -> int:
+        code = self.refusal()
+        if not code:
+            return int(self._tu_turn(c, least, flags, seconds, out, most))
+        out[1] = code
+        return int(self._tu_drain(c, out, most))
+
+
+async def echoed(stream: trio_uring.SocketStream, messages: int) -> None:
+    async with stream:
+        for number in range(messages):
+            await stream.send_all([number.to_bytes(8, "little"), bytes(100)])
+            assert await stream.receive_exactly(108) == number.to_bytes(8, "little") + bytes(100)
+
+
+@pytest.mark.parametrize("code", PASSING)
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_now_and_then(flags: str, code: str) -> None:
+    use_ring(flags=flags)
+    chance = random.Random(code)
+    enters = Enters(lambda: code if chance.random() < 0.2 else None)
+    with echo_peer(4) as socks:
+        async with trio.open_nursery() as nursery:
+            for sock in socks:
+                nursery.start_soon(echoed, trio_uring.SocketStream(sock), 300)
+    statistics = trio_uring.current_statistics()
+    assert (statistics.in_flight, statistics.queued) == (0, 0)
+    print(enters.count, enters.refused)
+    assert enters.refused > 50
+    assert enters.count < 4 * 4 * 300
+
+
+async def pass_some_time() -> int:
+    """How many passes there are in a fifth of a second, in which a thread waits and nothing else happens."""
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    await trio.to_thread.run_sync(select.select, [], [], [], 0.2)
+    trio.lowlevel.remove_instrument(passes)
+    return passes.count
+
+
+PASSES_MAX = 300  # in that time, of which each takes a millisecond; one that spins makes thousands
+
+
+@pytest.mark.parametrize("count", [1, 600])
+@pytest.mark.parametrize("code", SHORTAGES)
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_for_a_while(flags: str, code: str, count: int) -> None:
+    """With little that waits for it, and with more than the queue has slots. The rest of trio goes on meanwhile."""
+    use_ring(flags=flags)
+    short = False
+    enters = Enters(lambda: code if short else None)
+    pairs = [stream_pair() for _ in range(count)]
+    async with trio.open_nursery() as nursery:
+        await trio.testing.wait_all_tasks_blocked()
+        short = True
+        for left, _ in pairs:
+            nursery.start_soon(expect, left, b"afterwards")
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        before = enters.count
+        passes = await pass_some_time()
+        print(passes, enters.count - before)
+        assert passes < PASSES_MAX
+        assert enters.count - before < 5 * PASSES_MAX
+        short = False
+        for _, right in pairs:
+            nursery.start_soon(right.send_all, b"afterwards")
+    for streams in pairs:
+        for stream in streams:
+            await stream.aclose()
+
+
+async def expect(stream: trio_uring.SocketStream, data: bytes) -> None:
+    assert await stream.receive_exactly(len(data)) == data
+
+
+@pytest.mark.parametrize("code", SHORTAGES)
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_in_the_middle_of_a_copy(flags: str, code: str) -> None:
+    """Whose steps no task wakes for."""
+    use_ring(flags=flags)
+    short = False
+    Enters(lambda: code if short else None)
+    left, source = stream_pair()
+    sink, right = stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio_uring.copy_stream, source, sink)
+        for number in range(5):
+            async with trio.open_nursery() as turn:
+                turn.start_soon(expect, right, bytes([number]) * 100_000)
+                turn.start_soon(left.send_all, bytes([number]) * 100_000)
+                for _ in range(number):
+                    await trio.lowlevel.checkpoint()
+                short = True
+                passes = await pass_some_time()
+                print(passes)
+                assert passes < PASSES_MAX
+                short = False
+        await left.send_eof()
+    for stream in (left, source, sink, right):
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("code", SHORTAGES)
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_a_close_while_the_kernel_is_short(flags: str, code: str) -> None:
+    """The entry with the number of what is closed has not gone yet: it is closed when it has, and wakes its task then."""
+    use_ring(flags=flags)
+    short = False
+    Enters(lambda: code if short else None)
+    stream, peer = pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_closed, stream)
+        await trio.testing.wait_all_tasks_blocked()
+        short = True
+        await stream.aclose()
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        short = False
+    peer.setblocking(True)
+    assert peer.recv(1) == b""
+    peer.close()
+
+
+async def expect_closed(stream: trio_uring.SocketStream) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+
+
+@pytest.mark.parametrize("code", SHORTAGES)
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_idle_is_not_told_while_entries_wait(flags: str, code: str) -> None:
+    """wait_all_tasks_blocked returns when nothing can happen; what is about to be submitted can."""
+    use_ring(flags=flags)
+    stream, peer = pair()
+    left = 30
+    got: list[bytes] = []
+
+    def answer() -> str | None:
+        nonlocal left
+        left -= 1
+        return code if left >= 0 else None
+
+    async def receive() -> None:
+        got.append(await stream.receive_some())
+
+    peer.send(b"there")
+    async with trio.open_nursery() as nursery:
+        Enters(answer)
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        assert got == [b"there"]
+    await stream.aclose()
+    peer.close()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_a_cancel_that_enters_together_with_its_target(flags: str) -> None:
+    """In the same pass, or within the next, whatever the kernel makes of it: thousands, of which none is lost."""
+    use_ring(flags=flags)
+    streams, peers = [], []
+    for _ in range(200):
+        ours, theirs = socket.socketpair()
+        streams.append(trio_uring.SocketStream(ours))
+        peers.append(theirs)
+    chance = random.Random(1)
+    cancelled = done = 0
+
+    async def receive(stream: trio_uring.SocketStream, peer: socket.socket) -> None:
+        nonlocal cancelled, done
+        for _ in range(20):
+            with trio.CancelScope() as scope:
+                sends = chance.random() < 0.3
+                nursery.start_soon(cancel_soon, scope, peer if sends else None)
+                await stream.receive_some()
+            cancelled += scope.cancelled_caught
+            if scope.cancelled_caught and sends:
+                await stream.receive_some()
+            done += 1
+
+    async def cancel_soon(scope: trio.CancelScope, peer: socket.socket | None) -> None:
+        for _ in range(chance.randrange(3)):
+            await trio.lowlevel.checkpoint()
+        if peer is not None:
+            peer.send(b"x")
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for stream, peer in zip(streams, peers):
+            nursery.start_soon(receive, stream, peer)
+    print(cancelled, done)
+    assert done == 200 * 20
+    assert cancelled > 1000
+    for stream, peer in zip(streams, peers):
+        await stream.aclose()
+        peer.close()

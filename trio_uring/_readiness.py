@@ -1,0 +1,317 @@
+"""Operations by readiness: tried by the socket module's or os's own call, and waited for as trio's own sockets wait.
+
+All that there is where io_uring cannot be had: no ring, no epoll instance of ours, no C. And what is done so on a ring as well,
+because a completion would take what others may be meant to have (a pipe that several processes read).
+
+Rules of this file: nothing here is Linux's alone. The thread is never blocked, except by a regular file, which cannot be waited
+for. No descriptor's mode is changed: it may be shared with other processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import time
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+    wait_readable,
+    wait_writable,
+)
+
+from ._contract import RingCounters, RingInfo
+from ._op import NO_GROUP, SENDING, Opcode
+from ._statistics import OperationInFlight, Statistics, snapshot
+from ._trio import call_at_end
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from ._backend import BackendInfo
+    from ._engine import TaskOperation
+
+ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # what a poll tells though nobody has asked
+RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for
+_PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
+
+_NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
+_WAITS_TO_WRITE = frozenset(map(int, SENDING))
+_NOT_THIS_WAY = frozenset(
+    getattr(errno, name) for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE") if hasattr(errno, name)
+)
+
+
+# -- the calls: a result >= 0; BlockingIOError: not now; OSError
+
+
+def _recv(op: Any) -> int:
+    if op.group != NO_GROUP:
+        op.chunk = op.owner.recv(min(op.length, RECEIVE_MAX), op.flags)
+        return len(op.chunk)
+    return int(op.owner.recv_into(op.buffer, op.length, op.flags))
+
+
+def _send(op: Any) -> int:
+    if type(op.buffer) is bytes and not op.start and op.length == len(op.buffer):
+        return int(op.owner.send(op.buffer, op.flags))
+    return int(op.owner.send(_part(op), op.flags))
+
+
+def _part(op: Any) -> memoryview:
+    return memoryview(op.buffer).cast("B")[op.start : op.start + op.length]
+
+
+def _sendmsg(op: Any) -> int:
+    return int(op.owner.sendmsg(_parts(op), (), op.flags))
+
+
+def _parts(op: Any) -> list[Any]:
+    first, *others = op.buffers
+    return [memoryview(first).cast("B")[op.start :] if op.start else first, *others]
+
+
+def _read(op: Any) -> int:
+    if op.group != NO_GROUP:
+        op.chunk = read_now(op.fd, min(op.length, RECEIVE_MAX))
+        return len(op.chunk)
+    chunk = read_now(op.fd, op.length)
+    memoryview(op.buffer).cast("B")[: len(chunk)] = chunk
+    return len(chunk)
+
+
+def _write(op: Any) -> int:
+    return write_now(op.fd, [_part(op)])
+
+
+def _writev(op: Any) -> int:
+    return write_now(op.fd, _parts(op))
+
+
+def read_now(fd: int, length: int) -> bytes:
+    """os.read that does not wait, also where the descriptor would."""
+    if hasattr(os, "RWF_NOWAIT") and length:
+        memory = bytearray(length)
+        try:
+            return bytes(memoryview(memory)[: os.preadv(fd, [memory], -1, os.RWF_NOWAIT)])
+        except BlockingIOError:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # which is read though the disk is to be waited for
+                raise
+        except OSError as exc:
+            if exc.errno not in _NOT_THIS_WAY:
+                raise
+    _check_ready(fd, select.POLLIN)
+    return os.read(fd, length)
+
+
+def write_now(fd: int, buffers: list[Any]) -> int:
+    """os.writev that does not wait, also where the descriptor would."""
+    if hasattr(os, "RWF_NOWAIT"):
+        try:
+            return os.pwritev(fd, buffers, -1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise
+        except OSError as exc:
+            if exc.errno not in _NOT_THIS_WAY:
+                raise
+    if not _check_ready(fd, select.POLLOUT):
+        return os.writev(fd, buffers)
+    first = next(view for view in buffers if memoryview(view).nbytes)
+    return os.write(fd, memoryview(first).cast("B")[:_PIPE_BUF])
+
+
+def _check_ready(fd: int, events: int) -> bool:
+    """Raises BlockingIOError if a call would wait. Whether it could, with more than PIPE_BUF bytes or with less luck."""
+    if not os.get_blocking(fd):
+        return False
+    poller = select.poll()
+    poller.register(fd, events)
+    if not poller.poll(0):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return True
+
+
+_CALLS: dict[int, Callable[[Any], int]] = {
+    int(Opcode.RECV): _recv,
+    int(Opcode.SEND): _send,
+    int(Opcode.SENDMSG): _sendmsg,
+    int(Opcode.READ): _read,
+    int(Opcode.WRITE): _write,
+    int(Opcode.WRITEV): _writev,
+}
+
+
+# -- one operation
+
+
+def attempt(op: Any) -> bool:
+    """Makes the call that an operation stands for. False: it would wait."""
+    try:
+        op.res = _CALLS[op.opcode](op)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError as exc:
+        op.res = -(exc.errno or errno.EIO)
+    counters, res = op.driver.counters, op.res
+    counters.direct += 1
+    counters.submitted[op.opcode] += 1
+    if res > 0:
+        counters.moved[op.opcode] += res
+    elif res < 0:
+        counters.count_failure(op, res)
+    return True
+
+
+async def wait_by_trio(fd: int, events: int) -> int:
+    """Waits as trio's own sockets do. The events, or < 0: the descriptor was closed meanwhile, or cannot be waited for."""
+    try:
+        await (wait_writable if events == select.POLLOUT else wait_readable)(fd)
+    except trio.ClosedResourceError:
+        return -errno.ECANCELED
+    except PermissionError:  # epoll's word for a regular file, which is always ready
+        await checkpoint()
+    except OSError as exc:
+        return -(exc.errno or errno.EBADF)
+    return events
+
+
+async def perform_by_readiness(op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]) -> int:
+    """Performs an operation by its call, and returns its result: >= 0, or -errno. A checkpoint, always.
+
+    Args:
+        wait: waits until the descriptor may be ready; < 0: it has failed, with that result.
+
+    Cancellation: nothing was done if Cancelled is raised; what was done is returned.
+    """
+    try:
+        await checkpoint_if_cancelled()
+        if attempt(op):
+            await cancel_shielded_checkpoint()
+            return op.res
+        while (res := await wait(op)) >= 0:
+            if attempt(op):
+                return op.res
+    finally:
+        op.let_go()
+    op.res = res
+    return res
+
+
+class ReadinessDriver:
+    """Does the operations of one trio.run by readiness. What streams ask of a driver; the other is the ring's."""
+
+    completes = pumps = disowned = False
+    provided_buffers = True  # a receive need not bring memory while it waits
+    failure: BaseException | None = None
+    disowned = False  # a forked child may go on with it, as with trio's own
+
+    def __init__(self, backend: BackendInfo, refuse: Callable[[TaskOperation], None]) -> None:
+        self.backend = backend
+        self.counters = RingCounters()
+        self.short_writes = self.passes = 0
+        self.closed = False
+        self.waiting: dict[TaskOperation, float] = {}  # since when
+        self._scopes: dict[TaskOperation, trio.CancelScope] = {}  # of those whose descriptor stays open when they end
+        self.thread = get_ident()
+        self._refuse = refuse
+        call_at_end(self.close)
+
+    def begin(self, op: TaskOperation) -> bool:
+        """False: it is to be performed. The same for all drivers."""
+        self._attend(op)
+        return False if op.driver is self else bool(op.driver.begin(op))
+
+    def _attend(self, op: TaskOperation) -> None:
+        if self.closed:
+            self._refuse(op)
+        elif get_ident() != self.thread:
+            raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
+
+    async def perform(self, op: TaskOperation) -> int:
+        self._attend(op)
+        return int(await op.driver.perform_by_call(op) if op.driver is self else await op.driver.perform(op))
+
+    @enable_ki_protection
+    async def perform_by_call(self, op: TaskOperation) -> int:
+        if op.opcode == Opcode.POLL_ADD:
+            return int(await self._wait(op))
+        return await perform_by_readiness(op, self._wait)
+
+    async def _wait(self, op: TaskOperation) -> int:
+        counters, opcode, res = self.counters, op.opcode, -errno.ECANCELED
+        op.task, self.waiting[op] = current_task(), time.monotonic()
+        counters.submitted[opcode] += 1
+        try:
+            res = await self._until_ready(op)
+            return res
+        finally:
+            op.task = None
+            self.waiting.pop(op, None)
+            if res < 0:
+                counters.count_failure(op, res)
+            elif opcode != Opcode.POLL_ADD:
+                counters.submitted[opcode] -= 1  # its call is counted
+
+    async def _until_ready(self, op: TaskOperation) -> int:
+        to_write = op.opcode in _WAITS_TO_WRITE or (op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT)
+        events = select.POLLOUT if to_write else select.POLLIN
+        lease = None if op.lease is None else op.lease()
+        if lease is None or lease.closes_descriptor:
+            return await wait_by_trio(op.fd, events)
+        with trio.CancelScope() as scope:
+            self._scopes[op] = scope
+            try:
+                events = await wait_by_trio(op.fd, events)
+            finally:
+                del self._scopes[op]
+        return -errno.ECANCELED if scope.cancel_called else events
+
+    async def wait_ready(self, poll: TaskOperation) -> int:
+        return int(await self.perform(poll))
+
+    def abandon(self, op: TaskOperation) -> None:
+        """A coroutine was destroyed: nothing of it is left."""
+
+    async def settle(self, op: TaskOperation) -> None:
+        """Nothing is left behind that would have to be waited for."""
+        await trio.lowlevel.checkpoint()
+
+    def withdraw(self, op: TaskOperation) -> bool:
+        return True
+
+    def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
+        """Closes a descriptor, or shuts down one direction of it. Whoever waits in `ops` wakes with -ECANCELED."""
+        for op in ops:
+            if self.waiting.pop(op, None) is not None:
+                op.task = None
+                if op in self._scopes:
+                    self._scopes[op].cancel()
+        close()  # where it closes, all others wake by trio's notify_closing
+
+    def close(self) -> None:
+        self.closed = True
+        for op in self.waiting:  # in a run that crashed: or the streams would keep its tasks
+            op.task = None
+        self.waiting.clear()
+
+    def statistics(self) -> Statistics:
+        return snapshot(self.counters, _NO_RING, self.pending(), 0, self)
+
+    def operations(self) -> list[OperationInFlight]:
+        return [self.describe(op) for op in self.pending()]
+
+    def describe(self, op: TaskOperation) -> OperationInFlight:
+        return OperationInFlight.of(op, "WAITING", time.monotonic() - self.waiting[op])
+
+    def pending(self) -> list[TaskOperation]:
+        """The operations that tasks wait for."""
+        return list(self.waiting)

@@ -1,0 +1,252 @@
+"""What is tried before io_uring is trusted: its system calls where a seccomp filter may kill for
+them, then a ring, by a self-test.
+
+Rules of this file: what io_uring is found to do is an answer, and returned; it holds for this
+process. What a trial wanted for itself and did not get (a process, memory, a descriptor) is raised,
+and says nothing about io_uring.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import errno
+import mmap
+import os
+import select
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from ._contract import SMALL_SIZE
+from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from ._extension import ffi, lib
+from ._op import NO_GROUP, SMALL_GROUP, Opcode, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from ._ring import UringRing
+
+    _Sleep: TypeAlias = Callable[[UringRing, Operation], bool]
+
+TRIAL_SECONDS = 1.0  # for the child to end, and for each wake-up of the self-test
+_POLL_SECONDS = 0.0002  # between two looks at the child, which takes about as long
+
+_STATUS = "/proc/thread-self/status"
+_WAIT_ALL = 0x40000000  # __WALL: for a child that sends no SIGCHLD, too
+
+
+# -- the system calls
+
+
+def seccomp_filters() -> tuple[bytes, ...]:
+    """What the kernel says of the seccomp filters on this thread; () if there is none.
+
+    Filters are only ever added, and their number is in it (Linux 5.9): where it stays the same, so
+    do they.
+    """
+    try:
+        with open(_STATUS, "rb") as status:  # bytes: a codec is a file, which may be out of reach
+            lines = tuple(line.strip() for line in status if line.startswith(b"Seccomp"))
+    except OSError:  # prctl(PR_GET_SECCOMP) is no help: a filter may kill for that
+        return (b"unknown",)
+    return () if not lines or b"Seccomp:\t0" in lines else lines
+
+
+def try_system_calls() -> RingUnavailableError | None:
+    """Makes io_uring's system calls in a child process.
+
+    A filter that kills for clone(2) ends this process: where that is so, nothing can be tried.
+
+    Returns:
+        Why they cannot be made here; None: they can.
+
+    Raises:
+        RingUnavailableError: a child process cannot be had.
+    """
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, page) as shared, ffi.from_buffer("uint8_t[]", shared) as stage:
+        pid: int = lib.tu_try_calls(stage)
+        if pid < 0:
+            raise RingUnavailableError(-pid, _why_no_child(-pid))
+        ended = _wait_for_child(pid, stage)
+        reached = stage[0]
+    if reached == lib.TU_TRIED:
+        return None
+    call = {
+        lib.TU_TRIES_SETUP: "io_uring_setup",
+        lib.TU_TRIES_REGISTER: "io_uring_register",
+        lib.TU_TRIES_ENTER: "io_uring_enter",
+    }.get(reached, "prctl")
+    return RingUnavailableError(
+        errno.EPERM,
+        f"{call} is forbidden here by a seccomp filter: a child process that tried it {ended}. "
+        "A filter that is to allow io_uring has to allow io_uring_setup, io_uring_enter and "
+        "io_uring_register",
+    )
+
+
+def _why_no_child(code: int) -> str:
+    what = "a seccomp filter is in force, and a child to try io_uring under it cannot be had: clone"
+    if code == errno.EAGAIN:
+        return why_unavailable(code, what)
+    why = "the filter forbids that, too"
+    if code == errno.ENOMEM:
+        why = "there is no memory for a copy of this process (sysctl vm.overcommit_memory)"
+    return f"{what} failed with {errno.errorcode.get(code, code)}: {why}"
+
+
+def _wait_for_child(pid: int, stage: Any) -> str:
+    """Waits until the child has ended, and says how, in words. It is ended if it takes too long."""
+    deadline = time.monotonic() + TRIAL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            ended, status = os.waitpid(pid, _WAIT_ALL | os.WNOHANG)
+        except ChildProcessError:  # the program waits for everything, by __WALL, and was first
+            return "ended"
+        except OSError:  # a filter refuses to let us wait
+            ended = status = 0
+            if stage[0] == lib.TU_TRIED:
+                return "ended"
+        if ended:
+            number = os.WTERMSIG(status)
+            return f"was killed by {signal.Signals(number).name}" if number else "ended"
+        time.sleep(_POLL_SECONDS)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, _WAIT_ALL)
+    # The filter has asked another process, which does not answer.
+    return f"did not return from it within {TRIAL_SECONDS:g} s"
+
+
+# -- a ring
+
+
+class _Failed(Exception):
+    """The self-test has found a defect, which its text names."""
+
+
+def self_test(ring: UringRing) -> RingUnavailableError | str | None:
+    """Lets this thread sleep for the ring, in each way that a driver does, while another thread
+    does what must wake it.
+
+    Returns:
+        None if it was woken each time; why the ring cannot be used; or, as a sentence, what could
+        not be tried.
+    """
+    threaded = True
+    try:
+        # With DEFER_TASKRUN completions wait until we enter: the descriptor wakes no epoll.
+        if "DEFER_TASKRUN" not in ring.info.setup_flags:
+            threaded &= _receive(ring, "an epoll that watches the ring", _sleep_in_epoll)
+        threaded &= _receive(ring, "io_uring_enter", _sleep_in_ring)
+        threaded &= _watch_epoll(ring)
+    except _Failed as exc:
+        return RingUnavailableError(errno.EIO, f"io_uring's self-test failed: {exc}")
+    except RingBrokenError as exc:
+        why = f"io_uring's self-test failed: {exc.strerror}"
+        return RingUnavailableError(exc.errno, why)
+    if threaded:
+        return None
+    return "no thread could be started: that another one wakes a sleeping thread was not tested"
+
+
+def _receive(ring: UringRing, sleeper: str, sleep: _Sleep) -> bool:
+    """A receive that waits, and a byte. False: there was no thread to send it meanwhile."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        op = Operation(Opcode.RECV, ours.fileno(), ours)
+        op.group, op.length = SMALL_GROUP if ring.info.provided_buffers else NO_GROUP, SMALL_SIZE
+        own = bytearray(SMALL_SIZE)
+        if op.group == NO_GROUP:
+            op.buffer = own
+        _enter(ring, op)
+        with _Sender(theirs) as threaded:
+            if not sleep(ring, op):
+                within = f"within {TRIAL_SECONDS:g} s"
+                raise _Failed(f"a byte that was sent did not wake {sleeper} {within}")
+        if op.res != 1 or (op.chunk if op.group != NO_GROUP else own[:1]) != b"?":
+            raise _Failed("a byte that was sent came as another")
+        return threaded
+
+
+def _watch_epoll(ring: UringRing) -> bool:
+    """A POLL_ADD on an epoll instance, as on trio's. False: no thread to make it readable."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, select.epoll() as poller:
+        poller.register(ours, select.EPOLLIN)
+        op = Operation(Opcode.POLL_ADD, poller.fileno(), poller)
+        op.flags = select.POLLIN
+        _enter(ring, op)
+        with _Sender(theirs) as threaded:
+            if not _sleep_in_ring(ring, op) or op.res < 0 or not op.res & select.POLLIN:
+                within = f"within {TRIAL_SECONDS:g} s"
+                raise _Failed(f"an epoll that the ring watches did not wake it {within}")
+        return threaded
+
+
+def _enter(ring: UringRing, op: Operation) -> None:
+    ring.submit(op)
+    try:
+        ring.flush()
+    except RingBrokenError:
+        ring.table.clear()  # the kernel has never seen it
+        raise
+    ring.drain([])
+
+
+class _Sender:
+    """Sends a byte from another thread; if there is none to be had from this one, which is awake."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._sent = _thread.allocate_lock()
+
+    def __enter__(self) -> bool:
+        self._sent.acquire()
+        try:
+            # Not threading.Thread: its start() waits for ever if the new thread has no memory.
+            _thread.start_new_thread(self._send, ())
+        except (RuntimeError, MemoryError):
+            self._send()
+            return False
+        return True
+
+    def _send(self) -> None:
+        try:
+            with contextlib.suppress(OSError):  # closed: it took too long to get here
+                self._socket.send(b"?")
+        finally:
+            self._sent.release()
+
+    def __exit__(self, *_: object) -> None:
+        self._sent.acquire(timeout=TRIAL_SECONDS)
+
+
+def _sleep_in_epoll(ring: UringRing, op: Operation) -> bool:
+    with select.epoll() as poller:
+        poller.register(ring.fileno(), select.EPOLLIN)
+        return _sleep(ring, op, lambda left: bool(poller.poll(left)))
+
+
+def _sleep_in_ring(ring: UringRing, op: Operation) -> bool:
+    def sleep(left: float) -> bool:
+        before = time.monotonic()
+        ring.turn(left, [])
+        return time.monotonic() - before < left
+
+    return _sleep(ring, op, sleep)
+
+
+def _sleep(ring: UringRing, op: Operation, sleep: Callable[[float], bool]) -> bool:
+    """Sleeps until the operation is done. False: nothing woke us in time, whatever has come."""
+    deadline = time.monotonic() + TRIAL_SECONDS
+    while op.state.in_kernel:
+        left = deadline - time.monotonic()
+        if left <= 0 or not sleep(left):
+            return False
+        ring.drain([])
+    return True

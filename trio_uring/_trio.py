@@ -1,0 +1,254 @@
+"""The private names of trio that this package uses: all of them, and what is lost without each.
+
+Rules of this file: importing never fails, whatever trio looks like. Each name is looked up once. One
+that is missing is told with what is lost without it, and whoever would use it does without.
+`python -m trio_uring info` prints the table.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import importlib
+import select
+import socket as stdlib_socket
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+_RUN, _IO, _SOCKET = "trio._core._run", "trio._core._io_epoll", "trio._socket"
+
+LOOP = "the ring is not trio's loop: a system task waits for it, as with TRIO_URING_DRIVER=task"
+FORK = "a forked child that stays in its parent's run shares trio's epoll instance with it"
+SOCKET = "nothing: it is the class of what trio.socket.from_stdlib_socket gives"
+HELPER = "sockets that use the ring: they wait and move bytes as trio's; streams are as ever"
+RESOLVE = "connects that wait by the ring: they wait as trio's"
+METACLASS = "streams and listeners of ours in place of trio's in an enabled run: only its sockets are ours"
+SCHEDULER = "runs that are the same each time: trio_uring.testing.run_deterministically refuses"
+DETECTOR = "the notice that another task sends on the trio.SocketStream beneath TrioNetwork's stream"
+PLAIN = "UDPSocket and sockets on the ring: they need the plain socket within trio's"
+
+
+class PrivateName(NamedTuple):
+    """A private name of trio."""
+
+    name: str
+    found: bool
+    lost: str
+    """What does not work, or works in another way, without it."""
+
+
+def _find(module: str, name: str) -> Any:
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception:
+        return None
+    return found
+
+
+def _probe(module: str, lost: str, *names: str) -> list[PrivateName]:
+    return [PrivateName(f"{module}.{n}", _find(module, n) is not None, lost) for n in names]
+
+
+def _has(cls: type, name: str) -> bool:
+    return hasattr(cls, name)
+
+
+def _socket_class() -> type[trio.socket.SocketType]:
+    """The class of trio's sockets, asked of one."""
+    with stdlib_socket.socket() as sock:
+        return type(trio.socket.from_stdlib_socket(sock))
+
+
+# The class of trio's own sockets, which trio_uring.UringSocket is derived from.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio._socket import _SocketType
+
+    SocketType_ = _SocketType
+else:
+    SocketType_ = _find(_SOCKET, "_SocketType") or _socket_class()
+
+# All of its methods that may block go through this one, which we override.
+HAS_NONBLOCKING_HELPER = _has(SocketType_, "_nonblocking_helper")
+
+# The socket module's socket within it.
+HAS_PLAIN_SOCKET = "_sock" in getattr(_find(_SOCKET, "_SocketType.__init__.__code__"), "co_names", ("_sock",))
+
+# How it resolves the address that it is to connect to.
+HAS_RESOLVE_ADDRESS = _has(SocketType_, "_resolve_address_nocp")
+
+# An enabled run puts a class derived from this one in the place of the metaclass of these two.
+_METACLASS_NAME = "the metaclass of trio.SocketStream and trio.SocketListener, abc.ABCMeta"
+HAS_PLAIN_METACLASS = {type(trio.SocketStream), type(trio.SocketListener)} == {abc.ABCMeta}
+
+NAMES = [
+    *_probe(_RUN, LOOP, "GLOBAL_RUN_CONTEXT", "Runner.io_manager", "Runner.is_guest"),
+    *_probe(_IO, LOOP, *(f"EpollIOManager.{name}" for name in ("get_events", "process_events"))),
+    *_probe(_IO, LOOP, "EpollIOManager.close", "EpollIOManager.force_wakeup"),
+    *_probe(_IO, LOOP, "EpollIOManager.wait_readable", "EpollIOManager.wait_writable"),
+    *_probe(_IO, LOOP, "EpollIOManager.notify_closing", "EpollIOManager.statistics"),
+    *_probe(_IO, LOOP, "EpollIOManager._epoll"),
+    *_probe(_IO, FORK, "EpollIOManager._registered", "EpollIOManager._force_wakeup"),
+    *_probe(_IO, FORK, "EpollWaiters.current_flags"),
+    *_probe(_SOCKET, SOCKET, "_SocketType"),
+    PrivateName("trio._socket._SocketType._nonblocking_helper", HAS_NONBLOCKING_HELPER, HELPER),
+    PrivateName("trio._socket._SocketType._resolve_address_nocp", HAS_RESOLVE_ADDRESS, RESOLVE),
+    PrivateName(_METACLASS_NAME, HAS_PLAIN_METACLASS, METACLASS),
+    *_probe(_RUN, SCHEDULER, "_ALLOW_DETERMINISTIC_SCHEDULING", "_r"),
+    *_probe("trio._util", DETECTOR, "ConflictDetector.__enter__", "ConflictDetector.__exit__"),
+    PrivateName("trio._socket._SocketType._sock", HAS_PLAIN_SOCKET, PLAIN),
+]
+
+
+def missing(lost: str) -> list[str]:
+    """The names that are not there, of those without which `lost` is lost."""
+    return [private.name for private in NAMES if private.lost == lost and not private.found]
+
+
+# -- sockets and streams
+
+
+def plain_socket(sock: Any) -> Any:
+    """The socket module's socket within a trio socket; None: there is none."""
+    return getattr(sock, "_sock", None)
+
+
+async def resolve(sock: Any, address: Any) -> Any:
+    """The address that a trio socket would send to."""
+    if not HAS_RESOLVE_ADDRESS:
+        await trio.lowlevel.checkpoint()
+        return address
+    return await sock._resolve_address_nocp(address, local=False)
+
+
+class _Detector:
+    """As trio's ConflictDetector, where that is missing."""
+
+    _held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError("another task is currently sending data on this stream")
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+def send_detector(stream: trio.SocketStream) -> Any:
+    """What notices that two tasks send on a trio.SocketStream: a context manager, `_held` within."""
+    found = getattr(stream, "_send_conflict_detector", None)
+    return found if hasattr(found, "_held") else _Detector()
+
+
+# -- runs
+
+
+def scheduler() -> Any:
+    """The module with trio's random generator, which orders tasks; None: it is not as it was."""
+    return None if missing(SCHEDULER) else importlib.import_module(_RUN)
+
+
+_CAN_BE_LOOP, _CAN_RENEW = not missing(LOOP), not missing(FORK)
+_context: Any = _find(_RUN, "GLOBAL_RUN_CONTEXT")
+
+
+def loop_runner() -> Any:
+    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has
+    another shape."""
+    if not _CAN_BE_LOOP:
+        return None
+    return None if _context.runner.is_guest else _context.runner
+
+
+def trios_own(manager: Any) -> Any:
+    """trio's own I/O manager, within those of ours."""
+    while isinstance(manager, Manager):
+        manager = manager.inner
+    return manager
+
+
+class Manager:
+    """An I/O manager in the place of another one, to which it leaves everything.
+
+    It has all that trio asks of it. (A __getattr__ would make every look-up slower.)
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def get_events(self, timeout: float) -> Any:
+        return self.inner.get_events(timeout)
+
+    def process_events(self, events: Any) -> None:
+        self.inner.process_events(events)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def wait_readable(self, fd: Any) -> Any:
+        return self.inner.wait_readable(fd)
+
+    def wait_writable(self, fd: Any) -> Any:
+        return self.inner.wait_writable(fd)
+
+    def notify_closing(self, fd: Any) -> None:
+        self.inner.notify_closing(fd)
+
+    def force_wakeup(self) -> None:
+        self.inner.force_wakeup()
+
+    def statistics(self) -> Any:
+        return self.inner.statistics()
+
+
+class _AtEnd(trio.abc.Instrument):
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def after_run(self) -> None:
+        self._function()
+
+
+def call_at_end(function: Callable[[], object]) -> None:
+    """Has a function called at the end of this trio.run. It must not raise.
+
+    By an I/O manager, since an instrument shows: some of trio's own tests look for hooks.
+    """
+    if not _CAN_BE_LOOP:
+        trio.lowlevel.add_instrument(_AtEnd(function))
+        return
+    runner = _context.runner
+    runner.io_manager = _Ending(runner.io_manager, function)
+
+
+class _Ending(Manager):
+    """Calls a function before it is closed."""
+
+    def __init__(self, inner: Any, function: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._function = function
+
+    def close(self) -> None:
+        try:
+            self._function()
+        finally:
+            super().close()
+
+
+def renew_epoll(manager: Any) -> None:
+    """In a forked child: gives trio's I/O manager an epoll instance of the child's own, in place of
+    the one that it shares with its parent."""
+    if not _CAN_RENEW:
+        return
+    manager = trios_own(manager)
+    shared, manager._epoll = manager._epoll, select.epoll()
+    shared.close()
+    manager._epoll.register(manager._force_wakeup.wakeup_sock, select.EPOLLIN)
+    for fd, waiters in manager._registered.items():
+        with contextlib.suppress(OSError):
+            manager._epoll.register(fd, waiters.current_flags | select.EPOLLONESHOT)
