@@ -1,4 +1,4 @@
-"""trio streams and listeners driven by io_uring, and by epoll where that cannot be had.
+"""trio streams and listeners driven by io_uring, and by readiness where that cannot be had.
 
 Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring: the first operation of a
 trio.run does.

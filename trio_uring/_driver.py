@@ -53,7 +53,6 @@ class Driver(ChainEngine):
     def __init__(self, ring: Ring, backend: BackendInfo, runner: Any = None) -> None:
         super().__init__(ring)
         self.backend = backend
-        self.disowned = False  # it is the process's that this one was forked from
         if runner is None:
             self.task_way = TaskWay(self)
         self._way: Loop | TaskWay = self.task_way or Loop(self, runner)
@@ -238,7 +237,7 @@ def check_way(way: str) -> None:
 
 
 def backend_info() -> BackendInfo:
-    """What drives the streams of this trio.run, io_uring or epoll, and if it is epoll why.
+    """What drives the streams of this trio.run, io_uring or readiness, and if it is readiness why.
 
     Outside of trio, and in a run that has not used a stream yet: what would be chosen now. It is found out by opening a ring
     and closing it.

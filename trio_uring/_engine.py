@@ -54,7 +54,7 @@ _BY_CALLS = frozenset({int(Opcode.READ)})
 class TaskOperation(Operation):
     """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
 
-    __slots__ = ("driver", "lease", "poll", "raise_cancel", "task")
+    __slots__ = ("by_trio", "driver", "lease", "poll", "raise_cancel", "task")
     waiting = False  # of a chained operation (_chains): its function has not been called yet
 
     def __init__(self, driver: Any, opcode: int, fd: int, owner: object = None) -> None:
@@ -64,6 +64,7 @@ class TaskOperation(Operation):
         self.raise_cancel: Callable[[], NoReturn] | None = None
         # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at once.
         self.lease: weakref.ref[Any] | None = None
+        self.by_trio = False  # a poll whose task waits by trio's own means instead
         self.poll: TaskOperation | None = None  # which waits for the descriptor, where this one is done by calls
 
     @enable_ki_protection
@@ -176,7 +177,7 @@ class Engine:
             assert lease is not None  # whoever performs the operation has it
             poll = op.poll = lease.operation(Opcode.POLL_ADD, op.fd)
             poll.flags = select.POLLOUT if op.opcode in SENDING else select.POLLIN
-        return await self.wait_ready(poll)
+        return int(await poll.driver.wait_ready(poll))  # which may be an earlier run's, and then moves
 
     async def wait_ready(self, poll: TaskOperation) -> int:
         """Performs a POLL_ADD. The result may be told too early."""
@@ -185,7 +186,11 @@ class Engine:
         if res < 0 or res & (events | ALWAYS):
             return res
         # io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not.
-        return await wait_by_trio(poll.fd, events)
+        poll.by_trio = True
+        try:
+            return await wait_by_trio(poll.fd, events)
+        finally:
+            poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
@@ -321,7 +326,8 @@ class Engine:
 
     def wrote(self) -> None:
         """After the kernel was entered with what `write_queue` has written."""
-        self.dirty = self.ring.short or bool(self.queue)
+        # One enter may take a part; then an entry may still name a descriptor that is to be closed.
+        self.dirty = self.ring.short or bool(self.queue) or (bool(self._closing) and self.ring.ready())
         if self._closing and not self.dirty:
             self.close_deferred()
 

@@ -35,7 +35,7 @@ _READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING)
 
 def in_use(op: TaskOperation) -> bool:
     """Whether a task waits for it, or the kernel has it. A run that is over, or the parent's of a forked child, has nothing."""
-    return (op.task is not None or op.state.in_kernel) and not op.driver.closed
+    return (op.task is not None or op.state.in_kernel or op.by_trio) and not op.driver.closed
 
 
 class Lease:
@@ -129,6 +129,8 @@ class Lease:
             return True
         opcodes, events = (_READING, select.POLLIN) if reading else (_WRITING, select.POLLOUT)
         for op in self.operations:
+            if op.opcode == Opcode.READ and self._shutdown is not None:
+                continue  # of the file that is being sent to the socket, which would have a RECV
             if in_use(op) and (op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)):
                 return True
         return False

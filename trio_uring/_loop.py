@@ -14,7 +14,8 @@ Rules of this file:
 
 - What get_events returns is true if and only if anything happened: trio takes false for "the time is up" (a MockClock jumps,
   wait_all_tasks_blocked returns).
-- No exception leaves it. A ring that has failed, or is a forked parent's, is out of the way: trio's own manager goes on.
+- No Exception leaves it. A ring that has failed, or is a forked parent's, is out of the way: trio's own manager goes on.
+  What is not an Exception is not the ring's either: it is a signal handler's (sys.exit), and ends the run as it always does.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Loop(Manager):
             if not timeout and not driver.queue and not driver.dirty and ring.watching and not ring.ready():
                 return ()
             return self._pass(driver, ring, timeout)
-        except BaseException as exc:
+        except Exception as exc:
             driver.fail(exc)
             return _HAPPENED
 

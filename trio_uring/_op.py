@@ -59,6 +59,7 @@ class Opcode(enum.IntEnum):
 SENDING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.SENDING)
 RECEIVING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.RECEIVING)
 
+POSITION = 2**64 - 1  # offset of READ and WRITE: the current position, which pipes do not have
 NO_GROUP = -1
 SMALL_GROUP = 0  # many provided buffers of a page, for messages
 LARGE_GROUP = 1  # a few large provided buffers, for bulk

@@ -28,7 +28,7 @@ from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_
 from ._chains import ChainedOperation, ChainEngine
 from ._driver import Driver, current_driver
 from ._errors import AGAIN_ERRNOS, stream_error
-from ._op import Opcode
+from ._op import POSITION, Opcode
 from ._readiness import ALWAYS
 from ._send import SEND_FLAGS
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from ._send import SendSide
 
     Side = ReceiveSide | SendSide
-
-
-POSITION = 2**64 - 1  # offset of READ and WRITE: the current position, which pipes do not have
 
 
 class Pump:

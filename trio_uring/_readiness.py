@@ -209,7 +209,7 @@ async def perform_by_readiness(op: TaskOperation, wait: Callable[[TaskOperation]
 class ReadinessDriver:
     """Does the operations of one trio.run by readiness. What streams ask of a driver; the other is the ring's."""
 
-    completes = pumps = disowned = False
+    completes = pumps = False
     provided_buffers = True  # a receive need not bring memory while it waits
     failure: BaseException | None = None
     disowned = False  # a forked child may go on with it, as with trio's own

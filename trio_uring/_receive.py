@@ -22,7 +22,7 @@ from ._chunks import ChunkQueue
 from ._contract import SMALL_SIZE
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
-from ._op import LARGE_GROUP, NO_GROUP, Opcode
+from ._op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
 from ._provided import BufferChoice
 from ._timed import TimedReceive, within
 from ._views import release_view
@@ -291,7 +291,7 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
     def _make_operation(self) -> TaskOperation:
         op = self._operation(Opcode.RECV if self._is_socket else Opcode.READ)
         if not self._is_socket:
-            op.offset = 2**64 - 1  # the current position, which pipes do not have
+            op.offset = POSITION
         return op
 
 

@@ -1,7 +1,7 @@
 """The kernel's ring: operations go in as entries, and come back as completions.
 
 Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision. How objects become
-addresses is in _entries.py, which the rings share.
+addresses is in _entries.py.
 
 S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
     freed), and the operation is in the ring's table from its entry being written to its last completion. A coroutine's
@@ -18,8 +18,10 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+import importlib
 import os
 import threading
 import time
@@ -40,7 +42,7 @@ from ._contract import (
 from ._entries import make_entry, pin_vector
 from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from ._extension import ffi, lib
-from ._op import CANCELLING, LARGE_GROUP, LINGERING, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from ._op import CANCELLING, LARGE_GROUP, LINGERING, POSITION, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
 class Setup(enum.IntFlag):
@@ -186,23 +188,29 @@ class UringRing:
         if self._unsubmitted >= self._submit_max:
             self.counters.sq_full += 1
             return False
-        state = op.state.submitted
-        entry = op.entry or make_entry(op)
+        before, state = op.state, op.state.submitted
         token = self._token = self._token + 1
-        # The kernel sees the entry at the next enter; a bad argument raises in here, with nothing written.
-        buffer = op.buffer
-        if buffer is not None:
-            op.pin = address = _from_buffer(buffer)
-            _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
-        elif op.buffers is None:
-            _tu_submit(self._c, entry, _NULL, op.length, token)
-        else:
-            address, length = pin_vector(op)
-            _tu_submit(self._c, op.entry, address, length, token)
+        # From here on it is the ring's: a garbage collection while it is being written may destroy its
+        # task's coroutine, and what is not in the kernel would be taken back, and its buffers let go.
+        op.token, op.state = token, state
+        try:
+            entry = op.entry or make_entry(op)
+            # The kernel sees the entry at the next enter; a bad argument raises in here, with
+            # nothing written.
+            buffer = op.buffer
+            if buffer is not None:
+                op.pin = address = _from_buffer(buffer)
+                _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
+            elif op.buffers is None:
+                _tu_submit(self._c, entry, _NULL, op.length, token)
+            else:
+                address, length = pin_vector(op)
+                _tu_submit(self._c, op.entry, address, length, token)
+        except BaseException:
+            op.state = before
+            raise
         self.table[token] = op
         self._unsubmitted += 1
-        op.token = token
-        op.state = state
         op.born = self.now
         self._submitted[op.opcode] += 1
         return True
@@ -318,7 +326,7 @@ class UringRing:
         """A cancel that entered together with its target may miss it: its target is here still, and knows of nothing."""
         for target in self._missed:
             op = self.table.get(target)
-            if op is not None and op.state is CANCELLING:
+            if op is not None and op.state is CANCELLING and not _is_of_file(op):
                 self._late_cancels.append(target)
         self._missed.clear()
 
@@ -365,7 +373,8 @@ class UringRing:
         if self._c is None:
             return True
         self._check_owner()
-        if self.table:  # S7: the kernel may still write to what these operations pin; `_open_rings` keeps it all alive
+        if self.table:  # S7: the kernel may still write to what these operations pin
+            _keep_for_ever(self)
             warnings.warn(
                 f"trio_uring leaked a ring: the kernel did not give back {len(self.table)} operations, "
                 f"among them {list(self.table.values())[:5]}",
@@ -394,6 +403,18 @@ class UringRing:
         c, self._c = self._c, None
         if c is not None:
             lib.tu_disown(c)
+
+
+def _keep_for_ever(ring: UringRing) -> None:
+    """`_open_rings` is emptied when the interpreter ends, and the kernel may go on until the process does."""
+    with contextlib.suppress(ImportError, AttributeError):  # without ctypes, or CPython
+        ctypes = importlib.import_module("ctypes")
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
+
+
+def _is_of_file(op: Operation) -> bool:
+    """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time would not end before it does."""
+    return op.opcode == Opcode.READ and op.offset != POSITION
 
 
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS
-from ._op import Opcode
+from ._op import POSITION, Opcode
 from ._timed import TimedSend
 from ._views import release_view, release_views
 
@@ -176,8 +176,9 @@ class SendSide(TimedSend, Endpoint):
                     raise self._error(res)
                 self._check_can_send()
             op = self._load(views, index, start)
-            res = await op.driver.perform(op)
-            self.bytes_sent += max(res, 0)
+            res = sent = await op.driver.perform(op)
+            if sent > 0:
+                self.bytes_sent += sent
 
     def _load(self, views: list[memoryview], index: int, start: int) -> TaskOperation:
         """An operation on as many buffers, from byte `start` of buffer `index`, as one may take."""
@@ -207,7 +208,7 @@ class SendSide(TimedSend, Endpoint):
         if self._is_socket:
             op.flags = SEND_FLAGS
         else:
-            op.offset = 2**64 - 1  # the current position, which pipes do not have
+            op.offset = POSITION
         return op
 
     def _check_can_send(self) -> None:

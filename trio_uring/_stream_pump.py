@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._contract import SMALL_SIZE
 from ._errors import AGAIN_ERRNOS
-from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
+from ._op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
 from ._pipes import PIPE_SIZE, Pipe
 from ._provided import BULK_STREAK, BufferChoice
-from ._pump import POSITION, Pump, give_receiving, give_sending, is_open, takes_splices
+from ._pump import Pump, give_receiving, give_sending, is_open, takes_splices
 
 if TYPE_CHECKING:
     from ._receive import ReceiveSide

@@ -155,14 +155,16 @@ def scheduler() -> Any:
 
 _CAN_BE_LOOP, _CAN_RENEW = not missing(LOOP), not missing(FORK)
 _context: Any = _find(_RUN, "GLOBAL_RUN_CONTEXT")
+_EpollIOManager: Any = _find(_IO, "EpollIOManager")
 
 
 def loop_runner() -> Any:
-    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has
-    another shape."""
+    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has another shape."""
     if not _CAN_BE_LOOP:
         return None
-    return None if _context.runner.is_guest else _context.runner
+    runner = _context.runner
+    waits_by_epoll = isinstance(trios_own(runner.io_manager), _EpollIOManager)
+    return runner if waits_by_epoll and not runner.is_guest else None
 
 
 def trios_own(manager: Any) -> Any:

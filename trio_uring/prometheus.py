@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -74,7 +75,7 @@ class DriverCollector:
 
     def __init__(self) -> None:
         self._driver = current_driver()
-        self._token = trio.lowlevel.current_trio_token()
+        self._token, self._pid = trio.lowlevel.current_trio_token(), os.getpid()
         self._last = self._driver.statistics()
         with contextlib.suppress(RuntimeError):  # the run is ending: these are its last values
             trio.lowlevel.spawn_system_task(self._read_at_the_end, name="trio_uring prometheus collector")
@@ -92,7 +93,7 @@ class DriverCollector:
         in_a_run = trio.lowlevel.in_trio_run()
         if in_a_run and trio.lowlevel.current_trio_token() is self._token:
             self._read()
-        elif not self._driver.closed:  # so it is, too, in a forked child, where nobody would answer
+        elif not self._driver.closed and self._pid == os.getpid():  # in a forked child nobody would answer
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._read_for, done)

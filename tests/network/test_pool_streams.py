@@ -107,6 +107,7 @@ async def park(coro: Any) -> None:
     await until(lambda: not trio_uring.current_statistics().queued, "submitted")
 
 
+@pytest.mark.uring_only("what a destroyed call leaves in the ring; trio's own waits know of none")
 async def test_a_destroyed_receive_keeps_the_buffer_until_the_kernel_has_let_go() -> None:
     pool, (left, peer) = one_buffer(), unix_sockets()
     stream = SocketStream(left)

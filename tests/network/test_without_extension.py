@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.no_ring
 
-NO_EXTENSION = "import sys; sys.modules['trio_uring._uring'] = None\n"
+NO_EXTENSION = "import os, sys; os.environ.pop('TRIO_URING_BACKEND', None); sys.modules['trio_uring._uring'] = None\n"
 
 
 def run(code: str) -> None:

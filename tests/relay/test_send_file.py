@@ -19,6 +19,7 @@ from streams.support import clog, count_of, drain, pattern, stream_and_peer, uni
 
 import trio_uring
 from trio_uring._driver import current_driver
+from trio_uring._op import Opcode
 
 from .support import Plain, pumps_only
 
@@ -42,6 +43,17 @@ def cold(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+async def test_a_socket_may_receive_while_the_file_is_read(path: Path) -> None:
+    stream, peer = stream_and_peer()
+    operation = stream._lease.operation(Opcode.READ, stream.socket.fileno())
+    operation.task = trio.lowlevel.current_task()  # as while the disk is waited for
+    peer.send(b"x")
+    assert await stream.socket.recv(1) == b"x"
+    operation.task = None
+    await stream.aclose()
+    peer.close()
 
 
 @pytest.fixture(params=["direct", "through a buffer"])

@@ -208,7 +208,7 @@ def test_a_drain_does_not_spin_while_enter_is_short(rig, answers, code, more, qu
 
 @pytest.mark.parametrize("code", SHORTAGES)
 def test_a_turn_does_not_spin_either(rig, answers, code):
-    answers.give(-code, -code, more=TASKRUN)
+    answers.give(-code, more=TASKRUN)  # one enter, and the next pass asks again
     rig.ring.turn(60, rig.done)
     answers.stop()
     assert rig.ring.short

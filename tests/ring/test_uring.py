@@ -11,6 +11,8 @@ import gc
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 import threading
 import types
 
@@ -224,6 +226,21 @@ def test_an_empty_group_says_so_and_takes_nothing():
     assert ring.close()
 
 
+def test_a_cancel_that_never_finds_a_files_read_is_asked_for_once(tmp_path, kernel_world):
+    """A read that waits for a disk is where no cancel looks: asking again at once would go on until the disk answers."""
+    ring, path = kernel_world.ring, tmp_path / "file"
+    path.write_bytes(bytes(4096))
+    with path.open("rb") as file:
+        op = Operation(Opcode.READ, file.fileno(), file)
+        op.buffer, op.length, op.offset = bytearray(10), 10, 0
+        assert ring.submit(op)
+        ring.cancel(op)
+        ring._missed.append(op.token)  # the answer -ENOENT of a kernel that has just begun
+        assert not ring.drain([])
+        kernel_world.settle(op)
+    assert ring.counters.submitted[Opcode.ASYNC_CANCEL] == 1
+
+
 def test_another_thread_is_refused():
     ring = UringRing()
     errors = []
@@ -249,3 +266,30 @@ def test_a_closed_ring_is_refused():
     assert ring.close()
     with pytest.raises(RuntimeError, match="closed"):
         ring.flush()
+
+
+LEAKED = """
+import os, socket, warnings
+from trio_uring._op import Opcode, Operation
+from trio_uring._ring import UringRing
+
+class Buffer(bytearray):
+    def __del__(self, write=os.write):
+        write(1, b"freed ")
+
+warnings.simplefilter("ignore")
+a, b = socket.socketpair()
+ring = UringRing(sq_entries=8)
+op = Operation(Opcode.RECV, a.fileno())
+op.buffer = Buffer(100)
+ring.submit(op)
+ring.flush()
+assert not ring.close()
+os.write(1, b"the end ")
+"""
+
+
+def test_what_a_leaked_ring_pins_outlives_the_interpreter() -> None:
+    """The kernel may write to it until the process is gone."""
+    done = subprocess.run([sys.executable, "-c", LEAKED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("the end ", "")

@@ -175,6 +175,11 @@ class _Records(logging.Handler):
 _logged = _Records()
 
 
+def logged(text: str) -> int:
+    """How many log records with `text` there were, and have not been taken."""
+    return sum(text in record.getMessage() for record in _logged.records)
+
+
 def expect_log(text: str) -> int:
     """Takes the log records with `text`, of which there must be at least one; returns how many there were."""
     found = [record for record in _logged.records if text in record.getMessage()]

@@ -22,9 +22,12 @@ import trio.testing
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
+from trio_uring import _ring
 from trio_uring._op import Opcode
 
 from .child import FLAGS, in_child, open_fds, pair, use_ring
+
+pytestmark = pytest.mark.uring_only("trio's own wait for a descriptor does not survive that its coroutine is destroyed")
 
 SENDS = (Opcode.SEND, Opcode.SENDMSG)  # which never wait: a poll does, after one that found no room
 
@@ -52,6 +55,36 @@ async def until_idle() -> None:
         await trio.lowlevel.checkpoint()
         statistics = trio_uring.current_statistics()
     assert statistics.pinned == 0
+
+
+@pytest.mark.uring_only("there are no entries")
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child(hang_seconds=10)
+async def test_a_coroutine_that_is_destroyed_while_its_entry_is_written(flags: str) -> None:
+    """As a garbage collection may do at any allocation: the memory that the entry names stays pinned."""
+    use_ring(flags=flags)
+    stream, peer = pair()
+    buffer = bytearray(10)
+    coro = stream.receive_into(buffer)
+    await parked(coro, False)
+    submit = _ring._tu_submit
+
+    def destroy(*arguments: Any) -> Any:
+        result = submit(*arguments)
+        coro.close()
+        with pytest.raises(BufferError):
+            buffer.append(0)
+        return result
+
+    _ring._tu_submit = destroy
+    await trio.lowlevel.checkpoint()
+    _ring._tu_submit = submit
+    await until_idle()
+    buffer.append(0)
+    peer.send(b"for the next")
+    assert await stream.receive_some() == b"for the next"
+    await stream.aclose()
+    peer.close()
 
 
 @pytest.mark.parametrize("operation", ["receive_some", "receive_into", "send_all", "send_list"])

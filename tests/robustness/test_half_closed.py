@@ -91,9 +91,14 @@ async def send_all_and_end(stream: trio_uring.SocketStream) -> None:
     await stream.send_eof()
 
 
-# UringSocket.send belongs here as well, when sockets move bytes by the ring: `await stream.socket.send(...)` until all is sent.
+async def send_on_the_socket(stream: trio_uring.SocketStream) -> None:
+    while True:
+        await stream.socket.send(bytes(2**20))
+
+
 SENDERS: dict[str, Sender] = {
-    sender.__name__: sender for sender in (send_all, send_list, wait_and_send, send_file, copy_stream, relay)
+    sender.__name__: sender
+    for sender in (send_all, send_list, wait_and_send, send_on_the_socket, send_file, copy_stream, relay)
 }
 
 

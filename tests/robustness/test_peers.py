@@ -137,7 +137,7 @@ def fill(sock: socket.socket) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_idle_connections_cost_no_processor_time(flags: str) -> None:
-    """1,000 connections blocked in receive_some: under 1 % of 2 seconds, the watchdog included."""
+    """1,000 connections blocked in receive_some: under 1 % of 2 seconds."""
     use_ring(flags=flags)
     pairs = [socket.socketpair() for _ in range(1000)]
     async with trio.open_nursery() as nursery:

@@ -66,6 +66,7 @@ async def echo_messages(stream: trio_uring.SocketStream, count: int) -> None:
         assert await stream.receive_exactly(8) == message
 
 
+@pytest.mark.uring_only("by readiness, a child may use its parent's streams as trio's own")
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_fork_in_a_run(flags: str) -> None:
@@ -252,6 +253,24 @@ def test_sys_exit_with_operations_in_flight(flags: str) -> None:
         matched = exc if isinstance(exc, SystemExit) else exc.exceptions[0]  # type: ignore[attr-defined]
         assert isinstance(matched, SystemExit)
         sys.exit(matched.code)
+
+
+@in_child(expect=42, hang_seconds=10)
+def test_a_signal_handler_may_exit_while_the_run_sleeps() -> None:
+    """As with trio's own I/O manager: the run is over, whatever waits."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(42)
+
+    async def sleep() -> None:
+        ours, theirs = socket.socketpair()
+        async with trio_uring.SocketStream(ours) as stream:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            await stream.receive_some()
+        theirs.close()
+
+    signal.signal(signal.SIGALRM, leave)
+    trio.run(sleep)
 
 
 @in_child(expect=-signal.SIGTERM)

@@ -6,6 +6,7 @@ argument of the test.
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import socket
@@ -121,6 +122,35 @@ def test_a_stream_goes_on_in_the_next_run() -> None:
     trio.run(use)
     trio.run(stream.aclose)
     peer.close()
+
+
+@in_child(hang_seconds=10)
+def test_a_pipe_that_was_waited_for_goes_on_in_the_next_run() -> None:
+    """The poll that waits for it goes along: it can be cancelled, and ends when the pipe is closed."""
+    reading, writing = os.pipe()
+    stream = trio_uring.ReceiveStream(reading)
+
+    async def wait() -> None:
+        with trio.move_on_after(0.01) as scope:
+            await stream.receive_some()
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio_uring.current_statistics().in_flight == 0
+
+    async def close() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_until_closed)
+            await trio.testing.wait_all_tasks_blocked()
+            await stream.aclose()
+
+    async def wait_until_closed() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+
+    trio.run(wait)
+    trio.run(wait)
+    trio.run(close)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("flags", OF_TASK)

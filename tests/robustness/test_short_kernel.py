@@ -20,7 +20,7 @@ import trio.testing
 import trio_uring
 from trio_uring import _ring
 
-from .child import FLAGS, Passes, in_child, pair, stream_pair, use_ring
+from .child import FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
 from .peer import echo_peer
 
 pytestmark = pytest.mark.uring_only("it is about what io_uring_enter answers")
@@ -181,6 +181,24 @@ async def test_a_close_while_the_kernel_is_short(flags: str, code: str) -> None:
         short = False
     peer.setblocking(True)
     assert peer.recv(1) == b""
+    peer.close()
+
+
+@in_child()
+async def test_what_names_a_descriptor_is_in_the_kernel_before_it_is_closed() -> None:
+    """Also when one enter takes a part of what is written: the entries that are left may name it."""
+    stream, peer = pair()
+    await stream.send_all(b"x")
+    ours, ready, closed = driver(), True, []
+    ours.ring.ready = lambda: ready  # type: ignore[method-assign]
+    ours._closing.append(lambda: closed.append(1))
+    ours.wrote()
+    assert (closed, ours.dirty) == ([], True)
+    ready = False
+    ours.wrote()
+    assert (closed, ours.dirty) == ([1], False)
+    del ours.ring.ready
+    await stream.aclose()
     peer.close()
 
 

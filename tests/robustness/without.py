@@ -43,8 +43,8 @@ def main(module: str, name: str) -> None:
     sys.modules[module] = HidingModule(importlib.import_module(module), name)
     from trio_uring import _trio
 
-    [private] = [one for one in _trio.PRIVATES if one.value is None]
-    assert (private.module, private.name) == (module, name)
+    [private] = [one for one in _trio.NAMES if not one.found]
+    assert private.name == f"{module}.{name}"
     assert _trio.missing(private.lost) == [f"{module}.{name}"]
 
     import trio

@@ -68,6 +68,29 @@ async def test_a_thread_may_not_close_what_a_task_waits_on(library: ModuleType, 
             assert results in ([b"x"], [1], [(b"x", [], 0, None)]) or results[0][0] == b"x"
 
 
+async def test_a_run_in_another_thread_may_not_close_what_waits_for_a_half_closed_peer() -> None:
+    """No poll of the ring's can wait for that one's room: the task waits by trio's own means."""
+    with Sockets(trio_uring.socket) as sockets:
+        sock, peer = sockets.pair("unix")
+        peer.shutdown(trio_uring.socket.SHUT_WR)
+        stream = trio_uring.SocketStream(sock)
+
+        async def aclose() -> None:
+            with pytest.raises(RuntimeError, match="must be called from async context"):
+                await stream.aclose()
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(bytes(2**23))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            await trio.to_thread.run_sync(trio.run, aclose)
+            assert sock.fileno() >= 0
+            await stream.aclose()
+
+
 async def test_a_run_in_another_thread_may_not_close_it_either() -> None:
     with Sockets(trio_uring.socket) as sockets:
         sock, peer = sockets.pair("tcp")

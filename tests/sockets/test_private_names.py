@@ -5,12 +5,17 @@ Rules: a trio of another shape is made of this one, in a process of its own, bef
 
 from __future__ import annotations
 
+import socket as stdlib_socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import trio
 
-from trio_uring._trio import NAMES
+import trio_uring
+from trio_uring._loop import Loop
+from trio_uring._trio import NAMES, trios_own
 
 # Each makes trio's sockets do without a name, and work.
 _WITHOUT = {
@@ -106,6 +111,30 @@ def _missing(without: str) -> str:
 def test_this_trio_has_them_all() -> None:
     assert [name for name in NAMES if not name.found] == []
     assert _missing("") == "[]"
+
+
+class Foreign:
+    """Somebody else's I/O manager, in the place of trio's, which it asks for everything."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_inner"], name) if name != "_epoll" else None
+
+
+async def test_somebody_elses_manager_is_left_alone() -> None:
+    async def main() -> None:
+        runner = trio.lowlevel.current_task()._runner
+        manager = runner.io_manager = Foreign(runner.io_manager)  # type: ignore[assignment]
+        left, right = map(trio_uring.SocketStream, stdlib_socket.socketpair())
+        async with left, right:
+            await left.send_all(b"x")
+            assert await right.receive_some() == b"x"
+        assert trios_own(runner.io_manager) is manager
+        assert not isinstance(runner.io_manager, Loop)
+
+    await trio.to_thread.run_sync(trio.run, main)
 
 
 @pytest.mark.parametrize("name", _WITHOUT)

@@ -51,7 +51,6 @@ enum {
     TU_OP_ASYNC_CANCEL = 14,
     TU_REGISTER_PROBE = 8,
     TU_REGISTER_PBUF_RING = 22,
-    TU_ENTER_GETEVENTS = 1 << 0,
     TU_ENTER_EXT_ARG = 1 << 3,      /* 5.11 */
     TU_SETUP_CQSIZE = 1 << 3,       /* 5.5 */
     TU_FEAT_SINGLE_MMAP = 1 << 0,   /* 5.4 */
