@@ -157,12 +157,23 @@ def nothing(_: trio.Nursery) -> None:
     pass
 
 
+threads: list[threading.Thread] = []
+
+
+def until_threads_are_done() -> None:
+    """They end when the other ends of their sockets are closed, and close their own."""
+    while threads:
+        threads.pop().join()
+
+
 def copies(nursery: trio.Nursery) -> None:
     """Bytes without end, which no task wakes for: other threads send and receive them."""
     for _ in range(2):
         source, sink = socket.socketpair(), socket.socketpair()
         for target, sock in ((pour, source[0]), (swallow, sink[1])):
-            threading.Thread(target=target, args=(sock,), daemon=True).start()
+            thread = threading.Thread(target=target, args=(sock,), daemon=True)
+            thread.start()
+            threads.append(thread)
         nursery.start_soon(copy, source[1], sink[0])
 
 
@@ -216,6 +227,7 @@ async def delays(event: str, load: str, probes: int) -> int:
         LOADS[load](nursery)
         longest = max([await delay(one) for _ in range(probes)])
         nursery.cancel_scope.cancel()
+    until_threads_are_done()
     return longest
 
 
@@ -246,6 +258,7 @@ async def test_timers_go_off_under_load(flags: str, load: str) -> None:
             await trio.sleep_forever()
         assert scope.cancelled_caught
         nursery.cancel_scope.cancel()
+    until_threads_are_done()
 
 
 # -- all of it together

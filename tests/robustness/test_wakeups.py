@@ -47,8 +47,8 @@ async def test_ping_pongs(flags: str, connections: int, messages: int) -> None:
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
 @in_child(hang_seconds=58)
-async def test_a_pass_for_each_message_and_no_more(flags: str) -> None:
-    """A send at once and its checkpoint, and a pass for the answer; one enter submits the receive, waits and drains."""
+async def test_a_pass_for_each_operation_and_no_more(flags: str) -> None:
+    """A pass for the send, and one for the answer; in each, one enter submits, waits and drains."""
     use_ring(flags=flags)
     messages, passes = 2000, Passes()
     with echo_peer(1) as [sock]:
@@ -58,4 +58,4 @@ async def test_a_pass_for_each_message_and_no_more(flags: str) -> None:
     statistics = trio_uring.current_statistics()
     print(passes.count, statistics.enters)
     assert passes.count < 2.1 * messages
-    assert BY_READINESS or statistics.enters < 1.1 * messages
+    assert BY_READINESS or statistics.enters < 2.1 * messages
