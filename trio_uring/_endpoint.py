@@ -105,7 +105,22 @@ def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
     """
     if isinstance(owner, UringSocket):
         return owner.lease
-    return Lease(owner, owner.close, None if isinstance(owner, Descriptor) else owner.shutdown)
+    if isinstance(owner, Descriptor):
+        return Lease(owner, owner.close)
+    return Lease(_Borrowed(owner) if owner.fileno() >= 0 else owner, owner.close, owner.shutdown)
+
+
+class _Borrowed(stdlib_socket.socket):
+    """The socket module's calls on the descriptor of a socket of somebody else's class."""
+
+    __slots__ = ("_lender",)
+
+    def __init__(self, lender: trio.socket.SocketType) -> None:
+        super().__init__(lender.family, lender.type, lender.proto, fileno=lender.fileno())
+        self._lender = lender  # which closes it
+
+    def __del__(self) -> None:
+        self.detach()
 
 
 def _set_options(sock: trio.socket.SocketType) -> None:

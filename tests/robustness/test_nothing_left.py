@@ -23,7 +23,7 @@ import trio.testing
 
 import trio_uring
 
-from .child import FLAGS, Watch, in_child, open_fds, use_ring
+from .child import BY_READINESS, FLAGS, Watch, in_child, open_fds, use_ring
 from .peer import echo_peer
 
 if sys.version_info < (3, 11):
@@ -288,7 +288,8 @@ def test_after_a_thousand_connections_cancelled_at_once(flags: str) -> None:
 async def closed_under(operation: Any, *arguments: Any, close: Any) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect_closed, operation, *arguments)
-        while trio_uring.current_statistics().in_flight < 1:
+        await trio.testing.wait_all_tasks_blocked()
+        while not BY_READINESS and trio_uring.current_statistics().in_flight < 1:
             await trio.lowlevel.checkpoint()
         await close()
     assert trio_uring.current_statistics().in_flight == 0

@@ -159,6 +159,39 @@ async def test_sockets_of_a_class_of_the_factory_s_own() -> None:
     assert type(made) is Named
 
 
+class Lent(trio.socket.SocketType):
+    """A socket of a class of its own, around one of trio's."""
+
+    def __init__(self, sock: Any) -> None:
+        self._lent = sock
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name) if name in ("_lent", "__class__") else getattr(self._lent, name)
+
+
+@pytest.mark.parametrize("kind", ["one buffer", "a list", "much"])
+async def test_streams_over_sockets_of_another_class(kind: str) -> None:
+    """Their descriptor is what is used, whatever their methods are, and they are who closes it."""
+    data: Any = {"one buffer": b"abc", "a list": [b"abc", b"def"], "much": bytes(2**22)}[kind]
+    length = 6 if kind == "a list" else len(data)
+    lent, plain = Lent(trio.socket.from_stdlib_socket((pair := socket.socketpair())[0])), pair[1]
+    async with trio_uring.SocketStream(lent) as left, trio_uring.SocketStream(plain) as right:
+        received: list[bytes] = []
+
+        async def receive(stream: trio_uring.SocketStream) -> None:
+            received.append(await stream.receive_exactly(length))
+
+        for sender, receiver in ((left, right), (right, left)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive, receiver)
+                await trio.testing.wait_all_tasks_blocked()
+                await sender.send_all(data)
+        whole = b"".join(data) if kind == "a list" else data
+        assert received == [whole, whole]
+        assert left.socket is lent
+    assert lent.fileno() == -1
+
+
 async def test_a_descriptor_is_asked_what_it_is() -> None:
     """No factory is asked for what there is already."""
     trio.socket.set_custom_socket_factory(Factory())
