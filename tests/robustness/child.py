@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 import trio_uring
@@ -47,8 +48,9 @@ def _by_readiness() -> bool:
 
 BY_READINESS = _by_readiness()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
 # A ladder of setup flags, and the way to wait: the ring is trio's loop, or a task waits for it. For `use_ring`.
-EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", "coop", "plain", "task coop", "task plain")
-FLAGS = ("readiness",) if BY_READINESS else ("defer", "coop", "task coop")  # those that differ most
+_COOP, _PLAIN, _TASK_PLAIN = (pytest.param(flags, marks=pytest.mark.long) for flags in ("coop", "plain", "task plain"))
+EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, _PLAIN, "task coop", _TASK_PLAIN)
+FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, "task coop")  # those that differ most
 OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
 BackendRing: Any = _ring.UringRing
 HANG_SECONDS = 45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
