@@ -22,6 +22,8 @@ LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 1
 # Bytes of all provided buffers of a ring.
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
 
+SHORT_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
+
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
 

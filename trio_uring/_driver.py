@@ -21,6 +21,7 @@ import trio
 
 from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._chains import ChainEngine
+from ._contract import SHORT_PAUSE
 from ._errors import RingBrokenError
 from ._loop import Loop
 from ._readiness import ReadinessDriver
@@ -40,7 +41,6 @@ WAYS = ("auto", "task")
 VARIABLE = "TRIO_URING_DRIVER"
 TEARDOWN_SECONDS = 1.0  # how long the end of a run waits for the kernel to give back what is in flight
 _TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel then
-_TEARDOWN_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
 
 
 class Driver(ChainEngine):
@@ -100,7 +100,7 @@ class Driver(ChainEngine):
             self.ring.turn(_TEARDOWN_WAIT, self.done)
             self.wake_done()
             if self.ring.short:
-                time.sleep(_TEARDOWN_PAUSE)
+                time.sleep(SHORT_PAUSE)
 
     def disown(self) -> None:
         """In a forked child: the ring and the run are the parent's."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from ._contract import SHORT_PAUSE
 from ._trio import Manager, renew_epoll, trios_own
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ._driver import Driver
 
 _HAPPENED: list[Any] = [None]  # true, and nothing that trio's manager knows
-_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
 
 
 class Loop(Manager):
@@ -84,7 +84,7 @@ class Loop(Manager):
             ring.now = time.monotonic()
             timeout = until - ring.now
             if ring.short:
-                return self.inner.get_events(min(max(timeout, 0), _PAUSE)) or _HAPPENED
+                return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
             if timeout <= 0:
                 return _HAPPENED if happened or unwritten else ()
             # Else it was a signal, a cancel's own completion, or chained operations: no task has anything to do, and a pass

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._contract import SHORT_PAUSE
+
 if TYPE_CHECKING:
     from ._driver import Driver
     from ._engine import TaskOperation
 
-_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
 _LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
 
 
@@ -109,7 +110,7 @@ class TaskWay(trio.abc.Instrument):
         driver = self._driver
         driver.flush()
         if timeout > 0 and driver.ring.short:
-            time.sleep(_PAUSE)
+            time.sleep(SHORT_PAUSE)
         if self._late and self._working() and driver.ring.table:
             # No task can wait for the ring any more: wait in the kernel, briefly, and make trio come back.
             driver.wait_in_kernel(_LATE_WAIT)

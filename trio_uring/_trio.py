@@ -52,10 +52,6 @@ def _probe(module: str, lost: str, *names: str) -> list[PrivateName]:
     return [PrivateName(f"{module}.{n}", _find(module, n) is not None, lost) for n in names]
 
 
-def _has(cls: type, name: str) -> bool:
-    return hasattr(cls, name)
-
-
 def _socket_class() -> type[trio.socket.SocketType]:
     """The class of trio's sockets, asked of one."""
     with stdlib_socket.socket() as sock:
@@ -73,13 +69,13 @@ else:
     SocketType_ = _find(_SOCKET, "_SocketType") or _socket_class()
 
 # All of its methods that may block go through this one, which we override.
-HAS_NONBLOCKING_HELPER = _has(SocketType_, "_nonblocking_helper")
+HAS_NONBLOCKING_HELPER = hasattr(SocketType_, "_nonblocking_helper")
 
 # The socket module's socket within it.
 HAS_PLAIN_SOCKET = "_sock" in getattr(_find(_SOCKET, "_SocketType.__init__.__code__"), "co_names", ("_sock",))
 
 # How it resolves the address that it is to connect to.
-HAS_RESOLVE_ADDRESS = _has(SocketType_, "_resolve_address_nocp")
+HAS_RESOLVE_ADDRESS = hasattr(SocketType_, "_resolve_address_nocp")
 
 # An enabled run puts a class derived from this one in the place of the metaclass of these two.
 _METACLASS_NAME = "the metaclass of trio.SocketStream and trio.SocketListener, abc.ABCMeta"
