@@ -7,6 +7,7 @@ trio.run does.
 from . import socket
 from ._backend import BackendInfo
 from ._buffered import BufferedReceiveStream
+from ._bytes.pool import BufferClassStatistics, BufferPool
 from ._copy import Relayed, copy_stream, relay
 from ._driver import backend_info
 from ._driver import current_driver as _current_driver
@@ -18,7 +19,6 @@ from ._listeners import SocketListener
 from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
-from ._pool import BufferClassStatistics, BufferPool
 from ._processes import open_process
 from ._send_file import send_file
 from ._socket import UringSocket

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from ._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
 from ._errors import stream_error
 from ._frames import Place
 from ._loop_sink import LoopSink, LoopSource
@@ -23,7 +24,6 @@ from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_
 from ._receive import ReceiveSide
 from ._send import SendSide
 from ._stream_pump import StreamPump
-from ._timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

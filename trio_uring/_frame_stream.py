@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._bytes.timed import check_timeout, receive_default, receiving_end, untimed, within
 from ._errors import IncompleteReadError
 from ._frames import encode_frame
-from ._timed import check_timeout, receive_default, receiving_end, untimed, within
 from ._vectored import bytes_of_last_send, counts_bytes, send_all_vectored, send_one
 from .framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
 

@@ -18,11 +18,11 @@ import trio
 from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
 from ._buffered import BufferedReceiveStream
+from ._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
 from ._network import BufferedNetworkStream
 from ._pump import begin_receiving, begin_sending, call, give_receiving, give_sending
 from ._receive import ReceiveSide
 from ._send import SendSide
-from ._timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
 from ._vectored import TrioTransport, counting, send_one
 
 if TYPE_CHECKING:

@@ -15,9 +15,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BufferedReceiveStream
-from ._network import Address, Network, NetworkListener, NetworkStream
-from ._send import buffer_list
-from ._timed import (
+from ._bytes.timed import (
     TimedReceive,
     TimedSend,
     Wrapper,
@@ -27,6 +25,8 @@ from ._timed import (
     sending_end,
     set_default,
 )
+from ._network import Address, Network, NetworkListener, NetworkStream
+from ._send import buffer_list
 from ._vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
 from .audit import Audit
 from .metrics import Metrics

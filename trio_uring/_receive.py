@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._chunks import ChunkQueue
+from ._bytes.chunks import ChunkQueue
+from ._bytes.timed import TimedReceive, within
+from ._bytes.views import release_view
 from ._contract import SMALL_SIZE
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
 from ._op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
 from ._provided import BufferChoice
-from ._timed import TimedReceive, within
-from ._views import release_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from ._bytes.timed import TimedSend
+from ._bytes.views import release_view, release_views
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS
 from ._op import POSITION, Opcode
-from ._timed import TimedSend
-from ._views import release_view, release_views
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

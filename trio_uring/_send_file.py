@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from ._bytes.timed import sending_end
 from ._driver import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._file_part import Part, open_file, pread, synchronous
@@ -31,7 +32,6 @@ from ._loop_sink import LoopSink
 from ._op import Opcode
 from ._pump import Pump, call, give_sending, is_open, take_sending, takes_splices
 from ._send import SendSide
-from ._timed import sending_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from ._bytes.timed import within
 from ._listeners import SocketListener
 from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
 from ._open import open_tcp_stream
-from ._timed import within
 from ._vectored import counting
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from ._bytes.views import release_views
 from ._driver import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._lease import Lease, busy, in_use
 from ._op import NO_GROUP, Opcode
 from ._provided import BufferChoice
 from ._trio import HAS_NONBLOCKING_HELPER, SocketType_
-from ._views import release_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

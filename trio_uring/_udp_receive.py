@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._bytes.timed import within
 from ._driver import current_driver
 from ._endpoint import Endpoint
-from ._timed import within
 from ._udp_messages import IP_PKTINFO, Inbox, read_control
 
 if TYPE_CHECKING:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._bytes.timed import within
+from ._bytes.views import release_views
 from ._driver import current_driver
 from ._endpoint import Endpoint
 from ._errors import CLOSED_ERRNOS
 from ._send import IOV_MAX, buffer_view, buffer_views
-from ._timed import within
 from ._trio import resolve
 from ._udp_messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
-from ._views import release_views
 
 if TYPE_CHECKING:
     import socket as stdlib_socket

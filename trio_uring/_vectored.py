@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._bytes.timed import TimedSend, sending_end, within
+from ._bytes.views import release_views
 from ._cork import Cork
 from ._errors import stream_error
 from ._send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
-from ._timed import TimedSend, sending_end, within
 from ._trio import send_detector
-from ._views import release_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,7 +13,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._chunks import ChunkQueue
+from ._bytes.chunks import ChunkQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

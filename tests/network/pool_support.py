@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_uring._pool import BufferPool
+from trio_uring._bytes.pool import BufferPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

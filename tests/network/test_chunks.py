@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from long_cases import examples
 
-from trio_uring._chunks import MERGE_BELOW, MERGED_MAX, ChunkQueue
+from trio_uring._bytes.chunks import MERGE_BELOW, MERGED_MAX, ChunkQueue
 
 pytestmark = pytest.mark.no_ring
 

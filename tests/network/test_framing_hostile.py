@@ -186,7 +186,7 @@ def test_small_frames_that_are_taken_leave_little_behind() -> None:
 
 def test_a_drip_is_not_joined_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linear in what came: between the first and the last byte of a frame, nothing takes, joins or looks at its bytes."""
-    from trio_uring._chunks import ChunkQueue
+    from trio_uring._bytes.chunks import ChunkQueue
 
     calls = []
     for name in ("take", "peek", "find", "prepend"):

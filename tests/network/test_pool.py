@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from streams.support import pattern
 
-from trio_uring import _pool
-from trio_uring._pool import BufferClassStatistics, BufferPool
+from trio_uring._bytes import pool as _pool
+from trio_uring._bytes.pool import BufferClassStatistics, BufferPool
 
 from .pool_support import Holder, address, in_use, in_use_by_size, no_collector, no_ring, one_buffer
 

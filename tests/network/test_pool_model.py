@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from long_cases import examples
 
-from trio_uring._pool import BufferPool
+from trio_uring._bytes.pool import BufferPool
 
 from .pool_support import Holder, address, in_use, no_ring
 

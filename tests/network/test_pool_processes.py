@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from streams.support import pattern
 
-from trio_uring import _pool
-from trio_uring._pool import BufferClassStatistics, BufferPool
+from trio_uring._bytes import pool as _pool
+from trio_uring._bytes.pool import BufferClassStatistics, BufferPool
 
 from .pool_support import address, in_use, no_ring
 
@@ -40,7 +40,7 @@ def test_the_end_of_the_interpreter_with_buffers_everywhere() -> None:
     run_python(
         """
 import atexit, builtins, sys, threading, time
-from trio_uring._pool import BufferPool
+from trio_uring._bytes.pool import BufferPool
 pool = BufferPool()
 view = pool.alloc(10)
 class Cycle: pass
@@ -71,7 +71,7 @@ def test_buffers_that_die_after_the_module_was_cleared() -> None:
     run_python(
         """
 import sys
-from trio_uring import _pool
+from trio_uring._bytes import pool as _pool
 sys._keep = _pool, [_pool.BufferPool().alloc(10) for _ in range(3)]  # goes after every module, but before sys.stderr
 """
     )
@@ -82,7 +82,7 @@ def test_a_forked_child_has_a_copy_of_its_own() -> None:
     run_python(
         """
 import os
-from trio_uring._pool import BufferPool
+from trio_uring._bytes.pool import BufferPool
 pool = BufferPool()
 view = pool.alloc(4096)
 view[:6] = b"parent"

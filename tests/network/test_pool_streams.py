@@ -17,7 +17,7 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring import SocketStream
-from trio_uring._pool import BufferPool
+from trio_uring._bytes.pool import BufferPool
 
 from .pool_support import in_use, in_use_by_size, one_buffer
 

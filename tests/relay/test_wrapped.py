@@ -18,8 +18,8 @@ import trio.testing
 from streams.support import TINY, pattern, unix_sockets
 
 import trio_uring
+from trio_uring._bytes.timed import can_send_eof, can_take_back
 from trio_uring._network import BufferedNetworkStream
-from trio_uring._timed import can_send_eof, can_take_back
 
 from .test_relay import NoEnd, make
 
@@ -114,7 +114,7 @@ async def connection(kind: str, wrapper: str, buffer: int | None = None) -> Asyn
         if kind == "tls":
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(peer.do_handshake)
-                nursery.start_soon(trio_uring._timed.unwrapped(stream, trio_uring._timed.sending_end).do_handshake)
+                nursery.start_soon(trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.sending_end).do_handshake)
         yield stream, peer
     finally:
         await trio.aclose_forcefully(stream)
@@ -128,7 +128,7 @@ async def test_what_is_asked_of_a_stream_is_asked_of_the_one_within(kind, wrappe
         assert can_take_back(stream) == (kind in TAKE_BACK)
         assert can_send_eof(stream) == (kind in HAVE_EOF)
         if wrapper != "bare":
-            source = trio_uring._timed.unwrapped(stream, trio_uring._timed.receiving_end)
+            source = trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.receiving_end)
             for name in ("receive_exactly", "receive_until", "peek"):
                 assert hasattr(stream, name) == hasattr(source, name)
             assert hasattr(stream, "send_eof") == can_send_eof(stream)
@@ -245,8 +245,8 @@ async def test_a_relay_ends_what_can_be_ended(kind, wrapper):
 @pytest.mark.parametrize("wrapper", ["metered", "nested"])
 async def test_lists_timeouts_and_frames(kind, wrapper):
     async with connection(kind, wrapper) as (stream, peer):
-        source = trio_uring._timed.unwrapped(stream, trio_uring._timed.receiving_end)
-        if isinstance(source, trio_uring._timed.TimedReceive):
+        source = trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.receiving_end)
+        if isinstance(source, trio_uring._bytes.timed.TimedReceive):
             stream.receive_timeout = 0
             assert source.receive_timeout == 0
             with pytest.raises(trio.TooSlowError):

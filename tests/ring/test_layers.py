@@ -15,7 +15,7 @@ import trio_uring
 
 PACKAGE = pathlib.Path(trio_uring.__file__).parent
 LAYERS = [
-    {"_op", "_errors", "_chunks", "_pool", "_timed", "_views", "_cork", "_pipes", "_trio", "metrics"},
+    {"_op", "_errors", "_bytes.chunks", "_bytes.pool", "_bytes.timed", "_bytes.views", "_cork", "_pipes", "_trio", "metrics"},
     {"_contract", "_extension", "_file_part", "framing", "audit"},
     {"_statistics", "_entries", "_udp_messages"},
     {"_ring", "_readiness"},
@@ -114,7 +114,7 @@ def test_only_rings_touch_ffi():
     assert set(touching) == {"_entries", "_ring", "_trial"}
 
 
-@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_chunks", "framing"])
+@pytest.mark.parametrize("name", ["_op", "_contract", "_statistics", "_bytes.chunks", "framing"])
 def test_leaves_import_nothing_of_trio(name):
     assert "import trio\n" not in MODULES[name].read_text()
 
