@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, _demo, _info
+from . import __version__
+from ._demo import DemoError, run
+from ._info import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (None: that of the process) and returns the exit status."""
     arguments = make_parser().parse_args(argv)
     if arguments.command == "info":
-        print("\n".join(_info.describe()))
+        print("\n".join(describe()))
         return 0
     try:
-        return _demo.run(arguments)
-    except _demo.DemoError as exc:
+        return run(arguments)
+    except DemoError as exc:
         print(f"python -m trio_uring demo: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

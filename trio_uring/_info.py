@@ -10,9 +10,14 @@ import platform
 import resource
 from importlib import metadata
 
-from . import __version__, _backend, _contract, _provided, _ring, _send
+from . import __version__
+from ._backend import open_uring
+from ._contract import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from ._driver import backend_info
 from ._errors import RingUnavailableError
+from ._provided import OWN_SIZE
+from ._ring import SQ_ENTRIES_MIN
+from ._send import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from ._trio import NAMES
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
@@ -71,7 +76,7 @@ def _describe_backend() -> list[str]:
 
 def _describe_ring() -> list[str]:
     try:
-        ring, untested = _backend.open_uring()
+        ring, untested = open_uring()
     except RingUnavailableError as exc:
         return _entry("io_uring", f"not available: {exc.strerror}")
     except Exception as exc:
@@ -81,7 +86,7 @@ def _describe_ring() -> list[str]:
     if info.provided_buffers:
         receives = "into provided buffers"
     else:
-        receives = f"into {_provided.OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
+        receives = f"into {OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
     return [
         *_entry("io_uring", "available"),
         *(_entry("  not tested", untested) if untested else []),
@@ -112,16 +117,16 @@ def _describe_names() -> list[str]:
 
 
 def _describe_limits() -> list[str]:
-    pool = _contract.POOL_SIZE // 1024
+    pool = POOL_SIZE // 1024
     limits = [
-        ("SQ_ENTRIES", f"{_contract.SQ_ENTRIES} operations between two enters; more are flushed in between"),
-        ("SQ_ENTRIES_MIN", f"{_ring.SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
-        ("SMALL_SIZE, SMALL_COUNT", f"{_contract.SMALL_SIZE} bytes, {_contract.SMALL_COUNT} buffers for small messages"),
-        ("LARGE_SIZE, LARGE_COUNT", f"{_contract.LARGE_SIZE} bytes, {_contract.LARGE_COUNT} buffers for bulk"),
+        ("SQ_ENTRIES", f"{SQ_ENTRIES} operations between two enters; more are flushed in between"),
+        ("SQ_ENTRIES_MIN", f"{SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
+        ("SMALL_SIZE, SMALL_COUNT", f"{SMALL_SIZE} bytes, {SMALL_COUNT} buffers for small messages"),
+        ("LARGE_SIZE, LARGE_COUNT", f"{LARGE_SIZE} bytes, {LARGE_COUNT} buffers for bulk"),
         ("memory of all buffers", f"{pool} KiB a trio.run, whatever the number of streams"),
-        ("IOV_MAX", f"{_send.IOV_MAX} buffers in one operation; send_all takes any number"),
-        ("VECTOR_BYTES_MAX", f"{_send.VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),
-        ("SEND_MAX, RECEIVE_MAX", f"{_send.SEND_MAX} bytes in one operation; send_all takes any size"),
+        ("IOV_MAX", f"{IOV_MAX} buffers in one operation; send_all takes any number"),
+        ("VECTOR_BYTES_MAX", f"{VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),
+        ("SEND_MAX, RECEIVE_MAX", f"{SEND_MAX} bytes in one operation; send_all takes any size"),
     ]
     return [line for name, text in limits for line in _entry("  " + name, text)]
 
