@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from ._contract import Ring
+    from ._ring.protocol import Ring
 
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 

@@ -21,19 +21,19 @@ import trio
 
 from ._backend import BackendInfo, check_backend, open_ring, probe
 from ._chains import ChainEngine
-from ._contract import SHORT_PAUSE
 from ._errors import RingBrokenError
 from ._loop import Loop
 from ._readiness import ReadinessDriver
-from ._statistics import OperationInFlight, Statistics, snapshot
+from ._ring.protocol import SHORT_PAUSE
+from ._ring.statistics import OperationInFlight, Statistics, snapshot
 from ._task_way import TaskWay
 from ._trio import loop_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._contract import Ring
     from ._engine import TaskOperation
+    from ._ring.protocol import Ring
 
 _log = logging.getLogger("trio_uring")
 

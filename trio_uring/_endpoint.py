@@ -18,7 +18,7 @@ import trio
 
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._lease import Lease
-from ._op import Opcode
+from ._ring.op import Opcode
 from ._socket import UringSocket, become_ours
 
 if TYPE_CHECKING:

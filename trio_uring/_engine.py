@@ -32,15 +32,15 @@ from trio.lowlevel import (
 )
 
 from ._errors import RingBrokenError
-from ._op import SENDING, Opcode, Operation
 from ._readiness import ALWAYS, perform_by_readiness, wait_by_trio
+from ._ring.op import SENDING, Opcode, Operation
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from ._contract import Ring
+    from ._ring.protocol import Ring
     from ._task_way import TaskWay
 
 _log = logging.getLogger("trio_uring")

@@ -12,11 +12,11 @@ from importlib import metadata
 
 from . import __version__
 from ._backend import open_uring
-from ._contract import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from ._driver import backend_info
 from ._errors import RingUnavailableError
 from ._provided import OWN_SIZE
-from ._ring import SQ_ENTRIES_MIN
+from ._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
+from ._ring.uring import SQ_ENTRIES_MIN
 from ._send import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from ._trio import NAMES
 

@@ -22,7 +22,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._driver import current_driver
 from ._engine import TaskOperation
-from ._op import RECEIVING, SENDING, Opcode
+from ._ring.op import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

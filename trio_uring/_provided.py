@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._contract import LARGE_SIZE, SMALL_SIZE
-from ._op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
+from ._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
+from ._ring.protocol import LARGE_SIZE, SMALL_SIZE
 
 if TYPE_CHECKING:
     from ._engine import TaskOperation

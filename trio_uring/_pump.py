@@ -28,16 +28,16 @@ from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_
 from ._chains import ChainedOperation, ChainEngine
 from ._driver import Driver, current_driver
 from ._errors import AGAIN_ERRNOS, stream_error
-from ._op import POSITION, Opcode
 from ._readiness import ALWAYS
+from ._ring.op import POSITION, Opcode
 from ._send import SEND_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from ._contract import Ring
     from ._receive import ReceiveSide
+    from ._ring.protocol import Ring
     from ._send import SendSide
 
     Side = ReceiveSide | SendSide

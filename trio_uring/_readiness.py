@@ -28,9 +28,9 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from ._contract import RingCounters, RingInfo
-from ._op import NO_GROUP, SENDING, Opcode
-from ._statistics import OperationInFlight, Statistics, snapshot
+from ._ring.op import NO_GROUP, SENDING, Opcode
+from ._ring.protocol import RingCounters, RingInfo
+from ._ring.statistics import OperationInFlight, Statistics, snapshot
 from ._trio import call_at_end
 
 if TYPE_CHECKING:

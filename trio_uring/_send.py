@@ -19,7 +19,7 @@ from ._bytes.timed import TimedSend
 from ._bytes.views import release_view, release_views
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS
-from ._op import POSITION, Opcode
+from ._ring.op import POSITION, Opcode
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -29,8 +29,8 @@ from ._driver import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._file_part import Part, open_file, pread, synchronous
 from ._loop_sink import LoopSink
-from ._op import Opcode
 from ._pump import Pump, call, give_sending, is_open, take_sending, takes_splices
+from ._ring.op import Opcode
 from ._send import SendSide
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from ._bytes.views import release_views
 from ._driver import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._lease import Lease, busy, in_use
-from ._op import NO_GROUP, Opcode
 from ._provided import BufferChoice
+from ._ring.op import NO_GROUP, Opcode
 from ._trio import HAS_NONBLOCKING_HELPER, SocketType_
 
 if TYPE_CHECKING:

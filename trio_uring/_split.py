@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from trio.lowlevel import enable_ki_protection
 
 from ._lease import Lease
-from ._op import RECEIVING, Opcode
+from ._ring.op import RECEIVING, Opcode
 
 if TYPE_CHECKING:
     import trio
 
     from ._engine import TaskOperation
-    from ._op import Operation
+    from ._ring.op import Operation
 
 
 class HalfLease(Lease):

@@ -19,12 +19,12 @@ import errno
 import select
 from typing import TYPE_CHECKING, Any
 
-from ._contract import SMALL_SIZE
 from ._errors import AGAIN_ERRNOS
-from ._op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
 from ._pipes import PIPE_SIZE, Pipe
 from ._provided import BULK_STREAK, BufferChoice
 from ._pump import Pump, give_receiving, give_sending, is_open, takes_splices
+from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
+from ._ring.protocol import SMALL_SIZE
 
 if TYPE_CHECKING:
     from ._receive import ReceiveSide

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._contract import SHORT_PAUSE
+from ._ring.protocol import SHORT_PAUSE
 
 if TYPE_CHECKING:
     from ._driver import Driver

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from ._statistics import Statistics
+    from ._ring.statistics import Statistics
     from .metrics import Metrics, MetricsSnapshot
 
 _log = logging.getLogger("trio_uring")

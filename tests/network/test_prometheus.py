@@ -23,7 +23,7 @@ import trio
 from streams.support import unix_streams
 
 import trio_uring
-from trio_uring._statistics import Statistics
+from trio_uring._ring.statistics import Statistics
 from trio_uring.metrics import Metrics
 
 prometheus_client = pytest.importorskip("prometheus_client")

@@ -26,7 +26,7 @@ from streams.test_destroyed_calls import park
 import trio_uring
 from trio_uring import _pipes
 from trio_uring._driver import install
-from trio_uring._ring import UringRing
+from trio_uring._ring.uring import UringRing
 
 from .support import BOUND, KINDS, Line, line, pipes_open, pumps_only
 

@@ -21,8 +21,8 @@ from robustness.test_processes import run_by_hand
 from streams.support import clog, pattern
 
 import trio_uring
-from trio_uring import _ring
-from trio_uring._op import Opcode
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import Opcode
 
 from .support import Line, pumps_only
 

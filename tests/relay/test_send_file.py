@@ -19,7 +19,7 @@ from streams.support import clog, count_of, drain, pattern, stream_and_peer, uni
 
 import trio_uring
 from trio_uring._driver import current_driver
-from trio_uring._op import Opcode
+from trio_uring._ring.op import Opcode
 
 from .support import Plain, pumps_only
 

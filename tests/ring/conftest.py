@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_uring._ring import UringRing
+from trio_uring._ring.uring import UringRing
 from trio_uring.testing import FakeRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from trio_uring._op import Operation
+    from trio_uring._ring.op import Operation
 
 
 class World:

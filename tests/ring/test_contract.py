@@ -16,7 +16,7 @@ import weakref
 
 import pytest
 
-from trio_uring._op import (
+from trio_uring._ring.op import (
     CANCELLING,
     DONE,
     LARGE_GROUP,

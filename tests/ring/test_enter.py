@@ -13,9 +13,10 @@ import types
 
 import pytest
 
-from trio_uring import RingBrokenError, _ring
-from trio_uring._op import CANCELLING, DONE, Opcode, Operation
-from trio_uring._ring import UringRing
+from trio_uring import RingBrokenError
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import CANCELLING, DONE, Opcode, Operation
+from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")
 

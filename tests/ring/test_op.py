@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_uring._contract import OPCODES_MAX
-from trio_uring._op import (
+from trio_uring._ring.op import (
     CANCELLING,
     DONE,
     LINGERING,
@@ -22,6 +21,7 @@ from trio_uring._op import (
     Operation,
     OperationStateError,
 )
+from trio_uring._ring.protocol import OPCODES_MAX
 
 STATES = (NEW, SUBMITTED, CANCELLING, LINGERING, DONE)
 

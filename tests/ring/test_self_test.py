@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from trio_uring import _trial
-from trio_uring._ring import UringRing
+from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")
 

@@ -141,10 +141,10 @@ def test_every_errno_has_its_exception(code, opcode):
         a, b = socket.socketpair()
         ring.connect(a.fileno(), b.fileno())
         stream = trio_uring.SocketStream(a)
-        ring.script(trio_uring._op.Opcode[opcode], [-code])
+        ring.script(trio_uring._ring.op.Opcode[opcode], [-code])
         expected = trio.ClosedResourceError if code in (errno.EBADF, errno.ENOTSOCK) else trio.BrokenResourceError
         if code == errno.ENOBUFS and opcode == "RECV":  # all provided buffers were in use: made again
-            ring.script(trio_uring._op.Opcode.RECV, [0])
+            ring.script(trio_uring._ring.op.Opcode.RECV, [0])
             assert await stream.receive_some() == b""
         else:
             with pytest.raises(expected) as caught:
@@ -163,7 +163,7 @@ def test_what_says_again_is_made_again_without_spinning(code):
         use_ring(ring)
         a, b = socket.socketpair()
         ring.connect(a.fileno(), b.fileno())
-        ring.script(trio_uring._op.Opcode.RECV, [-code, -code])
+        ring.script(trio_uring._ring.op.Opcode.RECV, [-code, -code])
         async with trio_uring.SocketStream(a) as stream, trio_uring.SocketStream(b) as peer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(peer.send_all, b"hello")

@@ -18,10 +18,11 @@ import types
 
 import pytest
 
-from trio_uring import RingUnavailableError, _ring, _trial
-from trio_uring._contract import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
-from trio_uring._op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
-from trio_uring._ring import UringRing
+from trio_uring import RingUnavailableError, _trial
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
+from trio_uring._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
+from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")
 
@@ -270,8 +271,8 @@ def test_a_closed_ring_is_refused():
 
 LEAKED = """
 import os, socket, warnings
-from trio_uring._op import Opcode, Operation
-from trio_uring._ring import UringRing
+from trio_uring._ring.op import Opcode, Operation
+from trio_uring._ring.uring import UringRing
 
 class Buffer(bytearray):
     def __del__(self, write=os.write):

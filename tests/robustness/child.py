@@ -32,9 +32,10 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _driver, _ring
+from trio_uring import _driver
 from trio_uring._backend import BackendInfo
-from trio_uring._op import Operation
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import Operation
 
 from .forks import Child, Server
 

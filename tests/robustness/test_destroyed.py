@@ -22,8 +22,8 @@ import trio.testing
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
-from trio_uring import _ring
-from trio_uring._op import Opcode
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import Opcode
 
 from .child import FLAGS, in_child, open_fds, pair, use_ring
 

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _ring
+from trio_uring._ring import uring as _ring
 
 from .child import FLAGS, driver, in_child, open_fds, open_rings, pair, stream_pair, use_ring
 

@@ -16,9 +16,9 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _ring
 from trio_uring._engine import TaskOperation
-from trio_uring._op import Opcode
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import Opcode
 
 from .child import BY_READINESS, FLAGS, BackendRing, driver, in_child, stream_pair, use_ring
 

@@ -21,7 +21,9 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _backend, _contract, _ring, _trial
+from trio_uring import _backend, _trial
+from trio_uring._ring import protocol as _contract
+from trio_uring._ring import uring as _ring
 
 from .child import in_child, open_fds
 from .fallback import asked_for, auto, check_sentence, falls_back, works

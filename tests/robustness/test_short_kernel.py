@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _ring
+from trio_uring._ring import uring as _ring
 
 from .child import FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
 from .peer import echo_peer

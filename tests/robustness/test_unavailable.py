@@ -18,8 +18,9 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _backend, _driver, _ring, _trial
-from trio_uring._op import Opcode
+from trio_uring import _backend, _driver, _trial
+from trio_uring._ring import uring as _ring
+from trio_uring._ring.op import Opcode
 
 from .child import in_child
 from .fallback import asked_for, auto, check_sentence, falls_back, works

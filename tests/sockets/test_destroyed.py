@@ -20,8 +20,8 @@ from trio._core._traps import WaitTaskRescheduled
 import trio_uring
 import trio_uring.socket
 from trio_uring._driver import install
-from trio_uring._op import DONE
-from trio_uring._ring import UringRing
+from trio_uring._ring.op import DONE
+from trio_uring._ring.uring import UringRing
 
 from .support import Sockets, of_messages, of_streams
 

@@ -19,7 +19,7 @@ from streams.support import LADDER, clog, count_of, drain
 import trio_uring
 import trio_uring.socket
 from trio_uring._driver import install
-from trio_uring._ring import UringRing
+from trio_uring._ring.uring import UringRing
 
 from .support import STREAMS, Sockets, of_kind, of_streams, on_both, stdlib_pair
 

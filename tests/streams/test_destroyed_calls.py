@@ -19,8 +19,8 @@ from trio._core._traps import WaitTaskRescheduled
 import trio_uring
 from trio_uring import _send
 from trio_uring._driver import install
-from trio_uring._op import Opcode
-from trio_uring._ring import UringRing
+from trio_uring._ring.op import Opcode
+from trio_uring._ring.uring import UringRing
 
 from .support import LADDER, on_ring, stream_and_peer, waits_are_ours
 

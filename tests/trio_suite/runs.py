@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trio_uring import RingUnavailableError
-from trio_uring._ring import UringRing
+from trio_uring._ring.uring import UringRing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

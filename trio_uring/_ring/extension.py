@@ -2,7 +2,7 @@
 
 Only rings need it: networks on trio's sockets or in memory, frames and the rest work on any platform that trio runs on.
 
-Rules of this file: importing never fails. `ffi` and `lib` are for `_entries.py` and the rings.
+Rules of this file: importing never fails. `ffi` and `lib` are for `_ring/entries.py` and the rings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._errors import RingUnavailableError
+from .._errors import RingUnavailableError
 
 
 class _Missing:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._contract import OPCODES_MAX
-from ._op import RECEIVING, SENDING, Opcode
+from .op import RECEIVING, SENDING, Opcode
+from .protocol import OPCODES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ._contract import RingCounters, RingInfo
-    from ._op import Operation
+    from .op import Operation
+    from .protocol import RingCounters, RingInfo
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The kernel's ring: operations go in as entries, and come back as completions.
 
 Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision. How objects become
-addresses is in _entries.py.
+addresses is in _ring/entries.py.
 
 S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
     freed), and the operation is in the ring's table from its entry being written to its last completion. A coroutine's
@@ -29,7 +29,11 @@ import warnings
 from collections import deque
 from typing import Any
 
-from ._contract import (
+from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from .entries import make_entry, pin_vector
+from .extension import ffi, lib
+from .op import CANCELLING, LARGE_GROUP, LINGERING, POSITION, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from .protocol import (
     LARGE_COUNT,
     LARGE_SIZE,
     POOL_SIZE,
@@ -39,10 +43,6 @@ from ._contract import (
     RingCounters,
     RingInfo,
 )
-from ._entries import make_entry, pin_vector
-from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from ._extension import ffi, lib
-from ._op import CANCELLING, LARGE_GROUP, LINGERING, POSITION, SMALL_GROUP, SUBMITTED, Opcode, Operation
 
 
 class Setup(enum.IntFlag):

@@ -1,6 +1,6 @@
 """Objects become addresses: what an entry says, and what an operation pins.
 
-Rules of this file: rule S1 of _ring.py. What an entry points at is in `op.pin`, or kept by the operation itself (`op.entry`,
+Rules of this file: rule S1 of _ring/uring.py. What an entry points at is in `op.pin`, or kept by the operation itself (`op.entry`,
 `op.vector`), which the ring's table holds; nothing here looks at a task or enters the kernel.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._extension import ffi, lib
-from ._op import NO_GROUP, Opcode
+from .extension import ffi, lib
+from .op import NO_GROUP, Opcode
 
 if TYPE_CHECKING:
-    from ._op import Operation
+    from .op import Operation
 
 _SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
 
