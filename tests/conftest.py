@@ -24,7 +24,7 @@ import pytest
 from long_cases import VARIABLE, examples, long_cases
 
 from trio_uring import RingUnavailableError, backend_info
-from trio_uring._backend import open_uring
+from trio_uring._driver.backend import open_uring
 
 pytest.register_assert_rewrite("streams.support")
 

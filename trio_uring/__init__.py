@@ -5,12 +5,12 @@ trio.run does.
 """
 
 from . import socket
-from ._backend import BackendInfo
 from ._buffered import BufferedReceiveStream
 from ._bytes.pool import BufferClassStatistics, BufferPool
 from ._copy import Relayed, copy_stream, relay
-from ._driver import backend_info
-from ._driver import current_driver as _current_driver
+from ._driver.backend import BackendInfo
+from ._driver.run import backend_info
+from ._driver.run import current_driver as _current_driver
 from ._enable import Enable, enable, run
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
 from ._frame_stream import FrameStream

@@ -28,14 +28,14 @@ import trio
 from ._demo_files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
 from ._demo_report import Progress, Result, Trace, print_heading, print_report
 from ._demo_server import MARK_START, MARK_STOP
-from ._driver import backend_info
+from ._driver.run import backend_info
 from ._errors import RingUnavailableError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from ._backend import BackendInfo
+    from ._driver.backend import BackendInfo
 
 MIB = 2**20
 CUT_SHARE = 0.05  # of the files that can be cut: those whose client is cancelled in the middle

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ._backend import BackendInfo
     from ._demo_files import File, Tally
+    from ._driver.backend import BackendInfo
 
 MIB = 2**20
 BAR_WIDTH = 30  # characters

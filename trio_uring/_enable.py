@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from ._backend import check_backend, probe
-from ._driver import check_way, request_backend, request_way
+from ._driver.backend import check_backend, probe
+from ._driver.run import check_way, request_backend, request_way
 from ._listeners import SocketListener
 from ._socket import UringSocket, become_ours
 from ._streams import SocketStream

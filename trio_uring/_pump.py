@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_protection, wait_task_rescheduled
 
-from ._chains import ChainedOperation, ChainEngine
-from ._driver import Driver, current_driver
+from ._driver.chains import ChainedOperation, ChainEngine
+from ._driver.readiness import ALWAYS
+from ._driver.run import Driver, current_driver
 from ._errors import AGAIN_ERRNOS, stream_error
-from ._readiness import ALWAYS
 from ._ring.op import POSITION, Opcode
 from ._send import SEND_FLAGS
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._engine import TaskOperation
+    from ._driver.engine import TaskOperation
 
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ._cork import Cork
-    from ._engine import TaskOperation
+    from ._driver.engine import TaskOperation
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once

@@ -25,7 +25,7 @@ import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from ._bytes.timed import sending_end
-from ._driver import current_driver
+from ._driver.run import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._file_part import Part, open_file, pread, synchronous
 from ._loop_sink import LoopSink

@@ -22,7 +22,7 @@ import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from ._bytes.views import release_views
-from ._driver import current_driver
+from ._driver.run import current_driver
 from ._errors import AGAIN_ERRNOS
 from ._lease import Lease, busy, in_use
 from ._provided import BufferChoice
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._engine import TaskOperation
+    from ._driver.engine import TaskOperation
 
 BYTES_MAX = 2**30  # asked for in one operation: its length has 32 bits
 

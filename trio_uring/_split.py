@@ -23,7 +23,7 @@ from ._ring.op import RECEIVING, Opcode
 if TYPE_CHECKING:
     import trio
 
-    from ._engine import TaskOperation
+    from ._driver.engine import TaskOperation
     from ._ring.op import Operation
 
 

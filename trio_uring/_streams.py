@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, overload
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from ._driver.engine import TaskOperation
 from ._endpoint import Endpoint, SocketLike, adopt, adopt_socket
-from ._engine import TaskOperation
 from ._errors import stream_error
 from ._receive import ReceiveSide
 from ._send import SendSide

@@ -20,7 +20,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from ._bytes.timed import within
-from ._driver import current_driver
+from ._driver.run import current_driver
 from ._endpoint import Endpoint
 from ._udp_messages import IP_PKTINFO, Inbox, read_control
 

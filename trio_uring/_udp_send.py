@@ -20,7 +20,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._bytes.timed import within
 from ._bytes.views import release_views
-from ._driver import current_driver
+from ._driver.run import current_driver
 from ._endpoint import Endpoint
 from ._errors import CLOSED_ERRNOS
 from ._send import IOV_MAX, buffer_view, buffer_views

@@ -110,7 +110,7 @@ async def _operations_left(background: bool) -> list[str]:
 
 def _driver() -> Any:
     """The driver of this run; None if it has not used trio_uring yet. (current_driver() would open a ring.)"""
-    from ._driver import _current
+    from ._driver.run import _current
 
     try:
         return _current.get()

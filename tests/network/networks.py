@@ -30,7 +30,7 @@ from streams.support import checked_run, open_descriptors
 
 import trio_uring
 from trio_uring import Network, NetworkConfig, NetworkListener, NetworkStream, TrioNetwork, UringNetwork
-from trio_uring._driver import _current
+from trio_uring._driver.run import _current
 from trio_uring._observed import Audited, Metered
 from trio_uring._simulated import SimulatedNetwork, run_deterministically
 

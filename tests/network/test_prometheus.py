@@ -215,7 +215,7 @@ async def test_a_failure_to_read_does_not_end_the_run(monkeypatch, caplog):
     def fail():
         raise ValueError("unreadable")
 
-    monkeypatch.setattr(trio_uring._driver.current_driver(), "statistics", fail)
+    monkeypatch.setattr(trio_uring._driver.run.current_driver(), "statistics", fail)
     assert await trio.to_thread.run_sync(bytes_seen, registry) == 5
     monkeypatch.undo()
     assert "unreadable" in caplog.text

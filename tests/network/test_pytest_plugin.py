@@ -425,7 +425,7 @@ def test_no_ring(run_pytest: Pytest) -> None:
         def refused(monkeypatch):
             def refuse(*args):
                 raise trio_uring.RingUnavailableError("not on this machine")
-            monkeypatch.setattr("trio_uring._driver.open_ring", refuse)
+            monkeypatch.setattr("trio_uring._driver.run.open_ring", refuse)
 
         async def test_echo(refused, echo_server):
             pass

@@ -23,7 +23,7 @@ pumps_only = pytest.mark.uring_only("where nothing completes by itself, a copy i
 
 def pipes_open() -> int:
     """Those that copies have, or keep to use them again. Loops have none."""
-    driver = trio_uring._driver.current_driver()
+    driver = trio_uring._driver.run.current_driver()
     return driver.pipes.count if driver.pumps else 0  # type: ignore[union-attr]
 
 

@@ -24,8 +24,8 @@ from streams.support import (
 from streams.test_destroyed_calls import park
 
 import trio_uring
-from trio_uring import _pipes
-from trio_uring._driver import install
+from trio_uring._driver import pipes as _pipes
+from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
 
 from .support import BOUND, KINDS, Line, line, pipes_open, pumps_only
@@ -48,7 +48,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def by_pump(way: str, kind: str) -> bool:
     """Whether it is no loop: out of a pipe, which may have other readers, pumps are by splice(2) only."""
-    return way != "loop" and trio_uring._driver.current_driver().pumps and (way == "splice" or kind in ("tcp", "unix"))
+    return way != "loop" and trio_uring._driver.run.current_driver().pumps and (way == "splice" or kind in ("tcp", "unix"))
 
 
 class Copying:
@@ -162,7 +162,7 @@ async def test_the_task_wakes_once(way):
 @pumps_only
 async def test_a_step_does_not_need_a_pass():
     """trio's loop goes on with what was chained, if no task has anything to do. The task way makes a pass for each step."""
-    by_task = trio_uring._driver.current_driver().task_way is not None
+    by_task = trio_uring._driver.run.current_driver().task_way is not None
     async with line() as ends, trio.open_nursery() as nursery:
         copying = Copying(ends, nursery, max_bytes=100_000)
         await until_blocked(ends.source._fd)
@@ -286,7 +286,7 @@ async def test_without_pipes_bulk_goes_through_buffers(monkeypatch):
 @pumps_only
 async def test_pipes_are_bounded_and_given_back(monkeypatch):
     monkeypatch.setattr(_pipes, "PIPES_MAX", 2)
-    pipes = trio_uring._driver.current_driver().pipes
+    pipes = trio_uring._driver.run.current_driver().pipes
     lines = [Line("unix") for _ in range(5)]
     data = pattern(2_000_000)
     async with trio.open_nursery() as nursery:
@@ -478,7 +478,7 @@ async def test_a_source_that_is_closed_while_it_is_idle(way, kind):
 @pytest.mark.parametrize("which", ["source", "sink"])
 async def test_closed_in_the_pass_in_which_it_began(which):
     """Nothing of it may reach the kernel: the descriptor's number may be a stranger's by then."""
-    queue = trio_uring._driver.current_driver().queue
+    queue = trio_uring._driver.run.current_driver().queue
     seen = 0
     for _ in range(100):  # trio decides who comes first in a pass
         async with line() as ends, trio.open_nursery() as nursery:
@@ -646,5 +646,5 @@ async def test_stapled_streams_are_looked_into():
         nursery.start_soon(trio_uring.copy_stream, stapled, stapled)
         await ends.write(b"through")
         assert await ends.read_exactly(7) == b"through"
-        assert pipes_open() == trio_uring._driver.current_driver().pumps  # where there are pumps, it is no loop
+        assert pipes_open() == trio_uring._driver.run.current_driver().pumps  # where there are pumps, it is no loop
         nursery.cancel_scope.cancel()

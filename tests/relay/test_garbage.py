@@ -131,7 +131,7 @@ async def test_and_their_descriptors_if_nobody_closes_them():
 
 def driver_descriptors() -> list[int]:
     """Pipes that the driver keeps for the next copy."""
-    pipes = getattr(trio_uring._driver.current_driver(), "pipes", None)
+    pipes = getattr(trio_uring._driver.run.current_driver(), "pipes", None)
     return [] if pipes is None else [fd for pipe in pipes._idle for fd in (pipe._read, pipe._write)]
 
 

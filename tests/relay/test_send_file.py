@@ -18,7 +18,7 @@ import trio.testing
 from streams.support import clog, count_of, drain, pattern, stream_and_peer, unix_sockets
 
 import trio_uring
-from trio_uring._driver import current_driver
+from trio_uring._driver.run import current_driver
 from trio_uring._ring.op import Opcode
 
 from .support import Plain, pumps_only

@@ -23,19 +23,19 @@ LAYERS = [
         "_bytes.timed",
         "_bytes.views",
         "_cork",
-        "_pipes",
+        "_driver.pipes",
         "_trio",
         "metrics",
     },
     {"_ring.protocol", "_ring.extension", "_file_part", "framing", "audit"},
     {"_ring.statistics", "_ring.entries", "_udp_messages"},
-    {"_ring.uring", "_readiness"},
-    {"_trial"},
-    {"_backend"},
-    {"_engine"},
-    {"_chains"},
-    {"_loop", "_task_way"},
-    {"_driver"},
+    {"_ring.uring", "_driver.readiness"},
+    {"_driver.trial"},
+    {"_driver.backend"},
+    {"_driver.engine"},
+    {"_driver.chains"},
+    {"_driver.loop", "_driver.task_way"},
+    {"_driver.run"},
     {"_lease", "_provided"},
     {"_socket_operations"},
     {"_socket"},
@@ -65,10 +65,10 @@ LAYERS = [
 ]
 # A way to wait and what uses it know each other's types, and nothing else of each other.
 TYPES_ONLY = {
-    "_readiness": {"_backend", "_engine"},
-    "_engine": {"_task_way"},
-    "_loop": {"_driver"},
-    "_task_way": {"_driver"},
+    "_driver.readiness": {"_driver.backend", "_driver.engine"},
+    "_driver.engine": {"_driver.task_way"},
+    "_driver.loop": {"_driver.run"},
+    "_driver.task_way": {"_driver.run"},
 }
 PACKAGE_ITSELF = {"_info", "__main__", "pytest_plugin"}  # they want its public names
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -122,7 +122,7 @@ def test_every_import_points_down(name):
 def test_only_rings_touch_ffi():
     assert [name for name in MODULES if "_uring" in imported(name)] == ["_ring.extension"]
     touching = [name for name in MODULES if "_ring.extension" in imported(name)]
-    assert set(touching) == {"_ring.entries", "_ring.uring", "_trial"}
+    assert set(touching) == {"_ring.entries", "_ring.uring", "_driver.trial"}
 
 
 @pytest.mark.parametrize("name", ["_ring.op", "_ring.protocol", "_ring.statistics", "_bytes.chunks", "framing"])

@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from trio_uring import _trial
+from trio_uring._driver import trial as _trial
 from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")

@@ -19,7 +19,7 @@ import trio.testing
 from long_cases import examples
 
 import trio_uring
-from trio_uring import _driver
+from trio_uring._driver import run as _driver
 from trio_uring.testing import FakeRing, use_ring
 
 FIRST, _, LAST = os.environ.get("TRIO_URING_SEEDS", f"0:{examples(300)}").partition(":")

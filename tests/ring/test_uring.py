@@ -18,7 +18,8 @@ import types
 
 import pytest
 
-from trio_uring import RingUnavailableError, _trial
+from trio_uring import RingUnavailableError
+from trio_uring._driver import trial as _trial
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
 from trio_uring._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE

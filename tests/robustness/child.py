@@ -32,8 +32,8 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _driver
-from trio_uring._backend import BackendInfo
+from trio_uring._driver import run as _driver
+from trio_uring._driver.backend import BackendInfo
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _backend, _driver
+from trio_uring._driver import backend as _backend
+from trio_uring._driver import run as _driver
 
 
 class Told(logging.Handler):

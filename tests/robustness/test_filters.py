@@ -17,7 +17,9 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _backend, _info, _trial
+from trio_uring import _info
+from trio_uring._driver import backend as _backend
+from trio_uring._driver import trial as _trial
 
 from . import seccomp
 from .child import in_child

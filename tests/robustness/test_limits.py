@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring._engine import TaskOperation
+from trio_uring._driver.engine import TaskOperation
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
 

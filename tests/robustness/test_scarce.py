@@ -21,7 +21,8 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _backend, _trial
+from trio_uring._driver import backend as _backend
+from trio_uring._driver import trial as _trial
 from trio_uring._ring import protocol as _contract
 from trio_uring._ring import uring as _ring
 

@@ -18,7 +18,9 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _backend, _driver, _trial
+from trio_uring._driver import backend as _backend
+from trio_uring._driver import run as _driver
+from trio_uring._driver import trial as _trial
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
 

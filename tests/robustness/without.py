@@ -79,7 +79,7 @@ async def use() -> None:
 
 async def wait_by_a_task() -> None:
     import trio_uring
-    from trio_uring._driver import current_driver
+    from trio_uring._driver.run import current_driver
 
     await use()
     statistics = trio_uring.current_statistics()

@@ -19,7 +19,7 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 import trio_uring.socket
-from trio_uring._driver import install
+from trio_uring._driver.run import install
 from trio_uring._ring.op import DONE
 from trio_uring._ring.uring import UringRing
 
@@ -299,7 +299,7 @@ async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
             os.write(left.fileno(), b"AABB")
             nursery.start_soon(receive_one)
             await until(lambda: op.task is not None or not op.state.in_kernel, "settling")
-            trio_uring._driver.current_driver().reap_ring()
+            trio_uring._driver.run.current_driver().reap_ring()
             await receive_one()
             os.write(left.fileno(), b"CC")
         # Of two calls that both end in this pass, either task may resume first.

@@ -18,7 +18,7 @@ from streams.support import LADDER, clog, count_of, drain
 
 import trio_uring
 import trio_uring.socket
-from trio_uring._driver import install
+from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
 
 from .support import STREAMS, Sockets, of_kind, of_streams, on_both, stdlib_pair
@@ -50,7 +50,7 @@ async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> N
             other, peer = sockets.pair("unix")
             os.write(peer.fileno(), b"x")
             lease = right.lease
-            trio_uring._driver.current_driver().reap_ring()
+            trio_uring._driver.run.current_driver().reap_ring()
             assert first == []
             assert not lease.reading.state.in_kernel
             os.write(left.fileno(), b"b")

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring._loop import Loop
+from trio_uring._driver.loop import Loop
 from trio_uring._trio import NAMES, trios_own
 
 # Each makes trio's sockets do without a name, and work.

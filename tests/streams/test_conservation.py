@@ -22,7 +22,7 @@ import trio
 from long_cases import examples
 
 import trio_uring
-from trio_uring._driver import install
+from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
 
 from .support import LADDER, TINY, closing, on_ring, operations_on, passes, tcp_sockets, unix_sockets

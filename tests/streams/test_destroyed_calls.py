@@ -18,7 +18,7 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring import _send
-from trio_uring._driver import install
+from trio_uring._driver.run import install
 from trio_uring._ring.op import Opcode
 from trio_uring._ring.uring import UringRing
 

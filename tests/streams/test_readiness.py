@@ -18,8 +18,8 @@ import trio
 import trio.testing
 
 import trio_uring
-from trio_uring import _readiness
-from trio_uring._driver import request_backend
+from trio_uring._driver import readiness as _readiness
+from trio_uring._driver.run import request_backend
 
 from .support import clog, drain, pattern, unix_sockets
 

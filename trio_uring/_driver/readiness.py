@@ -28,16 +28,16 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from ._ring.op import NO_GROUP, SENDING, Opcode
-from ._ring.protocol import RingCounters, RingInfo
-from ._ring.statistics import OperationInFlight, Statistics, snapshot
-from ._trio import call_at_end
+from .._ring.op import NO_GROUP, SENDING, Opcode
+from .._ring.protocol import RingCounters, RingInfo
+from .._ring.statistics import OperationInFlight, Statistics, snapshot
+from .._trio import call_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from ._backend import BackendInfo
-    from ._engine import TaskOperation
+    from .backend import BackendInfo
+    from .engine import TaskOperation
 
 ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # what a poll tells though nobody has asked
 RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._ring.protocol import SHORT_PAUSE
+from .._ring.protocol import SHORT_PAUSE
 
 if TYPE_CHECKING:
-    from ._driver import Driver
-    from ._engine import TaskOperation
+    from .engine import TaskOperation
+    from .run import Driver
 
 _LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
 

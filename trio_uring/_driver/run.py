@@ -1,7 +1,7 @@
 """The driver: how operations are done in one trio.run, from the first one to the end of the run.
 
-By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop (_loop.py), or a task waits for
-it (_task_way.py). Or, where there is no ring, by readiness (_readiness.py).
+By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop (_driver/loop.py), or a task waits for
+it (_driver/task_way.py). Or, where there is no ring, by readiness (_driver/readiness.py).
 
 Rules of this file:
 
@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._backend import BackendInfo, check_backend, open_ring, probe
-from ._chains import ChainEngine
-from ._errors import RingBrokenError
-from ._loop import Loop
-from ._readiness import ReadinessDriver
-from ._ring.protocol import SHORT_PAUSE
-from ._ring.statistics import OperationInFlight, Statistics, snapshot
-from ._task_way import TaskWay
-from ._trio import loop_runner
+from .._errors import RingBrokenError
+from .._ring.protocol import SHORT_PAUSE
+from .._ring.statistics import OperationInFlight, Statistics, snapshot
+from .._trio import loop_runner
+from .backend import BackendInfo, check_backend, open_ring, probe
+from .chains import ChainEngine
+from .loop import Loop
+from .readiness import ReadinessDriver
+from .task_way import TaskWay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._engine import TaskOperation
-    from ._ring.protocol import Ring
+    from .._ring.protocol import Ring
+    from .engine import TaskOperation
 
 _log = logging.getLogger("trio_uring")
 

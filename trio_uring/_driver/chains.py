@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from trio.lowlevel import enable_ki_protection, reschedule
 
-from ._engine import Engine, TaskOperation
-from ._pipes import Pipes
+from .engine import Engine, TaskOperation
+from .pipes import Pipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import trio
 
-    from ._ring.protocol import Ring
+    from .._ring.protocol import Ring
 
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 

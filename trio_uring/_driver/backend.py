@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from trio.lowlevel import enable_ki_protection
 
-from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from ._ring.uring import SQ_ENTRIES_MIN, UringRing
-from ._trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
+from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from .._ring.uring import SQ_ENTRIES_MIN, UringRing
+from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
 
 _log = logging.getLogger("trio_uring")
 

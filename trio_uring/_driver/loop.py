@@ -23,12 +23,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ._ring.protocol import SHORT_PAUSE
-from ._trio import Manager, renew_epoll, trios_own
+from .._ring.protocol import SHORT_PAUSE
+from .._trio import Manager, renew_epoll, trios_own
 
 if TYPE_CHECKING:
-    from ._driver import Driver
-    from ._ring.protocol import Ring
+    from .._ring.protocol import Ring
+    from .run import Driver
 
 _HAPPENED: list[Any] = [None]  # true, and nothing that trio's manager knows
 

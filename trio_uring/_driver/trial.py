@@ -19,16 +19,16 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from ._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from ._ring.extension import ffi, lib
-from ._ring.op import NO_GROUP, SMALL_GROUP, Opcode, Operation
-from ._ring.protocol import SMALL_SIZE
+from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from .._ring.extension import ffi, lib
+from .._ring.op import NO_GROUP, SMALL_GROUP, Opcode, Operation
+from .._ring.protocol import SMALL_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from ._ring.uring import UringRing
+    from .._ring.uring import UringRing
 
     _Sleep: TypeAlias = Callable[[UringRing, Operation], bool]
 

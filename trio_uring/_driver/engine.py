@@ -31,17 +31,17 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._errors import RingBrokenError
-from ._readiness import ALWAYS, perform_by_readiness, wait_by_trio
-from ._ring.op import SENDING, Opcode, Operation
+from .._errors import RingBrokenError
+from .._ring.op import SENDING, Opcode, Operation
+from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
 
 if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from ._ring.protocol import Ring
-    from ._task_way import TaskWay
+    from .._ring.protocol import Ring
+    from .task_way import TaskWay
 
 _log = logging.getLogger("trio_uring")
 
