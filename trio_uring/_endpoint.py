@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._descriptors.lease import Lease
 from ._errors import AGAIN_ERRNOS, stream_error
-from ._lease import Lease
 from ._ring.op import Opcode
 from ._socket import UringSocket, become_ours
 

@@ -21,9 +21,9 @@ from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 from ._bytes.chunks import ChunkQueue
 from ._bytes.timed import TimedReceive, within
 from ._bytes.views import release_view
+from ._descriptors.provided import BufferChoice
 from ._endpoint import Endpoint
 from ._errors import AGAIN_ERRNOS, IncompleteReadError
-from ._provided import BufferChoice
 from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
 from ._ring.protocol import SMALL_SIZE
 

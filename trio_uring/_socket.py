@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._lease import busy
+from ._descriptors.lease import busy
 from ._ring.op import LARGE_GROUP, NO_GROUP
 from ._ring.protocol import SMALL_SIZE
 from ._socket_operations import INTO, RECV, SEND, SocketOperations, at_once, view_of

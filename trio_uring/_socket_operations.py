@@ -22,10 +22,10 @@ import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from ._bytes.views import release_views
+from ._descriptors.lease import Lease, busy, in_use
+from ._descriptors.provided import BufferChoice
 from ._driver.run import current_driver
 from ._errors import AGAIN_ERRNOS
-from ._lease import Lease, busy, in_use
-from ._provided import BufferChoice
 from ._ring.op import NO_GROUP, Opcode
 from ._trio import HAS_NONBLOCKING_HELPER, SocketType_
 

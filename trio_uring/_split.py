@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from trio.lowlevel import enable_ki_protection
 
-from ._lease import Lease
+from ._descriptors.lease import Lease
 from ._ring.op import RECEIVING, Opcode
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import errno
 import select
 from typing import TYPE_CHECKING, Any
 
+from ._descriptors.provided import BULK_STREAK, BufferChoice
 from ._driver.pipes import PIPE_SIZE, Pipe
 from ._errors import AGAIN_ERRNOS
-from ._provided import BULK_STREAK, BufferChoice
 from ._pump import Pump, give_receiving, give_sending, is_open, takes_splices
 from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
 from ._ring.protocol import SMALL_SIZE

@@ -36,7 +36,7 @@ LAYERS = [
     {"_driver.chains"},
     {"_driver.loop", "_driver.task_way"},
     {"_driver.run"},
-    {"_lease", "_provided"},
+    {"_descriptors.lease", "_descriptors.provided"},
     {"_socket_operations"},
     {"_socket"},
     {"_endpoint", "_split"},

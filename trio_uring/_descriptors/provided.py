@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
-from ._ring.protocol import LARGE_SIZE, SMALL_SIZE
+from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
+from .._ring.protocol import LARGE_SIZE, SMALL_SIZE
 
 if TYPE_CHECKING:
-    from ._driver.engine import TaskOperation
+    from .._driver.engine import TaskOperation
 
 BULK_STREAK = 8  # receives of at most SMALL_SIZE in a row, after which a bulk stream goes back to small buffers
 OWN_SIZE = 16384  # bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._driver.engine import TaskOperation
-from ._driver.run import current_driver
-from ._ring.op import RECEIVING, SENDING, Opcode
+from .._driver.engine import TaskOperation
+from .._driver.run import current_driver
+from .._ring.op import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._driver.run import AnyDriver
+    from .._driver.run import AnyDriver
 
 # Plain ints: an IntEnum's hash is a call of Python code.
 _READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING))

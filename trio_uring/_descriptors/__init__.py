@@ -1,0 +1,1 @@
+"""Who uses a descriptor, in which direction, and how it closes."""
