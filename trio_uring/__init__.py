@@ -22,8 +22,8 @@ from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_
 from ._processes import open_process
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._send_file import send_file
-from ._socket import UringSocket
 from ._socket_networks import TrioNetwork, UringNetwork
+from ._sockets.uring_socket import UringSocket
 from ._stdio import open_stderr, open_stdin, open_stdout
 from ._streams import ReceiveStream, SendStream, SocketStream
 from ._tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp

@@ -27,7 +27,7 @@ import trio
 from ._driver.backend import check_backend, probe
 from ._driver.run import check_way, request_backend, request_way
 from ._listeners import SocketListener
-from ._socket import UringSocket, become_ours
+from ._sockets.uring_socket import UringSocket, become_ours
 from ._streams import SocketStream
 from ._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
 

@@ -19,7 +19,7 @@ import trio
 from ._descriptors.lease import Lease
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._ring.op import Opcode
-from ._socket import UringSocket, become_ours
+from ._sockets.uring_socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import trio
 
 from ._endpoint import SocketLike, lease_of
 from ._errors import CLOSED_ERRNOS
-from ._socket import UringSocket, become_ours
+from ._sockets.uring_socket import UringSocket, become_ours
 from ._trio import plain_socket
 from ._udp_messages import SEGMENTED_MAX, SOL_UDP, UDP_GRO, UDP_SEGMENT
 from ._udp_receive import UDPReceive

@@ -20,8 +20,8 @@ from trio.socket import getprotobyname as getprotobyname
 from trio.socket import set_custom_hostname_resolver as set_custom_hostname_resolver
 from trio.socket import set_custom_socket_factory as set_custom_socket_factory
 
-from ._socket import UringSocket as UringSocket
-from ._socket import become_ours as _become_ours
+from ._sockets.uring_socket import UringSocket as UringSocket
+from ._sockets.uring_socket import become_ours as _become_ours
 
 if TYPE_CHECKING:
     from typing import Any, SupportsIndex

@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._bytes.views import release_views
-from ._descriptors.lease import Lease, busy, in_use
-from ._descriptors.provided import BufferChoice
-from ._driver.run import current_driver
-from ._errors import AGAIN_ERRNOS
-from ._ring.op import NO_GROUP, Opcode
-from ._trio import HAS_NONBLOCKING_HELPER, SocketType_
+from .._bytes.views import release_views
+from .._descriptors.lease import Lease, busy, in_use
+from .._descriptors.provided import BufferChoice
+from .._driver.run import current_driver
+from .._errors import AGAIN_ERRNOS
+from .._ring.op import NO_GROUP, Opcode
+from .._trio import HAS_NONBLOCKING_HELPER, SocketType_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
-    from ._driver.engine import TaskOperation
+    from .._driver.engine import TaskOperation
 
 BYTES_MAX = 2**30  # asked for in one operation: its length has 32 bits
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._descriptors.lease import busy
-from ._ring.op import LARGE_GROUP, NO_GROUP
-from ._ring.protocol import SMALL_SIZE
-from ._socket_operations import INTO, RECV, SEND, SocketOperations, at_once, view_of
-from ._trio import HAS_RESOLVE_ADDRESS, SocketType_
+from .._descriptors.lease import busy
+from .._ring.op import LARGE_GROUP, NO_GROUP
+from .._ring.protocol import SMALL_SIZE
+from .._trio import HAS_RESOLVE_ADDRESS, SocketType_
+from .operations import INTO, RECV, SEND, SocketOperations, at_once, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,0 +1,1 @@
+"""trio's own sockets, whose waits are the ring's."""
