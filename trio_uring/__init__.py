@@ -11,25 +11,25 @@ from ._copy import Relayed, copy_stream, relay
 from ._driver.backend import BackendInfo
 from ._driver.run import backend_info
 from ._driver.run import current_driver as _current_driver
-from ._enable import Enable, enable, run
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
 from ._frame_stream import FrameStream
 from ._frames import receive_frame, send_frame
-from ._listeners import SocketListener
 from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
-from ._open import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
-from ._processes import open_process
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._send_file import send_file
 from ._socket_networks import TrioNetwork, UringNetwork
 from ._sockets.uring_socket import UringSocket
-from ._stdio import open_stderr, open_stdin, open_stdout
-from ._streams import ReceiveStream, SendStream, SocketStream
-from ._tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
+from ._streams.enable import Enable, enable, run
+from ._streams.listeners import SocketListener
+from ._streams.processes import open_process
+from ._streams.stdio import open_stderr, open_stdin, open_stdout
+from ._streams.streams import ReceiveStream, SendStream, SocketStream
+from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
+from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
+from ._streams.unix import open_unix_listeners, serve_unix
 from ._udp import UDPSocket, open_udp_socket
 from ._udp_messages import Local
-from ._unix import open_unix_listeners, serve_unix
 from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
 from .framing import FrameError, FrameTooLarge

@@ -21,9 +21,9 @@ from ._frames import Place
 from ._loop_sink import LoopSink, LoopSource
 from ._network import BufferedNetworkStream
 from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
-from ._receive import ReceiveSide
-from ._send import SendSide
 from ._stream_pump import StreamPump
+from ._streams.receive import ReceiveSide
+from ._streams.send import SendSide
 
 if TYPE_CHECKING:
     from collections.abc import Callable

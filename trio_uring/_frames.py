@@ -15,7 +15,7 @@ from trio.lowlevel import enable_ki_protection
 from ._buffered import BufferedReceiveStream
 from ._bytes.timed import can_take_back, receive_default, receiving_end, within
 from ._errors import IncompleteReadError
-from ._send import SendSide, buffer_list, buffer_view
+from ._streams.send import SendSide, buffer_list, buffer_view
 from ._vectored import send_all_vectored
 from .framing import (
     MAX_SIZE,

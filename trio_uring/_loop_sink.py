@@ -21,8 +21,8 @@ from ._buffered import BufferedReceiveStream
 from ._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
 from ._network import BufferedNetworkStream
 from ._pump import begin_receiving, begin_sending, call, give_receiving, give_sending
-from ._receive import ReceiveSide
-from ._send import SendSide
+from ._streams.receive import ReceiveSide
+from ._streams.send import SendSide
 from ._vectored import TrioTransport, counting, send_one
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._buffered import BUFFER_SIZE, BufferedReceiveStream
 from ._bytes.timed import TimedReceive, TimedSend, within
-from ._send import SendSide, buffer_list
+from ._streams.send import SendSide, buffer_list
 from ._vectored import listed, send_all_vectored
 
 if TYPE_CHECKING:

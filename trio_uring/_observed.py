@@ -26,7 +26,7 @@ from ._bytes.timed import (
     set_default,
 )
 from ._network import Address, Network, NetworkListener, NetworkStream
-from ._send import buffer_list
+from ._streams.send import buffer_list
 from ._vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
 from .audit import Audit
 from .metrics import Metrics

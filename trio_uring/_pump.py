@@ -30,15 +30,15 @@ from ._driver.readiness import ALWAYS
 from ._driver.run import Driver, current_driver
 from ._errors import AGAIN_ERRNOS, stream_error
 from ._ring.op import POSITION, Opcode
-from ._send import SEND_FLAGS
+from ._streams.send import SEND_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from ._receive import ReceiveSide
     from ._ring.protocol import Ring
-    from ._send import SendSide
+    from ._streams.receive import ReceiveSide
+    from ._streams.send import SendSide
 
     Side = ReceiveSide | SendSide
 

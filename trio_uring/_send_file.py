@@ -31,7 +31,7 @@ from ._file_part import Part, open_file, pread, synchronous
 from ._loop_sink import LoopSink
 from ._pump import Pump, call, give_sending, is_open, take_sending, takes_splices
 from ._ring.op import Opcode
-from ._send import SendSide
+from ._streams.send import SendSide
 
 if TYPE_CHECKING:
     from collections.abc import Callable

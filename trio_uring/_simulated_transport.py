@@ -17,8 +17,8 @@ from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint, ch
 
 from ._bytes.views import release_view
 from ._errors import stream_error
-from ._send import buffer_views
 from ._simulated_link import LinkSettings, Path, Pipe
+from ._streams.send import buffer_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

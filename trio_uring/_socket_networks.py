@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._bytes.timed import within
-from ._listeners import SocketListener
 from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
-from ._open import open_tcp_stream
+from ._streams.listeners import SocketListener
+from ._streams.tcp import open_tcp_stream
 from ._vectored import counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._streams import SocketStream
+    from ._streams.streams import SocketStream
 
 if sys.platform == "linux":
     import fcntl

@@ -27,8 +27,8 @@ from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
 from ._ring.protocol import SMALL_SIZE
 
 if TYPE_CHECKING:
-    from ._receive import ReceiveSide
-    from ._send import SendSide
+    from ._streams.receive import ReceiveSide
+    from ._streams.send import SendSide
 
 CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (128 KiB) each
 

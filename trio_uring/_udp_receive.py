@@ -21,7 +21,7 @@ from trio.lowlevel import enable_ki_protection
 
 from ._bytes.timed import within
 from ._driver.run import current_driver
-from ._endpoint import Endpoint
+from ._streams.endpoint import Endpoint
 from ._udp_messages import IP_PKTINFO, Inbox, read_control
 
 if TYPE_CHECKING:

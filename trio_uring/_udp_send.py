@@ -21,9 +21,9 @@ from trio.lowlevel import enable_ki_protection
 from ._bytes.timed import within
 from ._bytes.views import release_views
 from ._driver.run import current_driver
-from ._endpoint import Endpoint
 from ._errors import CLOSED_ERRNOS
-from ._send import IOV_MAX, buffer_view, buffer_views
+from ._streams.endpoint import Endpoint
+from ._streams.send import IOV_MAX, buffer_view, buffer_views
 from ._trio import resolve
 from ._udp_messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
 

@@ -19,7 +19,8 @@ import pytest
 import trio
 from streams.support import clog, closing, pattern, receive_all, until_blocked
 
-from trio_uring import ReceiveStream, SendStream, _stdio, open_stderr, open_stdin, open_stdout
+from trio_uring import ReceiveStream, SendStream, open_stderr, open_stdin, open_stdout
+from trio_uring._streams import stdio as _stdio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

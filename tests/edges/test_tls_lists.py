@@ -15,7 +15,7 @@ from streams.support import TINY, closing, count_of, pattern, receive_all, until
 import trio_uring
 from edges.tls_support import Tls, clog, connected, receive_count, tls_pair
 from trio_uring import SocketStream, send_all_vectored
-from trio_uring._cork import CORK_MAX, Cork
+from trio_uring._streams.cork import CORK_MAX, Cork
 
 
 def sends() -> tuple[int, int]:

@@ -20,7 +20,8 @@ import trio
 import trio.testing
 from streams.support import closing, until
 
-from trio_uring import SocketListener, SocketStream, _unix, open_unix_listeners, open_unix_socket, serve_unix
+from trio_uring import SocketListener, SocketStream, open_unix_listeners, open_unix_socket, serve_unix
+from trio_uring._streams import unix as _unix
 
 from .unix_support import bound, check_it_serves, open_one
 

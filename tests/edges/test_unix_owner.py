@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_uring import _unix, open_unix_listeners, open_unix_socket
+from trio_uring import open_unix_listeners, open_unix_socket
+from trio_uring._streams import unix as _unix
 
 from .unix_support import bound, check_it_serves, open_one
 
@@ -209,7 +210,7 @@ def test_four_servers_that_start_at_once(path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from trio_uring import _unix
+from trio_uring._streams import unix as _unix
 setattr(_unix, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 _unix._listen(os.fsencode(sys.argv[1]), 0o600, 5)
 """

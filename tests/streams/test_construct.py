@@ -18,7 +18,7 @@ import trio
 
 import trio_uring
 from trio_uring import ReceiveStream, SendStream, SocketListener, SocketStream
-from trio_uring._endpoint import Endpoint
+from trio_uring._streams.endpoint import Endpoint
 
 from .support import clog, closing, drain, pipe_streams, tcp_sockets, unix_sockets, until_blocked
 

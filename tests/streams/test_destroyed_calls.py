@@ -17,10 +17,10 @@ import trio.testing
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
-from trio_uring import _send
 from trio_uring._driver.run import install
 from trio_uring._ring.op import Opcode
 from trio_uring._ring.uring import UringRing
+from trio_uring._streams import send as _send
 
 from .support import LADDER, on_ring, stream_and_peer, waits_are_ours
 

@@ -28,8 +28,8 @@ import trio
 from trio._core import _run
 
 import trio_uring
-from trio_uring import _enable
 from trio_uring._driver import run as _driver
+from trio_uring._streams import enable as _enable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from ._driver.backend import check_backend, probe
-from ._driver.run import check_way, request_backend, request_way
-from ._listeners import SocketListener
-from ._sockets.uring_socket import UringSocket, become_ours
-from ._streams import SocketStream
-from ._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
+from .._driver.backend import check_backend, probe
+from .._driver.run import check_way, request_backend, request_way
+from .._sockets.uring_socket import UringSocket, become_ours
+from .._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
+from .listeners import SocketListener
+from .streams import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

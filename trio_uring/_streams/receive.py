@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._bytes.chunks import ChunkQueue
-from ._bytes.timed import TimedReceive, within
-from ._bytes.views import release_view
-from ._descriptors.provided import BufferChoice
-from ._endpoint import Endpoint
-from ._errors import AGAIN_ERRNOS, IncompleteReadError
-from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
-from ._ring.protocol import SMALL_SIZE
+from .._bytes.chunks import ChunkQueue
+from .._bytes.timed import TimedReceive, within
+from .._bytes.views import release_view
+from .._descriptors.provided import BufferChoice
+from .._errors import AGAIN_ERRNOS, IncompleteReadError
+from .._ring.op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
+from .._ring.protocol import SMALL_SIZE
+from .endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from typing_extensions import Buffer
 
-    from ._driver.engine import TaskOperation
+    from .._driver.engine import TaskOperation
 
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 

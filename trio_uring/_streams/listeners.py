@@ -13,9 +13,9 @@ import sys
 
 import trio
 
-from ._endpoint import Endpoint, SocketLike, adopt_socket
-from ._errors import CLOSED_ERRNOS
-from ._streams import SocketStream
+from .._errors import CLOSED_ERRNOS
+from .endpoint import Endpoint, SocketLike, adopt_socket
+from .streams import SocketStream
 
 # As trio's SocketListener: a connection that failed before it was accepted is no concern of the listener's.
 _IGNORABLE = frozenset(

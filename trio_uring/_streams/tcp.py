@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._endpoint import adopt_socket
-from ._listeners import SocketListener
-from ._streams import SocketStream
+from .endpoint import adopt_socket
+from .listeners import SocketListener
+from .streams import SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

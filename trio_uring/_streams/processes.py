@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._streams import ReceiveStream, SendStream
+from .streams import ReceiveStream, SendStream
 
 
 class _HasFileno(Protocol):

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._descriptors.lease import Lease
-from ._errors import AGAIN_ERRNOS, stream_error
-from ._ring.op import Opcode
-from ._sockets.uring_socket import UringSocket, become_ours
+from .._descriptors.lease import Lease
+from .._errors import AGAIN_ERRNOS, stream_error
+from .._ring.op import Opcode
+from .._sockets.uring_socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
 
-    from ._driver.engine import TaskOperation
+    from .._driver.engine import TaskOperation
 
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every

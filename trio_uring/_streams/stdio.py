@@ -17,8 +17,8 @@ import os
 import stat
 import sys
 
-from ._endpoint import Descriptor
-from ._streams import ReceiveStream, SendStream
+from .endpoint import Descriptor
+from .streams import ReceiveStream, SendStream
 
 _PTMX = 5 << 8 | 2  # the device number of a pseudo-terminal's other end: opening that makes a new pseudo-terminal
 

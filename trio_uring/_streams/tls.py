@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._open import DEFAULT_DELAY, open_tcp_listeners, open_tcp_stream
-from ._streams import SocketStream
+from .streams import SocketStream
+from .tcp import DEFAULT_DELAY, open_tcp_listeners, open_tcp_stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

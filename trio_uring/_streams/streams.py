@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, overload
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._driver.engine import TaskOperation
-from ._endpoint import Endpoint, SocketLike, adopt, adopt_socket
-from ._errors import stream_error
-from ._receive import ReceiveSide
-from ._send import SendSide
-from ._split import HalfLease
+from .._driver.engine import TaskOperation
+from .._errors import stream_error
+from .endpoint import Endpoint, SocketLike, adopt, adopt_socket
+from .receive import ReceiveSide
+from .send import SendSide
+from .split import HalfLease
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

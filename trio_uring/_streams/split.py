@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from trio.lowlevel import enable_ki_protection
 
-from ._descriptors.lease import Lease
-from ._ring.op import RECEIVING, Opcode
+from .._descriptors.lease import Lease
+from .._ring.op import RECEIVING, Opcode
 
 if TYPE_CHECKING:
     import trio
 
-    from ._driver.engine import TaskOperation
-    from ._ring.op import Operation
+    from .._driver.engine import TaskOperation
+    from .._ring.op import Operation
 
 
 class HalfLease(Lease):

@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._listeners import SocketListener
-from ._open import backlog_length
+from .listeners import SocketListener
+from .tcp import backlog_length
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from ._streams import SocketStream
+    from .streams import SocketStream
 
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 

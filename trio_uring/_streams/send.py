@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
-from ._bytes.timed import TimedSend
-from ._bytes.views import release_view, release_views
-from ._endpoint import Endpoint
-from ._errors import AGAIN_ERRNOS
-from ._ring.op import POSITION, Opcode
+from .._bytes.timed import TimedSend
+from .._bytes.views import release_view, release_views
+from .._errors import AGAIN_ERRNOS
+from .._ring.op import POSITION, Opcode
+from .endpoint import Endpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ._cork import Cork
-    from ._driver.engine import TaskOperation
+    from .._driver.engine import TaskOperation
+    from .cork import Cork
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
