@@ -28,8 +28,8 @@ from ._streams.streams import ReceiveStream, SendStream, SocketStream
 from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
 from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
 from ._streams.unix import open_unix_listeners, serve_unix
-from ._udp import UDPSocket, open_udp_socket
-from ._udp_messages import Local
+from ._udp.messages import Local
+from ._udp.udp_socket import UDPSocket, open_udp_socket
 from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
 from .framing import FrameError, FrameTooLarge

@@ -17,7 +17,7 @@ import trio
 from streams.support import passes, until_blocked
 
 import trio_uring
-from trio_uring import _udp
+from trio_uring._udp import udp_socket as _udp
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261126"))
 

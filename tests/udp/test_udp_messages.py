@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_uring._udp_messages import (
+from trio_uring._udp.messages import (
     IP_PKTINFO,
     LIMITS_MAX,
     SEGMENTED_MAX,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import trio
 
-from ._errors import CLOSED_ERRNOS
-from ._sockets.uring_socket import UringSocket, become_ours
-from ._streams.endpoint import SocketLike, lease_of
-from ._trio import plain_socket
-from ._udp_messages import SEGMENTED_MAX, SOL_UDP, UDP_GRO, UDP_SEGMENT
-from ._udp_receive import UDPReceive
-from ._udp_send import UDPSend
+from .._errors import CLOSED_ERRNOS
+from .._sockets.uring_socket import UringSocket, become_ours
+from .._streams.endpoint import SocketLike, lease_of
+from .._trio import plain_socket
+from .messages import SEGMENTED_MAX, SOL_UDP, UDP_GRO, UDP_SEGMENT
+from .receive import UDPReceive
+from .send import UDPSend
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._bytes.timed import within
-from ._driver.run import current_driver
-from ._streams.endpoint import Endpoint
-from ._udp_messages import IP_PKTINFO, Inbox, read_control
+from .._bytes.timed import within
+from .._driver.run import current_driver
+from .._streams.endpoint import Endpoint
+from .messages import IP_PKTINFO, Inbox, read_control
 
 if TYPE_CHECKING:
-    from ._udp_messages import Datagram, LocalDatagram
+    from .messages import Datagram, LocalDatagram
 
 DATAGRAM_MAX = 65535  # bytes: no UDP payload is longer, nor what GRO joins
 MESSAGES_MAX = 128  # of one call: a thousand are dearer, as they leave the caches, and others wait

@@ -1,7 +1,7 @@
 """The sending half of a UDP socket: one datagram, or many in few system calls.
 
 Many datagrams become messages: runs of one size to one address are one, which the kernel splits
-(_udp_messages.py). A message is sent with the socket module's sendmsg, and when that would block,
+(_udp/messages.py). A message is sent with the socket module's sendmsg, and when that would block,
 again as soon as the socket is writable: one after the other, which keeps the order.
 
 Rules of this file: one send of a socket at a time. What the kernel took is counted in
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._bytes.timed import within
-from ._bytes.views import release_views
-from ._driver.run import current_driver
-from ._errors import CLOSED_ERRNOS
-from ._streams.endpoint import Endpoint
-from ._streams.send import IOV_MAX, buffer_view, buffer_views
-from ._trio import resolve
-from ._udp_messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
+from .._bytes.timed import within
+from .._bytes.views import release_views
+from .._driver.run import current_driver
+from .._errors import CLOSED_ERRNOS
+from .._streams.endpoint import Endpoint
+from .._streams.send import IOV_MAX, buffer_view, buffer_views
+from .._trio import resolve
+from .messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._udp_messages import Control, Item, Local, Outgoing
+    from .messages import Control, Item, Local, Outgoing
 
 BURST = 32  # messages that are sent before other tasks run
 ROUND = 2048  # datagrams that send_many takes from its iterable at a time

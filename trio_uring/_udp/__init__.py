@@ -1,0 +1,1 @@
+"""UDP sockets: datagrams, many at a time."""
