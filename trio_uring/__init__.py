@@ -5,15 +5,16 @@ trio.run does.
 """
 
 from . import socket
-from ._buffered import BufferedReceiveStream
 from ._bytes.pool import BufferClassStatistics, BufferPool
 from ._copy import Relayed, copy_stream, relay
 from ._driver.backend import BackendInfo
 from ._driver.run import backend_info
 from ._driver.run import current_driver as _current_driver
 from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
-from ._frame_stream import FrameStream
-from ._frames import receive_frame, send_frame
+from ._messages.buffered import BufferedReceiveStream
+from ._messages.frame_stream import FrameStream
+from ._messages.frames import receive_frame, send_frame
+from ._messages.vectored import send_all_vectored
 from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
@@ -30,7 +31,6 @@ from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream,
 from ._streams.unix import open_unix_listeners, serve_unix
 from ._udp.messages import Local
 from ._udp.udp_socket import UDPSocket, open_udp_socket
-from ._vectored import send_all_vectored
 from .audit import Audit, AuditEvent
 from .framing import FrameError, FrameTooLarge
 from .metrics import Metrics, MetricsSnapshot

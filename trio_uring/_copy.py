@@ -17,8 +17,8 @@ from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from ._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
 from ._errors import stream_error
-from ._frames import Place
 from ._loop_sink import LoopSink, LoopSource
+from ._messages.frames import Place
 from ._network import BufferedNetworkStream
 from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
 from ._stream_pump import StreamPump

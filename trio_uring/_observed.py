@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._buffered import BufferedReceiveStream
 from ._bytes.timed import (
     TimedReceive,
     TimedSend,
@@ -25,9 +24,10 @@ from ._bytes.timed import (
     sending_end,
     set_default,
 )
+from ._messages.buffered import BufferedReceiveStream
+from ._messages.vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
 from ._network import Address, Network, NetworkListener, NetworkStream
 from ._streams.send import buffer_list
-from ._vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
 from .audit import Audit
 from .metrics import Metrics
 

@@ -19,8 +19,8 @@ import trio.testing
 from streams.support import unix_sockets, unix_streams
 
 from trio_uring import NetworkConfig, ReceiveStream, SendStream
+from trio_uring._messages.vectored import TrioTransport
 from trio_uring._network import BufferedNetworkStream
-from trio_uring._vectored import TrioTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable

@@ -18,7 +18,8 @@ import trio.testing
 from streams.support import closing, unix_streams
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from trio_uring import BufferedReceiveStream, FrameError, FrameTooLarge, IncompleteReadError, _frames, receive_frame, send_frame
+from trio_uring import BufferedReceiveStream, FrameError, FrameTooLarge, IncompleteReadError, receive_frame, send_frame
+from trio_uring._messages import frames as _frames
 from trio_uring.framing import SIZE_MAX
 
 from .scripted import PAIRS, HiccupError, ScriptedReceiver, connected

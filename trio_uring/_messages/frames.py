@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._buffered import BufferedReceiveStream
-from ._bytes.timed import can_take_back, receive_default, receiving_end, within
-from ._errors import IncompleteReadError
-from ._streams.send import SendSide, buffer_list, buffer_view
-from ._vectored import send_all_vectored
-from .framing import (
+from .._bytes.timed import can_take_back, receive_default, receiving_end, within
+from .._errors import IncompleteReadError
+from .._streams.send import SendSide, buffer_list, buffer_view
+from ..framing import (
     MAX_SIZE,
     PREFIX_MAX,
     FrameTooLarge,
@@ -27,6 +25,8 @@ from .framing import (
     decode_prefix,
     encode_prefix,
 )
+from .buffered import BufferedReceiveStream
+from .vectored import send_all_vectored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

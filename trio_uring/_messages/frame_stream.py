@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._bytes.timed import check_timeout, receive_default, receiving_end, untimed, within
-from ._errors import IncompleteReadError
-from ._frames import encode_frame
-from ._vectored import bytes_of_last_send, counts_bytes, send_all_vectored, send_one
-from .framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
+from .._bytes.timed import check_timeout, receive_default, receiving_end, untimed, within
+from .._errors import IncompleteReadError
+from ..framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
+from .frames import encode_frame
+from .vectored import bytes_of_last_send, counts_bytes, send_all_vectored, send_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

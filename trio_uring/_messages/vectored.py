@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._bytes.timed import TimedSend, sending_end, within
-from ._bytes.views import release_views
-from ._errors import stream_error
-from ._streams.cork import Cork
-from ._streams.send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
-from ._trio import send_detector
+from .._bytes.timed import TimedSend, sending_end, within
+from .._bytes.views import release_views
+from .._errors import stream_error
+from .._streams.cork import Cork
+from .._streams.send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
+from .._trio import send_detector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
