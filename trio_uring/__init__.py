@@ -15,11 +15,11 @@ from ._messages.buffered import BufferedReceiveStream
 from ._messages.frame_stream import FrameStream
 from ._messages.frames import receive_frame, send_frame
 from ._messages.vectored import send_all_vectored
-from ._network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._network.network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
+from ._network.sockets import TrioNetwork, UringNetwork
 from ._observed import Audited, AuditedStream, Metered, MeteredStream
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._send_file import send_file
-from ._socket_networks import TrioNetwork, UringNetwork
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
 from ._streams.listeners import SocketListener

@@ -19,7 +19,7 @@ from ._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_en
 from ._errors import stream_error
 from ._loop_sink import LoopSink, LoopSource
 from ._messages.frames import Place
-from ._network import BufferedNetworkStream
+from ._network.network import BufferedNetworkStream
 from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
 from ._stream_pump import StreamPump
 from ._streams.receive import ReceiveSide

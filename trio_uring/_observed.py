@@ -26,7 +26,7 @@ from ._bytes.timed import (
 )
 from ._messages.buffered import BufferedReceiveStream
 from ._messages.vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
-from ._network import Address, Network, NetworkListener, NetworkStream
+from ._network.network import Address, Network, NetworkListener, NetworkStream
 from ._streams.send import buffer_list
 from .audit import Audit
 from .metrics import Metrics

@@ -25,8 +25,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 
-    from ._network import Address, NetworkListener, NetworkStream
-    from ._simulated import SimulatedNetwork
+    from ._network.network import Address, NetworkListener, NetworkStream
+    from ._network.simulated import SimulatedNetwork
 
 PASSES_MAX = 1000  # passes of the scheduler that operations get to be over
 QUIET_PASSES = 3  # in a row without an operation are enough: a task that was just started has had its turn by then
@@ -167,8 +167,8 @@ def simulated_network(request: pytest.FixtureRequest) -> Iterator[SimulatedNetwo
 
     The seed comes from the test's id, so it is the same in every run. TRIO_URING_SEED is an integer, or "random".
     """
-    from ._deterministic import seeded_scheduler
-    from ._simulated import SimulatedNetwork
+    from ._network.deterministic import seeded_scheduler
+    from ._network.simulated import SimulatedNetwork
 
     seed = _choose_seed(request.node.nodeid)
     request.node.stash[_seed] = seed

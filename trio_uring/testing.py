@@ -19,11 +19,11 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ._deterministic import run_deterministically
 from ._driver.run import install
+from ._network.deterministic import run_deterministically
+from ._network.simulated import SimulatedNetwork
 from ._ring.op import LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
 from ._ring.protocol import LARGE_SIZE, SMALL_SIZE, RingCounters, RingInfo
-from ._simulated import SimulatedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

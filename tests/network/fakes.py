@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
-from trio_uring._network import NetworkStream
-from trio_uring._simulated import run_deterministically
+from trio_uring._network.network import NetworkStream
+from trio_uring._network.simulated import run_deterministically
 
 
 def without_ring(function):

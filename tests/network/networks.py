@@ -31,8 +31,8 @@ from streams.support import checked_run, open_descriptors
 import trio_uring
 from trio_uring import Network, NetworkConfig, NetworkListener, NetworkStream, TrioNetwork, UringNetwork
 from trio_uring._driver.run import _current
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._observed import Audited, Metered
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

@@ -20,7 +20,7 @@ from streams.support import unix_sockets, unix_streams
 
 from trio_uring import NetworkConfig, ReceiveStream, SendStream
 from trio_uring._messages.vectored import TrioTransport
-from trio_uring._network import BufferedNetworkStream
+from trio_uring._network.network import BufferedNetworkStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable

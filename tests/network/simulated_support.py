@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 
 WHOLE: dict[str, Any] = {"short": 0.0, "race": 0.0}  # nothing at random
 

@@ -18,7 +18,7 @@ from network.simulated_support import (
     pair_of,
 )
 from trio_uring import _trio
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 
 pytestmark = pytest.mark.no_ring
 

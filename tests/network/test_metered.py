@@ -21,10 +21,10 @@ import trio.testing
 from streams.support import receive_all
 
 import trio_uring
-from trio_uring._network import NetworkConfig, NetworkStream
+from trio_uring._network.network import NetworkConfig, NetworkStream
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
+from trio_uring._network.sockets import TrioNetwork, UringNetwork
 from trio_uring._observed import Audited, Metered, MeteredStream
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
-from trio_uring._socket_networks import TrioNetwork, UringNetwork
 from trio_uring.metrics import OPERATIONS, Metrics, error_kind
 
 from .fakes import Fake, every_call, without_ring

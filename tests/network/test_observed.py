@@ -16,10 +16,10 @@ from streams.support import count_of, unix_streams
 from trio_uring import FrameStream
 from trio_uring._messages.buffered import BufferedReceiveStream
 from trio_uring._messages.vectored import send_all_vectored
-from trio_uring._network import NetworkStream
+from trio_uring._network.network import NetworkStream
+from trio_uring._network.simulated import SimulatedNetwork
+from trio_uring._network.sockets import UringNetwork
 from trio_uring._observed import Audited, AuditedStream, Metered, MeteredStream
-from trio_uring._simulated import SimulatedNetwork
-from trio_uring._socket_networks import UringNetwork
 
 from .fakes import Fake, Plain, every_call, without_ring
 

@@ -502,7 +502,7 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
 
         def test_loaded():
             assert "trio_uring.pytest_plugin" in sys.modules
-            for module in ("trio_uring.testing", "trio_uring._simulated", "trio_uring.prometheus", "pytest_trio"):
+            for module in ("trio_uring.testing", "trio_uring._network.simulated", "trio_uring.prometheus", "pytest_trio"):
                 assert module not in sys.modules
             links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
             assert not [link for link in links if "uring" in link or "event" in link]

@@ -22,8 +22,8 @@ from network.simulated_support import (
     simulated,
     transports,
 )
-from trio_uring._network import NetworkConfig
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
+from trio_uring._network.network import NetworkConfig
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 
 pytestmark = pytest.mark.no_ring
 

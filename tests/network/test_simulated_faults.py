@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from network.simulated_support import WHOLE, after, broken_by, elapsed, pair_of, simulated, transports
-from trio_uring._network import NetworkConfig
-from trio_uring._simulated import SimulatedNetwork, run_deterministically
+from trio_uring._network.network import NetworkConfig
+from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 
 pytestmark = pytest.mark.no_ring
 

@@ -18,8 +18,8 @@ from network.simulated_support import (
     fails,
     simulated,
 )
-from trio_uring._network import NetworkConfig
-from trio_uring._simulated import SimulatedNetwork
+from trio_uring._network.network import NetworkConfig
+from trio_uring._network.simulated import SimulatedNetwork
 
 pytestmark = pytest.mark.no_ring
 

@@ -17,7 +17,7 @@ from streams.support import tcp_sockets, unix_sockets, until
 
 import trio_uring
 from trio_uring import _copy
-from trio_uring._network import BufferedNetworkStream
+from trio_uring._network.network import BufferedNetworkStream
 
 from .test_relay import PAIRS, Between, make
 

@@ -19,7 +19,7 @@ from streams.support import TINY, pattern, unix_sockets
 
 import trio_uring
 from trio_uring._bytes.timed import can_send_eof, can_take_back
-from trio_uring._network import BufferedNetworkStream
+from trio_uring._network.network import BufferedNetworkStream
 
 from .test_relay import NoEnd, make
 

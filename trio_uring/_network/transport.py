@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
-from ._bytes.views import release_view
-from ._errors import stream_error
-from ._simulated_link import LinkSettings, Path, Pipe
-from ._streams.send import buffer_views
+from .._bytes.views import release_view
+from .._errors import stream_error
+from .._streams.send import buffer_views
+from .link import LinkSettings, Path, Pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

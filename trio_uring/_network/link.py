@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from trio.lowlevel import ParkingLot
 
-from ._bytes.chunks import ChunkQueue
+from .._bytes.chunks import ChunkQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

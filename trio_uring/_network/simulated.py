@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._deterministic import run_deterministically
-from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
-from ._simulated_hosts import ANY, HOME, WILDCARDS, HostNames, Hosts, SimulatedListener, key_of, resolve
-from ._simulated_link import LinkSettings, Path
-from ._simulated_transport import connect
+from .deterministic import run_deterministically
+from .hosts import ANY, HOME, WILDCARDS, HostNames, Hosts, SimulatedListener, key_of, resolve
+from .link import LinkSettings, Path
+from .network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from .transport import connect
 
 
 class SimulatedNetwork(Network):

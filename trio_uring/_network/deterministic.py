@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 import trio.testing
 
-from ._trio import scheduler
+from .._trio import scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

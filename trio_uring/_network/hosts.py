@@ -1,6 +1,6 @@
 """The hosts of a simulated network: who listens where, which ports are taken, the paths between hosts, and the faults on them.
 
-Rules of this file: those of _simulated.py. Names of hosts are looked up here only. A fault that would hit nothing is an error.
+Rules of this file: those of _network/simulated.py. Names of hosts are looked up here only. A fault that would hit nothing is an error.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
-from ._network import Address, BufferedNetworkStream, NetworkConfig, NetworkListener, NetworkStream, check_address
-from ._simulated_link import Path
+from .link import Path
+from .network import Address, BufferedNetworkStream, NetworkConfig, NetworkListener, NetworkStream, check_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._simulated_transport import SimulatedTransport
+    from .transport import SimulatedTransport
 
 BACKLOG = 128  # connections that wait to be accepted where the config does not say: the default of old kernels
 EPHEMERAL = range(49152, 65536)  # ports that are given out, as IANA has them

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._bytes.timed import within
-from ._messages.vectored import counting
-from ._network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
-from ._streams.listeners import SocketListener
-from ._streams.tcp import open_tcp_stream
+from .._bytes.timed import within
+from .._messages.vectored import counting
+from .._streams.listeners import SocketListener
+from .._streams.tcp import open_tcp_stream
+from .network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ._streams.streams import SocketStream
+    from .._streams.streams import SocketStream
 
 if sys.platform == "linux":
     import fcntl

@@ -1,0 +1,1 @@
+"""A network as a value: on sockets, or in memory."""
