@@ -17,7 +17,7 @@ from ._messages.frames import receive_frame, send_frame
 from ._messages.vectored import send_all_vectored
 from ._network.network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._network.sockets import TrioNetwork, UringNetwork
-from ._observed import Audited, AuditedStream, Metered, MeteredStream
+from ._observe.observed import Audited, AuditedStream, Metered, MeteredStream
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._send_file import send_file
 from ._sockets.uring_socket import UringSocket

@@ -32,7 +32,7 @@ import trio_uring
 from trio_uring import Network, NetworkConfig, NetworkListener, NetworkStream, TrioNetwork, UringNetwork
 from trio_uring._driver.run import _current
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
-from trio_uring._observed import Audited, Metered
+from trio_uring._observe.observed import Audited, Metered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

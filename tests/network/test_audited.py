@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._network.sockets import UringNetwork
-from trio_uring._observed import Audited, AuditedStream, Metered
+from trio_uring._observe.observed import Audited, AuditedStream, Metered
 from trio_uring.audit import Audit, AuditEvent, _known_head
 
 from .fakes import Fake, every_call, without_ring

@@ -24,7 +24,7 @@ import trio_uring
 from trio_uring._network.network import NetworkConfig, NetworkStream
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._network.sockets import TrioNetwork, UringNetwork
-from trio_uring._observed import Audited, Metered, MeteredStream
+from trio_uring._observe.observed import Audited, Metered, MeteredStream
 from trio_uring.metrics import OPERATIONS, Metrics, error_kind
 
 from .fakes import Fake, every_call, without_ring

@@ -19,7 +19,7 @@ from trio_uring._messages.vectored import send_all_vectored
 from trio_uring._network.network import NetworkStream
 from trio_uring._network.simulated import SimulatedNetwork
 from trio_uring._network.sockets import UringNetwork
-from trio_uring._observed import Audited, AuditedStream, Metered, MeteredStream
+from trio_uring._observe.observed import Audited, AuditedStream, Metered, MeteredStream
 
 from .fakes import Fake, Plain, every_call, without_ring
 

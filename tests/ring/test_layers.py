@@ -51,7 +51,7 @@ LAYERS = [
     {"_messages.frames", "_network.network"},
     {"_loop_sink"},
     {"_copy", "_send_file"},
-    {"_messages.frame_stream", "_network.sockets", "_network.link", "_network.deterministic", "_observed"},
+    {"_messages.frame_stream", "_network.sockets", "_network.link", "_network.deterministic", "_observe.observed"},
     {"_network.transport"},
     {"_network.hosts"},
     {"_network.simulated"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ._bytes.timed import (
+from .._bytes.timed import (
     TimedReceive,
     TimedSend,
     Wrapper,
@@ -24,19 +24,19 @@ from ._bytes.timed import (
     sending_end,
     set_default,
 )
-from ._messages.buffered import BufferedReceiveStream
-from ._messages.vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
-from ._network.network import Address, Network, NetworkListener, NetworkStream
-from ._streams.send import buffer_list
-from .audit import Audit
-from .metrics import Metrics
+from .._messages.buffered import BufferedReceiveStream
+from .._messages.vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
+from .._network.network import Address, Network, NetworkListener, NetworkStream
+from .._streams.send import buffer_list
+from ..audit import Audit
+from ..metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from typing_extensions import Buffer
 
-    from .metrics import Direction, Outcome
+    from ..metrics import Direction, Outcome
 
 _T = TypeVar("_T")
 

@@ -1,0 +1,1 @@
+"""Metered and audited networks: one wrapper, two observers."""
