@@ -6,7 +6,6 @@ trio.run does.
 
 from . import socket
 from ._bytes.pool import BufferClassStatistics, BufferPool
-from ._copy import Relayed, copy_stream, relay
 from ._driver.backend import BackendInfo
 from ._driver.run import backend_info
 from ._driver.run import current_driver as _current_driver
@@ -18,8 +17,9 @@ from ._messages.vectored import send_all_vectored
 from ._network.network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._network.sockets import TrioNetwork, UringNetwork
 from ._observe.observed import Audited, AuditedStream, Metered, MeteredStream
+from ._relay.copy import Relayed, copy_stream, relay
+from ._relay.send_file import send_file
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
-from ._send_file import send_file
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
 from ._streams.listeners import SocketListener

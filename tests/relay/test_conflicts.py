@@ -14,7 +14,7 @@ import trio.testing
 from streams.support import clog, unix_sockets
 
 import trio_uring
-from trio_uring import _copy
+from trio_uring._relay import copy as _copy
 
 from .support import line
 from .test_copy import Copying, until_rest

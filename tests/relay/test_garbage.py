@@ -21,7 +21,7 @@ from streams.support import clog, tcp_sockets, until
 from streams.test_destroyed_calls import park
 
 import trio_uring
-from trio_uring import _copy
+from trio_uring._relay import copy as _copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import trio.testing
 from streams.support import clog, pattern, receive_all, unix_streams, until
 
 import trio_uring
-from trio_uring import _copy
+from trio_uring._relay import copy as _copy
 
 from . import test_conservation, test_copy, test_relay
 from .support import line

@@ -16,8 +16,8 @@ import trio.testing
 from streams.support import tcp_sockets, unix_sockets, until
 
 import trio_uring
-from trio_uring import _copy
 from trio_uring._network.network import BufferedNetworkStream
+from trio_uring._relay import copy as _copy
 
 from .test_relay import PAIRS, Between, make
 

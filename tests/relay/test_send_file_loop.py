@@ -19,7 +19,7 @@ from streams.support import clog, count_of, drain, operations_on, pattern, until
 from streams.test_destroyed_calls import park
 
 import trio_uring
-from trio_uring._send_file import DIRECT_SIZE
+from trio_uring._relay.send_file import DIRECT_SIZE
 
 from .test_send_file import ends, send_and_collect
 

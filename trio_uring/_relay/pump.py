@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_protection, wait_task_rescheduled
 
-from ._driver.chains import ChainedOperation, ChainEngine
-from ._driver.readiness import ALWAYS
-from ._driver.run import Driver, current_driver
-from ._errors import AGAIN_ERRNOS, stream_error
-from ._ring.op import POSITION, Opcode
-from ._streams.send import SEND_FLAGS
+from .._driver.chains import ChainedOperation, ChainEngine
+from .._driver.readiness import ALWAYS
+from .._driver.run import Driver, current_driver
+from .._errors import AGAIN_ERRNOS, stream_error
+from .._ring.op import POSITION, Opcode
+from .._streams.send import SEND_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from ._ring.protocol import Ring
-    from ._streams.receive import ReceiveSide
-    from ._streams.send import SendSide
+    from .._ring.protocol import Ring
+    from .._streams.receive import ReceiveSide
+    from .._streams.send import SendSide
 
     Side = ReceiveSide | SendSide
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from ._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
-from ._errors import stream_error
-from ._loop_sink import LoopSink, LoopSource
-from ._messages.frames import Place
-from ._network.network import BufferedNetworkStream
-from ._pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
-from ._stream_pump import StreamPump
-from ._streams.receive import ReceiveSide
-from ._streams.send import SendSide
+from .._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
+from .._errors import stream_error
+from .._messages.frames import Place
+from .._network.network import BufferedNetworkStream
+from .._streams.receive import ReceiveSide
+from .._streams.send import SendSide
+from .loop_sink import LoopSink, LoopSource
+from .pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
+from .stream_pump import StreamPump
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from ._bytes.timed import sending_end
-from ._driver.run import current_driver
-from ._errors import AGAIN_ERRNOS
-from ._file_part import Part, open_file, pread, synchronous
-from ._loop_sink import LoopSink
-from ._pump import Pump, call, give_sending, is_open, take_sending, takes_splices
-from ._ring.op import Opcode
-from ._streams.send import SendSide
+from .._bytes.timed import sending_end
+from .._driver.run import current_driver
+from .._errors import AGAIN_ERRNOS
+from .._ring.op import Opcode
+from .._streams.send import SendSide
+from .file_part import Part, open_file, pread, synchronous
+from .loop_sink import LoopSink
+from .pump import Pump, call, give_sending, is_open, take_sending, takes_splices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
-from ._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
-from ._messages.buffered import BufferedReceiveStream
-from ._messages.vectored import TrioTransport, counting, send_one
-from ._network.network import BufferedNetworkStream
-from ._pump import begin_receiving, begin_sending, call, give_receiving, give_sending
-from ._streams.receive import ReceiveSide
-from ._streams.send import SendSide
+from .._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
+from .._messages.buffered import BufferedReceiveStream
+from .._messages.vectored import TrioTransport, counting, send_one
+from .._network.network import BufferedNetworkStream
+from .._streams.receive import ReceiveSide
+from .._streams.send import SendSide
+from .pump import begin_receiving, begin_sending, call, give_receiving, give_sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable

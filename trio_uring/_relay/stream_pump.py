@@ -19,16 +19,16 @@ import errno
 import select
 from typing import TYPE_CHECKING, Any
 
-from ._descriptors.provided import BULK_STREAK, BufferChoice
-from ._driver.pipes import PIPE_SIZE, Pipe
-from ._errors import AGAIN_ERRNOS
-from ._pump import Pump, give_receiving, give_sending, is_open, takes_splices
-from ._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
-from ._ring.protocol import SMALL_SIZE
+from .._descriptors.provided import BULK_STREAK, BufferChoice
+from .._driver.pipes import PIPE_SIZE, Pipe
+from .._errors import AGAIN_ERRNOS
+from .._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
+from .._ring.protocol import SMALL_SIZE
+from .pump import Pump, give_receiving, give_sending, is_open, takes_splices
 
 if TYPE_CHECKING:
-    from ._streams.receive import ReceiveSide
-    from ._streams.send import SendSide
+    from .._streams.receive import ReceiveSide
+    from .._streams.send import SendSide
 
 CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (128 KiB) each
 

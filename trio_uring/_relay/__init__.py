@@ -1,0 +1,1 @@
+"""Bytes from one stream, or a file, to another stream, which wake no task."""
