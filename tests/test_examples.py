@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_uring._demo_files import STACKS, Download, File, Server, Tally, run_client
+from trio_uring._demo.files import STACKS, Download, File, Server, Tally, run_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

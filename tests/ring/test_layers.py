@@ -58,9 +58,9 @@ LAYERS = [
     {"testing"},
     {"__init__"},
     {"prometheus", "pytest_plugin"},
-    {"_demo_files", "_info"},
-    {"_demo_server", "_demo_report"},
-    {"_demo"},
+    {"_demo.files", "_info"},
+    {"_demo.server", "_demo.report"},
+    {"_demo.demo"},
     {"__main__"},
 ]
 # A way to wait and what uses it know each other's types, and nothing else of each other.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ._demo_files import File, Tally
-    from ._driver.backend import BackendInfo
+    from .._driver.backend import BackendInfo
+    from .files import File, Tally
 
 MIB = 2**20
 BAR_WIDTH = 30  # characters

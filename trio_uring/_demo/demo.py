@@ -25,17 +25,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
-from ._demo_files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
-from ._demo_report import Progress, Result, Trace, print_heading, print_report
-from ._demo_server import MARK_START, MARK_STOP
-from ._driver.run import backend_info
-from ._errors import RingUnavailableError
+from .._driver.run import backend_info
+from .._errors import RingUnavailableError
+from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
+from .report import Progress, Result, Trace, print_heading, print_report
+from .server import MARK_START, MARK_STOP
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from ._driver.backend import BackendInfo
+    from .._driver.backend import BackendInfo
 
 MIB = 2**20
 CUT_SHARE = 0.05  # of the files that can be cut: those whose client is cancelled in the middle
@@ -108,7 +108,7 @@ class Round:
                 raise DemoError(f"{exc}; the server said: {said[-1]}" if said else str(exc)) from exc
 
     async def _run(self, progress: Progress, stderr: IO[bytes]) -> Result:
-        command = [*self.wrapper, sys.executable, "-m", "trio_uring._demo_server"]
+        command = [*self.wrapper, sys.executable, "-m", "trio_uring._demo.server"]
         process = await trio.lowlevel.open_process(
             [*command, self.stack, str(self.server_cpu), os.fspath(self.work.directory)],
             stdin=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""The demonstration: a file server with clients, compared to trio's."""
