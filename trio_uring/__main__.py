@@ -1,6 +1,6 @@
 """The command line: `python -m trio_uring demo`, `info`, `--version`.
 
-Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in _demo/demo.py and _info.py.
+Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in _demo/demo.py and _cli/info.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from ._cli.info import describe
 from ._demo.demo import DemoError, run
-from ._info import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -58,7 +58,7 @@ LAYERS = [
     {"testing"},
     {"__init__"},
     {"prometheus", "pytest_plugin"},
-    {"_demo.files", "_info"},
+    {"_demo.files", "_cli.info"},
     {"_demo.server", "_demo.report"},
     {"_demo.demo"},
     {"__main__"},
@@ -70,7 +70,7 @@ TYPES_ONLY = {
     "_driver.loop": {"_driver.run"},
     "_driver.task_way": {"_driver.run"},
 }
-PACKAGE_ITSELF = {"_info", "__main__", "pytest_plugin"}  # they want its public names
+PACKAGE_ITSELF = {"_cli.info", "__main__", "pytest_plugin"}  # they want its public names
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

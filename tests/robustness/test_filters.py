@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import trio_uring
-from trio_uring import _info
+from trio_uring._cli import info as _info
 from trio_uring._driver import backend as _backend
 from trio_uring._driver import trial as _trial
 
