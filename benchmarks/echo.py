@@ -55,13 +55,30 @@ def bounded_runs(text: str) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare echo servers: " + ", ".join(IMPLEMENTATIONS))
-    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="repeatable; default: all of them")
-    parser.add_argument("--impl", action="append", choices=IMPLEMENTATIONS, help="repeatable; default: trio and uring")
-    parser.add_argument("--runs", type=bounded_runs, default=5, help="of each implementation (default: 5)")
-    parser.add_argument("--seconds", type=bounded_seconds, default=3.0, help="counted in each run (default: 3)")
-    parser.add_argument("--warmup", type=bounded_seconds, default=1.0, help="seconds before that (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run and every ratio there as well")
+    parser = argparse.ArgumentParser(
+        description="Compare echo servers: " + ", ".join(IMPLEMENTATIONS)
+    )
+    parser.add_argument(
+        "--scenario", action="append", choices=SCENARIOS, help="repeatable; default: all of them"
+    )
+    parser.add_argument(
+        "--impl",
+        action="append",
+        choices=IMPLEMENTATIONS,
+        help="repeatable; default: trio and uring",
+    )
+    parser.add_argument(
+        "--runs", type=bounded_runs, default=5, help="of each implementation (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds", type=bounded_seconds, default=3.0, help="counted in each run (default: 3)"
+    )
+    parser.add_argument(
+        "--warmup", type=bounded_seconds, default=1.0, help="seconds before that (default: 1)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every run and every ratio there as well"
+    )
     arguments = parser.parse_args(argv)
     # Asked for twice is asked for once; the order is kept, for it is the order of the turns.
     arguments.impl = list(dict.fromkeys(arguments.impl or (BASELINE, JUDGED)))
@@ -108,7 +125,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def run_scenario(loadgen: Path, scenario: Scenario, arguments: argparse.Namespace, cores: Cores) -> Results:
+def run_scenario(
+    loadgen: Path, scenario: Scenario, arguments: argparse.Namespace, cores: Cores
+) -> Results:
     load = Load(scenario.connections, scenario.message_bytes, arguments.seconds, arguments.warmup)
     allow_open_files(scenario.connections + SPARE_FILES)
     results: Results = {impl: [] for impl in arguments.impl}
@@ -128,7 +147,10 @@ def run_all(arguments: argparse.Namespace, cores: Cores) -> tuple[dict[str, Any]
         os.sched_setaffinity(0, {cores.load})
         for name in arguments.scenario:
             scenario = SCENARIOS[name]
-            print(f"\n{name}: {scenario.message_bytes:,} bytes x {scenario.connections} connections", flush=True)
+            print(
+                f"\n{name}: {scenario.message_bytes:,} bytes x {scenario.connections} connections",
+                flush=True,
+            )
             try:
                 results = run_scenario(loadgen, scenario, arguments, cores)
             except RunError as error:
@@ -158,7 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"echo.py: {error}", file=sys.stderr)
         return 1
     if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": described, "scenarios": scenarios}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"environment": described, "scenarios": scenarios}, indent=1) + "\n"
+        )
     return 0 if clean else 1
 
 

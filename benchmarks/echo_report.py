@@ -54,8 +54,14 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "rate": Metric("msgs/s", True, lambda run, base: run.messages_per_second / base.messages_per_second),
-    "cpu": Metric("messages per CPU second", True, lambda run, base: base.cpu_us_per_message / run.cpu_us_per_message),
+    "rate": Metric(
+        "msgs/s", True, lambda run, base: run.messages_per_second / base.messages_per_second
+    ),
+    "cpu": Metric(
+        "messages per CPU second",
+        True,
+        lambda run, base: base.cpu_us_per_message / run.cpu_us_per_message,
+    ),
     "p50": Metric("p50 latency", False, lambda run, base: run.p50_us / base.p50_us),
 }
 
@@ -112,14 +118,18 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
 
 
-def compare(scenario: Scenario, impl: str, runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> Comparison:
+def compare(
+    scenario: Scenario, impl: str, runs: Sequence[RunResult], baseline: Sequence[RunResult]
+) -> Comparison:
     """Run i is paired with the baseline's run i: they were made one after the other."""
     ratios = {
         name: Spread.of([metric.ratio(run, base) for run, base in zip(runs, baseline, strict=True)])
         for name, metric in METRICS.items()
     }
     targets = scenario.targets if impl == JUDGED else ()
-    verdicts = (Verdict(t, ratios[t.metric].median, t.is_met(ratios[t.metric].median)) for t in targets)
+    verdicts = (
+        Verdict(t, ratios[t.metric].median, t.is_met(ratios[t.metric].median)) for t in targets
+    )
     return Comparison(impl, ratios, tuple(verdicts))
 
 
@@ -127,7 +137,11 @@ def compare_all(scenario: Scenario, results: Mapping[str, Sequence[RunResult]]) 
     """Every implementation but trio against trio; nothing if trio was not run."""
     if BASELINE not in results:
         return []
-    return [compare(scenario, impl, runs, results[BASELINE]) for impl, runs in results.items() if impl != BASELINE]
+    return [
+        compare(scenario, impl, runs, results[BASELINE])
+        for impl, runs in results.items()
+        if impl != BASELINE
+    ]
 
 
 # The columns of a scenario's table: title, figure, digits after the point.
@@ -145,13 +159,26 @@ COLUMNS: tuple[tuple[str, Callable[[RunResult], float], int], ...] = (
 def table_lines(results: Mapping[str, Sequence[RunResult]]) -> list[str]:
     rows = [["", *(title for title, _, _ in COLUMNS)]]
     for impl, runs in results.items():
-        rows.append([impl, *(Spread.of([figure(run) for run in runs]).show(digits) for _, figure, digits in COLUMNS)])
+        rows.append(
+            [
+                impl,
+                *(
+                    Spread.of([figure(run) for run in runs]).show(digits)
+                    for _, figure, digits in COLUMNS
+                ),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    ratios = ", ".join(f"{METRICS[name].title} {spread.show(2)}x" for name, spread in comparison.ratios.items())
+    ratios = ", ".join(
+        f"{METRICS[name].title} {spread.show(2)}x" for name, spread in comparison.ratios.items()
+    )
     lines = [f"{comparison.impl} / {BASELINE}: {ratios}"]
     for verdict in comparison.verdicts:
         title = METRICS[verdict.target.metric].title
@@ -164,13 +191,21 @@ def warning_lines(impl: str, runs: Sequence[RunResult]) -> list[str]:
     """What makes the figures of an implementation mean less than they seem to."""
     lines = []
     if statistics.median(run.load_cpu_share for run in runs) >= LOAD_BOUND_SHARE:
-        lines.append(f"warning: {impl}: the load generator's core was full; the server may be faster than this")
+        lines.append(
+            f"warning: {impl}: the load generator's core was full; the server may be faster than this"
+        )
     if disturbed := sum(run.server_wait_share >= DISTURBED_SHARE for run in runs):
-        lines.append(f"warning: {impl}: something else used the server's core in {disturbed} of {len(runs)} runs")
+        lines.append(
+            f"warning: {impl}: something else used the server's core in {disturbed} of {len(runs)} runs"
+        )
     if strays := sorted({name for run in runs for name in run.stray_threads}):
-        lines.append(f"warning: {impl}: threads that were not held to the server's core: {', '.join(strays)}")
+        lines.append(
+            f"warning: {impl}: threads that were not held to the server's core: {', '.join(strays)}"
+        )
     if impl == JUDGED and not all(run.has_ring for run in runs):
-        lines.append(f"warning: {impl}: the server had no io_uring open; these are figures of its fallback")
+        lines.append(
+            f"warning: {impl}: the server had no io_uring open; these are figures of its fallback"
+        )
     return lines
 
 
@@ -193,7 +228,12 @@ def report_json(scenario: Scenario, results: Mapping[str, Sequence[RunResult]]) 
             comparison.impl: {
                 "ratios": {name: vars(spread) for name, spread in comparison.ratios.items()},
                 "targets": [
-                    {"metric": v.target.metric, "wanted": v.target.wanted, "ratio": v.ratio, "met": v.met}
+                    {
+                        "metric": v.target.metric,
+                        "wanted": v.target.wanted,
+                        "ratio": v.ratio,
+                        "met": v.met,
+                    }
                     for v in comparison.verdicts
                 ],
             }

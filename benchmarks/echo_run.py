@@ -38,7 +38,9 @@ LOADGEN_SOURCE = HERE / "loadgen.c"
 CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 COMPILE_SECONDS_MAX = 60.0
-START_SECONDS_MAX = 20.0  # importing and binding, or connecting 500 times, on a machine that is busy
+START_SECONDS_MAX = (
+    20.0  # importing and binding, or connecting 500 times, on a machine that is busy
+)
 GRACE_SECONDS = 15.0  # for anything that should take no time at all
 LINE_BYTES_MAX = 65536
 
@@ -127,7 +129,9 @@ class Child:
         self._buffer = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (`_end` closes it; not a pipe: nobody reads it until the end)
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
+            )
         except BaseException:
             self._stderr.close()
             raise
@@ -138,7 +142,12 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if isinstance(error, RunError) and (words := self.last_words()):
                 error.last_words.append(words)
@@ -207,7 +216,9 @@ def compile_loadgen(folder: Path) -> Path:
     binary = folder / "loadgen"
     command = [os.environ.get("CC", "cc"), *CFLAGS, str(LOADGEN_SOURCE), "-o", str(binary)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS_MAX, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS_MAX, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError(f"the load generator cannot be compiled: {error}") from error
     if done.returncode != 0:
@@ -244,21 +255,27 @@ def has_ring(pid: int) -> bool:
 
 def run_once(loadgen: Path, impl: str, load: Load, cores: Cores) -> RunResult:
     """Measure one fresh server under this load; the time it can take is bounded by the load's own times."""
-    with Child(f"server {impl}", [sys.executable, str(SERVER), "--impl", impl], cores.server) as server:
+    with Child(
+        f"server {impl}", [sys.executable, str(SERVER), "--impl", impl], cores.server
+    ) as server:
         port = server.read_line(START_SECONDS_MAX)
         if not port.isdecimal():
             raise RunError(f"{server.name} printed {port!r} where its port was due")
         result = measure(loadgen, server, port, load, cores)
         server.wait_for_exit()
         if words := server.last_words():
-            print(words, file=sys.stderr)  # a warning that did not stop it: not silent, and not fatal
+            print(
+                words, file=sys.stderr
+            )  # a warning that did not stop it: not silent, and not fatal
     return result
 
 
 def measure(loadgen: Path, server: Child, port: str, load: Load, cores: Cores) -> RunResult:
     """Put this load on a server that listens, and read the server's CPU clock at both ends of the window."""
     numbers = (load.connections, load.message_bytes, load.seconds, load.warmup_seconds)
-    with Child("loadgen", [str(loadgen), "127.0.0.1", port, *map(str, numbers)], cores.load) as child:
+    with Child(
+        "loadgen", [str(loadgen), "127.0.0.1", port, *map(str, numbers)], cores.load
+    ) as child:
         clock = CpuClock(server.pid)
         child.expect_line("START", load.warmup_seconds + START_SECONDS_MAX)
         start = clock.sample()
@@ -272,7 +289,9 @@ def measure(loadgen: Path, server: Child, port: str, load: Load, cores: Cores) -
     return to_result(figures, start, end, strays, ring)
 
 
-def to_result(figures: dict[str, Any], start: CpuSample, end: CpuSample, strays: tuple[str, ...], ring: bool) -> RunResult:
+def to_result(
+    figures: dict[str, Any], start: CpuSample, end: CpuSample, strays: tuple[str, ...], ring: bool
+) -> RunResult:
     # This process reads START and END a little late, each time by something else. The share of a core does not mind;
     # multiplied with the load's own window it gives the CPU time of exactly the messages that were counted.
     wall = end.wall_seconds - start.wall_seconds

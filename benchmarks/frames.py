@@ -107,14 +107,19 @@ def sink(descriptor: int, core: int) -> None:
             connections = int(sys.stdin.readline())
             async with trio.open_nursery() as nursery:
                 for _ in range(connections):
-                    nursery.start_soon(drain, trio.SocketStream(trio.socket.from_stdlib_socket(listener.accept()[0])))
+                    nursery.start_soon(
+                        drain,
+                        trio.SocketStream(trio.socket.from_stdlib_socket(listener.accept()[0])),
+                    )
             print(received[0], flush=True)
 
     received = [0]
     trio.run(main)
 
 
-async def send(network: trio_uring.Network | None, way: Way, port: int, size: int, count: int, connections: int) -> float:
+async def send(
+    network: trio_uring.Network | None, way: Way, port: int, size: int, count: int, connections: int
+) -> float:
     """Sends `count` frames over `connections` streams; returns CPU seconds for each frame."""
     payload = bytes(size)
     opener: Any = trio_uring.open_tcp_stream if way[0] == "uring" else trio.open_tcp_stream
@@ -135,7 +140,12 @@ async def send(network: trio_uring.Network | None, way: Way, port: int, size: in
 def measure(name: str, port: int, size: int, connections: int, core: int, is_many: bool) -> float:
     """One run in a process of its own."""
     arguments = [str(port), str(size), str(connections), str(core), "many" if is_many else "one"]
-    done = subprocess.run([sys.executable, __file__, "--child", name, *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
     return float(done.stdout)
@@ -192,16 +202,33 @@ def main() -> None:
     elif sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7] == "many")
     else:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("--rounds", type=int, default=5)
-        parser.add_argument("--case", type=int, action="append", choices=SIZES, help="bytes of a frame; 0 rounds of others")
-        parser.add_argument("--connections", type=int, action="append", help="streams that send at once; default 1 and 16")
+        parser.add_argument(
+            "--case",
+            type=int,
+            action="append",
+            choices=SIZES,
+            help="bytes of a frame; 0 rounds of others",
+        )
+        parser.add_argument(
+            "--connections",
+            type=int,
+            action="append",
+            help="streams that send at once; default 1 and 16",
+        )
         parser.add_argument("--no-many", action="store_true")
         arguments = parser.parse_args()
         for connections in arguments.connections or (1, 16):
-            print(f"== {connections} connection{'s' * (connections > 1)}; ratio: CPU of '{BASELINE}' / CPU, more is better")
+            print(
+                f"== {connections} connection{'s' * (connections > 1)}; ratio: CPU of '{BASELINE}' / CPU, more is better"
+            )
             for size in arguments.case or SIZES:
-                report(f"{size:,} bytes a frame", run_case(size, connections, arguments.rounds, False))
+                report(
+                    f"{size:,} bytes a frame", run_case(size, connections, arguments.rounds, False)
+                )
             if not arguments.no_many:
                 title = f"{MANY:,} frames of {MANY_SIZE} bytes at a time"
                 report(title, run_case(MANY_SIZE, connections, arguments.rounds, True))

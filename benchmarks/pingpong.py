@@ -87,10 +87,14 @@ def main() -> None:
     for _ in range(options.turns):
         for kind in KINDS:
             command = [sys.executable, __file__, *sys.argv[1:], "--kind", kind]
-            value = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            value = float(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
             found[kind] = min(value, found.get(kind, value))
     for kind, value in found.items():
-        print(f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, {value / found['trio']:.2f}")
+        print(
+            f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, {value / found['trio']:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echo import bounded_runs, bounded_seconds, choose_cores
-from echo_run import GRACE_SECONDS, START_SECONDS_MAX, Child, Cores, CpuClock, RunError, has_ring, stray_threads
+from echo_run import (
+    GRACE_SECONDS,
+    START_SECONDS_MAX,
+    Child,
+    Cores,
+    CpuClock,
+    RunError,
+    has_ring,
+    stray_threads,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +123,13 @@ class Served:
 
 
 def load_with_wrk(port: str, connections: int, seconds: float) -> Served:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", f"http://127.0.0.1:{port}/"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{round(seconds)}s",
+        f"http://127.0.0.1:{port}/",
+    ]
     text = run_load(command, seconds)
     found = re.search(r"(\d+) requests in ([\d.]+)(m?s)", text)
     if not found or "Socket errors" in text or "Non-2xx" in text:
@@ -123,18 +138,27 @@ def load_with_wrk(port: str, connections: int, seconds: float) -> Served:
 
 
 def load_with_messages(port: str, connections: int, seconds: float) -> Served:
-    text = run_load([sys.executable, __file__, "--load", port, str(connections), str(seconds)], seconds)
+    text = run_load(
+        [sys.executable, __file__, "--load", port, str(connections), str(seconds)], seconds
+    )
     return Served(**json.loads(text))
 
 
 def run_load(command: list[str], seconds: float) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + START_SECONDS_MAX, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds + START_SECONDS_MAX, check=False
+    )
     if done.returncode:
-        raise RunError(f"the load ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise RunError(
+            f"the load ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
-LOADS: dict[str, Callable[[str, int, float], Served]] = {"hypercorn": load_with_wrk, "websockets": load_with_messages}
+LOADS: dict[str, Callable[[str, int, float], Served]] = {
+    "hypercorn": load_with_wrk,
+    "websockets": load_with_messages,
+}
 
 
 def send_messages(port: int, connections: int, seconds: float) -> None:
@@ -174,7 +198,13 @@ def open_websocket(port: int) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS_MAX)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     key = base64.b64encode(os.urandom(16)).decode()
-    lines = ("GET / HTTP/1.1", "Host: 127.0.0.1", "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}")
+    lines = (
+        "GET / HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+    )
     sock.sendall("\r\n".join((*lines, "Sec-WebSocket-Version: 13", "", "")).encode())
     answer = b""
     while b"\r\n\r\n" not in answer:
@@ -211,10 +241,14 @@ def run_once(program: str, side: str, arguments: argparse.Namespace, cores: Core
         ring, strays = has_ring(server.pid), stray_threads(server.pid, cores.server)
         server.wait_for_exit()
     if ring != (side == "enabled") or strays:
-        raise RunError(f"{program} {side}: an io_uring is {'' if ring else 'not '}open, threads on other cores: {strays}")
+        raise RunError(
+            f"{program} {side}: an io_uring is {'' if ring else 'not '}open, threads on other cores: {strays}"
+        )
     if not served.requests:
         raise RunError(f"{program} {side} served nothing")
-    return Figures(served.requests / served.seconds, used / served.requests * 1e6, used / served.seconds)
+    return Figures(
+        served.requests / served.seconds, used / served.requests * 1e6, used / served.seconds
+    )
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -227,23 +261,44 @@ def report(results: dict[str, list[Figures]]) -> None:
         cpu = spread([run.cpu_us_per_request for run in runs], 1)
         share = statistics.median(run.server_share for run in runs)
         idle = "" if share >= BUSY_SHARE else "   (not all of its core: go by the CPU time)"
-        print(f"  {side:8} {rate:>28} requests/s   {cpu:>26} CPU us/request   server {share:.0%}{idle}")
+        print(
+            f"  {side:8} {rate:>28} requests/s   {cpu:>26} CPU us/request   server {share:.0%}{idle}"
+        )
     stock, enabled = (results[side] for side in SIDES)
-    rates = [after.requests_per_second / before.requests_per_second for before, after in zip(stock, enabled)]
-    cpus = [before.cpu_us_per_request / after.cpu_us_per_request for before, after in zip(stock, enabled)]
-    print(f"  gain     requests/s {spread(rates, 2)}   requests per CPU second {spread(cpus, 2)}", flush=True)
+    rates = [
+        after.requests_per_second / before.requests_per_second
+        for before, after in zip(stock, enabled)
+    ]
+    cpus = [
+        before.cpu_us_per_request / after.cpu_us_per_request
+        for before, after in zip(stock, enabled)
+    ]
+    print(
+        f"  gain     requests/s {spread(rates, 2)}   requests per CPU second {spread(cpus, 2)}",
+        flush=True,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What trio_uring.run gains a whole program, over trio.run.")
-    parser.add_argument("--program", action="append", choices=SERVERS, help="repeatable; default: all of them")
-    parser.add_argument("--connections", type=int, default=64, help="at the same time (default: 64)")
+    parser = argparse.ArgumentParser(
+        description="What trio_uring.run gains a whole program, over trio.run."
+    )
+    parser.add_argument(
+        "--program", action="append", choices=SERVERS, help="repeatable; default: all of them"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=64, help="at the same time (default: 64)"
+    )
     parser.add_argument("--runs", type=bounded_runs, default=5, help="of each side (default: 5)")
-    parser.add_argument("--seconds", type=bounded_seconds, default=4.0, help="counted in each run (default: 4)")
+    parser.add_argument(
+        "--seconds", type=bounded_seconds, default=4.0, help="counted in each run (default: 4)"
+    )
     arguments = parser.parse_args()
     arguments.program = list(dict.fromkeys(arguments.program or SERVERS))
     if "hypercorn" in arguments.program and shutil.which("wrk") is None:
-        parser.error("hypercorn's load is wrk, which is not here: `apt-get install wrk` (Debian, Ubuntu) or `brew install wrk`")
+        parser.error(
+            "hypercorn's load is wrk, which is not here: `apt-get install wrk` (Debian, Ubuntu) or `brew install wrk`"
+        )
     return arguments
 
 
@@ -251,7 +306,9 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         cores = choose_cores()
-        os.sched_setaffinity(0, {cores.load})  # the loads inherit it; `Child` moves a server to its own
+        os.sched_setaffinity(
+            0, {cores.load}
+        )  # the loads inherit it; `Child` moves a server to its own
         for program in arguments.program:
             print(
                 f"\n{program}: {arguments.connections} connections, {arguments.runs} runs of {arguments.seconds:g} s each way"

@@ -161,7 +161,9 @@ def peer(case: str, port: int, core: int) -> None:
     pairs = []
     for _ in range(CONNECTIONS if case == "messages" else 1):
         first = socket.create_connection(("127.0.0.1", port))
-        pairs.append((first, first if case == "file" else socket.create_connection(("127.0.0.1", port))))
+        pairs.append(
+            (first, first if case == "file" else socket.create_connection(("127.0.0.1", port)))
+        )
     for sock in {sock for pair in pairs for sock in pair}:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     began = time.monotonic()
@@ -205,7 +207,14 @@ async def send_files(way: Any, sock: socket.socket, file: Any) -> float:
 def child(case: str, name: str, core: int, peer_core: int, path: str) -> None:
     os.sched_setaffinity(0, {core})
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        arguments = [sys.executable, __file__, "--peer", case, str(listener.getsockname()[1]), str(peer_core)]
+        arguments = [
+            sys.executable,
+            __file__,
+            "--peer",
+            case,
+            str(listener.getsockname()[1]),
+            str(peer_core),
+        ]
         other = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         count = CONNECTIONS if case == "messages" else 1
         if case == "file":
@@ -227,7 +236,18 @@ def child(case: str, name: str, core: int, peer_core: int, path: str) -> None:
 
 
 def measure(case: str, name: str, cores: list[int], path: str) -> tuple[float, float]:
-    arguments = [sys.executable, "-W", "ignore", __file__, "--child", case, name, str(cores[0]), str(cores[-1]), path]
+    arguments = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        "--child",
+        case,
+        name,
+        str(cores[0]),
+        str(cores[-1]),
+        path,
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise SystemExit(f"{case}, {name}: {done.stderr}")
@@ -260,8 +280,12 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, action="append", help="repeat for more; all without it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case", choices=CASES, action="append", help="repeat for more; all without it"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile() as file:

@@ -63,7 +63,9 @@ async def receive_from(sock: socket.socket, _: list[Any], size: int, until: floa
     return count
 
 
-async def receive_many(sock: socket.socket, _: list[Any], size: int, until: float, gro: bool = False) -> int:
+async def receive_many(
+    sock: socket.socket, _: list[Any], size: int, until: float, gro: bool = False
+) -> int:
     receiver, count = trio_uring.UDPSocket(sock, gro=gro), 0
     while time.perf_counter() < until:
         count += sum(len(payload) == size for payload, _address in await receiver.receive_many())
@@ -143,19 +145,25 @@ def flood(port: int, size: int, core: int) -> None:
             sock.sendmsg([data], control)
 
 
-def child(name: str, size: int, destinations: int, seconds: float, core: int, other_core: int) -> None:
+def child(
+    name: str, size: int, destinations: int, seconds: float, core: int, other_core: int
+) -> None:
     os.sched_setaffinity(0, {core})
     sock, peers, flooding = bound(), [], None
     if name in RECEIVING:
         port = sock.getsockname()[1]
-        flooding = subprocess.Popen([sys.executable, __file__, "--flood", str(port), str(size), str(other_core)])
+        flooding = subprocess.Popen(
+            [sys.executable, __file__, "--flood", str(port), str(size), str(other_core)]
+        )
     else:
         peers = [bound(2304) for _ in range(destinations)]
     to = [peer.getsockname() for peer in peers]
     way = (RECEIVING | SENDING)[name]
 
     async def main() -> tuple[float, float]:
-        await way(socket.socket(fileno=os.dup(sock.fileno())), to, size, time.perf_counter() + seconds / 5)  # warm up
+        await way(
+            socket.socket(fileno=os.dup(sock.fileno())), to, size, time.perf_counter() + seconds / 5
+        )  # warm up
         before, start = cpu_seconds(), time.perf_counter()
         count = await way(socket.socket(fileno=os.dup(sock.fileno())), to, size, start + seconds)
         return (cpu_seconds() - before) / count, count / (time.perf_counter() - start)
@@ -192,26 +200,46 @@ def report(title: str, ways: dict[str, Way], rounds: int, *arguments: object) ->
         cpu = statistics.median(value[0] for value in values) * 1e6
         rate = statistics.median(value[1] for value in values)
         spread = f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]"
-        print(f"  {name:24} {cpu:7.2f} us   {rate:11,.0f}/s   {statistics.median(ratios):6.2f}x {spread}")
+        print(
+            f"  {name:24} {cpu:7.2f} us   {rate:11,.0f}/s   {statistics.median(ratios):6.2f}x {spread}"
+        )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--flood"]:
         flood(*map(int, sys.argv[2:5]))
     elif sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6]), int(sys.argv[7]))
+        child(
+            sys.argv[2],
+            int(sys.argv[3]),
+            int(sys.argv[4]),
+            float(sys.argv[5]),
+            int(sys.argv[6]),
+            int(sys.argv[7]),
+        )
     else:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("--rounds", type=int, default=5)
         parser.add_argument("--seconds", type=float, default=0.5, help="of one run")
-        parser.add_argument("--size", type=int, action="append", help="bytes of a datagram; default 64 and 1400")
+        parser.add_argument(
+            "--size", type=int, action="append", help="bytes of a datagram; default 64 and 1400"
+        )
         arguments = parser.parse_args()
         cores = sorted(os.sched_getaffinity(0))
         for size in arguments.size or SIZES:
             rest = (arguments.seconds, cores[0], cores[-1])
             report(f"receiving {size} bytes", RECEIVING, arguments.rounds, size, 0, *rest)
             report(f"sending {size} bytes to one", SENDING, arguments.rounds, size, 1, *rest)
-            report(f"sending {size} bytes to {DESTINATIONS} in turn", SENDING, arguments.rounds, size, DESTINATIONS, *rest)
+            report(
+                f"sending {size} bytes to {DESTINATIONS} in turn",
+                SENDING,
+                arguments.rounds,
+                size,
+                DESTINATIONS,
+                *rest,
+            )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ async def main(host: str, port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An echo server on io_uring.")
     parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7000, help="0: the kernel chooses one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=7000, help="0: the kernel chooses one (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     trio.run(main, arguments.host, arguments.port)

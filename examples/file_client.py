@@ -42,7 +42,10 @@ async def fetch(host: str, port: int, name: str, target: Path) -> None:
             if not part.exists() or part.stat().st_size == before:
                 raise FetchError(f"{name}: {exc or 'the server is too slow'}") from exc
     part.replace(target)
-    print(f"{name}: {size} bytes, checksum right" + (f", resumed at {before}" if before else ""), flush=True)
+    print(
+        f"{name}: {size} bytes, checksum right" + (f", resumed at {before}" if before else ""),
+        flush=True,
+    )
 
 
 async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -> int:
@@ -58,10 +61,14 @@ async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -
         await stream.send_all([REQUEST.pack(offset, len(path)), path])
         status, missing, size, expected = ANSWER.unpack(await stream.receive_exactly(ANSWER.size))
         if status != OK:
-            await trio.Path(part).unlink()  # there is no such file, or it is shorter now than what we have of it
+            await trio.Path(
+                part
+            ).unlink()  # there is no such file, or it is shorter now than what we have of it
             raise FetchError(f"{name}: the server refused")
         if size > FILE_MAX or offset + missing != size:
-            raise FetchError(f"{name}: the server's answer makes no sense ({missing} of {size} bytes, from byte {offset})")
+            raise FetchError(
+                f"{name}: the server's answer makes no sense ({missing} of {size} bytes, from byte {offset})"
+            )
 
         while missing:
             chunk = await stream.receive_some(missing)
@@ -100,9 +107,18 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Fetches files from file_server.py.")
     parser.add_argument("server", help="HOST:PORT")
     parser.add_argument("names", nargs="+", metavar="NAME")
-    parser.add_argument("--output", type=Path, default=Path(), help="where the files go (default: here)")
-    parser.add_argument("--timeout", type=float, default=float("inf"), help="seconds for everything (default: no limit)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), help="where the files go (default: here)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=float("inf"),
+        help="seconds for everything (default: no limit)",
+    )
     arguments = parser.parse_args()
     server_host, _, server_port = arguments.server.rpartition(":")
-    failures = trio.run(main, server_host, int(server_port), arguments.names, arguments.output, arguments.timeout)
+    failures = trio.run(
+        main, server_host, int(server_port), arguments.names, arguments.output, arguments.timeout
+    )
     sys.exit(1 if failures else 0)

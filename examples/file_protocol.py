@@ -10,7 +10,9 @@ Both sides refuse a size above its limit before they take memory for it.
 import struct
 
 REQUEST = struct.Struct("!QH")  # offset (bytes), length of the path (bytes)
-ANSWER = struct.Struct("!BQQ32s")  # status, length of what follows (bytes), size of the file (bytes), its SHA-256
+ANSWER = struct.Struct(
+    "!BQQ32s"
+)  # status, length of what follows (bytes), size of the file (bytes), its SHA-256
 
 OK, REFUSED = 0, 1
 

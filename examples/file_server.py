@@ -34,7 +34,9 @@ async def serve_client(root: Path, stream: trio_uring.SocketStream) -> None:
             if path_length > PATH_MAX:
                 return
             name = await stream.receive_exactly(path_length)
-            found = await trio.to_thread.run_sync(find, root, name)  # a disk may be slow: not in trio's own thread
+            found = await trio.to_thread.run_sync(
+                find, root, name
+            )  # a disk may be slow: not in trio's own thread
             if found is None:
                 await stream.send_all(REFUSAL)
             else:
@@ -43,7 +45,9 @@ async def serve_client(root: Path, stream: trio_uring.SocketStream) -> None:
         pass  # the client has gone, or may as well have
 
 
-async def send_file(stream: trio_uring.SocketStream, digest: bytes, pages: mmap.mmap | None, offset: int) -> None:
+async def send_file(
+    stream: trio_uring.SocketStream, digest: bytes, pages: mmap.mmap | None, offset: int
+) -> None:
     """Sends a file from byte `offset` on, after its header."""
     size = len(pages) if pages else 0
     if offset > size:
@@ -67,9 +71,17 @@ def find(root: Path, name: bytes) -> tuple[bytes, mmap.mmap | None] | None:
             return None
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
-            pages = mmap.mmap(file.fileno(), stat.st_size, access=mmap.ACCESS_READ) if stat.st_size else None
+            pages = (
+                mmap.mmap(file.fileno(), stat.st_size, access=mmap.ACCESS_READ)
+                if stat.st_size
+                else None
+            )
         return checksum(path, stat.st_mtime_ns, stat.st_size), pages
-    except (OSError, ValueError, RuntimeError):  # not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links
         return None
 
 
@@ -85,7 +97,9 @@ def checksum(path: Path, _mtime_ns: int, _size: int) -> bytes:
 
 async def main(root: Path, host: str, port: int) -> None:
     """Serves until SIGINT or SIGTERM."""
-    serve = functools.partial(trio_uring.serve_tcp, functools.partial(serve_client, root), port, host=host)
+    serve = functools.partial(
+        trio_uring.serve_tcp, functools.partial(serve_client, root), port, host=host
+    )
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(serve)
@@ -98,6 +112,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serves the files of a directory on io_uring.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7001, help="0: the kernel chooses one (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=7001, help="0: the kernel chooses one (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     trio.run(main, arguments.directory.resolve(strict=True), arguments.host, arguments.port)

@@ -87,11 +87,22 @@ async def main(host: str, port: int, operation: str, key: str, value: str | None
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Asks kv_server.py. The exit code is 1 if there is no such key.")
+    parser = argparse.ArgumentParser(
+        description="Asks kv_server.py. The exit code is 1 if there is no such key."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7002)
     parser.add_argument("operation", choices=("get", "put", "delete"))
     parser.add_argument("key")
     parser.add_argument("value", nargs="?")
     arguments = parser.parse_args()
-    sys.exit(trio.run(main, arguments.host, arguments.port, arguments.operation, arguments.key, arguments.value))
+    sys.exit(
+        trio.run(
+            main,
+            arguments.host,
+            arguments.port,
+            arguments.operation,
+            arguments.key,
+            arguments.value,
+        )
+    )

@@ -21,7 +21,17 @@ from functools import partial
 
 import prometheus_client
 import trio
-from kv_protocol import DELETE, FOUND, FRAME_MAX, GET, MISSING, PUT, REFUSED, VALUE_MAX, parse_request
+from kv_protocol import (
+    DELETE,
+    FOUND,
+    FRAME_MAX,
+    GET,
+    MISSING,
+    PUT,
+    REFUSED,
+    VALUE_MAX,
+    parse_request,
+)
 
 import trio_uring
 from trio_uring.prometheus import DriverCollector, NetworkCollector
@@ -29,7 +39,9 @@ from trio_uring.prometheus import DriverCollector, NetworkCollector
 CONNECTIONS_MAX = 800  # beyond it, clients wait in the backlog; with METRICS_MAX, below the usual limit of 1,024 descriptors
 METRICS_MAX = 16  # connections that ask for metrics at a time
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
-ANSWERS_MAX = 2**18  # bytes of answers that are made ready before they are sent: a client that does not read holds no more
+ANSWERS_MAX = (
+    2**18
+)  # bytes of answers that are made ready before they are sent: a client that does not read holds no more
 LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
 GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
@@ -39,7 +51,9 @@ HTTP_SECONDS_MAX = 10.0
 Handler = Callable[[trio_uring.NetworkStream], Awaitable[None]]
 
 
-async def accept(listener: trio_uring.NetworkListener, handler: Handler, nursery: trio.Nursery, limit: int) -> None:
+async def accept(
+    listener: trio_uring.NetworkListener, handler: Handler, nursery: trio.Nursery, limit: int
+) -> None:
     """Runs a handler for each connection, `limit` at a time. A slot is taken before accept: the backlog pushes back."""
     slots = trio.Semaphore(limit)
 
@@ -73,7 +87,9 @@ class Server:
         self.drain_seconds = drain_seconds
         self.store: dict[bytes, bytes] = {}
         self._stopping = False
-        self._waiting: set[trio.CancelScope] = set()  # of connections that wait for a request of which nothing has come
+        self._waiting: set[trio.CancelScope] = (
+            set()
+        )  # of connections that wait for a request of which nothing has come
         self._accepting = trio.CancelScope()
 
     async def serve(
@@ -120,7 +136,9 @@ class Server:
                 if not channel.pending:
                     self._waiting.add(scope)
                 try:
-                    return await channel.receive_many()  # cancelled while it waits, it loses nothing
+                    return (
+                        await channel.receive_many()
+                    )  # cancelled while it waits, it loses nothing
                 finally:
                     self._waiting.discard(scope)
             if not channel.pending:
@@ -162,7 +180,9 @@ class Server:
         return [bytes([FOUND])]
 
 
-async def serve_metrics(registry: prometheus_client.CollectorRegistry, stream: trio_uring.NetworkStream) -> None:
+async def serve_metrics(
+    registry: prometheus_client.CollectorRegistry, stream: trio_uring.NetworkStream
+) -> None:
     """Answers one HTTP request with the metrics, and hangs up."""
     async with stream:
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError, EOFError, ValueError):
@@ -193,7 +213,9 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
         async with trio.open_nursery() as nursery:
             # Metrics are served to the last, and not counted among what they tell about.
             metrics = await trio_uring.UringNetwork().bind((host, metrics_port))
-            nursery.start_soon(accept, metrics, partial(serve_metrics, registry), nursery, METRICS_MAX)
+            nursery.start_soon(
+                accept, metrics, partial(serve_metrics, registry), nursery, METRICS_MAX
+            )
             async with trio.open_nursery() as serving:
                 listener = await serving.start(server.serve, (host, port))
                 print(f"listening on {host}:{listener.local_address[1]}", flush=True)
@@ -207,8 +229,20 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A key-value server on io_uring.")
     parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7002, help="0: the kernel chooses one (default: %(default)s)")
-    parser.add_argument("--metrics-port", type=int, default=9102, help="0: the kernel chooses one (default: %(default)s)")
-    parser.add_argument("--drain", type=float, default=10.0, help="seconds for requests in flight (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=7002, help="0: the kernel chooses one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=9102,
+        help="0: the kernel chooses one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=10.0,
+        help="seconds for requests in flight (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     trio.run(main, arguments.host, arguments.port, arguments.metrics_port, arguments.drain)

@@ -33,7 +33,9 @@ from streams.support import checked_run  # noqa: E402  (after the rewrite is reg
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HANG_SECONDS = 120  # three times as much where long cases run: a machine that does other things is not a hang
+HANG_SECONDS = (
+    120  # three times as much where long cases run: a machine that does other things is not a hang
+)
 FIRST = "test_trio_suite.py"  # one of its tests takes longer than all others: at the end one process would wait for it
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
@@ -58,19 +60,27 @@ def _why_no_driver() -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help=f"run the long cases, too (or {VARIABLE}=1)")
+    parser.addoption(
+        "--long", action="store_true", help=f"run the long cases, too (or {VARIABLE}=1)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long"):
         os.environ[VARIABLE] = "1"
     load_profiles()
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what is in the background
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # as shells start what is in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: this test takes long, and runs with --long only")
-    config.addinivalue_line("markers", "hang_seconds(seconds): how long this test may take, if it is longer than others")
+    config.addinivalue_line(
+        "markers", "hang_seconds(seconds): how long this test may take, if it is longer than others"
+    )
     config.addinivalue_line("markers", "no_ring: this test runs where there is no ring at all, too")
-    config.addinivalue_line("markers", "uring_only(reason): this test is about the kernel's ring only")
+    config.addinivalue_line(
+        "markers", "uring_only(reason): this test is about the kernel's ring only"
+    )
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[_terminal] = os.dup(2)
@@ -78,9 +88,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def load_profiles() -> None:
     """The same examples every time. `--hypothesis-profile=search` looks for new ones."""
-    fixed: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None, "print_blob": True}
+    fixed: dict[str, Any] = {
+        "deadline": None,
+        "derandomize": True,
+        "database": None,
+        "print_blob": True,
+    }
     hypothesis.settings.register_profile("fixed", max_examples=examples(100), **fixed)
-    hypothesis.settings.register_profile("search", deadline=None, max_examples=2000, print_blob=True)
+    hypothesis.settings.register_profile(
+        "search", deadline=None, max_examples=2000, print_blob=True
+    )
     hypothesis.settings.load_profile("fixed")
 
 

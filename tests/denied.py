@@ -55,16 +55,22 @@ def child(name: str) -> int:
     else:
         seccomp.deny(seccomp.IO_URING_SETUP, getattr(errno, name))
     trio_uring.run(program)
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", CHECKS], check=False).returncode  # the filter is inherited
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", CHECKS], check=False
+    ).returncode  # the filter is inherited
 
 
 def main() -> int:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIO_URING_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TRIO_URING_")
+    }
     failed, all_of_them = [], (*ANSWERS, *ENDS)
     for name in all_of_them:
         print(f"io_uring_setup answers {name}: ", end="", flush=True)
         command = [sys.executable, "-m", "tests.denied", name]
-        if subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, timeout=120, check=False).returncode:
+        if subprocess.run(
+            command, env=environment, cwd=Path(__file__).parent.parent, timeout=120, check=False
+        ).returncode:
             failed.append(name)
     verdict = "no fallback for" if failed else "falls back for each of"
     print(verdict, ", ".join(failed or all_of_them))

@@ -58,7 +58,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def small_demo(folder: Path, *more: str) -> list[str | Path]:
-    return ["demo", "--directory", folder, "--clients", "5", "--max-mib", "1", "--rounds", "1", *more]
+    return [
+        "demo",
+        "--directory",
+        folder,
+        "--clients",
+        "5",
+        "--max-mib",
+        "1",
+        "--rounds",
+        "1",
+        *more,
+    ]
 
 
 # -- arguments
@@ -84,7 +95,9 @@ def test_version_and_help() -> None:
         (["demo", "--max-mib", "-1"], "-1 is less than 1"),
     ],
 )
-def test_wrong_arguments(arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(
+    arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         __main__.main(arguments)
     assert stop.value.code == 2
@@ -101,18 +114,36 @@ def test_info_on_the_real_ring() -> None:
     assert re.search(r"^backend +io_uring\nio_uring +available\n", done.stdout, re.MULTILINE)
     assert re.search(r"^  opcodes lacking +none$", done.stdout, re.MULTILINE)
     assert "not tested" not in done.stdout
-    for word in ("kernel.io_uring_disabled", "RLIMIT_MEMLOCK", "CQSIZE", "NODROP", "FAST_POLL", "SENDMSG", "SMALL_SIZE"):
+    for word in (
+        "kernel.io_uring_disabled",
+        "RLIMIT_MEMLOCK",
+        "CQSIZE",
+        "NODROP",
+        "FAST_POLL",
+        "SENDMSG",
+        "SMALL_SIZE",
+    ):
         assert word in done.stdout
 
 
-def test_info_without_a_ring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_without_a_ring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("TRIO_URING_BACKEND", raising=False)
     monkeypatch.setattr(_backend, "UringRing", no_ring)
     _backend._Memory.forget()
     assert __main__.main(["info"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^backend +readiness: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
-    assert re.search(r"^io_uring +not available: io_uring_setup failed with EPERM: forbidden by a test$", out, re.MULTILINE)
+    assert re.search(
+        r"^backend +readiness: io_uring_setup failed with EPERM: forbidden by a test$",
+        out,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^io_uring +not available: io_uring_setup failed with EPERM: forbidden by a test$",
+        out,
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.no_ring
@@ -124,7 +155,9 @@ def test_info_where_what_is_asked_for_cannot_be_had(
     monkeypatch.setattr(_backend, "UringRing", no_ring)
     _backend._Memory.forget()
     assert __main__.main(["info"]) == 0
-    assert re.search(r"^backend +none: .*TRIO_URING_BACKEND", capsys.readouterr().out, re.MULTILINE | re.DOTALL)
+    assert re.search(
+        r"^backend +none: .*TRIO_URING_BACKEND", capsys.readouterr().out, re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.mark.uring_only("a ring that opens without them")
@@ -150,7 +183,9 @@ def test_info_says_how_much_memory_the_buffers_take(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.no_ring
-def test_info_says_unknown_where_it_cannot_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_says_unknown_where_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(_info, "_SYSCTL", "/nowhere")
     assert __main__.main(["info"]) == 0
     assert re.search(r"kernel.io_uring_disabled +unknown", capsys.readouterr().out)
@@ -217,7 +252,9 @@ def test_demo_says_why_it_cannot_go_on(
     monkeypatch.setattr(_demo, "scan", scan)
     assert __main__.main([str(each) for each in small_demo(folder)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("python -m trio_uring demo: the server ended before its time; the server said: FileNotFoundError")
+    assert last.startswith(
+        "python -m trio_uring demo: the server ended before its time; the server said: FileNotFoundError"
+    )
 
 
 def test_demo_with_nothing_to_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +264,9 @@ def test_demo_with_nothing_to_serve(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.no_ring
-def test_demo_without_a_ring(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_without_a_ring(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(_demo, "backend_info", no_ring)
     assert __main__.main([str(each) for each in small_demo(folder)]) == 1
     message = "python -m trio_uring demo: no ring: io_uring_setup failed with EPERM: forbidden by a test\n"
@@ -245,7 +284,10 @@ def test_demo_says_what_it_runs_on(folder: Path) -> None:
 @pytest.mark.no_ring
 def test_the_work_is_the_same_for_the_same_seed(folder: Path) -> None:
     files = _demo_files.scan(folder, (), 2**20)
-    assert [file.name for file in files] == [*(f"file{number}" for number in range(10)), "sub/large"]
+    assert [file.name for file in files] == [
+        *(f"file{number}" for number in range(10)),
+        "sub/large",
+    ]
 
     def plan(seed: int) -> list[tuple[str, int | None]]:
         downloads = _demo.Work(folder, files, 5, seed).downloads(3 * 2**20)

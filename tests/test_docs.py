@@ -18,13 +18,21 @@ TEXTS = {name: (DOCS / f"{name}.md").read_text() for name in GUIDES}
 BLOCKS = [
     pytest.param(code, id=f"{name}: {title}")
     for name, text in TEXTS.items()
-    for title, code in re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", text, re.DOTALL)
+    for title, code in re.findall(
+        r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", text, re.DOTALL
+    )
 ]
 
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_an_example(code: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

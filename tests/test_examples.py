@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SECONDS_MAX = 30  # for a process to end or a socket to answer
-CONTENT = b"".join(struct.pack("!I", number) for number in range(2**18))  # 1 MiB, no two words alike
+CONTENT = b"".join(
+    struct.pack("!I", number) for number in range(2**18)
+)  # 1 MiB, no two words alike
 
 REQUEST = struct.Struct("!QH")
 ANSWER = struct.Struct("!BQQ32s")
@@ -39,11 +41,15 @@ REFUSAL = ANSWER.pack(1, 0, 0, bytes(32))
 def running(name: str, *arguments: str | Path, stop: int = signal.SIGINT) -> Iterator[int]:
     """Runs examples/`name`; the value is its port. At the end it is stopped by a signal and must have nothing to say."""
     command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("listening on 127.0.0.1:"), process.communicate(timeout=SECONDS_MAX)
+            assert line.startswith("listening on 127.0.0.1:"), process.communicate(
+                timeout=SECONDS_MAX
+            )
             yield int(line.rpartition(":")[2])
             process.send_signal(stop)
             assert process.communicate(timeout=SECONDS_MAX) == ("", "")
@@ -69,11 +75,22 @@ def request(path: bytes, offset: int = 0) -> bytes:
 
 
 def run_file_client(port: int, output: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(file_client(port, output, *names), capture_output=True, text=True, timeout=SECONDS_MAX)
+    return subprocess.run(
+        file_client(port, output, *names), capture_output=True, text=True, timeout=SECONDS_MAX
+    )
 
 
 def file_client(port: int, output: Path, *names: str) -> list[str | Path]:
-    return [sys.executable, "-W", "error", EXAMPLES / "file_client.py", f"127.0.0.1:{port}", *names, "--output", output]
+    return [
+        sys.executable,
+        "-W",
+        "error",
+        EXAMPLES / "file_client.py",
+        f"127.0.0.1:{port}",
+        *names,
+        "--output",
+        output,
+    ]
 
 
 @pytest.fixture
@@ -156,7 +173,19 @@ def test_one_refused_file_does_not_stop_the_others(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "path",
-    [b"../secret", b"sub/../../secret", b"link", b"loop", b"/etc/passwd", b"", b"sub", b"nothing", b"\0", b"\xff", b"x" * 1024],
+    [
+        b"../secret",
+        b"sub/../../secret",
+        b"link",
+        b"loop",
+        b"/etc/passwd",
+        b"",
+        b"sub",
+        b"nothing",
+        b"\0",
+        b"\xff",
+        b"x" * 1024,
+    ],
 )
 def test_the_server_refuses_and_goes_on(folder: Path, path: bytes) -> None:
     with running("file_server.py", folder) as port, connect(port) as sock:
@@ -179,7 +208,9 @@ def test_the_server_bounds_what_a_request_may_ask_for(folder: Path) -> None:
 
 def test_the_server_survives_a_client_that_leaves_mid_file(folder: Path) -> None:
     (folder / "huge").touch()
-    os.truncate(folder / "huge", 2**26)  # more than the sockets hold: the send is in the kernel when the client leaves
+    os.truncate(
+        folder / "huge", 2**26
+    )  # more than the sockets hold: the send is in the kernel when the client leaves
     with running("file_server.py", folder) as port:
         with connect(port) as rude:
             rude.sendall(request(b"huge"))
@@ -189,7 +220,9 @@ def test_the_server_survives_a_client_that_leaves_mid_file(folder: Path) -> None
             assert receive(sock, ANSWER.size + len(CONTENT))[ANSWER.size :] == CONTENT
 
 
-@pytest.mark.parametrize("answer", [ANSWER.pack(0, 2**40, 2**40, bytes(32)), ANSWER.pack(0, 10, 2**20, bytes(32))])
+@pytest.mark.parametrize(
+    "answer", [ANSWER.pack(0, 2**40, 2**40, bytes(32)), ANSWER.pack(0, 10, 2**20, bytes(32))]
+)
 def test_the_client_believes_no_nonsense(tmp_path: Path, answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = file_client(listener.getsockname()[1], tmp_path, "a")
@@ -215,7 +248,9 @@ def test_the_demos_clients_understand_the_examples_server(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_the_examples_client_understands_the_demos_server(stack: str, folder: Path, tmp_path: Path) -> None:
+def test_the_examples_client_understands_the_demos_server(
+    stack: str, folder: Path, tmp_path: Path
+) -> None:
     file = File("large", len(CONTENT), hashlib.sha256(CONTENT).digest())
     server = Server(STACKS[stack], folder, [file])
 
@@ -224,7 +259,9 @@ def test_the_examples_client_understands_the_demos_server(stack: str, folder: Pa
             listeners = await STACKS[stack].open_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, server.serve_client, listeners)
             port = listeners[0].socket.getsockname()[1]
-            done = await trio.to_thread.run_sync(run_file_client, port, tmp_path, "large", "../secret")
+            done = await trio.to_thread.run_sync(
+                run_file_client, port, tmp_path, "large", "../secret"
+            )
             nursery.cancel_scope.cancel()
         return done
 
@@ -245,5 +282,7 @@ def test_examples_use_nothing_private(path: Path) -> None:
             assert not any(alias.name.startswith("_") for alias in node.names)
         elif isinstance(node, ast.Import):
             assert not any("._" in alias.name for alias in node.names)
-        elif isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        elif isinstance(node, ast.Attribute) and not (
+            isinstance(node.value, ast.Name) and node.value.id == "self"
+        ):
             assert not node.attr.startswith("_")

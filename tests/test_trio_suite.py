@@ -22,13 +22,25 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.no_ring
 
 PASSED, FAILED, SKIPPED = Result("passed"), Result("failed", failure="assert 0"), Result("skipped")
-OURS = Result("passed", objects={"UringSocket": 2, "SocketStream": 1}, operations=5, backends=["uring"])
+OURS = Result(
+    "passed", objects={"UringSocket": 2, "SocketStream": 1}, operations=5, backends=["uring"]
+)
 IDLE = Result("passed", objects={"UringSocket": 1})
 OPERATIONS = Result("passed", operations=5, backends=["uring"])
 STREAM = Result("passed", objects={"SocketListener": 1}, backends=["uring"])
 UNDRIVEN = dataclasses.replace(OURS, backends=[])
-BASE = {"test_a::one": PASSED, "test_a::two[x]": PASSED, "test_b::one": PASSED, "test_b::windows": SKIPPED}
-GOOD = {"test_a::one": OURS, "test_a::two[x]": IDLE, "test_b::one": PASSED, "test_b::windows": SKIPPED}
+BASE = {
+    "test_a::one": PASSED,
+    "test_a::two[x]": PASSED,
+    "test_b::one": PASSED,
+    "test_b::windows": SKIPPED,
+}
+GOOD = {
+    "test_a::one": OURS,
+    "test_a::two[x]": IDLE,
+    "test_b::one": PASSED,
+    "test_b::windows": SKIPPED,
+}
 FLOORS = {
     "driven": {"test_a": 1, "test_b": 0},
     "used_ours": {"test_a": 2, "test_b": 0},
@@ -37,8 +49,15 @@ FLOORS = {
 }
 
 
-def made(results: Mapping[str, Result], mode: str = "sockets", backend: str | None = "uring", **changed: Any) -> Run:
-    return dataclasses.replace(Run(mode, backend, results, 0, 1.0, "what pytest printed"), **changed)
+def made(
+    results: Mapping[str, Result],
+    mode: str = "sockets",
+    backend: str | None = "uring",
+    **changed: Any,
+) -> Run:
+    return dataclasses.replace(
+        Run(mode, backend, results, 0, 1.0, "what pytest printed"), **changed
+    )
 
 
 def judged(run: Run, *, stock: Run | None = None, whole: bool = True) -> str:
@@ -62,12 +81,27 @@ def test_a_run_as_good_as_stock_trio() -> None:
     [
         ({"test_b::one": FAILED}, "test_b::one passes on stock trio: here it failed\nassert 0"),
         ({"test_b::one": SKIPPED}, "test_b::one passes on stock trio: here it was skipped"),
-        ({"test_b::one": dataclasses.replace(PASSED, faults=["2 lost"])}, "test_b::one passes on stock trio: 2 lost"),
+        (
+            {"test_b::one": dataclasses.replace(PASSED, faults=["2 lost"])},
+            "test_b::one passes on stock trio: 2 lost",
+        ),
         ({"test_a::two[x]": PASSED}, "used_ours: 1 tests of test_a; they must not be fewer than 2"),
-        ({"test_a::one": UNDRIVEN, "test_b::one": OURS}, "driven: 0 tests of test_a; they must not be fewer than 1"),
-        ({"test_a::one": OPERATIONS}, "made_streams: 0 tests of test_a; they must not be fewer than 1"),
-        ({"test_a::one": STREAM, "test_b::one": OURS}, "submitted: 0 tests of test_a; they must not be fewer than 1"),
-        ({"test_a::two[x]": dataclasses.replace(OURS, backends=["readiness"])}, "it ran on readiness, uring, not on uring"),
+        (
+            {"test_a::one": UNDRIVEN, "test_b::one": OURS},
+            "driven: 0 tests of test_a; they must not be fewer than 1",
+        ),
+        (
+            {"test_a::one": OPERATIONS},
+            "made_streams: 0 tests of test_a; they must not be fewer than 1",
+        ),
+        (
+            {"test_a::one": STREAM, "test_b::one": OURS},
+            "submitted: 0 tests of test_a; they must not be fewer than 1",
+        ),
+        (
+            {"test_a::two[x]": dataclasses.replace(OURS, backends=["readiness"])},
+            "it ran on readiness, uring, not on uring",
+        ),
     ],
 )
 def test_what_is_not_as_good(results: Mapping[str, Result], complaint: str) -> None:
@@ -83,7 +117,9 @@ def test_a_test_that_was_not_run_and_a_descriptor_left_open() -> None:
 
 def test_what_fails_or_skips_on_stock_trio_need_not_pass() -> None:
     stock = made({**BASE, "test_b::one": FAILED}, STOCK, None)
-    assert judged(made({**GOOD, "test_b::one": FAILED, "test_b::windows": FAILED}), stock=stock) == ""
+    assert (
+        judged(made({**GOOD, "test_b::one": FAILED, "test_b::windows": FAILED}), stock=stock) == ""
+    )
 
 
 def test_a_part_is_not_held_to_the_floors() -> None:
@@ -95,9 +131,15 @@ def test_a_part_is_not_held_to_the_floors() -> None:
 
 
 def test_a_run_that_did_not_end_or_ran_nothing_cannot_be_judged() -> None:
-    assert judged(made(GOOD, descriptors=None)) == "sockets/uring did not come to its end after 4 tests:\nwhat pytest printed"
+    assert (
+        judged(made(GOOD, descriptors=None))
+        == "sockets/uring did not come to its end after 4 tests:\nwhat pytest printed"
+    )
     assert judged(made({})) == "sockets/uring: no test has passed:\nwhat pytest printed"
-    assert judged(made(GOOD), stock=made({}, STOCK, None)) == "stock: no test has passed:\nwhat pytest printed"
+    assert (
+        judged(made(GOOD), stock=made({}, STOCK, None))
+        == "stock: no test has passed:\nwhat pytest printed"
+    )
 
 
 def test_a_run_on_no_ring() -> None:
@@ -106,7 +148,9 @@ def test_a_run_on_no_ring() -> None:
 
 
 def test_floors_are_raised_to_the_lowest_of_several_runs() -> None:
-    floors: judge.Floors = {measure: {"streams/uring": {"test_a": 9, "test_c": 1}} for measure in MEASURES}
+    floors: judge.Floors = {
+        measure: {"streams/uring": {"test_a": 9, "test_c": 1}} for measure in MEASURES
+    }
     first, second = made(GOOD), made({**GOOD, "test_a::two[x]": PASSED, "test_b::one": OURS})
     raised = judge.raised(floors, [first, second])
     assert {measure: names["sockets/uring"] for measure, names in raised.items()} == {
@@ -115,7 +159,9 @@ def test_floors_are_raised_to_the_lowest_of_several_runs() -> None:
         "made_streams": {"test_a": 1},
         "submitted": {"test_a": 1},
     }
-    assert {measure: judge.floor(raised, measure, "streams/uring") for measure in MEASURES} == dict.fromkeys(MEASURES, 10)
+    assert {
+        measure: judge.floor(raised, measure, "streams/uring") for measure in MEASURES
+    } == dict.fromkeys(MEASURES, 10)
 
 
 # -- a run
@@ -123,7 +169,9 @@ def test_floors_are_raised_to_the_lowest_of_several_runs() -> None:
 
 def child(program: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
     """A run whose child process is `program`, with `file` to write to."""
-    (folder / "child.py").write_text(f"import json, os, sys, time\nfile = open(sys.argv[2], 'w')\n{program}")
+    (folder / "child.py").write_text(
+        f"import json, os, sys, time\nfile = open(sys.argv[2], 'w')\n{program}"
+    )
     monkeypatch.setattr(runs, "CHILD", folder / "child.py")
     return run("streams", "readiness", ["more"])
 
@@ -146,11 +194,17 @@ def test_what_a_child_writes_counts_if_it_ran_all_tests(
         tmp_path,
     )
     assert done.results == {"test_a::one": Result("passed", seconds=0.5, operations=3)}
-    assert (done.name, done.output, done.descriptors) == ("streams/readiness", "streams readiness more\n", descriptors)
+    assert (done.name, done.output, done.descriptors) == (
+        "streams/readiness",
+        "streams readiness more\n",
+        descriptors,
+    )
 
 
 @pytest.mark.parametrize("program", ["", "time.sleep(100)", "file.write('{\"test\"')"])
-def test_a_child_that_writes_nothing_or_half_or_hangs(program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_child_that_writes_nothing_or_half_or_hangs(
+    program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(runs, "SECONDS_MAX", 1)
     done = child(f"print('begun', flush=True)\n{program}", monkeypatch, tmp_path)
     assert (done.output, done.descriptors, done.results) == ("begun\n", None, {})

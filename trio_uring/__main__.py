@@ -31,7 +31,9 @@ def _count(text: str) -> int:
 def _clients(text: str) -> int:
     value, most = _count(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
     if value > most:
-        raise argparse.ArgumentTypeError(f"{text} is more than the {most} that the limit of open files allows (ulimit -n)")
+        raise argparse.ArgumentTypeError(
+            f"{text} is more than the {most} that the limit of open files allows (ulimit -n)"
+        )
     return value
 
 
@@ -44,17 +46,36 @@ def _directory(text: str) -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m trio_uring", description="trio streams on io_uring.")
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_uring", description="trio streams on io_uring."
+    )
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("info", help="what this machine's io_uring can do, and what trio_uring makes of it")
+    commands.add_parser(
+        "info", help="what this machine's io_uring can do, and what trio_uring makes of it"
+    )
     about = "serve real files to many clients on our streams and on trio's own, verify every checksum, and compare"
     demo = commands.add_parser("demo", help=about, description=about)
-    demo.add_argument("--directory", type=_directory, help="whose files (default: *.py and *.so of the standard library)")
-    demo.add_argument("--clients", type=_clients, default=50, help="at the same time (default: %(default)s)")
-    demo.add_argument("--max-mib", type=_count, default=256, help="MiB that a round serves (default: %(default)s)")
-    demo.add_argument("--rounds", type=_count, default=5, help="of each kind of streams (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=1, help="of the order and the cancellations (default: %(default)s)")
+    demo.add_argument(
+        "--directory",
+        type=_directory,
+        help="whose files (default: *.py and *.so of the standard library)",
+    )
+    demo.add_argument(
+        "--clients", type=_clients, default=50, help="at the same time (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--max-mib", type=_count, default=256, help="MiB that a round serves (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--rounds", type=_count, default=5, help="of each kind of streams (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="of the order and the cancellations (default: %(default)s)",
+    )
     return parser
 
 

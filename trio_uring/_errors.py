@@ -38,7 +38,11 @@ class IncompleteReadError(EOFError):
     """
 
     def __init__(self, partial: bytes, expected: int | None = None) -> None:
-        wanted = "bytes, before the delimiter" if expected is None else f"of the {expected} bytes asked for"
+        wanted = (
+            "bytes, before the delimiter"
+            if expected is None
+            else f"of the {expected} bytes asked for"
+        )
         super().__init__(f"the stream ended after {len(partial)} {wanted}")
         self.partial = partial
         self.expected = expected

@@ -23,9 +23,13 @@ FORK = "a forked child that stays in its parent's run shares trio's epoll instan
 SOCKET = "nothing: it is the class of what trio.socket.from_stdlib_socket gives"
 HELPER = "sockets that use the ring: they wait and move bytes as trio's; streams are as ever"
 RESOLVE = "connects that wait by the ring: they wait as trio's"
-METACLASS = "streams and listeners of ours in place of trio's in an enabled run: only its sockets are ours"
+METACLASS = (
+    "streams and listeners of ours in place of trio's in an enabled run: only its sockets are ours"
+)
 SCHEDULER = "runs that are the same each time: trio_uring.testing.run_deterministically refuses"
-DETECTOR = "the notice that another task sends on the trio.SocketStream beneath TrioNetwork's stream"
+DETECTOR = (
+    "the notice that another task sends on the trio.SocketStream beneath TrioNetwork's stream"
+)
 PLAIN = "UDPSocket and sockets on the ring: they need the plain socket within trio's"
 
 
@@ -72,7 +76,9 @@ else:
 HAS_NONBLOCKING_HELPER = hasattr(SocketType_, "_nonblocking_helper")
 
 # The socket module's socket within it.
-HAS_PLAIN_SOCKET = "_sock" in getattr(_find(_SOCKET, "_SocketType.__init__.__code__"), "co_names", ("_sock",))
+HAS_PLAIN_SOCKET = "_sock" in getattr(
+    _find(_SOCKET, "_SocketType.__init__.__code__"), "co_names", ("_sock",)
+)
 
 # How it resolves the address that it is to connect to.
 HAS_RESOLVE_ADDRESS = hasattr(SocketType_, "_resolve_address_nocp")

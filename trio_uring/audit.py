@@ -80,7 +80,9 @@ class Audit:
 
     # -- what observers are told
 
-    def attempt(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+    def attempt(
+        self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """An operation begins.
 
         Args:
@@ -90,7 +92,9 @@ class Audit:
         """
         self._fold("attempt", operation, address, buffers, True)
 
-    def success(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+    def success(
+        self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """An operation has done what it should.
 
         Args:
@@ -100,7 +104,9 @@ class Audit:
         """
         self._fold("success", operation, address, buffers, operation != "send")
 
-    def failure(self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed") -> None:
+    def failure(
+        self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed"
+    ) -> None:
         """An operation has ended otherwise.
 
         Args:
@@ -113,9 +119,13 @@ class Audit:
         self._hash.update(_head("failure", operation, address, 0) + _text(text))
         self._number += 1
         if self._subscribers:
-            self._publish(AuditEvent(self._number, "failure", operation, address, (), text, outcome))
+            self._publish(
+                AuditEvent(self._number, "failure", operation, address, (), text, outcome)
+            )
 
-    def _fold(self, kind: Kind, operation: str, address: object, buffers: Sequence[Buffer], contents: bool) -> None:
+    def _fold(
+        self, kind: Kind, operation: str, address: object, buffers: Sequence[Buffer], contents: bool
+    ) -> None:
         update = self._hash.update
         head = _head(kind, operation, address, len(buffers))
         for buffer in buffers:
@@ -128,7 +138,9 @@ class Audit:
                 self._fold_buffer(buffer)
                 head = b""
             else:
-                head += (len(buffer) if type(buffer) is bytes else size_of(buffer)).to_bytes(8, "big")
+                head += (len(buffer) if type(buffer) is bytes else size_of(buffer)).to_bytes(
+                    8, "big"
+                )
         update(head + _NO_ERROR)
         self._number += 1
         if self._subscribers:
@@ -144,7 +156,9 @@ class Audit:
                 try:
                     with view.cast("B") as plain:
                         update(plain)
-                except TypeError:  # not contiguous, without items, or of a format that only its own library knows
+                except (
+                    TypeError
+                ):  # not contiguous, without items, or of a format that only its own library knows
                     update(view.tobytes())
         except (TypeError, ValueError):
             update(_NOT_A_BUFFER + _text(type(buffer).__name__))
@@ -192,8 +206,13 @@ class Audit:
             try:
                 call(event)
             except Exception:
-                self._subscribers = tuple([other for other in self._subscribers if other is not call])
-                _log.exception("a subscriber of trio_uring's audit failed and will not be called again; event: %s", event)
+                self._subscribers = tuple(
+                    [other for other in self._subscribers if other is not call]
+                )
+                _log.exception(
+                    "a subscriber of trio_uring's audit failed and will not be called again; event: %s",
+                    event,
+                )
 
 
 def _head(kind: str, operation: str, address: Any, count: int) -> bytes:
@@ -209,7 +228,12 @@ def _head(kind: str, operation: str, address: Any, count: int) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def _known_head(kind: str, operation: str, address: Any, count: int) -> bytes:
-    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str) and isinstance(address[1], int):
+    if (
+        isinstance(address, tuple)
+        and len(address) == 2
+        and isinstance(address[0], str)
+        and isinstance(address[1], int)
+    ):
         text = f"{str.__str__(address[0])} {address[1]:d}"  # of a str enum the value, not its name
     else:
         text = "" if address is None else _ADDRESS_IN_MEMORY.sub("at 0x...", str(address))

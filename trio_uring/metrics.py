@@ -82,7 +82,9 @@ class Metrics:
         # By operation; and by direction, where the successes are the connections that were closed.
         self._rows: dict[str, _Row] = dict.fromkeys((*OPERATIONS, "in", "out"), _ZERO)
 
-    def attempt(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+    def attempt(
+        self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """An operation begins.
 
         Args:
@@ -93,7 +95,9 @@ class Metrics:
         attempted, succeeded, size, ended = rows[operation]
         rows[operation] = (attempted + 1, succeeded, size, ended)
 
-    def success(self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()) -> None:
+    def success(
+        self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """An operation has done what it should.
 
         Args:
@@ -108,7 +112,9 @@ class Metrics:
         attempted, succeeded, size, ended = rows[operation]
         rows[operation] = (attempted, succeeded + 1, size + moved, ended)
 
-    def failure(self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed") -> None:
+    def failure(
+        self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed"
+    ) -> None:
         """An operation has ended otherwise.
 
         Args:
@@ -176,7 +182,9 @@ def _errno_name(error: BaseException | None, depth: int) -> str | None:
         return None
     if isinstance(error, OSError) and (error.errno or 0) in errno.errorcode:
         return errno.errorcode[error.errno or 0]
-    members = getattr(error, "exceptions", None)  # an exception group, which Python 3.10 does not have
+    members = getattr(
+        error, "exceptions", None
+    )  # an exception group, which Python 3.10 does not have
     if isinstance(members, tuple):
         names = {_errno_name(member, depth - 1) for member in members}
         return names.pop() if len(names) == 1 else None

@@ -24,9 +24,15 @@ import trio
 from ._driver.run import current_driver
 
 try:
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        InfoMetricFamily,
+    )
 except ImportError as exc:
-    raise ImportError("trio_uring.prometheus needs prometheus-client: pip install 'trio-uring[prometheus]'") from exc
+    raise ImportError(
+        "trio_uring.prometheus needs prometheus-client: pip install 'trio-uring[prometheus]'"
+    ) from exc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,12 +52,28 @@ _DRIVER_COUNTERS = (
     ("enters", "enters", "Calls of io_uring_enter."),
     ("passes", "passes", "Passes of trio's scheduler."),
     ("completions", "completions", "Completions that the kernel gave."),
-    ("submission_queue_full", "sq_full", "Times that the submission queue was flushed because it was full."),
-    ("completion_queue_overflows", "cq_overflows", "Times that the kernel held completions back; none is lost."),
-    ("short_writes", "short_writes", "Sends that the kernel did only in part; the stream sent the rest."),
+    (
+        "submission_queue_full",
+        "sq_full",
+        "Times that the submission queue was flushed because it was full.",
+    ),
+    (
+        "completion_queue_overflows",
+        "cq_overflows",
+        "Times that the kernel held completions back; none is lost.",
+    ),
+    (
+        "short_writes",
+        "short_writes",
+        "Sends that the kernel did only in part; the stream sent the rest.",
+    ),
     ("datagrams_sent", "datagrams_sent", "Datagrams that UDPSocket sent."),
     ("datagrams_received", "datagrams_received", "Datagrams that UDPSocket received."),
-    ("buffers_exhausted", "buffers_exhausted", "Receives that found no provided buffer free, and were made again."),
+    (
+        "buffers_exhausted",
+        "buffers_exhausted",
+        "Receives that found no provided buffer free, and were made again.",
+    ),
 )
 _DRIVER_GAUGES = (
     ("operations_queued", "queued", "Operations that wait for the end of this scheduler pass."),
@@ -78,7 +100,9 @@ class DriverCollector:
         self._token, self._pid = trio.lowlevel.current_trio_token(), os.getpid()
         self._last = self._driver.statistics()
         with contextlib.suppress(RuntimeError):  # the run is ending: these are its last values
-            trio.lowlevel.spawn_system_task(self._read_at_the_end, name="trio_uring prometheus collector")
+            trio.lowlevel.spawn_system_task(
+                self._read_at_the_end, name="trio_uring prometheus collector"
+            )
 
     def describe(self) -> list[Metric]:
         """The metrics without a look at the run: registering never waits for the trio thread."""
@@ -93,7 +117,9 @@ class DriverCollector:
         in_a_run = trio.lowlevel.in_trio_run()
         if in_a_run and trio.lowlevel.current_trio_token() is self._token:
             self._read()
-        elif not self._driver.closed and self._pid == os.getpid():  # in a forked child nobody would answer
+        elif (
+            not self._driver.closed and self._pid == os.getpid()
+        ):  # in a forked child nobody would answer
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._read_for, done)
@@ -147,7 +173,9 @@ def _driver_metrics(statistics: Statistics) -> Iterator[Metric]:
     yield InfoMetricFamily("trio_uring_driver", "The ring of this trio run.", about)
     yield from _opcode_metrics(statistics)
     moved = {"in": statistics.bytes_received, "out": statistics.bytes_sent}
-    yield _by_direction("trio_uring_driver_bytes", "Bytes that the kernel moved.", moved, unit="bytes")
+    yield _by_direction(
+        "trio_uring_driver_bytes", "Bytes that the kernel moved.", moved, unit="bytes"
+    )
     for name, attribute, text in _DRIVER_COUNTERS:
         yield CounterMetricFamily(f"trio_uring_driver_{name}", text, getattr(statistics, attribute))
     for name, attribute, text in _DRIVER_GAUGES:
@@ -156,9 +184,15 @@ def _driver_metrics(statistics: Statistics) -> Iterator[Metric]:
 
 def _opcode_metrics(statistics: Statistics) -> Iterator[Metric]:
     labels = ["opcode"]
-    submitted = CounterMetricFamily("trio_uring_driver_submitted", "Operations given to the kernel.", labels=labels)
-    ended = CounterMetricFamily("trio_uring_driver_operations", "Operations that ended.", labels=[*labels, "outcome"])
-    flying = GaugeMetricFamily("trio_uring_driver_operations_in_flight", "Operations that the kernel holds.", labels=labels)
+    submitted = CounterMetricFamily(
+        "trio_uring_driver_submitted", "Operations given to the kernel.", labels=labels
+    )
+    ended = CounterMetricFamily(
+        "trio_uring_driver_operations", "Operations that ended.", labels=[*labels, "outcome"]
+    )
+    flying = GaugeMetricFamily(
+        "trio_uring_driver_operations_in_flight", "Operations that the kernel holds.", labels=labels
+    )
     for opcode, counts in statistics.operations.items():
         submitted.add_metric([opcode], counts.submitted)
         ended.add_metric([opcode, "completed"], counts.completed)
@@ -170,18 +204,33 @@ def _opcode_metrics(statistics: Statistics) -> Iterator[Metric]:
 
 def _network_metrics(counts: MetricsSnapshot) -> Iterator[Metric]:
     made = {"in": counts.connections_in, "out": counts.connections_out}
-    yield _by_direction("trio_uring_network_connections", "Connections accepted (in) and dialed (out).", made)
-    open_ones = GaugeMetricFamily("trio_uring_network_connections_open", "Connections not closed yet.", labels=["direction"])
+    yield _by_direction(
+        "trio_uring_network_connections", "Connections accepted (in) and dialed (out).", made
+    )
+    open_ones = GaugeMetricFamily(
+        "trio_uring_network_connections_open", "Connections not closed yet.", labels=["direction"]
+    )
     open_ones.add_metric(["in"], counts.open_in)
     open_ones.add_metric(["out"], counts.open_out)
     yield open_ones
     moved = {"in": counts.bytes_in, "out": counts.bytes_out}
-    yield _by_direction("trio_uring_network_bytes", "Bytes of receives and sends that succeeded.", moved, unit="bytes")
+    yield _by_direction(
+        "trio_uring_network_bytes",
+        "Bytes of receives and sends that succeeded.",
+        moved,
+        unit="bytes",
+    )
 
     labels = ["operation"]
-    attempts = CounterMetricFamily("trio_uring_network_attempts", "Operations begun.", labels=labels)
-    ended = CounterMetricFamily("trio_uring_network_operations", "Operations that ended.", labels=[*labels, "outcome"])
-    errors = CounterMetricFamily("trio_uring_network_errors", "Operations that failed.", labels=[*labels, "error"])
+    attempts = CounterMetricFamily(
+        "trio_uring_network_attempts", "Operations begun.", labels=labels
+    )
+    ended = CounterMetricFamily(
+        "trio_uring_network_operations", "Operations that ended.", labels=[*labels, "outcome"]
+    )
+    errors = CounterMetricFamily(
+        "trio_uring_network_errors", "Operations that failed.", labels=[*labels, "error"]
+    )
     for operation, attempted in counts.operations.items():
         attempts.add_metric([operation], attempted)
         ended.add_metric([operation, "succeeded"], counts.successes[operation])

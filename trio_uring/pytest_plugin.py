@@ -62,8 +62,15 @@ def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> Drive
     """Fails a pytest-trio test that leaves operations, buffers or descriptors behind, once all its fixtures are over too."""
     item: Any = request.node
     if hasattr(getattr(item, "obj", None), "hypothesis"):
-        pytest.fail("uring_driver_idle cannot check a test of Hypothesis: pytest-trio runs it for each example", pytrace=False)
-    runs = [marker.kwargs["run"] for marker in item.iter_markers("trio") if marker.kwargs.get("run") is not None]
+        pytest.fail(
+            "uring_driver_idle cannot check a test of Hypothesis: pytest-trio runs it for each example",
+            pytrace=False,
+        )
+    runs = [
+        marker.kwargs["run"]
+        for marker in item.iter_markers("trio")
+        if marker.kwargs.get("run") is not None
+    ]
     run = runs[0] if runs else sys.modules["pytest_trio.plugin"].choose_run(item.config)
     # pytest-trio runs the test and all its fixtures in one call of this; so the check depends on no order of fixtures.
     item.add_marker(pytest.mark.trio(run=_checked(run)), append=False)
@@ -100,7 +107,9 @@ async def _operations_left(background: bool) -> list[str]:
     ops: list[Any] = []
     quiet = 0
     for _ in range(PASSES_MAX):
-        await trio.lowlevel.checkpoint()  # what a destroyed coroutine was waiting for is cancelled in the next pass
+        await (
+            trio.lowlevel.checkpoint()
+        )  # what a destroyed coroutine was waiting for is cancelled in the next pass
         ops = [op for op in _operations() if background or not _is_background(op.task)]
         quiet = 0 if ops else quiet + 1
         if quiet == QUIET_PASSES:
@@ -129,7 +138,11 @@ def _is_background(task: Any) -> bool:
 
 def _describe_operation(op: Any) -> str:
     seen = op.driver.describe(op)
-    task = "nobody (its coroutine was destroyed)" if seen.task_name is None else f"task {seen.task_name!r}"
+    task = (
+        "nobody (its coroutine was destroyed)"
+        if seen.task_name is None
+        else f"task {seen.task_name!r}"
+    )
     buffers = "" if op.pin is None else ", with the caller's buffers pinned"
     what = f"operation {seen.opcode} on descriptor {seen.fd} ({_describe(seen.fd)})"
     return f"{what}, {seen.state.lower()}, {seen.age:.3f} s old, of {task}{buffers}"
@@ -185,7 +198,9 @@ def _choose_seed(nodeid: str) -> int:
     try:
         return int(wanted)
     except ValueError:
-        pytest.fail(f"TRIO_URING_SEED must be an integer or 'random', not {wanted!r}", pytrace=False)
+        pytest.fail(
+            f"TRIO_URING_SEED must be an integer or 'random', not {wanted!r}", pytrace=False
+        )
 
 
 @pytest.hookimpl(hookwrapper=True)

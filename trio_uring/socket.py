@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 # Whatever else trio has on this platform.
-globals().update({name: value for name, value in vars(_trio_socket).items() if not name.startswith("_")})
+globals().update(
+    {name: value for name, value in vars(_trio_socket).items() if not name.startswith("_")}
+)
 
 
 def from_stdlib_socket(sock: _stdlib_socket.socket) -> UringSocket:

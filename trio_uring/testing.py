@@ -135,7 +135,9 @@ class FakeRing:
             if op.opcode in family:
                 for other in self.table.values():
                     if other.fd == op.fd and other.opcode in family:
-                        raise Misuse(f"two operations of one direction on one descriptor: {op} and {other}")
+                        raise Misuse(
+                            f"two operations of one direction on one descriptor: {op} and {other}"
+                        )
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -182,7 +184,9 @@ class FakeRing:
         self.random.shuffle(self._active)
         for op in list(self._active):
             if op.token in self._cancels and self._chance(0.5):
-                res: int | None = -errno.ECANCELED  # before or after the data: the race that the kernel has
+                res: (
+                    int | None
+                ) = -errno.ECANCELED  # before or after the data: the race that the kernel has
             elif self._chance(self._slow):
                 res = None
             else:
@@ -198,7 +202,11 @@ class FakeRing:
 
     def close(self) -> bool:
         if self.table:
-            warnings.warn(f"FakeRing closed with {list(self.table.values())} in flight", ResourceWarning, stacklevel=2)
+            warnings.warn(
+                f"FakeRing closed with {list(self.table.values())} in flight",
+                ResourceWarning,
+                stacklevel=2,
+            )
             return False
         if not self.closed:
             self.closed = True
@@ -232,7 +240,10 @@ class FakeRing:
 
     @staticmethod
     def _pin(op: Operation) -> None:
-        op.pin = [memoryview(buffer) for buffer in ([op.buffer] if op.buffer is not None else op.buffers or [])]
+        op.pin = [
+            memoryview(buffer)
+            for buffer in ([op.buffer] if op.buffer is not None else op.buffers or [])
+        ]
 
     def _count(self, op: Operation, res: int) -> None:
         op.res = res

@@ -84,7 +84,12 @@ async def test_stdio_is_a_stream() -> None:
 async def test_only_what_was_asked_for(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w+b") as file:  # noqa: ASYNC230
         process = await open_process(["echo", "hi"], stdin=subprocess.DEVNULL, stdout=file)
-        assert (process.stdin, process.stdout, process.stderr, process.stdio) == (None, None, None, None)
+        assert (process.stdin, process.stdout, process.stderr, process.stdio) == (
+            None,
+            None,
+            None,
+            None,
+        )
         assert await finish(process) == 0
         file.seek(0)
         assert file.read() == b"hi\n"
@@ -108,7 +113,9 @@ async def test_standard_error() -> None:
 
 
 async def test_options_are_passed_on(tmp_path: Path) -> None:
-    process = await open_process("pwd; echo $SAY", shell=True, cwd=tmp_path, env={"SAY": "this"}, stdout=PIPE)
+    process = await open_process(
+        "pwd; echo $SAY", shell=True, cwd=tmp_path, env={"SAY": "this"}, stdout=PIPE
+    )
     assert await receive_all(receiving(process)) == f"{tmp_path}\nthis\n".encode()
     assert await finish(process) == 0
 
@@ -126,7 +133,11 @@ async def test_no_end_of_a_pipe_is_nonblocking_or_inherited() -> None:
 async def test_the_childs_ends_are_closed_here() -> None:
     before = set(open_descriptors())
     process = await open_process(CAT, stdin=PIPE, stdout=PIPE, stderr=PIPE)
-    new = {fd for fd, what in open_descriptors().items() if fd not in before and what.startswith("pipe:")}
+    new = {
+        fd
+        for fd, what in open_descriptors().items()
+        if fd not in before and what.startswith("pipe:")
+    }
     assert new == {sending(process)._fd, receiving(process)._fd, receiving(process, "stderr")._fd}
     assert await finish(process) == 0
 

@@ -27,7 +27,10 @@ async def test_two_listeners_on_one_port(host: str) -> None:
     port = first.socket.getsockname()[1]
     [second] = await open_tcp_listeners(port, host=host, reuse_port=True)
     async with closing(first, second):
-        assert [option(one, socket.SOL_SOCKET, socket.SO_REUSEPORT) for one in (first, second)] == [1, 1]
+        assert [option(one, socket.SOL_SOCKET, socket.SO_REUSEPORT) for one in (first, second)] == [
+            1,
+            1,
+        ]
         with pytest.raises(OSError, match="in use") as caught:
             await open_tcp_listeners(port, host=host)
         assert caught.value.errno == errno.EADDRINUSE
@@ -35,12 +38,18 @@ async def test_two_listeners_on_one_port(host: str) -> None:
 
 @pytest.mark.parametrize("reuse_port", [True, False])
 async def test_the_other_options_are_trios(reuse_port: bool) -> None:
-    ours, trios = await open_tcp_listeners(0, reuse_port=reuse_port), await trio.open_tcp_listeners(0)
+    ours, trios = (
+        await open_tcp_listeners(0, reuse_port=reuse_port),
+        await trio.open_tcp_listeners(0),
+    )
     async with closing(*ours, *trios):
         for mine, its in zip(ours, trios, strict=True):
             assert option(mine, socket.SOL_SOCKET, socket.SO_REUSEPORT) == reuse_port
             assert mine.socket.family == its.socket.family
-            for level, name in ((socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
+            for level, name in (
+                (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+                (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY),
+            ):
                 if level == socket.SOL_SOCKET or its.socket.family == socket.AF_INET6:
                     assert option(mine, level, name) == its.socket.getsockopt(level, name) == 1
 
@@ -54,7 +63,9 @@ async def test_one_port_for_both_families() -> None:
 
 
 @pytest.mark.parametrize("supported", [True, False])
-async def test_families_that_the_system_has_not(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_families_that_the_system_has_not(
+    supported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = trio.socket.socket
 
     def sock(family: int, *args: Any) -> Any:
@@ -73,7 +84,9 @@ async def test_families_that_the_system_has_not(supported: bool, monkeypatch: py
         assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
 
 
-async def test_a_failure_at_the_second_address_closes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_at_the_second_address_closes_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real, made = trio.socket.socket, []
 
     def sock(*args: Any) -> Any:
@@ -106,7 +119,9 @@ async def test_two_servers_share_the_connections() -> None:
     async with trio.open_nursery() as nursery:
         port = 0
         for index in range(2):
-            serve = partial(serve_tcp, partial(handler, index), port, host="127.0.0.1", reuse_port=True)
+            serve = partial(
+                serve_tcp, partial(handler, index), port, host="127.0.0.1", reuse_port=True
+            )
             [listener] = await nursery.start(serve)
             port = listener.socket.getsockname()[1]
         for _ in range(64):

@@ -67,8 +67,16 @@ def write_pipe() -> tuple[int, int]:
     return write, read
 
 
-INPUTS = [pytest.param(read_pipe, id="pipe"), pytest.param(terminal, id="terminal"), pytest.param(socket_pair, id="socket")]
-OUTPUTS = [pytest.param(write_pipe, id="pipe"), pytest.param(terminal, id="terminal"), pytest.param(socket_pair, id="socket")]
+INPUTS = [
+    pytest.param(read_pipe, id="pipe"),
+    pytest.param(terminal, id="terminal"),
+    pytest.param(socket_pair, id="socket"),
+]
+OUTPUTS = [
+    pytest.param(write_pipe, id="pipe"),
+    pytest.param(terminal, id="terminal"),
+    pytest.param(socket_pair, id="socket"),
+]
 OPENERS = [(1, open_stdout), (2, open_stderr)]
 
 
@@ -205,7 +213,9 @@ async def test_a_file_is_read_from_where_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", OUTPUTS)
 @pytest.mark.parametrize(("fd", "opener"), OPENERS)
-async def test_output(fd: int, opener: Callable[[], SendStream], make: Callable[[], tuple[int, int]]) -> None:
+async def test_output(
+    fd: int, opener: Callable[[], SendStream], make: Callable[[], tuple[int, int]]
+) -> None:
     ours, other = make()
     with replaced(fd, ours):
         async with opener() as stream:
@@ -249,7 +259,9 @@ async def test_a_blocked_write_ends(make: Callable[[], tuple[int, int]], how: st
                 else:
                     nursery.cancel_scope.cancel()
             assert woken == (["closed"] if how == "close" else [])
-            assert stream.bytes_sent < 2**17  # a terminal that takes no more of one write may take some of the next
+            assert (
+                stream.bytes_sent < 2**17
+            )  # a terminal that takes no more of one write may take some of the next
     os.close(other)
 
 
@@ -365,14 +377,18 @@ except OSError as exc:
     ("fd", "name", "opener"),
     [(0, "input", "open_stdin"), (1, "output", "open_stdout"), (2, "error", "open_stderr")],
 )
-async def test_a_process_that_was_started_without(tmp_path: Path, fd: int, name: str, opener: str) -> None:
+async def test_a_process_that_was_started_without(
+    tmp_path: Path, fd: int, name: str, opener: str
+) -> None:
     """Its number is then that of the first file that the program opens."""
     path = tmp_path / "file"
     await trio.Path(path).touch()
     program = [sys.executable, "-c", CLOSED, str(path), str(fd), opener]
     await trio.run_process(["sh", "-c", f'"$@" {fd}>&-', "sh", *program])
     text = await trio.Path(path).read_text()
-    assert text.startswith(f"[Errno 9] Bad file descriptor: this process was started without standard {name}")
+    assert text.startswith(
+        f"[Errno 9] Bad file descriptor: this process was started without standard {name}"
+    )
 
 
 async def test_streams_of_one_descriptor_are_independent() -> None:

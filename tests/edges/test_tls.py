@@ -205,7 +205,9 @@ async def quiet_echo(stream: Tls) -> None:
         await echo(stream)
 
 
-async def start(nursery: trio.Nursery, handler: Callable[[Tls], Awaitable[object]], **options: Any) -> int:
+async def start(
+    nursery: trio.Nursery, handler: Callable[[Tls], Awaitable[object]], **options: Any
+) -> int:
     serve = partial(serve_ssl_over_tcp, handler, 0, server_context(), host="127.0.0.1", **options)
     listeners: list[trio.SSLListener[SocketStream]] = await nursery.start(serve)
     assert [type(one) for one in listeners] == [trio.SSLListener]
@@ -254,10 +256,14 @@ async def test_the_name_is_checked() -> None:
 
 @pytest.mark.parametrize("https", [True, False])
 async def test_https_compatible(https: bool) -> None:
-    [listener] = await open_ssl_over_tcp_listeners(0, server_context(), host="127.0.0.1", https_compatible=https)
+    [listener] = await open_ssl_over_tcp_listeners(
+        0, server_context(), host="127.0.0.1", https_compatible=https
+    )
     async with listener:
         port = listener.transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
-        client = await open_ssl_over_tcp_stream("localhost", port, ssl_context=client_context(), https_compatible=https)
+        client = await open_ssl_over_tcp_stream(
+            "localhost", port, ssl_context=client_context(), https_compatible=https
+        )
         server = await listener.accept()
         async with closing(client, server):
             await shake_hands(client, server)
@@ -272,7 +278,9 @@ async def test_https_compatible(https: bool) -> None:
 async def test_a_context_that_will_not_do_closes_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(AttributeError):
-            await open_ssl_over_tcp_stream("127.0.0.1", server.getsockname()[1], ssl_context="nonsense")  # type: ignore[arg-type]
+            await open_ssl_over_tcp_stream(
+                "127.0.0.1", server.getsockname()[1], ssl_context="nonsense"
+            )  # type: ignore[arg-type]
         peer = server.accept()[0]
         with peer:
             assert peer.recv(1) == b""

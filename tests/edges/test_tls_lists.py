@@ -106,7 +106,9 @@ async def test_an_interrupted_list_leaves_a_stream_that_works() -> None:
         transport = client.transport_stream
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(send_all_vectored, client, [b"%d" % number for number in range(10)])
+                nursery.start_soon(
+                    send_all_vectored, client, [b"%d" % number for number in range(10)]
+                )
                 await until(lambda: held(transport) >= 3, "three are held back")
                 scope.cancel()
         went = b"0123456789"[: held(transport)]

@@ -20,7 +20,13 @@ import trio
 import trio.testing
 from streams.support import closing, until
 
-from trio_uring import SocketListener, SocketStream, open_unix_listeners, open_unix_socket, serve_unix
+from trio_uring import (
+    SocketListener,
+    SocketStream,
+    open_unix_listeners,
+    open_unix_socket,
+    serve_unix,
+)
 from trio_uring._streams import unix as _unix
 
 from .unix_support import bound, check_it_serves, open_one
@@ -49,7 +55,9 @@ async def test_paths_of_all_kinds(path: Path, kind: Callable[[Path], Any]) -> No
     assert not os.listdir(path.parent)
 
 
-async def test_a_relative_path_is_that_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_relative_path_is_that_of_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     listener = await open_one("sock")
     monkeypatch.chdir("/")
@@ -132,9 +140,14 @@ async def test_the_backlog(path: Path) -> None:
         ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
     ],
 )  # fmt: skip
-async def test_wrong_arguments(name: Any, options: Any, error: type[Exception], tmp_path: Path) -> None:
+async def test_wrong_arguments(
+    name: Any, options: Any, error: type[Exception], tmp_path: Path
+) -> None:
     with pytest.raises(error):
-        await open_unix_listeners(str(tmp_path / name) if name and name != "\0a" and isinstance(name, str) else name, **options)
+        await open_unix_listeners(
+            str(tmp_path / name) if name and name != "\0a" and isinstance(name, str) else name,
+            **options,
+        )
     assert not os.listdir(tmp_path)
 
 
@@ -179,7 +192,9 @@ async def test_the_file_goes_before_the_socket(path: Path, monkeypatch: pytest.M
     assert open_then != [-1]
 
 
-async def test_a_forked_child_leaves_the_file_to_its_parent(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_forked_child_leaves_the_file_to_its_parent(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listener = await open_one(path)
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: -1)
@@ -187,7 +202,9 @@ async def test_a_forked_child_leaves_the_file_to_its_parent(path: Path, monkeypa
     assert path.exists()
 
 
-async def test_nothing_is_left_when_it_fails_after_bind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_left_when_it_fails_after_bind(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any) -> None:
         raise PermissionError("no")
 
@@ -209,7 +226,9 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
 @pytest.mark.parametrize("mode", [None, 0o600, 0o660, 0o666, 0o777, 0])
-async def test_the_mode(path: Path, umask: Callable[[int], int], mask: int, mode: int | None) -> None:
+async def test_the_mode(
+    path: Path, umask: Callable[[int], int], mask: int, mode: int | None
+) -> None:
     umask(mask)
     async with await open_one(path, mode=mode):
         assert stat.S_IMODE(path.lstat().st_mode) == (0o777 & ~mask if mode is None else mode)
@@ -236,7 +255,9 @@ async def test_there_is_no_moment_in_which_others_could_connect(
         assert stat.S_IMODE(path.lstat().st_mode) == 0o606
 
 
-async def test_the_target_of_a_link_in_its_place_keeps_its_mode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_target_of_a_link_in_its_place_keeps_its_mode(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     victim = path.with_name("victim")
     bound(victim).close()
     victim.chmod(0o600)
@@ -275,7 +296,9 @@ async def test_the_mode_without_proc(path: Path, umask: Callable[[int], int]) ->
 
 
 @pytest.mark.usefixtures("no_proc")
-async def test_without_proc_and_where_others_could_put_a_link(path: Path, umask: Callable[[int], int]) -> None:
+async def test_without_proc_and_where_others_could_put_a_link(
+    path: Path, umask: Callable[[int], int]
+) -> None:
     """A mode that the umask takes nothing of needs no second step; and a sticky directory is safe."""
     umask(0o077)
     path.parent.chmod(0o770)

@@ -75,8 +75,12 @@ async def test_our_own_live_server(path: Path) -> None:
         await check_it_serves(listener, path)
 
 
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
-async def test_what_is_not_a_socket_is_never_removed(path: Path, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "make", [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")]
+)
+async def test_what_is_not_a_socket_is_never_removed(
+    path: Path, make: Callable[[Path], None]
+) -> None:
     make(path)
     before = path.lstat()
     with pytest.raises(OSError, match="not a socket") as caught:
@@ -96,7 +100,9 @@ async def test_a_link_to_a_stale_socket_is_not_a_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["bind", "lstat", "connect", "unlink"])
-async def test_another_program_that_does_not_lock(path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_program_that_does_not_lock(
+    path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes the stale file's place while that is looked at: we are told so, and leave it."""
     bound(path).close()
     others: list[socket.socket] = []
@@ -125,7 +131,9 @@ async def test_another_program_that_does_not_lock(path: Path, when: str, monkeyp
 
 
 @pytest.mark.parametrize("when", ["lstat", "connect", "unlink"])
-async def test_a_stale_file_that_somebody_else_removes(path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stale_file_that_somebody_else_removes(
+    path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound(path).close()
     module, name = (_unix, "_is_stale") if when == "connect" else (os, when)
     real = getattr(module, name)
@@ -217,7 +225,9 @@ _unix._listen(os.fsencode(sys.argv[1]), 0o600, 5)
 
 
 @pytest.mark.parametrize("where", ["_make_way", "_settle_mode"])
-async def test_a_server_that_is_killed_while_it_starts_is_in_nobodys_way(path: Path, where: str) -> None:
+async def test_a_server_that_is_killed_while_it_starts_is_in_nobodys_way(
+    path: Path, where: str
+) -> None:
     if where == "_make_way":
         bound(path).close()
     killed = await trio.run_process([sys.executable, "-c", KILLED, str(path), where], check=False)
@@ -229,7 +239,9 @@ async def test_a_server_that_is_killed_while_it_starts_is_in_nobodys_way(path: P
 
 
 @pytest.mark.parametrize("why", ["held", "cannot be opened", "cannot be locked"])
-async def test_a_directory_that_cannot_be_locked(path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_directory_that_cannot_be_locked(
+    path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that somebody else has locked is waited for, but not for ever."""
     bound(path).close()
     monkeypatch.setattr(_unix, "LOCK_SECONDS", 0.01)
@@ -291,7 +303,9 @@ def no_privileges() -> Iterator[Path]:
             os.chmod(name, 0o700)
 
 
-@pytest.mark.parametrize(("mode", "error"), [(0o555, PermissionError), (0o000, PermissionError), (0o333, None)])
+@pytest.mark.parametrize(
+    ("mode", "error"), [(0o555, PermissionError), (0o000, PermissionError), (0o333, None)]
+)
 def test_what_the_directory_allows(mode: int, error: type[OSError] | None) -> None:
     """Where nothing may be written, the error is bind's own."""
     with no_privileges() as directory:

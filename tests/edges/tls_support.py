@@ -47,12 +47,16 @@ def client_context(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLC
     return context
 
 
-def wrap(left: Any, right: Any, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> tuple[Tls, Tls]:
+def wrap(
+    left: Any, right: Any, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+) -> tuple[Tls, Tls]:
     client = trio.SSLStream(left, client_context(version), server_hostname="localhost")
     return client, trio.SSLStream(right, server_context(), server_side=True)
 
 
-def tls_pair(version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, buffer: int | None = None) -> tuple[Tls, Tls]:
+def tls_pair(
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, buffer: int | None = None
+) -> tuple[Tls, Tls]:
     left, right = unix_sockets(buffer)
     return wrap(SocketStream(left), SocketStream(right), version)
 

@@ -181,7 +181,9 @@ APPS = {"starlette": starlette_app, "quart": quart_app}
 
 
 @contextlib.asynccontextmanager
-async def hypercorn(app: Any, bind: str = "127.0.0.1:0", tls: Certificates | None = None) -> AsyncIterator[str]:
+async def hypercorn(
+    app: Any, bind: str = "127.0.0.1:0", tls: Certificates | None = None
+) -> AsyncIterator[str]:
     """Serves `app`; gives its URL. At the end hypercorn's own graceful shutdown is waited for."""
     config = Config()
     config.bind = [bind]

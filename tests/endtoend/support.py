@@ -61,7 +61,10 @@ _made: Counter[str] = Counter()
 @contextlib.contextmanager
 def _our_calls() -> Iterator[None]:
     """Meanwhile, counts in `_made` what sockets of ours do, by method."""
-    stock = {name: vars(trio_uring.UringSocket)[name] for name in ("accept", "connect", "_nonblocking_helper")}
+    stock = {
+        name: vars(trio_uring.UringSocket)[name]
+        for name in ("accept", "connect", "_nonblocking_helper")
+    }
 
     def counted(name: str) -> Any:
         async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,18 +97,26 @@ def connects() -> int:
 def completed(*opcodes: str) -> int:
     """How many operations of this run succeeded: of these opcodes, or all."""
     counts = trio_uring.current_statistics().operations
-    return sum(count.completed for opcode, count in counts.items() if not opcodes or opcode in opcodes)
+    return sum(
+        count.completed for opcode, count in counts.items() if not opcodes or opcode in opcodes
+    )
 
 
 def check(calls: list[str]) -> None:
-    if trio_uring.backend_info().backend == "uring":  # without a ring a socket's calls are trio's own
+    if (
+        trio_uring.backend_info().backend == "uring"
+    ):  # without a ring a socket's calls are trio's own
         assert not calls, f"calls that did not go to the ring: {sorted(set(calls))}"
 
 
-def enabled_run(main: Callable[..., Awaitable[Any]], *args: Any, instruments: Any = (), **kwargs: Any) -> Any:
+def enabled_run(
+    main: Callable[..., Awaitable[Any]], *args: Any, instruments: Any = (), **kwargs: Any
+) -> Any:
     """checked_run of an enabled run, in which all I/O of trio sockets is ours, and there is some."""
     with stock_calls() as calls:
-        result = checked_run(_proven, main, *args, instruments=[trio_uring.Enable(), *instruments], **kwargs)
+        result = checked_run(
+            _proven, main, *args, instruments=[trio_uring.Enable(), *instruments], **kwargs
+        )
     check(calls)
     return result
 
@@ -114,7 +125,9 @@ def enabled_anyio_run(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """As enabled_run, by anyio.run and its `backend_options`."""
     options = {"instruments": [trio_uring.Enable()]}
     with stock_calls() as calls:
-        result = checked_run(_proven, main, *args, run=anyio.run, backend="trio", backend_options=options)
+        result = checked_run(
+            _proven, main, *args, run=anyio.run, backend="trio", backend_options=options
+        )
     check(calls)
     return result
 

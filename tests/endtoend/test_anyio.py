@@ -22,7 +22,17 @@ from anyio.streams.tls import TLSListener
 
 import trio_uring
 
-from .support import LARGE, MIB, accepts, check, connects, digest, enabled_anyio_run, payload, stock_calls
+from .support import (
+    LARGE,
+    MIB,
+    accepts,
+    check,
+    connects,
+    digest,
+    enabled_anyio_run,
+    payload,
+    stock_calls,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -95,7 +105,9 @@ async def test_tcp_by_name_on_every_interface() -> None:
 
 @enabled
 async def test_tls(certificates: Certificates) -> None:
-    listener = TLSListener(await anyio.create_tcp_listener(local_host="127.0.0.1"), certificates.server())
+    listener = TLSListener(
+        await anyio.create_tcp_listener(local_host="127.0.0.1"), certificates.server()
+    )
     async with (
         serving(listener) as port,
         await anyio.connect_tcp("127.0.0.1", port, ssl_context=certificates.client()) as stream,
@@ -142,7 +154,10 @@ async def test_descriptors_over_a_unix_socket(tmp_path: Path) -> None:
 
     path = tmp_path / "socket"
     read, write = os.pipe()
-    async with serving(await anyio.create_unix_listener(path), handler), await anyio.connect_unix(path) as stream:
+    async with (
+        serving(await anyio.create_unix_listener(path), handler),
+        await anyio.connect_unix(path) as stream,
+    ):
         await stream.send_fds(b"the server", [write])
         os.close(write)
         with pytest.raises(anyio.EndOfStream):
@@ -155,7 +170,10 @@ async def test_descriptors_over_a_unix_socket(tmp_path: Path) -> None:
 async def test_sequenced_packets(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     listener = await anyio.create_unix_listener(path, kind=socket.SOCK_SEQPACKET)
-    async with serving(listener), await anyio.connect_unix(path, kind=socket.SOCK_SEQPACKET) as stream:
+    async with (
+        serving(listener),
+        await anyio.connect_unix(path, kind=socket.SOCK_SEQPACKET) as stream,
+    ):
         assert_ours(stream)
         for size in (1, 1000, 60_000):
             await stream.send(payload(size))
@@ -167,12 +185,16 @@ async def test_udp() -> None:
     async with (
         await anyio.create_udp_socket(local_host="127.0.0.1") as server,
         await anyio.create_udp_socket(local_host="127.0.0.1") as client,
-        await anyio.create_connected_udp_socket("127.0.0.1", server.extra(SocketAttribute.local_port)) as connected,
+        await anyio.create_connected_udp_socket(
+            "127.0.0.1", server.extra(SocketAttribute.local_port)
+        ) as connected,
     ):
         for one in (server, client, connected):
             assert_ours(one)
         for size in (0, 1, 1472, 60_000):
-            await client.sendto(payload(size), "127.0.0.1", server.extra(SocketAttribute.local_port))
+            await client.sendto(
+                payload(size), "127.0.0.1", server.extra(SocketAttribute.local_port)
+            )
             packet, address = await server.receive()
             assert (packet, address) == (payload(size), client.extra(SocketAttribute.local_address))
             await server.sendto(packet, *address)
@@ -187,7 +209,9 @@ async def test_udp() -> None:
 async def test_unix_datagrams(tmp_path: Path) -> None:
     async with (
         await anyio.create_unix_datagram_socket(local_path=tmp_path / "server") as server,
-        await anyio.create_connected_unix_datagram_socket(tmp_path / "server", local_path=tmp_path / "client") as client,
+        await anyio.create_connected_unix_datagram_socket(
+            tmp_path / "server", local_path=tmp_path / "client"
+        ) as client,
     ):
         assert_ours(server)
         await client.send(payload(1000))
@@ -288,8 +312,13 @@ def test_in_the_thread_of_a_blocking_portal() -> None:
 
     options = {"instruments": [trio_uring.Enable()]}
     with stock_calls() as calls:
-        with start_blocking_portal("trio", options) as server, start_blocking_portal("trio", options) as client:
-            listener = server.call(functools.partial(anyio.create_tcp_listener, local_host="127.0.0.1"))
+        with (
+            start_blocking_portal("trio", options) as server,
+            start_blocking_portal("trio", options) as client,
+        ):
+            listener = server.call(
+                functools.partial(anyio.create_tcp_listener, local_host="127.0.0.1")
+            )
             with server.wrap_async_context_manager(serving(listener)) as port:
                 got, made = client.call(visit, port)
     assert digest(got) == digest(payload(MIB))

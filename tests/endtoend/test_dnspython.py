@@ -43,7 +43,9 @@ def answer(wire: bytes, most: int | None = None) -> bytes:
     if records is None:
         response.set_rcode(dns.rcode.NXDOMAIN)
     else:
-        response.answer.append(dns.rrset.from_text(question.name, 60, "IN", question.rdtype, *records))
+        response.answer.append(
+            dns.rrset.from_text(question.name, 60, "IN", question.rdtype, *records)
+        )
     found = response.to_wire()
     if most is not None and len(found) > most:
         response.answer.clear()
@@ -143,12 +145,18 @@ async def test_udp_over_a_socket_that_is_kept() -> None:
     async with serving() as server:
         sock: Any
         async with await backend.make_socket(
-            trio.socket.AF_INET, trio.socket.SOCK_DGRAM, 0, ("127.0.0.1", 0), ("127.0.0.1", server.port)
+            trio.socket.AF_INET,
+            trio.socket.SOCK_DGRAM,
+            0,
+            ("127.0.0.1", 0),
+            ("127.0.0.1", server.port),
         ) as sock:
             assert isinstance(sock.socket, trio_uring.UringSocket)
             for rdtype in ("A", "AAAA") * 10:
                 query = dns.message.make_query("here.test", rdtype)
-                response = await dns.asyncquery.udp(query, "127.0.0.1", timeout=10, port=server.port, sock=sock)
+                response = await dns.asyncquery.udp(
+                    query, "127.0.0.1", timeout=10, port=server.port, sock=sock
+                )
                 assert sorted(texts(response)) == ZONE["here.test.", rdtype]
 
 
@@ -168,7 +176,9 @@ async def test_many_queries_at_the_same_time() -> None:
 async def test_a_truncated_answer_is_asked_for_again_over_tcp() -> None:
     async with serving() as server:
         query = dns.message.make_query("large.test", "TXT")
-        response, used_tcp = await dns.asyncquery.udp_with_fallback(query, "127.0.0.1", timeout=10, port=server.port)
+        response, used_tcp = await dns.asyncquery.udp_with_fallback(
+            query, "127.0.0.1", timeout=10, port=server.port
+        )
     assert used_tcp
     assert sorted(texts(response)) == ZONE["large.test.", "TXT"]
     assert server.seen == ["udp", "tcp"]
@@ -178,7 +188,12 @@ async def test_tls(certificates: Certificates) -> None:
     async with serving(certificates) as server:
         query = dns.message.make_query("large.test", "TXT")
         response = await dns.asyncquery.tls(
-            query, "127.0.0.1", timeout=10, port=server.port, ssl_context=certificates.client(), server_hostname="127.0.0.1"
+            query,
+            "127.0.0.1",
+            timeout=10,
+            port=server.port,
+            ssl_context=certificates.client(),
+            server_hostname="127.0.0.1",
         )
     assert sorted(texts(response)) == ZONE["large.test.", "TXT"]
     assert server.seen == ["tcp"]
@@ -210,7 +225,10 @@ async def test_a_timeout() -> None:
         query = dns.message.make_query("here.test", "A")
         with pytest.raises(dns.exception.Timeout):
             await dns.asyncquery.udp(query, "127.0.0.1", timeout=0.02, port=server.port)
-        assert len(texts(await dns.asyncquery.udp(query, "127.0.0.1", timeout=10, port=server.port))) == 2
+        assert (
+            len(texts(await dns.asyncquery.udp(query, "127.0.0.1", timeout=10, port=server.port)))
+            == 2
+        )
 
 
 async def test_answers_of_a_stranger() -> None:

@@ -91,7 +91,9 @@ async def test_a_kept_connection_that_the_server_has_closed() -> None:
         await trio.to_thread.run_sync(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ) as client:
             for _ in range(3):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serve_once, listener)
@@ -106,7 +108,9 @@ async def test_a_response_that_is_cut_off() -> None:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhello")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ) as client:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, answer)
                 with pytest.raises(httpx.RemoteProtocolError):
@@ -117,17 +121,23 @@ async def test_a_response_that_is_cut_off() -> None:
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 async def test_timeouts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody accepts: the kernel does
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ) as client:
             with pytest.raises(httpx.ReadTimeout):
                 await client.get("/", timeout=httpx.Timeout(10, read=0.02))
             with pytest.raises(httpx.WriteTimeout):
-                await client.post("/", content=payload(LARGE), timeout=httpx.Timeout(10, write=0.02))
+                await client.post(
+                    "/", content=payload(LARGE), timeout=httpx.Timeout(10, write=0.02)
+                )
 
 
 async def test_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{unused.getsockname()[1]}") as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{unused.getsockname()[1]}"
+        ) as client:
             with pytest.raises(httpx.ConnectError):
                 await client.get("/")
     with serving() as url:

@@ -91,7 +91,9 @@ async def test_tls(app: Any, certificates: Certificates, http2: bool) -> None:
         assert answer.json()["sha256"] == digest(body)
 
 
-async def test_requests_multiplexed_over_one_http2_connection(app: Any, certificates: Certificates) -> None:
+async def test_requests_multiplexed_over_one_http2_connection(
+    app: Any, certificates: Certificates
+) -> None:
     async with (
         hypercorn(app, tls=certificates) as url,
         httpx.AsyncClient(base_url=url, verify=certificates.client(), http2=True) as client,
@@ -128,7 +130,9 @@ async def test_many_at_the_same_time(app: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/hang", "/endless"])
-async def test_a_cancelled_request_ends_at_the_server_too(watch_and_app: tuple[Watch, Any], path: str) -> None:
+async def test_a_cancelled_request_ends_at_the_server_too(
+    watch_and_app: tuple[Watch, Any], path: str
+) -> None:
     watch, app = watch_and_app
     async with hypercorn(app) as url, httpx.AsyncClient(base_url=url, timeout=None) as client:
         async with trio.open_nursery() as nursery:
@@ -159,7 +163,10 @@ async def test_a_response_that_is_not_read(watch_and_app: tuple[Watch, Any]) -> 
 async def test_over_a_unix_socket(app: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     transport = httpx.AsyncHTTPTransport(uds=path)
-    async with hypercorn(app, f"unix:{path}"), httpx.AsyncClient(base_url="http://here", transport=transport) as client:
+    async with (
+        hypercorn(app, f"unix:{path}"),
+        httpx.AsyncClient(base_url="http://here", transport=transport) as client,
+    ):
         answer = await client.get(f"/bytes/{LARGE}")
         assert digest(answer.content) == digest(payload(LARGE))
         answer = await client.post("/digest", content=payload(LARGE))
@@ -171,7 +178,11 @@ async def test_the_server_under_a_client_of_the_standard_library(app: Any) -> No
         connection = http.client.HTTPConnection(host, port, timeout=20)
         with contextlib.closing(connection):
             bodies = []
-            for method, path, body in (("GET", "/", None), ("GET", f"/bytes/{MIB}", None), ("POST", "/digest", payload(MIB))):
+            for method, path, body in (
+                ("GET", "/", None),
+                ("GET", f"/bytes/{MIB}", None),
+                ("POST", "/digest", payload(MIB)),
+            ):
                 connection.request(method, path, body)
                 bodies.append(connection.getresponse().read())
             return bodies

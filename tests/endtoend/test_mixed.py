@@ -121,7 +121,9 @@ def test_a_relay_between_a_stock_stream_and_ours() -> None:
 
     async def main(stock: trio.SocketStream, far: trio.SocketStream) -> None:
         ours, near = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
-        assert [type(stream) for stream in (stock, far, ours, near)] == [trio.SocketStream] * 2 + [trio_uring.SocketStream] * 2
+        assert [type(stream) for stream in (stock, far, ours, near)] == [trio.SocketStream] * 2 + [
+            trio_uring.SocketStream
+        ] * 2
         got: dict[str, bytes] = {}
 
         async def send(stream: Any, data: bytes) -> None:
@@ -143,7 +145,9 @@ def test_a_relay_between_a_stock_stream_and_ours() -> None:
         assert digest(got["far"]) == digest(payload(LARGE)[::-1])
         assert completed("RECV") > 0
 
-    left, right = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in socket.socketpair())
+    left, right = (
+        trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in socket.socketpair()
+    )
     with stock_calls() as calls:
         trio.run(main, left, right, instruments=[trio_uring.Enable()])
     assert {"send", "recv"} <= set(calls)
@@ -153,7 +157,9 @@ def test_tls_over_each_of_them(certificates: Certificates) -> None:
     async def main(stock: trio.SocketStream, peer: socket.socket) -> None:
         server = trio.SSLStream(stock, certificates.server(), server_side=True)
         client = trio.SSLStream(
-            trio.SocketStream(trio.socket.from_stdlib_socket(peer)), certificates.client(), server_hostname="localhost"
+            trio.SocketStream(trio.socket.from_stdlib_socket(peer)),
+            certificates.client(),
+            server_hostname="localhost",
         )
         assert type(client.transport_stream) is trio_uring.SocketStream
         async with trio.open_nursery() as nursery:
@@ -240,7 +246,10 @@ def test_libraries_on_each_of_them() -> None:
 
     async def main(left: trio.socket.SocketType, right: trio.socket.SocketType) -> None:
         async with AnyioStream(left) as one, AnyioStream(right) as other:
-            async with hypercorn(starlette_app(Watch())) as url, httpx.AsyncClient(base_url=url) as client:
+            async with (
+                hypercorn(starlette_app(Watch())) as url,
+                httpx.AsyncClient(base_url=url) as client,
+            ):
                 await one.send((await client.get("/bytes/1000")).content)
                 assert await other.receive() == payload(1000)
         assert accepts() == 1

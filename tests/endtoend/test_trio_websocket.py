@@ -45,12 +45,16 @@ async def serving(
 ) -> AsyncIterator[int]:
     async with trio.open_nursery() as nursery:
         context = tls.server() if tls else None
-        server = await nursery.start(partial(serve_websocket, handler, "127.0.0.1", 0, context, **SIZES))
+        server = await nursery.start(
+            partial(serve_websocket, handler, "127.0.0.1", 0, context, **SIZES)
+        )
         yield server.port
         nursery.cancel_scope.cancel()
 
 
-def connected(port: int, **settings: Any) -> contextlib.AbstractAsyncContextManager[WebSocketConnection]:
+def connected(
+    port: int, **settings: Any
+) -> contextlib.AbstractAsyncContextManager[WebSocketConnection]:
     return open_websocket_url(f"ws://127.0.0.1:{port}/", **SIZES, **settings)  # type: ignore[no-any-return]
 
 
@@ -73,7 +77,16 @@ async def test_both_ends_are_ours() -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_messages_small_and_large(certificates: Certificates, tls: bool) -> None:
-    messages = ["text", "ünïcödé" * 1000, b"\0", payload(125), payload(126), payload(65535), payload(65536), payload(LARGE)]
+    messages = [
+        "text",
+        "ünïcödé" * 1000,
+        b"\0",
+        payload(125),
+        payload(126),
+        payload(65535),
+        payload(65536),
+        payload(LARGE),
+    ]
     use_ssl: Any = certificates.client() if tls else False
     async with (
         serving(tls=certificates if tls else None) as port,
@@ -139,7 +152,9 @@ async def test_the_server_ends_the_connection() -> None:
             await websocket.get_message()
         assert isinstance(caught.value.reason, CloseReason)
         assert (caught.value.reason.code, caught.value.reason.reason) == (4000, "enough")
-    await websocket._stream.aclose()  # the library leaves it open when the peer was first to close, on trio's sockets too
+    await (
+        websocket._stream.aclose()
+    )  # the library leaves it open when the peer was first to close, on trio's sockets too
 
 
 async def test_a_client_that_is_gone_without_a_word() -> None:

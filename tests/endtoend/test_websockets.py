@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     pytest.skip("websockets has a trio module for Python 3.11 and newer", allow_module_level=True)
 
-from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, InvalidStatus
+from websockets.exceptions import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    InvalidStatus,
+)
 from websockets.trio.client import ClientConnection, connect
 from websockets.trio.server import ServerConnection, serve
 
@@ -37,7 +42,9 @@ async def echo(websocket: ServerConnection) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Callable[[ServerConnection], Awaitable[None]] = echo, tls: Certificates | None = None, **settings: Any
+    handler: Callable[[ServerConnection], Awaitable[None]] = echo,
+    tls: Certificates | None = None,
+    **settings: Any,
 ) -> AsyncIterator[str]:
     settings = {"max_size": None, "ssl": tls.server() if tls else None, **settings}
     async with trio.open_nursery() as nursery:
@@ -74,9 +81,22 @@ async def test_both_ends_are_ours() -> None:
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_messages_small_and_large(certificates: Certificates, compression: str | None, tls: bool) -> None:
+async def test_messages_small_and_large(
+    certificates: Certificates, compression: str | None, tls: bool
+) -> None:
     large = payload(LARGE) if compression is None else payload(MIB) * 10
-    messages = ["", "text", "ünïcödé" * 1000, b"", b"\0", payload(125), payload(126), payload(65535), payload(65536), large]
+    messages = [
+        "",
+        "text",
+        "ünïcödé" * 1000,
+        b"",
+        b"\0",
+        payload(125),
+        payload(126),
+        payload(65535),
+        payload(65536),
+        large,
+    ]
     settings: dict[str, Any] = {"ssl": certificates.client()} if tls else {}
     async with (
         serving(tls=certificates if tls else None, compression=compression) as url,
@@ -173,7 +193,9 @@ async def test_the_server_ends_the_connection() -> None:
 async def test_the_server_is_shut_down_under_its_clients() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(serve, echo, 0, host="127.0.0.1"))
-        async with connected(f"ws://127.0.0.1:{server.listeners[0].socket.getsockname()[1]}") as websocket:
+        async with connected(
+            f"ws://127.0.0.1:{server.listeners[0].socket.getsockname()[1]}"
+        ) as websocket:
             nursery.start_soon(server.aclose)
             with pytest.raises(ConnectionClosedOK) as caught:
                 await websocket.recv()
@@ -202,7 +224,9 @@ async def test_a_client_that_is_gone_without_a_word() -> None:
 
 
 async def test_a_refused_handshake() -> None:
-    async with serving(process_request=lambda websocket, request: websocket.respond(403, "no")) as url:
+    async with serving(
+        process_request=lambda websocket, request: websocket.respond(403, "no")
+    ) as url:
         with pytest.raises(InvalidStatus) as caught:
             async with connected(url):
                 pass
@@ -211,7 +235,10 @@ async def test_a_refused_handshake() -> None:
 
 @pytest.mark.parametrize("name", sorted(APPS))
 async def test_against_an_asgi_application(name: str) -> None:
-    async with hypercorn(APPS[name](Watch())) as url, connected(url.replace("http", "ws") + "/echo") as websocket:
+    async with (
+        hypercorn(APPS[name](Watch())) as url,
+        connected(url.replace("http", "ws") + "/echo") as websocket,
+    ):
         for message in ("hello", payload(10), payload(MIB), "x" * MIB):
             await websocket.send(message)
             assert await websocket.recv() == message

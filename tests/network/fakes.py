@@ -41,7 +41,9 @@ class Fake(NetworkStream):
         self.send_timeout: float | None = None
         self.receive_timeout: float | None = None
 
-    async def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any = None) -> Any:
+    async def _call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any = None
+    ) -> Any:
         self.calls.append((name, *args, kwargs))
         return result if self.behave is None else await self.behave()
 

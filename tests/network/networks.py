@@ -29,7 +29,14 @@ import trio.testing
 from streams.support import checked_run, open_descriptors
 
 import trio_uring
-from trio_uring import Network, NetworkConfig, NetworkListener, NetworkStream, TrioNetwork, UringNetwork
+from trio_uring import (
+    Network,
+    NetworkConfig,
+    NetworkListener,
+    NetworkStream,
+    TrioNetwork,
+    UringNetwork,
+)
 from trio_uring._driver.run import _current
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._observe.observed import Audited, Metered
@@ -40,7 +47,9 @@ if TYPE_CHECKING:
     Make = Callable[[NetworkConfig], Network]
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261123"))
-LIMIT = 60  # seconds for one test, of the real clock or the simulated one; it is for tests that hang
+LIMIT = (
+    60  # seconds for one test, of the real clock or the simulated one; it is for tests that hang
+)
 ANY_PORT = ("127.0.0.1", 0)
 BLOCK = random.Random(SEED).randbytes(1 << 20)
 PROMPT = 0.01  # seconds for which nothing must happen before a real network counts as quiet
@@ -67,7 +76,9 @@ class Kind:
         return self.make is UringNetwork or self.enabled
 
     def parameter(self) -> Any:
-        return pytest.param(self, id=self.name, marks=() if self.needs_ring else pytest.mark.no_ring)
+        return pytest.param(
+            self, id=self.name, marks=() if self.needs_ring else pytest.mark.no_ring
+        )
 
 
 def simulated(config: NetworkConfig) -> SimulatedNetwork:
@@ -76,7 +87,15 @@ def simulated(config: NetworkConfig) -> SimulatedNetwork:
 
 def hostile(config: NetworkConfig) -> SimulatedNetwork:
     """Slow, with little room, and hardly ever doing all at once what it is asked for."""
-    return SimulatedNetwork(SEED, config=config, latency=(0.0, 0.005), bandwidth=50e6, buffer_size=5000, short=0.8, race=0.8)
+    return SimulatedNetwork(
+        SEED,
+        config=config,
+        latency=(0.0, 0.005),
+        bandwidth=50e6,
+        buffer_size=5000,
+        short=0.8,
+        race=0.8,
+    )
 
 
 BASES = {"ring": UringNetwork, "trio": TrioNetwork, "simulated": simulated}
@@ -84,7 +103,10 @@ KINDS = [Kind(name, make) for name, make in BASES.items()]
 KINDS += [Kind(f"metered {name}", make, (Metered,)) for name, make in BASES.items()]
 KINDS += [Kind(f"audited {name}", make, (Audited,)) for name, make in BASES.items()]
 KINDS += [Kind(f"enabled {name}", BASES[name], enabled=True) for name in ("trio", "simulated")]
-KINDS += [Kind("audited metered ring", UringNetwork, (Metered, Audited)), Kind("hostile simulated", hostile)]
+KINDS += [
+    Kind("audited metered ring", UringNetwork, (Metered, Audited)),
+    Kind("hostile simulated", hostile),
+]
 SIMULATED = [kind for kind in KINDS if kind.is_simulated]
 REAL = [kind for kind in KINDS if not kind.is_simulated]
 
@@ -145,13 +167,18 @@ def check_counters(counted: Any) -> None:
     assert (counted.open_in, counted.open_out) == (0, 0), counted
     for name, attempts in counted.operations.items():
         errors = sum(count for (operation, _), count in counted.errors.items() if operation == name)
-        assert attempts == counted.successes[name] + counted.timeouts[name] + counted.cancelled[name] + errors, (name, counted)
+        assert (
+            attempts
+            == counted.successes[name] + counted.timeouts[name] + counted.cancelled[name] + errors
+        ), (name, counted)
 
 
 # -- running
 
 
-def on(kinds: Iterable[Kind], *, limit: float = LIMIT) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
+def on(
+    kinds: Iterable[Kind], *, limit: float = LIMIT
+) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
     """Makes a test of an async function, for each of these kinds of network."""
     parameters = [kind.parameter() for kind in kinds]
 
@@ -159,7 +186,9 @@ def on(kinds: Iterable[Kind], *, limit: float = LIMIT) -> Callable[[Callable[...
         def run(kind: Kind, **arguments: Any) -> None:
             world = run_once(kind, test, arguments, limit)
             if kind.is_simulated and kind.wrappers == (Audited,):
-                assert run_once(kind, test, arguments, limit).digests() == world.digests(), "two runs, two digests"
+                assert run_once(kind, test, arguments, limit).digests() == world.digests(), (
+                    "two runs, two digests"
+                )
 
         others = list(inspect.signature(test).parameters.values())[1:]
         first = inspect.Parameter("kind", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -175,12 +204,16 @@ def on(kinds: Iterable[Kind], *, limit: float = LIMIT) -> Callable[[Callable[...
 everywhere = on(KINDS)
 
 
-def run_once(kind: Kind, test: Callable[..., Awaitable[None]], arguments: dict[str, Any], limit: float) -> World:
+def run_once(
+    kind: Kind, test: Callable[..., Awaitable[None]], arguments: dict[str, Any], limit: float
+) -> World:
     world = World(kind)
     main = partial(_within_limit, world, test, arguments, limit)
     try:
         if kind.is_simulated:
-            run_deterministically(main, seed=SEED, instruments=[trio_uring.Enable()] if kind.enabled else [])
+            run_deterministically(
+                main, seed=SEED, instruments=[trio_uring.Enable()] if kind.enabled else []
+            )
         elif kind.needs_ring:
             checked_run(main, run=trio_uring.run if kind.enabled else trio.run)
         else:
@@ -195,7 +228,9 @@ def run_once(kind: Kind, test: Callable[..., Awaitable[None]], arguments: dict[s
     return world
 
 
-async def _within_limit(world: World, test: Callable[..., Awaitable[None]], arguments: dict[str, Any], limit: float) -> None:
+async def _within_limit(
+    world: World, test: Callable[..., Awaitable[None]], arguments: dict[str, Any], limit: float
+) -> None:
     with trio.fail_after(limit):
         await test(world, **arguments)
     for sock in world.finally_close:
@@ -218,7 +253,9 @@ async def connected(network: Network) -> AsyncIterator[tuple[NetworkStream, Netw
         yield client, server
 
 
-async def connect(network: Network, listener: NetworkListener) -> tuple[NetworkStream, NetworkStream]:
+async def connect(
+    network: Network, listener: NetworkListener
+) -> tuple[NetworkStream, NetworkStream]:
     ends: dict[str, NetworkStream] = {}
 
     async def accept() -> None:
@@ -283,7 +320,9 @@ class CountingSocket:
 # -- data
 
 
-async def expect(error: type[BaseException], call: Callable[..., Awaitable[Any]], *args: Any) -> None:
+async def expect(
+    error: type[BaseException], call: Callable[..., Awaitable[Any]], *args: Any
+) -> None:
     with pytest.raises(error):
         await call(*args)
 

@@ -42,7 +42,9 @@ class ScriptedReceiver(trio.abc.ReceiveStream):
     """
 
     def __init__(self, pieces: Iterable[bytes] = (), *, ended: bool = False) -> None:
-        self.pieces: deque[bytes | BaseException] = deque(piece for piece in pieces if piece)  # none is the end
+        self.pieces: deque[bytes | BaseException] = deque(
+            piece for piece in pieces if piece
+        )  # none is the end
         self.ended = ended
         self.closed = False
         self.requests: list[int | None] = []
@@ -125,7 +127,9 @@ class Late(ScriptedReceiver):
         await trio.lowlevel.checkpoint()
 
 
-async def until_resumed(coro: Coroutine[Any, Any, Any], between: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+async def until_resumed(
+    coro: Coroutine[Any, Any, Any], between: Callable[[], Coroutine[Any, Any, Any]]
+) -> Any:
     """Runs a call to its first checkpoint, then `between`, then the rest of the call. The order is not the scheduler's."""
     coro.send(None)
     await between()
@@ -178,7 +182,9 @@ def trio_pair() -> tuple[Any, Any]:
 
 
 def network_stream(transport: Any, read_buffer_size: int = 65536) -> BufferedNetworkStream:
-    return BufferedNetworkStream(transport, NetworkConfig(read_buffer_size=read_buffer_size), ("left", 1), ("right", 2))
+    return BufferedNetworkStream(
+        transport, NetworkConfig(read_buffer_size=read_buffer_size), ("left", 1), ("right", 2)
+    )
 
 
 def pipe_pair() -> tuple[Any, Any]:
@@ -190,15 +196,21 @@ def pipe_pair() -> tuple[Any, Any]:
 
 
 def stapled_pair() -> tuple[Any, Any]:
-    (left_send, right_receive), (right_send, left_receive) = (trio.testing.memory_stream_one_way_pair() for _ in range(2))
-    return trio.StapledStream(left_send, left_receive), trio.StapledStream(right_send, right_receive)
+    (left_send, right_receive), (right_send, left_receive) = (
+        trio.testing.memory_stream_one_way_pair() for _ in range(2)
+    )
+    return trio.StapledStream(left_send, left_receive), trio.StapledStream(
+        right_send, right_receive
+    )
 
 
 def tls_pair() -> tuple[Any, Any]:
     """TLS over the ring. Anonymous: a certificate would add nothing here."""
     streams = []
     for server_side, transport in zip((True, False), unix_streams()):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+        context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT
+        )
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion.TLSv1_2

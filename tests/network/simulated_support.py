@@ -32,7 +32,9 @@ def simulated(function):
     return run
 
 
-async def pair_of(network: SimulatedNetwork, dialler: str = "a", listener: str = "b") -> tuple[Any, Any]:
+async def pair_of(
+    network: SimulatedNetwork, dialler: str = "a", listener: str = "b"
+) -> tuple[Any, Any]:
     """Two connected streams, the dialling end first."""
     async with await network.host(listener).bind((listener, 0)) as server:
         first = await network.host(dialler).dial(server.local_address)
@@ -44,7 +46,9 @@ def fails(code: int) -> Any:
 
 
 def broken_by(code: int) -> Any:
-    return pytest.raises(trio.BrokenResourceError, check=lambda error: error.__cause__.errno == code)
+    return pytest.raises(
+        trio.BrokenResourceError, check=lambda error: error.__cause__.errno == code
+    )
 
 
 async def transports(**options: Any) -> tuple[Any, Any]:

@@ -79,7 +79,9 @@ ODD_ADDRESSES = [
 
 
 @pytest.mark.no_ring
-@pytest.mark.parametrize("address", ODD_ADDRESSES, ids=lambda address: re.sub(r" at 0x\w+", "", str(address)))
+@pytest.mark.parametrize(
+    "address", ODD_ADDRESSES, ids=lambda address: re.sub(r" at 0x\w+", "", str(address))
+)
 def test_the_digest_does_not_depend_on_what_the_process_did_before(address):
     def digest() -> str:
         audit = Audit()
@@ -146,7 +148,11 @@ async def test_what_a_network_folds():
         ("success", "accept", of_client, [], ""),
         ("attempt", "dial", "127.0.0.1 81", [], ""),
         ("failure", "dial", "127.0.0.1 81", [], f"ConnectionRefusedError: {refused.value}"),
-        *((kind, "close", where, [], "") for where in (at, of_client, at) for kind in ("attempt", "success")),
+        *(
+            (kind, "close", where, [], "")
+            for where in (at, of_client, at)
+            for kind in ("attempt", "success")
+        ),
     )
 
 
@@ -172,7 +178,9 @@ def fold(events: list[Any]) -> tuple[str, list[Any]]:
         else:
             getattr(audit, kind)(operation, address, buffers)
             sizes = (kind, operation) == ("success", "send")
-            matters.append((kind, operation, address, [len(data) for data in buffers] if sizes else buffers))
+            matters.append(
+                (kind, operation, address, [len(data) for data in buffers] if sizes else buffers)
+            )
     return audit.digest(), matters
 
 
@@ -199,7 +207,11 @@ def test_buffers_of_every_kind_are_hashed_as_their_bytes():
         audit, expected = Audit(), Audit()
         audit.attempt("send", None, [buffer, b"next"])
         expected.attempt("send", None, [data, b"next"])
-        assert audit.digest() == expected.digest() == reference(("attempt", "send", "", [data, b"next"], ""))
+        assert (
+            audit.digest()
+            == expected.digest()
+            == reference(("attempt", "send", "", [data, b"next"], ""))
+        )
 
 
 @pytest.mark.no_ring
@@ -236,9 +248,13 @@ async def test_texts_that_differ_from_run_to_run_do_not_count():
         audit.failure("send", None, error, outcome)
         return audit.digest()
 
-    assert digest_of(ValueError(repr(Fake())), "failed") == digest_of(ValueError(repr(Fake())), "failed")
+    assert digest_of(ValueError(repr(Fake())), "failed") == digest_of(
+        ValueError(repr(Fake())), "failed"
+    )
     assert digest_of(ValueError("1"), "failed") != digest_of(ValueError("2"), "failed")
-    assert digest_of(trio.TooSlowError("1"), "timed_out") == digest_of(trio.TooSlowError("2"), "timed_out")
+    assert digest_of(trio.TooSlowError("1"), "timed_out") == digest_of(
+        trio.TooSlowError("2"), "timed_out"
+    )
 
     class Nameless(Exception):
         def __str__(self) -> str:
@@ -251,7 +267,10 @@ async def test_texts_that_differ_from_run_to_run_do_not_count():
         stream.audit.subscribe(events.append)
         with trio.move_on_after(1):
             await stream.receive_some()
-    assert [(event.error, event.outcome) for event in events] == [(None, None), ("Cancelled", "cancelled")] * 2
+    assert [(event.error, event.outcome) for event in events] == [
+        (None, None),
+        ("Cancelled", "cancelled"),
+    ] * 2
 
 
 # -- runs
@@ -285,7 +304,9 @@ async def conversation(network: SimulatedNetwork, audit: Audit) -> None:
 
 def digest_of_run(seed: int, order: int) -> str:
     audit = Audit()
-    run_deterministically(conversation, SimulatedNetwork(seed, latency=(0.0001, 0.001)), audit, seed=order)
+    run_deterministically(
+        conversation, SimulatedNetwork(seed, latency=(0.0001, 0.001)), audit, seed=order
+    )
     assert audit.events > 500
     return audit.digest()
 
@@ -375,7 +396,9 @@ async def test_a_subscriber_that_raises_breaks_nothing(caplog):
         assert await plain.receive_some() == await stream.receive_some() == b"some"
     assert (len(calls), len(seen)) == (1, 4)
     assert stream.audit.digest() == plain.audit.digest()
-    assert [(record.name, record.levelname) for record in caplog.records] == [("trio_uring", "ERROR")]
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("trio_uring", "ERROR")
+    ]
     assert "a subscriber's" in caplog.text
 
 
@@ -402,7 +425,12 @@ def test_logging_with_the_standard_library(caplog):
         ("DEBUG", "network dial failure ('%s', 1) TooSlowError"),
     ]
     record: Any = caplog.records[0]
-    assert (record.event_number, record.event_kind, record.operation, record.sizes) == (1, "attempt", "send", (3, 1))
+    assert (record.event_number, record.event_kind, record.operation, record.sizes) == (
+        1,
+        "attempt",
+        "send",
+        (3, 1),
+    )
     assert (record.address, record.error, record.outcome) == (("peer", 1), None, None)
     caplog.clear()
     caplog.set_level(logging.WARNING, "test of audit")
@@ -432,6 +460,14 @@ def test_logging_with_structlog():
         ("warning", "network receive failure"),
         ("debug", "network dial failure"),
     ]
-    assert (logs[2]["server"], logs[2]["event_number"], logs[2]["event_kind"]) == ("one", 3, "failure")
-    assert (logs[2]["operation"], logs[2]["address"], logs[2]["sizes"]) == ("receive", ("peer", 1), ())
+    assert (logs[2]["server"], logs[2]["event_number"], logs[2]["event_kind"]) == (
+        "one",
+        3,
+        "failure",
+    )
+    assert (logs[2]["operation"], logs[2]["address"], logs[2]["sizes"]) == (
+        "receive",
+        ("peer", 1),
+        (),
+    )
     assert (logs[2]["error"], logs[2]["outcome"]) == ("BrokenPipeError: [Errno 32] pipe", "failed")

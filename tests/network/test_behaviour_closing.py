@@ -13,7 +13,18 @@ from streams.support import clog_tcp
 
 from trio_uring import NetworkStream
 
-from .networks import ANY_PORT, World, blocks, closing, connect, connected, everywhere, expect, receive_all, socket_of
+from .networks import (
+    ANY_PORT,
+    World,
+    blocks,
+    closing,
+    connect,
+    connected,
+    everywhere,
+    expect,
+    receive_all,
+    socket_of,
+)
 
 MIB = 1 << 20
 

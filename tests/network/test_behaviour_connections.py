@@ -299,7 +299,9 @@ async def test_a_cancelled_accept_loses_no_connection(world: World) -> None:
             for _ in range(30):
                 clients.append(await network.dial(listener.local_address))
         async with closing(*accepted, *clients):
-            assert {end.remote_address for end in accepted} == {end.local_address for end in clients}
+            assert {end.remote_address for end in accepted} == {
+                end.local_address for end in clients
+            }
 
 
 async def cancel_later(world: World, scope: trio.CancelScope) -> None:
@@ -335,7 +337,9 @@ async def test_closing_wakes_who_accepts(world: World) -> None:
 
 
 @everywhere
-async def test_what_was_not_accepted_is_reset_or_ended_when_the_listener_closes(world: World) -> None:
+async def test_what_was_not_accepted_is_reset_or_ended_when_the_listener_closes(
+    world: World,
+) -> None:
     network = world.make()
     listener = await network.bind(ANY_PORT)
     client = await network.dial(listener.local_address)
@@ -373,7 +377,9 @@ async def test_many_clients(world: World) -> None:
         stream = await network.dial(listener.local_address)
         async with closing(stream):
             for _ in range(4):
-                async with trio.open_nursery() as nursery:  # the message may be more than there is room for on the way
+                async with (
+                    trio.open_nursery() as nursery
+                ):  # the message may be more than there is room for on the way
                     nursery.start_soon(stream.send_all, message)
                     assert await stream.receive_exactly(len(message)) == message
             await stream.send_eof()

@@ -16,7 +16,17 @@ from trio.testing import assert_checkpoints
 
 from trio_uring import receive_frame, send_frame
 
-from .networks import ANY_PORT, BLOCK, World, blocks, closing, connected, digest_of, everywhere, expect
+from .networks import (
+    ANY_PORT,
+    BLOCK,
+    World,
+    blocks,
+    closing,
+    connected,
+    digest_of,
+    everywhere,
+    expect,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,8 +93,13 @@ async def test_cancelled_receives_lose_nothing(world: World, buffer_size: int) -
         async def send() -> None:
             nonlocal sent_count
             while struck < CANCELS:
-                start, size = world.random.randrange(1 << 19), world.random.choice((1, 60, 700, 5000, 40_000))
-                await client.send_all([BLOCK[start : start + size // 2], BLOCK[start + size // 2 : start + size]])
+                start, size = (
+                    world.random.randrange(1 << 19),
+                    world.random.choice((1, 60, 700, 5000, 40_000)),
+                )
+                await client.send_all(
+                    [BLOCK[start : start + size // 2], BLOCK[start + size // 2 : start + size]]
+                )
                 sent.update(BLOCK[start : start + size])
                 sent_count += size
                 await world.pause(10)
@@ -121,7 +136,9 @@ async def test_cancelled_sends_say_what_went(world: World) -> None:
             elif how == 1:
                 await client.send_all([rest[:middle], b"", rest[middle:]])
             else:
-                await client.send_all_vectored(iter([rest[:middle], rest[middle:]]), timeout=math.inf)
+                await client.send_all_vectored(
+                    iter([rest[:middle], rest[middle:]]), timeout=math.inf
+                )
             assert client.bytes_sent == size
 
         async def send() -> None:

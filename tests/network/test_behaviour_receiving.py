@@ -11,7 +11,18 @@ import trio
 
 from trio_uring import DelimiterNotFound, IncompleteReadError, NetworkStream
 
-from .networks import BLOCK, REAL, World, blocks, connected, everywhere, expect, innermost, on, receive_all
+from .networks import (
+    BLOCK,
+    REAL,
+    World,
+    blocks,
+    connected,
+    everywhere,
+    expect,
+    innermost,
+    on,
+    receive_all,
+)
 
 KIB = 1 << 10
 
@@ -186,7 +197,9 @@ async def test_exact_reads_of_any_size(world: World) -> None:
         nursery.start_soon(client.send_all, blocks(total))
         start = 0
         while start < total:
-            size = min(total - start, world.random.choice((0, 1, 2, 100, 4096, 65536, 65537, 200_000)))
+            size = min(
+                total - start, world.random.choice((0, 1, 2, 100, 4096, 65536, 65537, 200_000))
+            )
             first = start % len(BLOCK)
             part = await server.receive_exactly(size)
             assert part == (BLOCK[first:] + BLOCK)[:size]
@@ -324,7 +337,9 @@ async def test_the_configs_read_timeout_is_for_every_read(world: World) -> None:
 
 @everywhere
 @pytest.mark.parametrize("timeout", [math.inf, 30])
-async def test_a_calls_own_timeout_takes_the_place_of_the_configs(world: World, timeout: float) -> None:
+async def test_a_calls_own_timeout_takes_the_place_of_the_configs(
+    world: World, timeout: float
+) -> None:
     async with connected(world.make(read_timeout=0.01, write_timeout=0.01)) as (client, server):
 
         async def send_late(data: bytes) -> None:
@@ -391,7 +406,10 @@ async def test_a_peer_that_resets(world: World) -> None:
 @everywhere
 async def test_a_blocked_receive_is_reset(world: World) -> None:
     for size in (1, 10, 100_000):
-        async with connected(world.make(so_linger=0)) as (client, server), trio.open_nursery() as nursery:
+        async with (
+            connected(world.make(so_linger=0)) as (client, server),
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(expect, trio.BrokenResourceError, client.receive_exactly, size)
             await world.quiet()
             await server.aclose()
@@ -399,7 +417,10 @@ async def test_a_blocked_receive_is_reset(world: World) -> None:
 
 @everywhere
 async def test_a_blocked_send_is_reset(world: World) -> None:
-    async with connected(world.make(so_linger=0)) as (client, server), trio.open_nursery() as nursery:
+    async with (
+        connected(world.make(so_linger=0)) as (client, server),
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(expect, trio.BrokenResourceError, client.send_all, blocks(64 << 20))
         await world.quiet()
         await server.aclose()

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_uring import FrameStream, FrameTooLarge, IncompleteReadError, receive_frame, send_all_vectored, send_frame
+from trio_uring import (
+    FrameStream,
+    FrameTooLarge,
+    IncompleteReadError,
+    receive_frame,
+    send_all_vectored,
+    send_frame,
+)
 
 from .networks import (
     ANY_PORT,
@@ -32,16 +39,39 @@ MIB = 1 << 20
 
 BUFFERS: dict[str, Callable[[], Any]] = {
     "one of bytes": lambda: [b"bytes"],
-    "empty ones": lambda: [b"", b"a", b"", bytearray(), memoryview(b""), b"b", array.array("I"), b""],
+    "empty ones": lambda: [
+        b"",
+        b"a",
+        b"",
+        bytearray(),
+        memoryview(b""),
+        b"b",
+        array.array("I"),
+        b"",
+    ],
     "none": list,
     "only empty ones": lambda: [b"", bytearray()],
-    "of all kinds": lambda: [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview")[2:-2], array.array("I", range(99))],
+    "of all kinds": lambda: [
+        b"bytes",
+        bytearray(b"bytearray"),
+        memoryview(b"memoryview")[2:-2],
+        array.array("I", range(99)),
+    ],
     "a tuple": lambda: (b"prefix", b"payload"),
-    "two dimensions": lambda: [memoryview(bytes(range(120))).cast("B", (10, 12)), memoryview(bytes(16)).cast("d")],
+    "two dimensions": lambda: [
+        memoryview(bytes(range(120))).cast("B", (10, 12)),
+        memoryview(bytes(16)).cast("d"),
+    ],
     "3,000": lambda: [BLOCK[7 * i : 7 * i + i % 7] for i in range(3000)],
     "large and small": lambda: [b"head", BLOCK[:300_000], b"", bytearray(BLOCK[:100_000]), b"tail"],
 }
-ONE_BUFFER = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), array.array("h", [1, -2, 3]), b""]
+ONE_BUFFER = [
+    b"bytes",
+    bytearray(b"bytearray"),
+    memoryview(b"memoryview"),
+    array.array("h", [1, -2, 3]),
+    b"",
+]
 
 
 def joined(buffers: Any) -> bytes:
@@ -83,7 +113,9 @@ async def test_buffers_arrive_joined_and_in_order(world: World, name: str) -> No
 
 
 @everywhere
-@pytest.mark.parametrize("data", ONE_BUFFER, ids=lambda data: f"{type(data).__name__} of {len(data)}")
+@pytest.mark.parametrize(
+    "data", ONE_BUFFER, ids=lambda data: f"{type(data).__name__} of {len(data)}"
+)
 async def test_one_buffer(world: World, data: Any) -> None:
     async def send(stream: Any) -> None:
         await stream.send_all(data)
@@ -93,7 +125,9 @@ async def test_one_buffer(world: World, data: Any) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("bad", ["text", 7, None, ["text"], [b"fine", 7], [b"fine", None], [[b"nested"]]], ids=repr)
+@pytest.mark.parametrize(
+    "bad", ["text", 7, None, ["text"], [b"fine", 7], [b"fine", None], [[b"nested"]]], ids=repr
+)
 async def test_what_is_no_buffer_sends_nothing(world: World, bad: Any) -> None:
     async def send(stream: Any) -> None:
         await expect(TypeError, stream.send_all, bad)
@@ -107,7 +141,9 @@ async def test_what_is_no_buffer_sends_nothing(world: World, bad: Any) -> None:
 
 @everywhere
 @pytest.mark.parametrize(
-    "one", ["text", b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), 7], ids=lambda one: type(one).__name__
+    "one",
+    ["text", b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), 7],
+    ids=lambda one: type(one).__name__,
 )
 async def test_a_list_of_buffers_is_not_one_buffer(world: World, one: Any) -> None:
     async def send(stream: Any) -> None:

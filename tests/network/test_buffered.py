@@ -45,7 +45,9 @@ async def into(stream: BufferedReceiveStream, size: int, **options: Any) -> byte
     return bytes(buffer[: await stream.receive_into(buffer, **options)])
 
 
-async def caught(read: Callable[[], Awaitable[Any]], kind: type[BaseException], into: list[BaseException]) -> None:
+async def caught(
+    read: Callable[[], Awaitable[Any]], kind: type[BaseException], into: list[BaseException]
+) -> None:
     with pytest.raises(kind) as info:
         await read()
     into.append(info.value)
@@ -95,7 +97,9 @@ async def test_receive_into_gives_the_callers_own_memory_to_the_wrapped_stream()
     assert peer.into[1][0] is just
     assert [size for _, size in peer.into] == [1000, 64]
     assert (large[:101], just) == (b"a" * 100 + b"\0", b"b" * 64)
-    assert await stream.receive_into(small) == 10  # one receive for the buffer, which can serve more reads
+    assert (
+        await stream.receive_into(small) == 10
+    )  # one receive for the buffer, which can serve more reads
     assert len(peer.into) == 2
     assert small[:11] == b"c" * 10 + b"\0"
     words = array.array("Q", [0]) * 100
@@ -139,7 +143,9 @@ async def test_an_exact_read_asks_for_what_is_missing_or_for_a_buffer() -> None:
 
 @pytest.mark.parametrize("straight", [False, True])
 async def test_unbuffered_never_receives_ahead(straight: bool) -> None:
-    peer = (ScriptedIntoReceiver if straight else ScriptedReceiver)([b"abcdefghij--\r-\r\r\nk\r\nl"])
+    peer = (ScriptedIntoReceiver if straight else ScriptedReceiver)(
+        [b"abcdefghij--\r-\r\r\nk\r\nl"]
+    )
     stream = BufferedReceiveStream(peer, 0)
     assert (await stream.receive_some(2), peer.given) == (b"ab", 2)
     assert (await into(stream, 3), peer.given) == (b"cde", 5)
@@ -169,9 +175,12 @@ async def test_unbuffered_peek_is_empty_even_when_an_interrupted_read_left_bytes
 
 
 @pytest.mark.parametrize(
-    ("delimiter", "limit", "data"), [(b"\r\n", 5, b"abcd..."), (b"\r\n", 3, b"ab\r..."), (b"END", 4, b"abE...")]
+    ("delimiter", "limit", "data"),
+    [(b"\r\n", 5, b"abcd..."), (b"\r\n", 3, b"ab\r..."), (b"END", 4, b"abE...")],
 )
-async def test_unbuffered_until_receives_no_more_than_max_bytes(delimiter: bytes, limit: int, data: bytes) -> None:
+async def test_unbuffered_until_receives_no_more_than_max_bytes(
+    delimiter: bytes, limit: int, data: bytes
+) -> None:
     peer = ScriptedReceiver([data])
     stream = BufferedReceiveStream(peer, 0)
     with pytest.raises(DelimiterNotFound):
@@ -184,7 +193,9 @@ ab = st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=6).map(b"".joi
 
 @given(delimiter=ab, before=st.lists(ab, max_size=6).map(b"".join), cut=st.integers(1, 9))
 @example(delimiter=b"aab", before=b"a", cut=9)
-def test_unbuffered_until_stops_exactly_behind_any_delimiter(delimiter: bytes, before: bytes, cut: int) -> None:
+def test_unbuffered_until_stops_exactly_behind_any_delimiter(
+    delimiter: bytes, before: bytes, cut: int
+) -> None:
     data = before + delimiter + b"ab" * 10
     end = data.find(delimiter) + len(delimiter)
 
@@ -204,7 +215,9 @@ async def test_the_end_within_an_exact_read_loses_nothing(buffer_size: int) -> N
     peer = ScriptedReceiver([b"ab", b"cde"], ended=True)
     stream = BufferedReceiveStream(peer, buffer_size)
     for count in (6, 100, 6):
-        with pytest.raises(IncompleteReadError, match=f"after 5 of the {count} bytes asked for") as info:
+        with pytest.raises(
+            IncompleteReadError, match=f"after 5 of the {count} bytes asked for"
+        ) as info:
             await stream.receive_exactly(count)
         assert (info.value.partial, info.value.expected) == (b"abcde", count)
         assert isinstance(info.value, EOFError)
@@ -227,7 +240,9 @@ async def test_a_line_that_is_too_long_stays(buffer_size: int) -> None:
     peer = ScriptedReceiver([b"abc", b"def", b"gh\n"])
     stream = BufferedReceiveStream(peer, buffer_size)
     for limit in (4, 8, 1):
-        with pytest.raises(DelimiterNotFound, match=rf"b'\\n' is not in the first {limit} bytes") as info:
+        with pytest.raises(
+            DelimiterNotFound, match=rf"b'\\n' is not in the first {limit} bytes"
+        ) as info:
             await stream.receive_until(b"\n", limit)
         assert (info.value.delimiter, info.value.max_bytes) == (b"\n", limit)
         assert isinstance(info.value, ValueError)
@@ -242,7 +257,9 @@ async def test_a_delimiter_may_be_any_bytes_like_object() -> None:
 
 @every_read
 @unbuffered_too
-async def test_an_error_of_the_wrapped_stream_passes_and_loses_nothing(read: Reader, buffer_size: int) -> None:
+async def test_an_error_of_the_wrapped_stream_passes_and_loses_nothing(
+    read: Reader, buffer_size: int
+) -> None:
     error = HiccupError("scripted")
     peer = ScriptedReceiver()
     stream = BufferedReceiveStream(peer, buffer_size)
@@ -268,11 +285,23 @@ WRONG: list[tuple[Callable[[BufferedReceiveStream], Any], type[Exception], str]]
     (lambda stream: stream.receive_exactly("1"), TypeError, "interpreted as an integer"),
     (lambda stream: stream.receive_exactly(None), TypeError, "interpreted as an integer"),
     (lambda stream: stream.receive_until(b"", 1), ValueError, "delimiter must be 1 byte or more"),
-    (lambda stream: stream.receive_until(b"ab", 1), ValueError, "max_bytes must be at least the length of the delimiter"),
-    (lambda stream: stream.receive_until("a", 1), TypeError, "bytes-like object is required, not 'str'"),
+    (
+        lambda stream: stream.receive_until(b"ab", 1),
+        ValueError,
+        "max_bytes must be at least the length of the delimiter",
+    ),
+    (
+        lambda stream: stream.receive_until("a", 1),
+        TypeError,
+        "bytes-like object is required, not 'str'",
+    ),
     (lambda stream: stream.receive_until(b"a", 1.0), TypeError, "interpreted as an integer"),
     (lambda stream: stream.receive_into(b"1234"), TypeError, "writable, C-contiguous"),
-    (lambda stream: stream.receive_into(memoryview(bytearray(8))[::2]), TypeError, "writable, C-contiguous"),
+    (
+        lambda stream: stream.receive_into(memoryview(bytearray(8))[::2]),
+        TypeError,
+        "writable, C-contiguous",
+    ),
     (lambda stream: stream.receive_into(bytearray()), ValueError, "not empty"),
     (lambda stream: stream.receive_into(5), TypeError, "bytes-like"),
     (lambda stream: stream.receive_some(1, timeout=-1), ValueError, "must be"),
@@ -281,7 +310,9 @@ WRONG: list[tuple[Callable[[BufferedReceiveStream], Any], type[Exception], str]]
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), WRONG)
-async def test_wrong_arguments_change_nothing(call: Callable[..., Any], kind: type[Exception], message: str) -> None:
+async def test_wrong_arguments_change_nothing(
+    call: Callable[..., Any], kind: type[Exception], message: str
+) -> None:
     peer = ScriptedReceiver([b"abcd"])
     stream = BufferedReceiveStream(peer, 2)
     with pytest.raises(kind, match=message):

@@ -63,12 +63,19 @@ async def into(stream: BufferedReceiveStream, size: int, **options: Any) -> byte
     return bytes(buffer[:count])
 
 
-sizes = st.one_of(st.integers(1, 10), st.integers(1, 150), st.sampled_from([6, 7, 8, 63, 64, 65, 70_000]))
+sizes = st.one_of(
+    st.integers(1, 10), st.integers(1, 150), st.sampled_from([6, 7, 8, 63, 64, 65, 70_000])
+)
 delimiters = st.sampled_from([b"a", b"ab", b"aab", b"abab", b"aaaa", b"bba"])
-letters = st.lists(st.sampled_from([b"a", b"b", b"ab", b"aab", b"c"]), min_size=1, max_size=12).map(b"".join)
+letters = st.lists(st.sampled_from([b"a", b"b", b"ab", b"aab", b"c"]), min_size=1, max_size=12).map(
+    b"".join
+)
 pieces = st.lists(
     st.one_of(
-        letters, letters, st.integers(50, 200).map(lambda size: b"0123456789" * (size // 10)), st.just(70_000).map(bytes)
+        letters,
+        letters,
+        st.integers(50, 200).map(lambda size: b"0123456789" * (size // 10)),
+        st.just(70_000).map(bytes),
     ),
     min_size=1,
     max_size=4,
@@ -88,7 +95,9 @@ class BufferedMachine(RuleBasedStateMachine):
     def begin(self, buffer_size: int, straight: bool, first: list[bytes], timeouts: bool) -> None:
         self.lockstep = Lockstep()
         self.peer = ScriptedIntoReceiver(first) if straight else ScriptedReceiver(first)
-        self.stream = BufferedReceiveStream(self.peer, buffer_size, receive_timeout=TIMEOUT if timeouts else None)
+        self.stream = BufferedReceiveStream(
+            self.peer, buffer_size, receive_timeout=TIMEOUT if timeouts else None
+        )
         self.buffer_size = buffer_size
         self.unread = b"".join(first)  # the model
         self.returned = 0
@@ -130,7 +139,11 @@ class BufferedMachine(RuleBasedStateMachine):
     @idle
     @rule(kind=st.sampled_from(["some", "into", "exactly"]), size=sizes, timed=st.booleans())
     def start(self, kind: str, size: int, timed: bool) -> None:
-        call = {"some": self.stream.receive_some, "into": partial(into, self.stream), "exactly": self.stream.receive_exactly}
+        call = {
+            "some": self.stream.receive_some,
+            "into": partial(into, self.stream),
+            "exactly": self.stream.receive_exactly,
+        }
         self.begin_call(Call(kind, size), partial(call[kind], size), timed)
 
     @idle
@@ -147,7 +160,11 @@ class BufferedMachine(RuleBasedStateMachine):
     @rule(delimiter=delimiters, size=sizes, timed=st.booleans())
     def start_until(self, delimiter: bytes, size: int, timed: bool) -> None:
         size = max(size, len(delimiter))
-        self.begin_call(Call("until", size, delimiter), partial(self.stream.receive_until, delimiter, size), timed)
+        self.begin_call(
+            Call("until", size, delimiter),
+            partial(self.stream.receive_until, delimiter, size),
+            timed,
+        )
 
     def begin_call(self, call: Call, receive: Callable[..., Awaitable[bytes]], timed: bool) -> None:
         self.call = call
@@ -156,7 +173,9 @@ class BufferedMachine(RuleBasedStateMachine):
             call.timeout_at = self.lockstep.clock.current_time() + TIMEOUT
         options = {"timeout": TIMEOUT} if timed else {}
         requests = len(self.peer.requests)
-        self.lockstep.do(lambda: self.lockstep.nursery.start_soon(call.run, partial(receive, **options)))
+        self.lockstep.do(
+            lambda: self.lockstep.nursery.start_soon(call.run, partial(receive, **options))
+        )
         self.first_requests = self.peer.requests[requests:]
         self.settle()
 
@@ -194,7 +213,10 @@ class BufferedMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         assert self.call
         self.lockstep.do(lambda: self.lockstep.clock.jump(seconds))
-        if self.call.timeout_at is not None and self.lockstep.clock.current_time() >= self.call.timeout_at:
+        if (
+            self.call.timeout_at is not None
+            and self.lockstep.clock.current_time() >= self.call.timeout_at
+        ):
             assert isinstance(self.call.error, trio.TooSlowError)
             self.ends(self.call.error)
         else:
@@ -203,7 +225,11 @@ class BufferedMachine(RuleBasedStateMachine):
     @waiting
     @rule()
     def another_call_is_busy(self) -> None:
-        for receive in (self.stream.receive_some, partial(into, self.stream, 5), partial(self.stream.receive_exactly, 0)):
+        for receive in (
+            self.stream.receive_some,
+            partial(into, self.stream, 5),
+            partial(self.stream.receive_exactly, 0),
+        ):
             other = Call("busy")
             self.lockstep.do(lambda: self.lockstep.nursery.start_soon(other.run, receive))  # noqa: B023  (it runs at once)
             assert isinstance(other.error, trio.BusyResourceError)
@@ -294,7 +320,12 @@ class BufferedMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_held_that_was_not_asked_for(self) -> None:
-        if self.call is None or self.call.kind != "exactly" or self.call.size is None or self.closed:
+        if (
+            self.call is None
+            or self.call.kind != "exactly"
+            or self.call.size is None
+            or self.closed
+        ):
             return
         # A read of an exact size waits: its last receive asked for what is missing, or for a buffer if that is more.
         missing, asked = max(self.call.size - self.held, self.buffer_size), self.peer.requests[-1]
@@ -311,7 +342,9 @@ class BufferedMachine(RuleBasedStateMachine):
             if not self.closed:
                 self.end()
                 self.begin_call(
-                    Call("exactly", len(self.unread)), partial(self.stream.receive_exactly, len(self.unread)), False
+                    Call("exactly", len(self.unread)),
+                    partial(self.stream.receive_exactly, len(self.unread)),
+                    False,
                 )
                 assert self.unread == b""
                 assert self.held == 0

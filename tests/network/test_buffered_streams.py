@@ -16,7 +16,16 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from streams.support import checked_run, clog, closing, count_of, pattern, tcp_sockets, unix_sockets, unix_streams
+from streams.support import (
+    checked_run,
+    clog,
+    closing,
+    count_of,
+    pattern,
+    tcp_sockets,
+    unix_sockets,
+    unix_streams,
+)
 from streams.test_destroyed_calls import park
 from streams.test_properties import Cutter, check_cut_receives, cuts
 from trio.testing import check_one_way_stream
@@ -82,7 +91,9 @@ async def test_trios_suite_over_a_pipe(buffer_size: int) -> None:
 @pytest.mark.parametrize("buffer_size", BUFFER_SIZES)
 async def test_trios_suite_over_trios_sockets(buffer_size: int) -> None:
     def pair() -> tuple[Any, Any]:
-        left, right = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in unix_sockets())
+        left, right = (
+            trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in unix_sockets()
+        )
         return left, right
 
     await check_one_way_stream(wrapping(pair, buffer_size), None)
@@ -192,7 +203,9 @@ receives = st.one_of(
 DELIMITER = b"\x01\x00"
 
 
-async def receive_once(stream: BufferedReceiveStream, kind: str, size: Any, timeout: float | None = None) -> bytes:
+async def receive_once(
+    stream: BufferedReceiveStream, kind: str, size: Any, timeout: float | None = None
+) -> bytes:
     if kind == "some":
         return await stream.receive_some(size, timeout=timeout)
     if kind == "into":
@@ -214,14 +227,18 @@ async def receive_once(stream: BufferedReceiveStream, kind: str, size: Any, time
     return got
 
 
-async def receive_with_cuts(stream: BufferedReceiveStream, calls: list[Any], cutter: Cutter) -> bytes:
+async def receive_with_cuts(
+    stream: BufferedReceiveStream, calls: list[Any], cutter: Cutter
+) -> bytes:
     got = bytearray()
     for (kind, size), cut in calls:
         ahead = stream.peek()
         if cut is None:
             part = await receive_once(stream, kind, size)
         else:
-            part = await cutter.run(cut, lambda kind=kind, size=size, **opt: receive_once(stream, kind, size, **opt))
+            part = await cutter.run(
+                cut, lambda kind=kind, size=size, **opt: receive_once(stream, kind, size, **opt)
+            )
         part = part or b""
         assert part[: len(ahead)] == ahead[: len(part)]  # a peek is what comes next
         got += part
@@ -237,9 +254,15 @@ async def receive_with_cuts(stream: BufferedReceiveStream, calls: list[Any], cut
     buffer_size=st.sampled_from(BUFFER_SIZES),
     kind=st.sampled_from(["ring", "ring tcp", "trio"]),
 )
-def test_reads_cut_short_lose_nothing(pieces: list[Any], calls: list[Any], buffer_size: int, kind: str) -> None:
+def test_reads_cut_short_lose_nothing(
+    pieces: list[Any], calls: list[Any], buffer_size: int, kind: str
+) -> None:
     def receiver_of(sock: socket.socket) -> trio.abc.ReceiveStream:
-        return trio.SocketStream(trio.socket.from_stdlib_socket(sock)) if kind == "trio" else SocketStream(sock)
+        return (
+            trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            if kind == "trio"
+            else SocketStream(sock)
+        )
 
     async def main() -> None:
         left, right = tcp_sockets() if kind == "ring tcp" else unix_sockets()

@@ -31,7 +31,9 @@ async def exactly_nothing(stream: BufferedReceiveStream, **options: Any) -> byte
     return await stream.receive_exactly(0, **options)
 
 
-async def caught(read: Callable[[], Awaitable[Any]], kind: type[BaseException], into: list[BaseException]) -> None:
+async def caught(
+    read: Callable[[], Awaitable[Any]], kind: type[BaseException], into: list[BaseException]
+) -> None:
     with pytest.raises(kind) as info:
         await read()
     into.append(info.value)
@@ -42,7 +44,9 @@ async def caught(read: Callable[[], Awaitable[Any]], kind: type[BaseException], 
 
 @every_read
 @unbuffered_too
-async def test_every_read_is_a_checkpoint_also_when_the_bytes_are_here(read: Reader, buffer_size: int) -> None:
+async def test_every_read_is_a_checkpoint_also_when_the_bytes_are_here(
+    read: Reader, buffer_size: int
+) -> None:
     stream = BufferedReceiveStream(ScriptedReceiver([b"abcd", b"<abcdabcd"]), buffer_size)
     with assert_checkpoints():
         assert b"abcd".startswith(await read(stream))
@@ -87,7 +91,9 @@ async def test_cancelled_with_the_bytes_here_loses_nothing(read: Reader) -> None
 
 
 @every_read
-async def test_no_time_at_all_is_enough_for_bytes_that_are_here_and_for_no_others(read: Reader) -> None:
+async def test_no_time_at_all_is_enough_for_bytes_that_are_here_and_for_no_others(
+    read: Reader,
+) -> None:
     peer = ScriptedReceiver([b"<abcd", b"abcd"])
     stream = BufferedReceiveStream(peer, 100)
     await stream.receive_exactly(1)
@@ -100,7 +106,9 @@ async def test_no_time_at_all_is_enough_for_bytes_that_are_here_and_for_no_other
 
 @every_read
 @pytest.mark.parametrize("timeout", [-1, math.nan])
-async def test_a_timeout_that_is_none_is_an_error_also_when_the_bytes_are_here(read: Reader, timeout: float) -> None:
+async def test_a_timeout_that_is_none_is_an_error_also_when_the_bytes_are_here(
+    read: Reader, timeout: float
+) -> None:
     stream = BufferedReceiveStream(ScriptedReceiver([b"<abcd"]), 100)
     await stream.receive_exactly(1)
     with pytest.raises(ValueError, match="must"):
@@ -153,7 +161,9 @@ async def test_closed_while_a_task_waits(read: Reader, buffer_size: int) -> None
 
 
 @every_read
-async def test_closed_by_another_task_at_the_checkpoint_of_a_call_that_has_its_bytes(read: Reader) -> None:
+async def test_closed_by_another_task_at_the_checkpoint_of_a_call_that_has_its_bytes(
+    read: Reader,
+) -> None:
     stream = BufferedReceiveStream(ScriptedReceiver([b"<abcdefgh"]))
     await stream.receive_exactly(1)
     with pytest.raises(trio.ClosedResourceError):
@@ -199,7 +209,9 @@ async def test_after_close() -> None:
 @every_read
 @unbuffered_too
 @pytest.mark.parametrize("of_stream", [False, True])
-async def test_timeouts(read: Reader, buffer_size: int, of_stream: bool, autojump_clock: MockClock) -> None:
+async def test_timeouts(
+    read: Reader, buffer_size: int, of_stream: bool, autojump_clock: MockClock
+) -> None:
     peer = ScriptedReceiver()
     stream = BufferedReceiveStream(peer, buffer_size, receive_timeout=10 if of_stream else None)
     options = {} if of_stream else {"timeout": 10}
@@ -214,7 +226,9 @@ async def test_timeouts(read: Reader, buffer_size: int, of_stream: bool, autojum
 
 @pytest.mark.parametrize("name", ["exactly", "until"])
 @unbuffered_too
-async def test_a_timeout_is_of_the_whole_call_and_loses_nothing(name: str, buffer_size: int, autojump_clock: MockClock) -> None:
+async def test_a_timeout_is_of_the_whole_call_and_loses_nothing(
+    name: str, buffer_size: int, autojump_clock: MockClock
+) -> None:
     peer = ScriptedReceiver()
     stream = BufferedReceiveStream(peer, buffer_size)
 
@@ -236,7 +250,9 @@ async def test_a_timeout_is_of_the_whole_call_and_loses_nothing(name: str, buffe
 
 @every_read
 @pytest.mark.parametrize("timeout", [100, math.inf])
-async def test_a_calls_timeout_goes_before_the_streams(read: Reader, timeout: float, autojump_clock: MockClock) -> None:
+async def test_a_calls_timeout_goes_before_the_streams(
+    read: Reader, timeout: float, autojump_clock: MockClock
+) -> None:
     peer = ScriptedReceiver()
     stream = BufferedReceiveStream(peer, receive_timeout=10)
 
@@ -249,7 +265,9 @@ async def test_a_calls_timeout_goes_before_the_streams(read: Reader, timeout: fl
         assert await read(stream, timeout=timeout) == b"abcd"
 
 
-async def test_a_scope_around_the_call_is_cancelled_and_not_too_slow(autojump_clock: MockClock) -> None:
+async def test_a_scope_around_the_call_is_cancelled_and_not_too_slow(
+    autojump_clock: MockClock,
+) -> None:
     stream = BufferedReceiveStream(ScriptedReceiver(), receive_timeout=10)
     with trio.move_on_after(5) as scope:
         await stream.receive_exactly(1)
@@ -257,7 +275,9 @@ async def test_a_scope_around_the_call_is_cancelled_and_not_too_slow(autojump_cl
 
 
 @pytest.mark.parametrize("name", ["exactly", "until"])
-async def test_the_default_of_the_wrapped_stream_is_for_the_whole_call(name: str, autojump_clock: MockClock) -> None:
+async def test_the_default_of_the_wrapped_stream_is_for_the_whole_call(
+    name: str, autojump_clock: MockClock
+) -> None:
     ours, peer = unix_sockets()
     receiver = SocketStream(ours)
     receiver.receive_timeout = 10
@@ -278,7 +298,9 @@ async def test_the_default_of_the_wrapped_stream_is_for_the_whole_call(name: str
 
 
 @every_read
-async def test_no_limit_is_none_over_a_stream_that_has_its_own(read: Reader, autojump_clock: MockClock) -> None:
+async def test_no_limit_is_none_over_a_stream_that_has_its_own(
+    read: Reader, autojump_clock: MockClock
+) -> None:
     ours, peer = unix_sockets()
     receiver = SocketStream(ours)
     receiver.receive_timeout = 10

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.no_ring
 counts = st.one_of(
     st.integers(0, 3),
     st.integers(0, 40),
-    st.sampled_from([MERGE_BELOW - 1, MERGE_BELOW, MERGE_BELOW + 1, MERGED_MAX - 1, MERGED_MAX, MERGED_MAX + 1]),
+    st.sampled_from(
+        [MERGE_BELOW - 1, MERGE_BELOW, MERGE_BELOW + 1, MERGED_MAX - 1, MERGED_MAX, MERGED_MAX + 1]
+    ),
 )
 words = st.lists(st.sampled_from([b"a", b"b", b"ab"]), max_size=5).map(b"".join)
 
@@ -71,7 +73,9 @@ class ChunkQueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), most=counts)
     def take(self, data: st.DataObject, most: int) -> None:
-        count = data.draw(st.integers(0, len(self.model))) if most < 3 else min(most, len(self.model))
+        count = (
+            data.draw(st.integers(0, len(self.model))) if most < 3 else min(most, len(self.model))
+        )
         part = self.queue.take(count)
         assert part == self.model[:count]
         assert type(part) is bytes

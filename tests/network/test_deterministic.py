@@ -77,7 +77,9 @@ def test_trio_is_as_it_was_afterwards(before, monkeypatch):
 
 
 def test_a_trio_without_those_names_is_refused(monkeypatch):
-    names = [name._replace(found=name.found and not name.name.endswith("._r")) for name in _trio.NAMES]
+    names = [
+        name._replace(found=name.found and not name.name.endswith("._r")) for name in _trio.NAMES
+    ]
     monkeypatch.setattr(_trio, "NAMES", names)
     with pytest.raises(RuntimeError, match="does not know how"):
         run_deterministically(trio.sleep, 0)

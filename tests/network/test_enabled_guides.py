@@ -19,7 +19,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 PROGRAMS = [
     pytest.param(code, id=f"{guide}-{number}")
     for guide in ("network", "enabling")
-    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{guide}.md").read_text(), re.M | re.S))
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{guide}.md").read_text(), re.M | re.S)
+    )
 ]
 stock_run = trio.run
 

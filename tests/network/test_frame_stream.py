@@ -76,7 +76,9 @@ async def test_async_for_until_the_end(kind: str, prefix: Prefix) -> None:
             got.append(message)
         assert got == [b"one", b"", b"three"]
         for receive in RECEIVES.values():
-            with pytest.raises(StopAsyncIteration if receive is RECEIVES["async for"] else trio.EndOfChannel):
+            with pytest.raises(
+                StopAsyncIteration if receive is RECEIVES["async for"] else trio.EndOfChannel
+            ):
                 await receive(receiver)
 
 
@@ -104,16 +106,29 @@ async def test_send_eof_of_a_stream_that_has_none() -> None:
 
 @both_prefixes
 async def test_send_and_send_many_put_the_same_bytes_on_the_wire(prefix: Prefix) -> None:
-    messages = [b"a", b"", bytearray(b"bc"), [b"d", b"e"], b"x" * 1024, b"y" * 1025, memoryview(b"-f-")[1:2], b"z" * 70_000]
+    messages = [
+        b"a",
+        b"",
+        bytearray(b"bc"),
+        [b"d", b"e"],
+        b"x" * 1024,
+        b"y" * 1025,
+        memoryview(b"-f-")[1:2],
+        b"z" * 70_000,
+    ]
     plain = [b"a", b"", b"bc", b"de", b"x" * 1024, b"y" * 1025, b"f", b"z" * 70_000]
     one, many = Listing(), Listing()
     sender = FrameStream(trio.StapledStream(one, ScriptedReceiver()), prefix=prefix)
     for message in messages:
         await sender.send(message)
-    await FrameStream(trio.StapledStream(many, ScriptedReceiver()), prefix=prefix).send_many(iter(messages))
+    await FrameStream(trio.StapledStream(many, ScriptedReceiver()), prefix=prefix).send_many(
+        iter(messages)
+    )
     assert b"".join(data for _, data in one.sent) == encoded(plain, prefix)
     assert b"".join(data for _, data in many.sent) == encoded(plain, prefix)
-    assert messages[7] in [owner for owner, _ in many.sent]  # the large one as it is, without a copy
+    assert messages[7] in [
+        owner for owner, _ in many.sent
+    ]  # the large one as it is, without a copy
     assert all(owner is messages[7] for owner, data in many.sent if len(data) == 70_000)
 
 
@@ -122,9 +137,14 @@ async def test_send_and_send_many_put_the_same_bytes_on_the_wire(prefix: Prefix)
 
 @pytest.mark.parametrize("wrap", [lambda stream: stream, network_stream], ids=["stream", "network"])
 @both_prefixes
-async def test_a_thousand_small_messages_are_at_most_two_operations(wrap: Callable[[Any], Any], prefix: Prefix) -> None:
+async def test_a_thousand_small_messages_are_at_most_two_operations(
+    wrap: Callable[[Any], Any], prefix: Prefix
+) -> None:
     left, right = unix_streams()
-    sender, receiver = FrameStream(wrap(left), prefix=prefix), FrameStream(wrap(right), prefix=prefix)
+    sender, receiver = (
+        FrameStream(wrap(left), prefix=prefix),
+        FrameStream(wrap(right), prefix=prefix),
+    )
     messages = [b"message %d" % number for number in range(1000)]
     async with closing(sender, receiver):
         await sender.send_many(messages)
@@ -142,7 +162,9 @@ async def test_one_operation_for_a_message_with_its_prefix() -> None:
     left, right = unix_streams()
     sender = FrameStream(left)
     async with closing(sender, right):
-        for done, payload in enumerate([b"hello", bytearray(b"hello"), [b"a", b"b"], bytes(5000)], 1):
+        for done, payload in enumerate(
+            [b"hello", bytearray(b"hello"), [b"a", b"b"], bytes(5000)], 1
+        ):
             await sender.send(payload)
             assert count_of("SENDMSG").submitted + count_of("SEND").submitted == done
             await right.receive_some()
@@ -160,13 +182,22 @@ async def test_a_wrapper_that_forwards_lists_gets_the_timeout() -> None:
     await channel.send_many([b"ab", b"cd"], timeout=4)
     await channel.send_many([b"ab", large, b"cd"], timeout=5)
     head = b"\x88\x27"
-    assert stream.calls == [([head, large], 3), ([b"\x02ab\x02cd"], 4), ([b"\x02ab" + head, large, b"\x02cd"], 5)]
+    assert stream.calls == [
+        ([head, large], 3),
+        ([b"\x02ab\x02cd"], 4),
+        ([b"\x02ab" + head, large, b"\x02cd"], 5),
+    ]
     assert stream.sent == []
 
 
 async def test_receive_many_gives_all_that_came_and_never_nothing() -> None:
     peer = ScriptedReceiver(
-        [encoded([b"1", b"2", b"3"], "u32be")[:-1], b"3" + encoded([b"4"], "u32be"), b"\0\0", b"\0\1" + b"5"]
+        [
+            encoded([b"1", b"2", b"3"], "u32be")[:-1],
+            b"3" + encoded([b"4"], "u32be"),
+            b"\0\0",
+            b"\0\1" + b"5",
+        ]
     )
     channel = channel_over(peer)
     assert await channel.receive_many() == [b"1", b"2"]
@@ -184,7 +215,10 @@ async def test_receive_many_gives_all_that_came_and_never_nothing() -> None:
 @both_prefixes
 async def test_the_limit_is_inclusive_in_both_directions(kind: str, prefix: Prefix) -> None:
     async with connected(kind) as (left, right):
-        sender, receiver = FrameStream(left, 100, prefix=prefix), FrameStream(right, 99, prefix=prefix)
+        sender, receiver = (
+            FrameStream(left, 100, prefix=prefix),
+            FrameStream(right, 99, prefix=prefix),
+        )
         for call in (
             partial(sender.send, b"x" * 101),
             partial(sender.send, [b"x" * 100, b"y"]),
@@ -197,7 +231,10 @@ async def test_the_limit_is_inclusive_in_both_directions(kind: str, prefix: Pref
         await sender.send_many([b"a", b"b", b"y" * 100, b"c"])
         await sender.aclose()
         assert await receiver.receive() == b"x" * 99
-        assert [await receiver.receive(), await receiver.receive()] == [b"a", b"b"]  # before the error
+        assert [await receiver.receive(), await receiver.receive()] == [
+            b"a",
+            b"b",
+        ]  # before the error
         for receive in (*RECEIVES.values(), *RECEIVES.values()):
             with pytest.raises(FrameTooLarge) as info:
                 await receive(receiver)
@@ -206,7 +243,9 @@ async def test_the_limit_is_inclusive_in_both_directions(kind: str, prefix: Pref
 
 @pytest.mark.parametrize("receive", RECEIVES.values(), ids=RECEIVES)
 @pytest.mark.parametrize("pieces", [1, 3, 1000])
-async def test_messages_before_an_error_come_first(receive: Callable[..., Any], pieces: int) -> None:
+async def test_messages_before_an_error_come_first(
+    receive: Callable[..., Any], pieces: int
+) -> None:
     data = encoded([b"one", b"two"], "varint") + b"\xff\xff\xff\xff\x1f" + b"more"
     peer = ScriptedReceiver([data[start : start + pieces] for start in range(0, len(data), pieces)])
     channel = channel_over(peer, prefix="varint")
@@ -301,7 +340,12 @@ async def test_after_close(kind: str) -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             await channel.aclose()
-        for call in (channel.receive, channel.receive_many, partial(channel.send, b""), partial(channel.send_many, [])):
+        for call in (
+            channel.receive,
+            channel.receive_many,
+            partial(channel.send, b""),
+            partial(channel.send_many, []),
+        ):
             with pytest.raises(trio.ClosedResourceError):
                 await call()
         with pytest.raises(trio.ClosedResourceError):
@@ -320,7 +364,12 @@ async def test_every_method_is_a_checkpoint(kind: str) -> None:
             await sender.send(b"")
         with assert_checkpoints():
             await sender.send([])
-        for receive in (receiver.receive, receiver.receive, receiver.receive, receiver.receive_many):
+        for receive in (
+            receiver.receive,
+            receiver.receive,
+            receiver.receive,
+            receiver.receive_many,
+        ):
             with assert_checkpoints():
                 assert await receive() is not None
         if kind != "tls":

@@ -36,10 +36,15 @@ if TYPE_CHECKING:
 
     Clock = trio.testing.MockClock
 
-WRAPS: dict[str, Callable[[SocketStream], Any]] = {"stream": lambda stream: stream, "network": network_stream}
+WRAPS: dict[str, Callable[[SocketStream], Any]] = {
+    "stream": lambda stream: stream,
+    "network": network_stream,
+}
 SENDS: dict[str, Callable[..., Any]] = {
     "send": lambda channel, data, **options: channel.send(data, **options),
-    "send_many": lambda channel, data, **options: channel.send_many([data[:5], data[5:]], **options),
+    "send_many": lambda channel, data, **options: channel.send_many(
+        [data[:5], data[5:]], **options
+    ),
 }
 RECEIVES: dict[str, Callable[..., Any]] = {
     "receive": lambda channel, **options: channel.receive(**options),
@@ -51,7 +56,9 @@ every_receive = pytest.mark.parametrize("receive", RECEIVES.values(), ids=RECEIV
 by_time = pytest.mark.parametrize("timed", [False, True], ids=["cancelled", "timed out"])
 
 
-def ring_channel(wrap: Callable[[SocketStream], Any], send_buffer: int | None = None) -> tuple[FrameStream, socket.socket]:
+def ring_channel(
+    wrap: Callable[[SocketStream], Any], send_buffer: int | None = None
+) -> tuple[FrameStream, socket.socket]:
     ours, peer = unix_sockets(send_buffer)
     return FrameStream(wrap(SocketStream(ours))), peer
 
@@ -76,7 +83,9 @@ async def test_a_send_cut_short_within_a_message_breaks_the_sending_side(
             partial(channel.send_many, [b"next"]),
             partial(channel.send, b"", timeout=5),
         ):
-            with pytest.raises(trio.BrokenResourceError, match="an earlier send was interrupted within a message"):
+            with pytest.raises(
+                trio.BrokenResourceError, match="an earlier send was interrupted within a message"
+            ):
                 await call()
         assert drain(peer) == b""  # which the peer would take for the rest of the message
         peer.setblocking(True)
@@ -145,7 +154,10 @@ async def test_one_task_sends_at_a_time_and_the_other_is_told(wrap: Any) -> None
             nursery.start_soon(channel.send, pattern(50_000))
             await wait_all_tasks_blocked()
             for call in (partial(channel.send, b"x"), partial(channel.send_many, [])):
-                with pytest.raises(trio.BusyResourceError, match="another task is currently sending on this channel"):
+                with pytest.raises(
+                    trio.BusyResourceError,
+                    match="another task is currently sending on this channel",
+                ):
                     await call()
             got = b""
             while len(got) < 50_004:
@@ -180,7 +192,9 @@ async def test_closed_while_a_task_waits(wrap: Any, direction: str) -> None:
 @both_prefixes
 @every_receive
 @by_time
-async def test_cut_short_after_every_byte(kind: str, prefix: Prefix, receive: Any, timed: bool, mock_clock: Clock) -> None:
+async def test_cut_short_after_every_byte(
+    kind: str, prefix: Prefix, receive: Any, timed: bool, mock_clock: Clock
+) -> None:
     payload = bytes(range(130))
     async with connected(kind) as (left, right):
         channel = FrameStream(right, prefix=prefix)
@@ -215,7 +229,10 @@ async def test_one_task_receives_at_a_time(receive: Any) -> None:
             nursery.start_soon(first)
             await wait_all_tasks_blocked()
             for other in RECEIVES.values():
-                with pytest.raises(trio.BusyResourceError, match="another task is currently receiving on this channel"):
+                with pytest.raises(
+                    trio.BusyResourceError,
+                    match="another task is currently receiving on this channel",
+                ):
                     await other(channel)
             await left.send_all(encoded([b"x"], "u32be"))
         assert got in ([b"x"], [[b"x"]])
@@ -246,7 +263,9 @@ async def test_the_time_is_for_the_whole_message(kind: str, autojump_clock: Cloc
 
 @pytest.mark.parametrize("kind", ["ring", "network", "trio network"])
 @pytest.mark.parametrize("timeout", [100, math.inf])
-async def test_a_calls_timeout_goes_before_the_streams(kind: str, timeout: float, autojump_clock: Clock) -> None:
+async def test_a_calls_timeout_goes_before_the_streams(
+    kind: str, timeout: float, autojump_clock: Clock
+) -> None:
     async with connected(kind) as (left, right):
         right.receive_timeout = 10
         channel = FrameStream(right)
@@ -265,11 +284,16 @@ async def test_a_calls_timeout_goes_before_the_streams(kind: str, timeout: float
 # -- any chunking, any cuts
 
 messages = st.lists(
-    st.one_of(st.binary(max_size=4), st.integers(0, 300).map(pattern), st.integers(0, 9000).map(pattern)), max_size=10
+    st.one_of(
+        st.binary(max_size=4), st.integers(0, 300).map(pattern), st.integers(0, 9000).map(pattern)
+    ),
+    max_size=10,
 )
 
 
-async def write(peer: trio.abc.SendStream, pieces: list[bytes], waits: list[int], cutter: Cutter) -> None:
+async def write(
+    peer: trio.abc.SendStream, pieces: list[bytes], waits: list[int], cutter: Cutter
+) -> None:
     for index, piece in enumerate(pieces):
         for _ in range(waits[index % len(waits)]):
             await trio.lowlevel.checkpoint()
@@ -307,7 +331,12 @@ async def receive_cut(channel: FrameStream, schedule: list[Any], cutter: Cutter)
     prefix=st.sampled_from(PREFIXES),
 )
 def test_no_message_is_lost_however_it_comes_and_whatever_is_cut_short(
-    sent: list[bytes], sizes: list[int], waits: list[int], schedule: list[Any], kind: str, prefix: Prefix
+    sent: list[bytes],
+    sizes: list[int],
+    waits: list[int],
+    schedule: list[Any],
+    kind: str,
+    prefix: Prefix,
 ) -> None:
     async def main() -> None:
         async with connected(kind) as (left, right):

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from trio_uring.framing import Prefix
 
 LARGE = 2**17  # bytes of the largest receive of a stream that is asked for any number
-ENDS = {"": (trio.EndOfChannel, IncompleteReadError), "too large": (FrameTooLarge,), "malformed": (FrameError,)}
+ENDS = {
+    "": (trio.EndOfChannel, IncompleteReadError),
+    "too large": (FrameTooLarge,),
+    "malformed": (FrameError,),
+}
 
 
 @given(
@@ -46,7 +50,9 @@ def test_any_bytes_give_messages_or_the_right_error(
     frames, end, left = plain_decode(data, limit, prefix)
 
     async def main() -> None:
-        channel = channel_over(ScriptedReceiver(cut_up(data, sizes), ended=True), max_size=limit, prefix=prefix)
+        channel = channel_over(
+            ScriptedReceiver(cut_up(data, sizes), ended=True), max_size=limit, prefix=prefix
+        )
         got: list[bytes] = []
 
         async def receive_all_messages() -> None:
@@ -82,8 +88,12 @@ async def test_a_hostile_prefix_allocates_nothing(kind: str, prefix: Prefix) -> 
         assert peak < LARGE + SLACK
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PAIRS if kind not in ("memory", "stapled", "tls")])
-async def test_memory_is_the_limit_and_one_receive_for_a_peer_that_sends_without_end(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind for kind in PAIRS if kind not in ("memory", "stapled", "tls")]
+)
+async def test_memory_is_the_limit_and_one_receive_for_a_peer_that_sends_without_end(
+    kind: str,
+) -> None:
     """Large messages that nobody takes: what does not fit stays with the peer."""
     limit = 2**20
     async with connected(kind) as (left, right):
@@ -106,7 +116,9 @@ async def test_memory_is_the_limit_and_one_receive_for_a_peer_that_sends_without
                 tracemalloc.stop()
             nursery.cancel_scope.cancel()
         assert held < limit + 2 * LARGE  # what came of the next message
-        assert peak < 3 * limit  # its pieces while they are joined; and the one before, which this test held
+        assert (
+            peak < 3 * limit
+        )  # its pieces while they are joined; and the one before, which this test held
 
 
 @both_prefixes
@@ -154,7 +166,9 @@ async def test_many_tiny_messages_are_no_more_than_one_receive(size: int) -> Non
 
 
 @both_prefixes
-async def test_a_message_too_large_to_send_allocates_nothing_and_sends_nothing(prefix: Prefix) -> None:
+async def test_a_message_too_large_to_send_allocates_nothing_and_sends_nothing(
+    prefix: Prefix,
+) -> None:
     left, right = unix_streams()
     channel = FrameStream(left, 100, prefix=prefix)
     large = bytes(2**22)
@@ -179,7 +193,9 @@ async def test_a_message_too_large_to_send_allocates_nothing_and_sends_nothing(p
 async def test_a_closed_channel_holds_nothing() -> None:
     tracemalloc.start()
     try:
-        peer = ScriptedReceiver([(encoded_size(LARGE, "u32be") + bytes(LARGE)) * 3 + b"\0\2\0\0" + bytes(LARGE - 1)])
+        peer = ScriptedReceiver(
+            [(encoded_size(LARGE, "u32be") + bytes(LARGE)) * 3 + b"\0\2\0\0" + bytes(LARGE - 1)]
+        )
         channel = channel_over(peer)
         assert len(await channel.receive()) == LARGE
         await channel.aclose()

@@ -69,7 +69,9 @@ async def test_a_refused_small_message_was_not_begun(refusal: type[Exception]) -
 
 @refusals
 @pytest.mark.parametrize("many", [False, True])
-async def test_a_refused_list_was_not_begun_on_a_stream_that_takes_lists(refusal: type[Exception], many: bool) -> None:
+async def test_a_refused_list_was_not_begun_on_a_stream_that_takes_lists(
+    refusal: type[Exception], many: bool
+) -> None:
     stream = CountingRefusing(0, refusal)
     stream.bytes_sent = 17  # of an earlier send: a refused one does not begin to count
     channel = refusing(stream)
@@ -81,7 +83,9 @@ async def test_a_refused_list_was_not_begun_on_a_stream_that_takes_lists(refusal
 
 @refusals
 @pytest.mark.parametrize("many", [False, True])
-async def test_refused_after_the_prefix_is_within_a_message(refusal: type[Exception], many: bool) -> None:
+async def test_refused_after_the_prefix_is_within_a_message(
+    refusal: type[Exception], many: bool
+) -> None:
     stream = Refusing(1, refusal)
     channel = refusing(stream)
     with pytest.raises(refusal, match="scripted"):

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import TINY, clog, closing, count_of, drain, pattern, receive_all, unix_sockets, unix_streams
+from streams.support import (
+    TINY,
+    clog,
+    closing,
+    count_of,
+    drain,
+    pattern,
+    receive_all,
+    unix_sockets,
+    unix_streams,
+)
 from trio.testing import assert_checkpoints
 
 from trio_uring import BufferedReceiveStream, FrameTooLarge, SocketStream, receive_frame, send_frame
@@ -111,7 +121,9 @@ async def test_what_is_on_the_wire(kind: str, prefix: Prefix) -> None:
 
 @every_kind
 @both_prefixes
-async def test_not_a_byte_is_received_that_belongs_to_what_follows(kind: str, prefix: Prefix) -> None:
+async def test_not_a_byte_is_received_that_belongs_to_what_follows(
+    kind: str, prefix: Prefix
+) -> None:
     async with connected(kind) as (left, right):
         for frame in (b"", b"hello", b"x" * 300):
             await left.send_all(encoded([frame], prefix) + b"what follows")
@@ -142,18 +154,28 @@ async def test_the_default_prefix_is_u32be_and_the_default_limit_1_mib(kind: str
 
 @pytest.mark.parametrize("wrap", [lambda stream: stream, network_stream], ids=["stream", "network"])
 @both_prefixes
-async def test_one_vectored_operation_for_prefix_and_payload(wrap: Callable[[Any], Any], prefix: Prefix) -> None:
+async def test_one_vectored_operation_for_prefix_and_payload(
+    wrap: Callable[[Any], Any], prefix: Prefix
+) -> None:
     left, right = unix_streams()
     stream = wrap(left)
     async with closing(stream, right):
         done = 0
-        for payload in (b"hello", bytearray(b"hello"), array.array("I", [1, 2]), [b"a", b"b", b"c"], bytes(5000)):
+        for payload in (
+            b"hello",
+            bytearray(b"hello"),
+            array.array("I", [1, 2]),
+            [b"a", b"b", b"c"],
+            bytes(5000),
+        ):
             await send_frame(stream, payload, prefix=prefix)
             done += 1
             assert count_of("SENDMSG").submitted == done
             assert count_of("SEND").submitted == 0
             await receive_frame(right, prefix=prefix)
-        await send_frame(stream, b"", prefix=prefix)  # nothing but a prefix: of which kind does not matter
+        await send_frame(
+            stream, b"", prefix=prefix
+        )  # nothing but a prefix: of which kind does not matter
         assert count_of("SENDMSG").submitted + count_of("SEND").submitted == done + 1
         assert await receive_frame(right, prefix=prefix) == b""
 
@@ -203,12 +225,18 @@ async def test_a_buffered_receive_of_many_frames_is_one_operation() -> None:
 
 @every_kind
 @both_prefixes
-async def test_the_limit_is_inclusive_on_both_sides_and_too_much_sends_nothing(kind: str, prefix: Prefix) -> None:
+async def test_the_limit_is_inclusive_on_both_sides_and_too_much_sends_nothing(
+    kind: str, prefix: Prefix
+) -> None:
     async with connected(kind) as (left, right):
         for limit in (0, 1, 127, 128):
             await send_frame(left, b"x" * limit, limit, prefix=prefix)
             assert await receive_frame(right, limit, prefix=prefix) == b"x" * limit
-            for large in (b"x" * (limit + 1), [b"x" * limit, b"", bytearray(b"y")], memoryview(bytes(limit + 1))):
+            for large in (
+                b"x" * (limit + 1),
+                [b"x" * limit, b"", bytearray(b"y")],
+                memoryview(bytes(limit + 1)),
+            ):
                 with pytest.raises(FrameTooLarge) as info:
                     await send_frame(left, large, limit, prefix=prefix)
                 assert (info.value.size, info.value.max_size) == (limit + 1, limit)
@@ -245,7 +273,10 @@ async def test_payloads_that_are_none_send_nothing(payload: Any) -> None:
 async def test_arguments_that_are_wrong() -> None:
     left, right = unix_streams()
     async with closing(left, right):
-        for call in (lambda **options: send_frame(left, b"", **options), lambda **options: receive_frame(right, **options)):
+        for call in (
+            lambda **options: send_frame(left, b"", **options),
+            lambda **options: receive_frame(right, **options),
+        ):
             for limit in (-1, SIZE_MAX + 1):
                 with pytest.raises(ValueError, match="max_size must be from 0 to"):
                     await call(max_size=limit)
@@ -270,9 +301,15 @@ async def test_timeouts_and_cancellation_of_a_send(mock_clock: trio.testing.Mock
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
         assert 4 < stream.bytes_sent < 500_000  # it says how much went
-        assert drain(peer) == (encoded_size(500_000, "u32be") + pattern(500_000))[: stream.bytes_sent]
+        assert (
+            drain(peer) == (encoded_size(500_000, "u32be") + pattern(500_000))[: stream.bytes_sent]
+        )
         clog(ours.fileno())
-        for target, options in ((stream, {"timeout": 10}), (stream, {}), (network_stream(stream), {"timeout": 10})):
+        for target, options in (
+            (stream, {"timeout": 10}),
+            (stream, {}),
+            (network_stream(stream), {"timeout": 10}),
+        ):
             stream.send_timeout = None if options else 10
             async with trio.open_nursery() as nursery:
 

@@ -18,7 +18,14 @@ import trio.testing
 from streams.support import closing, unix_streams
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from trio_uring import BufferedReceiveStream, FrameError, FrameTooLarge, IncompleteReadError, receive_frame, send_frame
+from trio_uring import (
+    BufferedReceiveStream,
+    FrameError,
+    FrameTooLarge,
+    IncompleteReadError,
+    receive_frame,
+    send_frame,
+)
 from trio_uring._messages import frames as _frames
 from trio_uring.framing import SIZE_MAX
 
@@ -41,7 +48,9 @@ SCRIPTED: dict[str, Callable[[ScriptedReceiver], Any]] = {
 }
 
 
-async def cut_short(call: Callable[..., Awaitable[Any]], clock: trio.testing.MockClock | None) -> None:
+async def cut_short(
+    call: Callable[..., Awaitable[Any]], clock: trio.testing.MockClock | None
+) -> None:
     """Lets a call receive what is there, and cancels it; or lets its time be up."""
     if clock is None:
         async with trio.open_nursery() as nursery:
@@ -79,7 +88,9 @@ async def test_cancelled_after_every_byte_goes_on_where_it_was(kind: str, prefix
 
 @every_kind
 @both_prefixes
-async def test_timed_out_after_every_byte_of_one_frame(kind: str, prefix: Prefix, mock_clock: trio.testing.MockClock) -> None:
+async def test_timed_out_after_every_byte_of_one_frame(
+    kind: str, prefix: Prefix, mock_clock: trio.testing.MockClock
+) -> None:
     payload = bytes(range(128, 256)) + b"!"
     async with connected(kind) as (left, right):
         for byte in encoded([payload], prefix):
@@ -92,7 +103,9 @@ async def test_timed_out_after_every_byte_of_one_frame(kind: str, prefix: Prefix
 
 @pytest.mark.parametrize("wrap", SCRIPTED.values(), ids=SCRIPTED)
 @both_prefixes
-async def test_an_error_of_the_stream_loses_nothing_either(wrap: Callable[..., Any], prefix: Prefix) -> None:
+async def test_an_error_of_the_stream_loses_nothing_either(
+    wrap: Callable[..., Any], prefix: Prefix
+) -> None:
     peer = ScriptedReceiver()
     stream = wrap(peer)
     for byte in encoded([b"x" * 200], prefix):
@@ -111,7 +124,9 @@ async def test_an_error_of_the_stream_loses_nothing_either(wrap: Callable[..., A
 
 
 @pytest.mark.parametrize("timeout_of_stream", [False, True])
-async def test_the_time_is_for_the_whole_call(timeout_of_stream: bool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_time_is_for_the_whole_call(
+    timeout_of_stream: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     peer = ScriptedReceiver()
     stream = BufferedReceiveStream(peer, receive_timeout=10 if timeout_of_stream else None)
 
@@ -186,7 +201,9 @@ async def test_the_end_between_and_within_frames(kind: str, prefix: Prefix) -> N
 
 @every_kind
 @both_prefixes
-async def test_a_frame_that_is_too_large_is_found_by_its_prefix_again_and_again(kind: str, prefix: Prefix) -> None:
+async def test_a_frame_that_is_too_large_is_found_by_its_prefix_again_and_again(
+    kind: str, prefix: Prefix
+) -> None:
     async with connected(kind) as (left, right):
         await left.send_all(encoded([b"x" * 100], prefix) + encoded_size(101, prefix) + b"yz")
         assert await receive_frame(right, 100, prefix=prefix) == b"x" * 100
@@ -195,12 +212,16 @@ async def test_a_frame_that_is_too_large_is_found_by_its_prefix_again_and_again(
                 await receive_frame(right, limit, prefix=prefix)
             assert (info.value.size, info.value.max_size) == (101, limit)
         await left.send_all(b"y" * 99)
-        assert await receive_frame(right, 101, prefix=prefix) == b"yz" + b"y" * 99  # a later call may allow it
+        assert (
+            await receive_frame(right, 101, prefix=prefix) == b"yz" + b"y" * 99
+        )  # a later call may allow it
 
 
 @pytest.mark.parametrize("wrap", SCRIPTED.values(), ids=SCRIPTED)
 @both_prefixes
-async def test_a_frame_too_large_is_refused_also_when_all_of_it_is_here(wrap: Callable[..., Any], prefix: Prefix) -> None:
+async def test_a_frame_too_large_is_refused_also_when_all_of_it_is_here(
+    wrap: Callable[..., Any], prefix: Prefix
+) -> None:
     stream = wrap(ScriptedReceiver([encoded([b"first", b"x" * 101, b"last"], prefix)]))
     assert await receive_frame(stream, prefix=prefix) == b"first"
     for _ in range(2):
@@ -329,7 +350,10 @@ async def test_two_tasks_are_told_also_on_a_stream_that_does_not() -> None:
 
 async def test_a_stream_without_weak_references_is_wrapped() -> None:
     stream = NoWeakReferences([b"\0\0\0\3a", b"bc"])
-    with pytest.raises(TypeError, match="NoWeakReferences has no weak references: wrap it in a BufferedReceiveStream"):
+    with pytest.raises(
+        TypeError,
+        match="NoWeakReferences has no weak references: wrap it in a BufferedReceiveStream",
+    ):
         await receive_frame(stream)
     assert await receive_frame(BufferedReceiveStream(stream)) == b"abc"
 

@@ -16,7 +16,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trio_uring.framing import SIZE_MAX, FrameDecoder, FrameError, FrameTooLarge, check_max_size, decode_prefix, encode_prefix
+from trio_uring.framing import (
+    SIZE_MAX,
+    FrameDecoder,
+    FrameError,
+    FrameTooLarge,
+    check_max_size,
+    decode_prefix,
+    encode_prefix,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,7 +58,9 @@ def encoded_size(size: int, prefix: Prefix) -> bytes:
     if prefix == "u32be":
         return struct.pack(">I", size)
     groups = max(1, -(-size.bit_length() // 7))
-    return bytes((size >> 7 * index & 0x7F) | (0x80 if index < groups - 1 else 0) for index in range(groups))
+    return bytes(
+        (size >> 7 * index & 0x7F) | (0x80 if index < groups - 1 else 0) for index in range(groups)
+    )
 
 
 def encoded(frames: Iterable[bytes], prefix: Prefix) -> bytes:
@@ -102,7 +112,10 @@ def test_the_default_prefix_is_u32be() -> None:
 def test_any_size_comes_back(size: int) -> None:
     for prefix in PREFIXES:
         assert encode_prefix(size, prefix) == encoded_size(size, prefix)
-        assert decode_prefix(encode_prefix(size, prefix), prefix) == (size, len(encoded_size(size, prefix)))
+        assert decode_prefix(encode_prefix(size, prefix), prefix) == (
+            size,
+            len(encoded_size(size, prefix)),
+        )
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -115,7 +128,12 @@ def test_sizes_that_no_prefix_can_say(prefix: Prefix) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: FrameDecoder(1, "u16"), lambda: encode_prefix(1, "u16"), lambda: decode_prefix(b"", "")]
+    "make",
+    [
+        lambda: FrameDecoder(1, "u16"),
+        lambda: encode_prefix(1, "u16"),
+        lambda: decode_prefix(b"", ""),
+    ],
 )
 def test_unknown_prefixes(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="'u32be' or 'varint', not '"):
@@ -145,7 +163,10 @@ def test_padded_varints_are_accepted(padded: str) -> None:
     prefix = bytes.fromhex(padded)
     assert decode_prefix(prefix, "varint") == (5, len(prefix))
     decoder = FrameDecoder(5, "varint")
-    assert decode_pieces(decoder, byte_by_byte(prefix + b"hello" + prefix + b"world")) == [b"hello", b"world"]
+    assert decode_pieces(decoder, byte_by_byte(prefix + b"hello" + prefix + b"world")) == [
+        b"hello",
+        b"world",
+    ]
 
 
 @pytest.mark.parametrize("bad", [-1, 2**32, 2**40])
@@ -169,7 +190,9 @@ def test_the_limit_is_inclusive(prefix: Prefix, limit: int) -> None:
     assert decode_pieces(decoder, [encoded([largest, largest], prefix)]) == [largest, largest]
     decoder.feed(encoded_size(limit + 1, prefix))  # its prefix is enough
     for _ in range(3):
-        with pytest.raises(FrameTooLarge, match=f"a frame of {limit + 1} bytes is larger than the limit of {limit}") as caught:
+        with pytest.raises(
+            FrameTooLarge, match=f"a frame of {limit + 1} bytes is larger than the limit of {limit}"
+        ) as caught:
             decoder.next_frame()
         assert (caught.value.size, caught.value.max_size) == (limit + 1, limit)
         with pytest.raises(FrameTooLarge):
@@ -184,7 +207,9 @@ def test_the_limit_is_inclusive(prefix: Prefix, limit: int) -> None:
 def test_frames_before_a_bad_prefix_are_delivered_first(prefix: Prefix, cut: int | None) -> None:
     good = [b"one", b"", b"three" * 30]
     data = encoded(good, prefix) + encoded_size(1000, prefix) + b"y" * 50
-    pieces = [data] if cut is None else [data[start : start + cut] for start in range(0, len(data), cut)]
+    pieces = (
+        [data] if cut is None else [data[start : start + cut] for start in range(0, len(data), cut)]
+    )
     decoder, got = FrameDecoder(150, prefix), []
     for piece in pieces:
         decoder.feed(piece)
@@ -220,7 +245,11 @@ def test_pending_partial_and_missing_at_every_byte(prefix: Prefix) -> None:
             assert decoder.pending == index
             in_prefix = index < len(head)
             assert decoder.partial == (data[:index] if in_prefix else payload[: index - len(head)])
-            at_least = 1 if in_prefix and prefix == "varint" else (4 - index if in_prefix else len(data) - index)
+            at_least = (
+                1
+                if in_prefix and prefix == "varint"
+                else (4 - index if in_prefix else len(data) - index)
+            )
             assert decoder.missing == at_least
             decoder.feed(byte)
         assert decoder.next_frame() == payload, turn
@@ -233,7 +262,9 @@ def test_pending_counts_the_padding_of_a_varint() -> None:
     assert decoder.pending == 6
 
 
-@pytest.mark.parametrize("given", [lambda buffer: buffer, memoryview], ids=["bytearray", "memoryview"])
+@pytest.mark.parametrize(
+    "given", [lambda buffer: buffer, memoryview], ids=["bytearray", "memoryview"]
+)
 def test_what_was_fed_still_belongs_to_the_caller(given: Callable[[bytearray], bytes]) -> None:
     decoder = FrameDecoder(100)
     buffer = bytearray(b"\0\0\0\x06ab")
@@ -252,7 +283,10 @@ def test_the_error_can_be_copied_and_pickled() -> None:
 
 # -- any chunking
 
-payloads = st.lists(st.one_of(st.binary(max_size=5), st.binary(max_size=400), st.integers(0, 3000).map(bytes)), max_size=12)
+payloads = st.lists(
+    st.one_of(st.binary(max_size=5), st.binary(max_size=400), st.integers(0, 3000).map(bytes)),
+    max_size=12,
+)
 
 
 def cut_up(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -265,13 +299,17 @@ def cut_up(data: bytes, sizes: list[int]) -> list[bytes]:
     return pieces
 
 
-cuts = st.lists(st.one_of(st.integers(1, 9), st.integers(0, 700), st.integers(1, 5000)), min_size=1, max_size=10).filter(any)
+cuts = st.lists(
+    st.one_of(st.integers(1, 9), st.integers(0, 700), st.integers(1, 5000)), min_size=1, max_size=10
+).filter(any)
 
 
 @given(frames=payloads, sizes=cuts, prefix=st.sampled_from(PREFIXES))
 @example(frames=[b"", b"", b""], sizes=[1], prefix="varint")
 @example(frames=[bytes(600), b"abc", bytes(511), bytes(513)], sizes=[511, 512, 1], prefix="u32be")
-def test_any_chunking_of_any_frames_gives_the_same_frames(frames: list[bytes], sizes: list[int], prefix: Prefix) -> None:
+def test_any_chunking_of_any_frames_gives_the_same_frames(
+    frames: list[bytes], sizes: list[int], prefix: Prefix
+) -> None:
     decoder = FrameDecoder(3000, prefix)
     got = decode_pieces(decoder, cut_up(encoded(frames, prefix), sizes))
     assert got == frames
@@ -280,7 +318,9 @@ def test_any_chunking_of_any_frames_gives_the_same_frames(frames: list[bytes], s
 
 
 @given(frames=payloads, sizes=cuts, prefix=st.sampled_from(PREFIXES), take_each=st.integers(0, 5))
-def test_frames_may_be_taken_late(frames: list[bytes], sizes: list[int], prefix: Prefix, take_each: int) -> None:
+def test_frames_may_be_taken_late(
+    frames: list[bytes], sizes: list[int], prefix: Prefix, take_each: int
+) -> None:
     decoder, got = FrameDecoder(3000, prefix), []
     for piece in cut_up(encoded(frames, prefix), sizes):
         decoder.feed(piece)

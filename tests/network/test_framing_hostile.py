@@ -74,7 +74,18 @@ def decode(pieces: Iterable[bytes], decoder: FrameDecoder) -> tuple[list[bytes],
 hostile = st.lists(
     st.one_of(
         st.binary(max_size=30),
-        st.sampled_from([b"\0", b"\0\0\0", b"\0\0\1\0", b"\xff" * 4, b"\x80" * 4, b"\x80", b"\x0f", b"\xff\xff\xff\xff\x0f"]),
+        st.sampled_from(
+            [
+                b"\0",
+                b"\0\0\0",
+                b"\0\0\1\0",
+                b"\xff" * 4,
+                b"\x80" * 4,
+                b"\x80",
+                b"\x0f",
+                b"\xff\xff\xff\xff\x0f",
+            ]
+        ),
         st.integers(0, 300).map(lambda size: encoded_size(size, "u32be")),
         st.integers(0, 300).map(lambda size: encoded_size(size, "varint") + bytes(size)),
     ),
@@ -82,8 +93,15 @@ hostile = st.lists(
 ).map(b"".join)
 
 
-@given(data=hostile, sizes=cuts, limit=st.sampled_from([0, 1, 5, 256, 70_000, SIZE_MAX]), prefix=st.sampled_from(PREFIXES))
-def test_any_bytes_give_frames_or_the_right_error(data: bytes, sizes: list[int], limit: int, prefix: Prefix) -> None:
+@given(
+    data=hostile,
+    sizes=cuts,
+    limit=st.sampled_from([0, 1, 5, 256, 70_000, SIZE_MAX]),
+    prefix=st.sampled_from(PREFIXES),
+)
+def test_any_bytes_give_frames_or_the_right_error(
+    data: bytes, sizes: list[int], limit: int, prefix: Prefix
+) -> None:
     frames, end, left = plain_decode(data, limit, prefix)
     decoder = FrameDecoder(limit, prefix)
     assert decode(cut_up(data, sizes), decoder) == (frames, end)
@@ -96,8 +114,15 @@ def test_any_bytes_give_frames_or_the_right_error(data: bytes, sizes: list[int],
             decoder.next_frame()
 
 
-@given(data=hostile, sizes=cuts, limit=st.sampled_from([0, 256, 70_000]), prefix=st.sampled_from(PREFIXES))
-def test_no_more_is_allocated_than_came_and_the_limit(data: bytes, sizes: list[int], limit: int, prefix: Prefix) -> None:
+@given(
+    data=hostile,
+    sizes=cuts,
+    limit=st.sampled_from([0, 256, 70_000]),
+    prefix=st.sampled_from(PREFIXES),
+)
+def test_no_more_is_allocated_than_came_and_the_limit(
+    data: bytes, sizes: list[int], limit: int, prefix: Prefix
+) -> None:
     pieces = cut_up(data, sizes)
     frames, end, _ = plain_decode(data, limit, prefix)
     decoder = FrameDecoder(limit, prefix)
@@ -192,7 +217,9 @@ def test_a_drip_is_not_joined_again_and_again(monkeypatch: pytest.MonkeyPatch) -
     for name in ("take", "peek", "find", "prepend"):
         whole = getattr(ChunkQueue, name)
 
-        def counted(self: ChunkQueue, *args: object, name: str = name, whole: object = whole) -> object:
+        def counted(
+            self: ChunkQueue, *args: object, name: str = name, whole: object = whole
+        ) -> object:
             calls.append((name, *args))
             return whole(self, *args)  # type: ignore[operator]
 
@@ -203,6 +230,11 @@ def test_a_drip_is_not_joined_again_and_again(monkeypatch: pytest.MonkeyPatch) -
     assert calls == [("take", 4), ("take", 5000)]
     calls.clear()
     varint = FrameDecoder(5000, "varint")
-    assert decode(cut_up(encoded_size(5000, "varint") + bytes(5000), [1]), varint) == ([bytes(5000)], "")
+    assert decode(cut_up(encoded_size(5000, "varint") + bytes(5000), [1]), varint) == (
+        [bytes(5000)],
+        "",
+    )
     assert [call for call in calls if call[0] == "take"] == [("take", 2), ("take", 5000)]
-    assert [call for call in calls if call[0] != "take"] == [("peek", 5)] * 3  # at no byte, at one, at two
+    assert [call for call in calls if call[0] != "take"] == [
+        ("peek", 5)
+    ] * 3  # at no byte, at one, at two

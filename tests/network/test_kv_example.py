@@ -27,7 +27,18 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 from kv_client import Client, Refused  # noqa: E402
-from kv_protocol import FOUND, FRAME_MAX, GET, KEY_MAX, MISSING, PUT, REFUSED, REQUEST, VALUE_MAX, parse_request  # noqa: E402
+from kv_protocol import (
+    FOUND,
+    FRAME_MAX,
+    GET,
+    KEY_MAX,
+    MISSING,
+    PUT,
+    REFUSED,
+    REQUEST,
+    VALUE_MAX,
+    parse_request,
+)  # noqa: E402
 from kv_server import CONNECTIONS_MAX, Server  # noqa: E402
 
 if TYPE_CHECKING:
@@ -37,7 +48,9 @@ ADDRESS = ("127.0.0.1", 0)
 SECONDS_MAX = 30  # for a process to answer or to end
 
 
-async def served(make: Callable[[], trio_uring.Network], scenario: Any, address: Any = ADDRESS, **options: Any) -> float:
+async def served(
+    make: Callable[[], trio_uring.Network], scenario: Any, address: Any = ADDRESS, **options: Any
+) -> float:
     """Runs a scenario beside a server, which it has to stop. Returns when the server ended (trio's clock, in seconds)."""
 
     async def serve(*, task_status: Any) -> None:
@@ -109,7 +122,9 @@ def test_what_is_too_long_is_refused_and_the_connection_goes_on(run):
     run(scenario)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\1", b"\1\0", b"\0\0\0", b"\4\0\0", b"\1\0\1", b"\1\0\0x", b"\3\0\0x"])
+@pytest.mark.parametrize(
+    "frame", [b"", b"\1", b"\1\0", b"\0\0\0", b"\4\0\0", b"\1\0\1", b"\1\0\0x", b"\3\0\0x"]
+)
 @pytest.mark.no_ring
 def test_what_is_no_request(frame):
     assert parse_request(frame) is None
@@ -121,7 +136,10 @@ def test_requests_sent_ahead_are_answered_in_order_also_while_it_stops(run):
         channel = await raw(network, address)
         await channel.send([REQUEST.pack(PUT, 1), b"a", b"value"])
         assert await channel.receive() == bytes([FOUND])
-        await channel.send_many([[REQUEST.pack(GET, 1), b"ab"[turn % 2 : turn % 2 + 1]] for turn in range(500)] + [b"nonsense"])
+        await channel.send_many(
+            [[REQUEST.pack(GET, 1), b"ab"[turn % 2 : turn % 2 + 1]] for turn in range(500)]
+            + [b"nonsense"]
+        )
         answers = [await channel.receive()]
         server.stop()
         answers += [answer async for answer in channel]
@@ -190,7 +208,9 @@ def test_a_client_that_does_not_read_makes_the_server_hold_little():
         await channel.receive()
         tracemalloc.start()
         try:
-            await channel.send_many([[REQUEST.pack(GET, 1), b"k"]] * 5000)  # all the answers would be 5 MB
+            await channel.send_many(
+                [[REQUEST.pack(GET, 1), b"k"]] * 5000
+            )  # all the answers would be 5 MB
             await trio.sleep(1)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
@@ -215,7 +235,9 @@ def test_a_client_whose_request_was_cancelled_gives_no_wrong_answers():
                 await client.get(b"other")
         server.stop()
 
-    async def cancel(scope):  # it waits for its answer by then, which takes longer than a pass of the scheduler
+    async def cancel(
+        scope,
+    ):  # it waits for its answer by then, which takes longer than a pass of the scheduler
         scope.cancel()
 
     simulated(scenario)
@@ -227,7 +249,9 @@ def test_a_stop_waits_for_an_answer_that_is_being_sent(run):
         async with await Client.connect(network, address) as client:
             await client.put(b"k", b"v" * VALUE_MAX)
         slow = await raw(network, address)
-        await slow.send_many([[REQUEST.pack(GET, 1), b"k"]] * 16)  # 16 MiB: more than the sockets hold
+        await slow.send_many(
+            [[REQUEST.pack(GET, 1), b"k"]] * 16
+        )  # 16 MiB: more than the sockets hold
         assert len(await slow.receive()) == VALUE_MAX + 1
         server.stop()
         for _ in range(15):
@@ -250,7 +274,9 @@ def test_whoever_is_not_done_by_the_deadline_is_cut_off():
         stopped.append(trio.current_time())
 
     stopped: list[float] = []
-    ended = run_deterministically(partial(served, partial(SimulatedNetwork, 1), scenario, drain_seconds=7.5))
+    ended = run_deterministically(
+        partial(served, partial(SimulatedNetwork, 1), scenario, drain_seconds=7.5)
+    )
     assert ended - stopped[0] == 7.5
 
 
@@ -263,7 +289,9 @@ def test_a_client_that_is_cut_off_by_the_network_does_not_hold_up_the_end():
         network.partition("far", "server")
         server.stop()
 
-    run_deterministically(partial(served, partial(SimulatedNetwork, 1), scenario, ("server", 0), drain_seconds=5))
+    run_deterministically(
+        partial(served, partial(SimulatedNetwork, 1), scenario, ("server", 0), drain_seconds=5)
+    )
 
 
 @pytest.mark.no_ring
@@ -288,16 +316,37 @@ def test_more_clients_than_the_limit_wait_in_the_backlog():
 
 
 def test_the_program():
-    command = [sys.executable, "-W", "error", EXAMPLES / "kv_server.py", "--port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        EXAMPLES / "kv_server.py",
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline().rpartition(":")[2].strip()
             metrics = process.stdout.readline().split()[-1]
 
             def ask(*arguments: str) -> tuple[int, str]:
-                client = [sys.executable, "-W", "error", EXAMPLES / "kv_client.py", "--port", port, *arguments]
-                done = subprocess.run(client, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
+                client = [
+                    sys.executable,
+                    "-W",
+                    "error",
+                    EXAMPLES / "kv_client.py",
+                    "--port",
+                    port,
+                    *arguments,
+                ]
+                done = subprocess.run(
+                    client, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
+                )
                 assert done.stderr == ""
                 return done.returncode, done.stdout
 

@@ -56,7 +56,12 @@ async def test_bytes_of_every_kind_of_buffer_and_call():
     counted = receiver.metrics.snapshot()
     assert (counted.bytes_out, counted.bytes_in) == (0, sent)
     assert counted.operations["receive"] == counted.successes["receive"] == 3  # the last is the end
-    assert (counted.errors, counted.connections_in, counted.open_in, counted.open_out) == ({}, 0, 0, 0)
+    assert (counted.errors, counted.connections_in, counted.open_in, counted.open_out) == (
+        {},
+        0,
+        0,
+        0,
+    )
 
 
 @without_ring
@@ -156,7 +161,11 @@ async def test_how_operations_end_and_that_errors_are_the_same_objects():
         with trio.fail_after(1):
             await trio.sleep_forever()
 
-    for outcome, error in [("timeouts", trio.TooSlowError()), ("errors", broken(errno.ECONNRESET)), ("errors", Odd())]:
+    for outcome, error in [
+        ("timeouts", trio.TooSlowError()),
+        ("errors", broken(errno.ECONNRESET)),
+        ("errors", Odd()),
+    ]:
 
         async def fail(error=error):
             raise error
@@ -196,7 +205,11 @@ async def test_the_operation_is_in_progress_until_it_is_cancelled():
             assert (counted.operations[operation], counted.cancelled[operation]) == (1, 0)
             nursery.cancel_scope.cancel()
         counted = stream.metrics.snapshot()
-        assert (counted.cancelled[operation], counted.successes[operation], counted.errors) == (1, 0, {})
+        assert (counted.cancelled[operation], counted.successes[operation], counted.errors) == (
+            1,
+            0,
+            {},
+        )
 
 
 @without_ring
@@ -332,10 +345,23 @@ async def converse(network):
 
 
 def check_conversation(counted):
-    assert (counted.connections_in, counted.connections_out, counted.open_in, counted.open_out) == (3, 3, 0, 0)
+    assert (counted.connections_in, counted.connections_out, counted.open_in, counted.open_out) == (
+        3,
+        3,
+        0,
+        0,
+    )
     assert (counted.bytes_in, counted.bytes_out) == (30, 30)
-    assert (counted.operations["bind"], counted.operations["dial"], counted.operations["accept"]) == (1, 4, 4)
-    assert (counted.successes["bind"], counted.successes["dial"], counted.successes["accept"]) == (1, 3, 3)
+    assert (
+        counted.operations["bind"],
+        counted.operations["dial"],
+        counted.operations["accept"],
+    ) == (1, 4, 4)
+    assert (counted.successes["bind"], counted.successes["dial"], counted.successes["accept"]) == (
+        1,
+        3,
+        3,
+    )
     assert counted.cancelled["accept"] == 1
     assert counted.errors == {("dial", "ECONNREFUSED"): 1}
     assert sum(counted.timeouts.values()) == 0
@@ -384,7 +410,11 @@ async def test_timeouts_of_the_config_and_of_calls():
         with pytest.raises(trio.TooSlowError):
             await network.dial(("elsewhere", 80))
     counted = network.metrics.snapshot()
-    assert (counted.timeouts["receive"], counted.cancelled["receive"], counted.timeouts["dial"]) == (2, 1, 1)
+    assert (
+        counted.timeouts["receive"],
+        counted.cancelled["receive"],
+        counted.timeouts["dial"],
+    ) == (2, 1, 1)
     assert counted.errors == {}
 
 
@@ -397,4 +427,7 @@ async def test_errors_of_a_bind_that_conflicts_and_a_closed_listener():
     await listener.aclose()
     with pytest.raises(trio.ClosedResourceError):
         await listener.accept()
-    assert network.metrics.snapshot().errors == {("bind", "EADDRINUSE"): 1, ("accept", "ClosedResourceError"): 1}
+    assert network.metrics.snapshot().errors == {
+        ("bind", "EADDRINUSE"): 1,
+        ("accept", "ClosedResourceError"): 1,
+    }

@@ -40,7 +40,11 @@ async def test_a_result_that_arrives_wins_over_a_cancellation():
     assert scope.cancel_called
     assert not scope.cancelled_caught
     counted = stream.metrics.snapshot()
-    assert (counted.bytes_in, counted.successes["receive"], counted.cancelled["receive"]) == (4, 1, 0)
+    assert (counted.bytes_in, counted.successes["receive"], counted.cancelled["receive"]) == (
+        4,
+        1,
+        0,
+    )
 
 
 # -- what is forwarded
@@ -101,7 +105,11 @@ def test_attributes_are_those_of_the_wrapped_stream(wrap):
     fake.socket = object()
     stream = wrap(wrap(fake))
     assert isinstance(stream, NetworkStream)
-    assert (stream.local_address, stream.remote_address, stream.bytes_sent) == (("here", 2), ("peer", 1), 3)
+    assert (stream.local_address, stream.remote_address, stream.bytes_sent) == (
+        ("here", 2),
+        ("peer", 1),
+        3,
+    )
     assert stream.socket is fake.socket
     stream.send_timeout = 5.0
     assert fake.send_timeout == stream.send_timeout == 5.0
@@ -117,7 +125,15 @@ def test_attributes_are_those_of_the_wrapped_stream(wrap):
 async def test_a_plain_stream_does_not_seem_to_be_more(wrap):
     plain = Plain()
     stream = wrap(plain)
-    for name in ("receive_exactly", "receive_until", "peek", "send_eof", "bytes_sent", "send_timeout", "remote_address"):
+    for name in (
+        "receive_exactly",
+        "receive_until",
+        "peek",
+        "send_eof",
+        "bytes_sent",
+        "send_timeout",
+        "remote_address",
+    ):
         with pytest.raises(AttributeError, match=name):
             getattr(stream, name)
     assert stream.receive_timeout is None
@@ -221,7 +237,10 @@ async def test_a_list_is_one_operation_through_all_wrappers():
         before = count_of("SENDMSG").submitted, count_of("SEND").submitted
         await send_all_vectored(client, [b"prefix", b"payload"])
         await client.send_all([b"prefix", b"payload"])
-        assert (count_of("SENDMSG").submitted, count_of("SEND").submitted) == (before[0] + 2, before[1])
+        assert (count_of("SENDMSG").submitted, count_of("SEND").submitted) == (
+            before[0] + 2,
+            before[1],
+        )
         assert await server.receive_exactly(26) == b"prefixpayload" * 2
         assert client.bytes_sent == 13
     assert network.metrics.snapshot().bytes_out == 26
@@ -253,7 +272,11 @@ async def test_a_connection_is_open_until_it_is_closed():
     assert opened() == (0, 0)
     counted = network.metrics.snapshot()
     assert (counted.connections_in, counted.connections_out) == (1, 1)
-    assert (counted.operations["close"], counted.successes["close"], counted.cancelled["close"]) == (3, 2, 1)
+    assert (
+        counted.operations["close"],
+        counted.successes["close"],
+        counted.cancelled["close"],
+    ) == (3, 2, 1)
 
 
 @without_ring

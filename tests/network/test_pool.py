@@ -98,7 +98,9 @@ def test_every_buffer_is_aligned_and_apart_from_the_others() -> None:
         views = [pool.try_alloc(each.size) for _ in range(each.capacity)]
         addresses = sorted(address(view) for view in views)
         assert {found % min(each.size, mmap.PAGESIZE) for found in addresses} == {0}
-        assert [b - a for a, b in itertools.pairwise(addresses)] == [each.size] * (each.capacity - 1)
+        assert [b - a for a, b in itertools.pairwise(addresses)] == [each.size] * (
+            each.capacity - 1
+        )
         assert pool.try_alloc(each.size) is None
 
 
@@ -110,14 +112,20 @@ def test_the_classes_of_a_pool_by_default() -> None:
     statistics = BufferPool().statistics()
     assert [each.size for each in statistics] == [4096 << n for n in range(9)]
     assert [each.capacity for each in statistics] == [4096 >> n for n in range(9)]
-    assert statistics[0] == BufferClassStatistics(size=4096, capacity=4096, in_use=0, allocations=0, exhausted=0)
+    assert statistics[0] == BufferClassStatistics(
+        size=4096, capacity=4096, in_use=0, allocations=0, exhausted=0
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         statistics[0].in_use = 1
 
 
 @no_ring
-@pytest.mark.parametrize(("limit", "capacities"), [(1, [1, 1, 1]), (64, [1, 1, 1]), (300, [4, 2, 1]), (1000, [15, 7, 3])])
-def test_a_class_has_what_fits_into_its_bytes_and_at_least_one(limit: int, capacities: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("limit", "capacities"), [(1, [1, 1, 1]), (64, [1, 1, 1]), (300, [4, 2, 1]), (1000, [15, 7, 3])]
+)
+def test_a_class_has_what_fits_into_its_bytes_and_at_least_one(
+    limit: int, capacities: list[int]
+) -> None:
     pool = BufferPool(min_size=64, max_size=256, max_bytes_per_class=limit)
     assert [each.capacity for each in pool.statistics()] == capacities
     for each in pool.statistics():
@@ -167,7 +175,9 @@ def test_an_exhausted_class_refuses_and_recovers_and_no_other_helps_out() -> Non
     views.append(pool.try_alloc(64))
     assert None not in views
     assert pool.try_alloc(64) is None
-    assert pool.statistics()[0] == BufferClassStatistics(size=64, capacity=4, in_use=4, allocations=5, exhausted=4)
+    assert pool.statistics()[0] == BufferClassStatistics(
+        size=64, capacity=4, in_use=4, allocations=5, exhausted=4
+    )
 
 
 @no_ring
@@ -227,7 +237,9 @@ def test_a_refusal_of_the_system_is_told_and_can_pass(monkeypatch: pytest.Monkey
         for allocate in (pool.try_alloc, pool.alloc):
             with pytest.raises(OSError, match="Cannot allocate memory"):
                 allocate(1)
-    assert pool.statistics() == (BufferClassStatistics(size=4096, capacity=1, in_use=0, allocations=0, exhausted=0),)
+    assert pool.statistics() == (
+        BufferClassStatistics(size=4096, capacity=1, in_use=0, allocations=0, exhausted=0),
+    )
     assert pool.try_alloc(1) is not None
 
 
@@ -377,7 +389,9 @@ class Reviver:
         self.view = pool.try_alloc(4096)
 
     def __del__(self) -> None:
-        self.saved.append(self.pool.try_alloc(4096))  # of a pool with one buffer, which this object still has
+        self.saved.append(
+            self.pool.try_alloc(4096)
+        )  # of a pool with one buffer, which this object still has
         self.view[:3] = b"abc"
         self.saved.append(self.view)
 

@@ -27,11 +27,16 @@ class Model(RuleBasedStateMachine):
     """Buffers are dictionaries here: what was written into each, and the views that are left of it, by their place in it."""
 
     @initialize(
-        sizes=st.sampled_from([(64, 64), (64, 256), (128, 512), (4096, 8192)]), limit=st.sampled_from([1, 256, 1024, 16384])
+        sizes=st.sampled_from([(64, 64), (64, 256), (128, 512), (4096, 8192)]),
+        limit=st.sampled_from([1, 256, 1024, 16384]),
     )
     def make(self, sizes: tuple[int, int], limit: int) -> None:
         self.pool = BufferPool(min_size=sizes[0], max_size=sizes[1], max_bytes_per_class=limit)
-        self.capacity = {size: max(1, limit // size) for size in (sizes[0] << n for n in range(8)) if size <= sizes[1]}
+        self.capacity = {
+            size: max(1, limit // size)
+            for size in (sizes[0] << n for n in range(8))
+            if size <= sizes[1]
+        }
         self.live: list[dict[str, Any]] = []
         self.garbage: list[int] = []  # classes of the buffers that wait for the collector
         self.made = self.refused = self.oversized = self.heap = 0
@@ -57,7 +62,11 @@ class Model(RuleBasedStateMachine):
         return sum(each["class"] == size for each in self.live) + self.garbage.count(size)
 
     @rule(
-        size=st.one_of(st.integers(1, 9000), st.integers(1, 300), st.sampled_from([64, 65, 128, 256, 512, 4096, 8192])),
+        size=st.one_of(
+            st.integers(1, 9000),
+            st.integers(1, 300),
+            st.sampled_from([64, 65, 128, 256, 512, 4096, 8192]),
+        ),
         bounded=st.booleans(),
     )
     def allocate(self, size: int, bounded: bool) -> None:
@@ -122,7 +131,9 @@ class Model(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             statistics = self.pool.statistics()
             assert {each.size: each.capacity for each in statistics} == self.capacity
-            assert [each.in_use for each in statistics] == [self.used(size) for size in self.capacity]
+            assert [each.in_use for each in statistics] == [
+                self.used(size) for size in self.capacity
+            ]
             assert sum(each.allocations for each in statistics) == self.made
             assert sum(each.exhausted for each in statistics) == self.refused
             assert (self.pool.oversized, self.pool.heap_allocations) == (self.oversized, self.heap)

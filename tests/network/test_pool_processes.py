@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 def run_python(code: str) -> None:
     """Runs `code` in an interpreter of its own. It must end well, and say nothing."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-X", "dev", "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -205,7 +209,9 @@ def test_threads_that_use_a_class_first_at_the_same_moment(monkeypatch: pytest.M
     pool, views = BufferPool(min_size=64, max_size=64, max_bytes_per_class=128), []
     run_threads(*[lambda: views.append(pool.try_alloc(64))] * 2)
     assert abs(address(views[0]) - address(views[1])) == 64
-    assert pool.statistics() == (BufferClassStatistics(size=64, capacity=2, in_use=2, allocations=2, exhausted=0),)
+    assert pool.statistics() == (
+        BufferClassStatistics(size=64, capacity=2, in_use=2, allocations=2, exhausted=0),
+    )
     assert pool.try_alloc(1) is None
     del views[:]
     assert in_use(pool) == 0

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from streams.support import TINY, clog, closing, drain, passes, pattern, unix_sockets, until, until_blocked
+from streams.support import (
+    TINY,
+    clog,
+    closing,
+    drain,
+    passes,
+    pattern,
+    unix_sockets,
+    until,
+    until_blocked,
+)
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
@@ -32,7 +42,9 @@ async def test_a_buffer_that_the_kernel_receives_into_is_in_use_until_it_is_done
     stream, counts = SocketStream(left), []
 
     async def receive() -> None:
-        counts.append(await stream.receive_into(pool.try_alloc(4096)))  # nobody but the call has the view
+        counts.append(
+            await stream.receive_into(pool.try_alloc(4096))
+        )  # nobody but the call has the view
 
     async with closing(stream, peer), trio.open_nursery() as nursery:
         nursery.start_soon(receive)
@@ -177,7 +189,9 @@ async def test_a_cancelled_send_gives_its_buffers_back() -> None:
         assert in_use(pool) == 0
 
 
-async def relay(source: SocketStream, target: SocketStream, pool: BufferPool, cuts: random.Random) -> None:
+async def relay(
+    source: SocketStream, target: SocketStream, pool: BufferPool, cuts: random.Random
+) -> None:
     while True:
         with pool.alloc(cuts.randint(1, 3000)) as view:
             with trio.move_on_after(0 if cuts.random() < 0.1 else 1000):

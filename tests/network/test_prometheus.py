@@ -46,7 +46,9 @@ def registry_of(*collectors: Any) -> Any:
 def scrape(registry: Any) -> dict[tuple[str, ...], float]:
     """The samples, by name and the values of their labels in alphabetical order."""
     found = {}
-    for family in text_string_to_metric_families(prometheus_client.generate_latest(registry).decode()):
+    for family in text_string_to_metric_families(
+        prometheus_client.generate_latest(registry).decode()
+    ):
         for sample in family.samples:
             key = (sample.name, *(sample.labels[label] for label in sorted(sample.labels)))
             assert key not in found
@@ -95,16 +97,26 @@ async def test_names_and_units_follow_the_conventions():
         assert family.type in ("counter", "gauge", "info")
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter")
-            assert set(sample.labels) <= {"opcode", "operation", "outcome", "error", "direction"} or family.type == "info"
+            assert (
+                set(sample.labels) <= {"opcode", "operation", "outcome", "error", "direction"}
+                or family.type == "info"
+            )
             assert math.isfinite(sample.value)
             assert sample.value >= 0
 
 
 async def test_every_statistic_is_exported():
     await talk()
-    fields = {field.name: 1000 + number for number, field in enumerate(dataclasses.fields(Statistics))}
+    fields = {
+        field.name: 1000 + number for number, field in enumerate(dataclasses.fields(Statistics))
+    }
     counts = {"SEND": trio_uring.OperationCounts(2001, 2002, 2003, 2004, 2005)}
-    texts = {"operations": counts, "backend": "a ring", "setup_flags": ("ONE", "TWO"), "features": 3}
+    texts = {
+        "operations": counts,
+        "backend": "a ring",
+        "setup_flags": ("ONE", "TWO"),
+        "features": 3,
+    }
     collector = DriverCollector()
     collector._driver.statistics = lambda: Statistics(**{**fields, **texts})  # type: ignore[arg-type,method-assign]
     try:
@@ -125,7 +137,11 @@ async def test_values_of_the_driver():
         assert found["trio_uring_driver_submitted_total", opcode] == counts.submitted
         assert found["trio_uring_driver_operations_total", opcode, "completed"] == counts.completed
         assert found["trio_uring_driver_operations_in_flight", opcode] == counts.in_flight
-    assert found["trio_uring_driver_bytes_total", "in"] == found["trio_uring_driver_bytes_total", "out"] == 15
+    assert (
+        found["trio_uring_driver_bytes_total", "in"]
+        == found["trio_uring_driver_bytes_total", "out"]
+        == 15
+    )
     assert found["trio_uring_driver_enters_total",] == statistics.enters
     assert found["trio_uring_driver_passes_total",] == statistics.passes
     assert found["trio_uring_driver_submission_queue_entries",] == statistics.sq_entries
@@ -135,11 +151,20 @@ async def test_values_of_the_driver():
 def test_values_of_a_network():
     found = scrape(registry_of(NetworkCollector(some_metrics())))
     name = "trio_uring_network_"
-    assert (found[name + "connections_total", "in"], found[name + "connections_total", "out"]) == (1, 2)
-    assert (found[name + "connections_open", "in"], found[name + "connections_open", "out"]) == (1, 1)
+    assert (found[name + "connections_total", "in"], found[name + "connections_total", "out"]) == (
+        1,
+        2,
+    )
+    assert (found[name + "connections_open", "in"], found[name + "connections_open", "out"]) == (
+        1,
+        1,
+    )
     assert (found[name + "bytes_total", "in"], found[name + "bytes_total", "out"]) == (3, 5)
     assert found[name + "attempts_total", "receive"] == 6
-    outcomes = {outcome: found[name + "operations_total", "receive", outcome] for outcome in ("succeeded", "timed_out")}
+    outcomes = {
+        outcome: found[name + "operations_total", "receive", outcome]
+        for outcome in ("succeeded", "timed_out")
+    }
     assert outcomes == {"succeeded": 1, "timed_out": 1}
     assert found[name + "operations_total", "receive", "cancelled"] == 1
     assert found[name + "operations_total", "receive", "failed"] == 3

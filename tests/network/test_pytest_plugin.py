@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 TESTING_MD = Path(__file__).parents[2] / "docs" / "testing.md"
 SECONDS_MAX = 100  # for a run of pytest
-SAID = re.compile(r"The seed was (\d+). To repeat it: (TRIO_URING_SEED=\d+ python -m pytest \S+)$", re.M)
+SAID = re.compile(
+    r"The seed was (\d+). To repeat it: (TRIO_URING_SEED=\d+ python -m pytest \S+)$", re.M
+)
 INI = "[pytest]\ntrio_mode = true\nfilterwarnings = error\n"
 PRELUDE = """\
 import os
@@ -57,7 +59,10 @@ class Outcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {word.rstrip("s"): int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", self.last)}
+        return {
+            word.rstrip("s"): int(count)
+            for count, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", self.last)
+        }
 
     @property
     def last(self) -> str:
@@ -65,7 +70,11 @@ class Outcome:
 
     def of(self, test: str) -> str:
         """What is said about one test that failed."""
-        match = re.search(rf"^_+ (?:ERROR at \w+ of )?{re.escape(test)} _+$(.*?)(?=^[_=]{{3,}} |\Z)", self.text, re.M | re.S)
+        match = re.search(
+            rf"^_+ (?:ERROR at \w+ of )?{re.escape(test)} _+$(.*?)(?=^[_=]{{3,}} |\Z)",
+            self.text,
+            re.M | re.S,
+        )
         assert match, self.text
         return match[1]
 
@@ -87,13 +96,33 @@ def run_pytest(tmp_path: Path) -> Pytest:
         (tmp_path / "pytest.ini").write_text(ini)
         if source:
             (tmp_path / "test_it.py").write_text(PRELUDE + dedent(source))
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "TRIO_URING"))}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST", "TRIO_URING"))
+        }
         if plugins:
             environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         loading = [part for plugin in plugins for part in ("-p", plugin)]
-        command = [sys.executable, *python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *loading, *arguments]
+        command = [
+            sys.executable,
+            *python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *loading,
+            *arguments,
+        ]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environ | variables, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
+            command,
+            cwd=tmp_path,
+            env=environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
         )
         return Outcome(done.stdout + done.stderr, done.returncode)
 
@@ -240,22 +269,34 @@ def test_what_is_left_behind_fails_the_test_and_is_named(run_pytest: Pytest) -> 
     assert "pinned" not in operation
     assert len(re.findall(r"^  descriptor \d+: socket:\[\d+\] AF_UNIX", operation, re.M)) == 2
     pinned = outcome.of("test_pinned")
-    assert re.search(left.format("RECV") + "forgotten one', with the caller's buffers pinned", pinned), pinned
+    assert re.search(
+        left.format("RECV") + "forgotten one', with the caller's buffers pinned", pinned
+    ), pinned
 
     descriptors = outcome.of("test_descriptors")
     assert len(re.findall(r"^  descriptor \d+: pipe:\[\d+\]$", descriptors, re.M)) == 2
-    assert re.search(r"^  descriptor \d+: socket:\[\d+\] AF_INET \('127.0.0.1', \d+\)$", descriptors, re.M), descriptors
+    assert re.search(
+        r"^  descriptor \d+: socket:\[\d+\] AF_INET \('127.0.0.1', \d+\)$", descriptors, re.M
+    ), descriptors
     address = r"\('127\.0\.0\.1', \d+\)"
-    assert re.search(rf"^  descriptor \d+: socket:\[\d+\] AF_INET {address} -> {address}$", outcome.of("test_stream"), re.M)
+    assert re.search(
+        rf"^  descriptor \d+: socket:\[\d+\] AF_INET {address} -> {address}$",
+        outcome.of("test_stream"),
+        re.M,
+    )
     assert len(re.findall(r"^  descriptor", outcome.of("test_stream"), re.M)) == 1
     assert len(re.findall(r"^  descriptor \d+: pipe", outcome.of("test_same_number"), re.M)) == 2
 
     middle = outcome.of("test_middle")
-    assert re.search(r"AssertionError: trio_uring is not idle:\n.*operation RECV on descriptor", middle), middle
+    assert re.search(
+        r"AssertionError: trio_uring is not idle:\n.*operation RECV on descriptor", middle
+    ), middle
     assert "await uring_driver_idle.check()" in middle, "the line of the test is missing"
     assert "mine" in outcome.of("test_own_error_first")
     assert "left behind" not in outcome.of("test_own_error_first")
-    assert "pytest_plugin.py" not in operation + pinned + descriptors, "the plugin's own lines are of no use to the reader"
+    assert "pytest_plugin.py" not in operation + pinned + descriptors, (
+        "the plugin's own lines are of no use to the reader"
+    )
 
 
 def test_what_runs_the_test_stays_what_it_was(run_pytest: Pytest) -> None:
@@ -341,14 +382,18 @@ def test_a_seed_that_is_none(run_pytest: Pytest) -> None:
     outcome = run_pytest(SEEDED.format(condition=True), TRIO_URING_SEED="seventeen")
     assert outcome.counts == {"error": 2}
     # Once for each test, and where $CI is set in pytest's summary as well.
-    assert outcome.text.count("TRIO_URING_SEED must be an integer or 'random', not 'seventeen'\n") in (2, 4)
+    assert outcome.text.count(
+        "TRIO_URING_SEED must be an integer or 'random', not 'seventeen'\n"
+    ) in (2, 4)
 
 
 def test_the_seed_is_shown_on_failure_only(run_pytest: Pytest) -> None:
     outcome = run_pytest(SEEDED.format(condition=True), "-rA")
     passed(outcome, 2)
     assert "The seed was" not in outcome.text
-    outcome = run_pytest(SEEDED.format(condition="pytest.fail('so', pytrace=False)"), "--show-capture=no", "-rA")
+    outcome = run_pytest(
+        SEEDED.format(condition="pytest.fail('so', pytrace=False)"), "--show-capture=no", "-rA"
+    )
     assert outcome.text.count("The seed was") == 2
 
 
@@ -415,7 +460,9 @@ def test_echo_server(run_pytest: Pytest) -> None:
     """
     outcome = run_pytest(source)
     assert outcome.counts == {"passed": 3, "failed": 1}, outcome.text
-    assert outcome.of("test_still_open").count("  descriptor ") == 3, "other descriptors than the three of the test"
+    assert outcome.of("test_still_open").count("  descriptor ") == 3, (
+        "other descriptors than the three of the test"
+    )
 
 
 def test_no_ring(run_pytest: Pytest) -> None:
@@ -463,16 +510,28 @@ USES = """
 def test_without_pytest_trio(run_pytest: Pytest, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pytest_trio'] = None\n")
     ini = "[pytest]\nfilterwarnings = error\n"
-    outcome = run_pytest(USES, ini=ini, plugins=("trio_uring.pytest_plugin",), PYTHONPATH=str(tmp_path))
+    outcome = run_pytest(
+        USES, ini=ini, plugins=("trio_uring.pytest_plugin",), PYTHONPATH=str(tmp_path)
+    )
     assert outcome.counts == {"passed": 2, "failed": 2, "error": 2}, outcome.text
-    for test in ("test_sync[uring_driver_idle]", "test_sync[echo_server]", "test_idle", "test_echo"):
+    for test in (
+        "test_sync[uring_driver_idle]",
+        "test_sync[echo_server]",
+        "test_idle",
+        "test_echo",
+    ):
         assert "need pytest-trio: pip install pytest-trio\n" in outcome.of(test)
 
 
 def test_pytest_trio_is_there_and_the_test_is_none_of_its(run_pytest: Pytest) -> None:
     outcome = run_pytest(USES, ini="[pytest]\nfilterwarnings = error\n")
     assert outcome.counts == {"passed": 2, "failed": 2, "error": 2}, outcome.text
-    for test in ("test_sync[uring_driver_idle]", "test_sync[echo_server]", "test_idle", "test_echo"):
+    for test in (
+        "test_sync[uring_driver_idle]",
+        "test_sync[echo_server]",
+        "test_idle",
+        "test_echo",
+    ):
         assert "mark the test with pytest.mark.trio, or set trio_mode" in outcome.of(test)
 
 
@@ -491,7 +550,9 @@ def test_hypothesis(run_pytest: Pytest) -> None:
 def test_listed(run_pytest: Pytest) -> None:
     outcome = run_pytest("", "--fixtures", "-v")
     for fixture in ("uring_driver_idle", "simulated_network", "echo_server"):
-        assert re.search(rf"^{fixture} -- .*pytest_plugin\.py:\d+\n    \S", outcome.text, re.M), outcome.text
+        assert re.search(rf"^{fixture} -- .*pytest_plugin\.py:\d+\n    \S", outcome.text, re.M), (
+            outcome.text
+        )
     assert "_trio_test" not in run_pytest("", "--fixtures").text
 
 
@@ -508,7 +569,15 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
             assert not [link for link in links if "uring" in link or "event" in link]
     """
     ini = "[pytest]\nfilterwarnings = error\n"
-    passed(run_pytest(source, ini=ini, plugins=("trio_uring.pytest_plugin",), python=("-W", "error", "-X", "dev")), 1)
+    passed(
+        run_pytest(
+            source,
+            ini=ini,
+            plugins=("trio_uring.pytest_plugin",),
+            python=("-W", "error", "-X", "dev"),
+        ),
+        1,
+    )
 
 
 def test_module_imports_nothing_more() -> None:
@@ -519,13 +588,25 @@ def test_module_imports_nothing_more() -> None:
         import trio_uring.pytest_plugin
         print(sorted(set(sys.modules) - before))
     """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", dedent(code)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "['trio_uring.pytest_plugin']"
 
 
 def test_the_entry_point(run_pytest: Pytest) -> None:
-    assert [point.value for point in entry_points(group="pytest11", name="trio_uring")] == ["trio_uring.pytest_plugin"]
-    passed(run_pytest("async def test_it(uring_driver_idle, echo_server, simulated_network): pass", plugins=()), 1)
+    assert [point.value for point in entry_points(group="pytest11", name="trio_uring")] == [
+        "trio_uring.pytest_plugin"
+    ]
+    passed(
+        run_pytest(
+            "async def test_it(uring_driver_idle, echo_server, simulated_network): pass", plugins=()
+        ),
+        1,
+    )
     outcome = run_pytest("def test_it(simulated_network): pass", "-p", "no:trio_uring", plugins=())
     assert "fixture 'simulated_network' not found" in outcome.text
 
@@ -549,7 +630,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_every_example_of_the_documentation_runs(run_pytest: Pytest, tmp_path: Path, enabled: bool) -> None:
+def test_every_example_of_the_documentation_runs(
+    run_pytest: Pytest, tmp_path: Path, enabled: bool
+) -> None:
     if enabled:
         (tmp_path / "conftest.py").write_text(ENABLED)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", TESTING_MD.read_text(), re.M | re.S)

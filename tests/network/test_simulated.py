@@ -34,7 +34,10 @@ OPTIONS = [
     pytest.param({}, id="default"),
     pytest.param({"short": 1.0, "race": 1.0}, id="worst"),
     pytest.param({"latency": (0.01, 0.1)}, id="latency"),
-    pytest.param({"bandwidth": 1e6, "latency": 0.1, "config": NetworkConfig(read_buffer_size=0)}, id="bandwidth"),
+    pytest.param(
+        {"bandwidth": 1e6, "latency": 0.1, "config": NetworkConfig(read_buffer_size=0)},
+        id="bandwidth",
+    ),
 ]
 
 
@@ -230,9 +233,13 @@ def test_a_receive_cancelled_with_bytes_in_its_hands_puts_them_back():
     sizes=st.lists(st.integers(0, 2500), max_size=12),
     patience=st.tuples(st.floats(0, 0.03), st.floats(0, 0.03)),
 )
-def test_cancels_on_both_sides_lose_and_duplicate_nothing(seed, buffer_size, latency, bandwidth, sizes, patience):
+def test_cancels_on_both_sides_lose_and_duplicate_nothing(
+    seed, buffer_size, latency, bandwidth, sizes, patience
+):
     async def main() -> None:
-        network = SimulatedNetwork(seed, latency=latency, bandwidth=bandwidth, buffer_size=buffer_size, short=0.5, race=0.5)
+        network = SimulatedNetwork(
+            seed, latency=latency, bandwidth=bandwidth, buffer_size=buffer_size, short=0.5, race=0.5
+        )
         first, second = (end.transport for end in await pair_of(network))
         draw = random.Random(seed)
         sent, received = bytearray(), bytearray()
@@ -258,7 +265,9 @@ def test_cancels_on_both_sides_lose_and_duplicate_nothing(seed, buffer_size, lat
 
         async def receive() -> None:
             while not second._ended:
-                received.extend(await impatiently(patience[1], second.receive_some, draw.randint(1, 4000)))
+                received.extend(
+                    await impatiently(patience[1], second.receive_some, draw.randint(1, 4000))
+                )
                 await trio.sleep(draw.choice([0.0, 0.001]))
 
         async with trio.open_nursery() as nursery:

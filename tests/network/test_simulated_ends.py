@@ -243,7 +243,9 @@ async def test_buffers_of_any_kind_are_let_go():
         await first.send_all(grown := bytearray(100))
     grown += b"!"
     await first.send_eof()
-    assert (await receive_all(second))[:9] == b"abc" + array.array("H", [258, 772]).tobytes() + b"yz"
+    assert (await receive_all(second))[:9] == b"abc" + array.array(
+        "H", [258, 772]
+    ).tobytes() + b"yz"
     for wrong in ("text", [b"x", 1], 5):
         with pytest.raises(TypeError):
             await second.send_all(wrong)

@@ -16,7 +16,15 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from network.simulated_support import WHOLE, after, broken_by, elapsed, pair_of, simulated, transports
+from network.simulated_support import (
+    WHOLE,
+    after,
+    broken_by,
+    elapsed,
+    pair_of,
+    simulated,
+    transports,
+)
 from trio_uring._network.network import NetworkConfig
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 

@@ -31,13 +31,18 @@ pytestmark = pytest.mark.no_ring
 async def test_ports_are_given_out_in_order_and_come_back():
     network = SimulatedNetwork()
     first, second = await network.bind(("127.0.0.1", 0)), await network.bind(("localhost", 0))
-    assert (first.local_address, second.local_address) == (("127.0.0.1", 49152), ("127.0.0.1", 49153))
+    assert (first.local_address, second.local_address) == (
+        ("127.0.0.1", 49152),
+        ("127.0.0.1", 49153),
+    )
     other = await network.bind(("server", 0))
     assert other.local_address == ("server", 49152)
     with fails(errno.EADDRINUSE):
         await network.bind(first.local_address)
     await first.aclose()
-    assert (await network.bind(("127.0.0.1", 0))).local_address[1] == 49154  # not the one that was just let go
+    assert (await network.bind(("127.0.0.1", 0))).local_address[
+        1
+    ] == 49154  # not the one that was just let go
     again = await network.bind(first.local_address)
     assert (await network.bind(("", 0))).local_address == ("0.0.0.0", 49155)
     stream = await network.dial(again.local_address)
@@ -100,7 +105,9 @@ async def test_all_ports_of_a_host_in_use():
     assert (await network.dial(listener.local_address)).local_address == ("127.0.0.1", 50000)
 
 
-@pytest.mark.parametrize("address", [("server", -1), ("server", 65536), (b"server", 1), ("server", "1")])
+@pytest.mark.parametrize(
+    "address", [("server", -1), ("server", 65536), (b"server", 1), ("server", "1")]
+)
 @simulated
 async def test_what_is_no_address(address):
     network = SimulatedNetwork()

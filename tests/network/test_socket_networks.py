@@ -70,7 +70,9 @@ def system_backlog() -> int:
 async def test_tcp_nodelay(world: World, nodelay: bool) -> None:
     async with connected(world.make(tcp_nodelay=nodelay)) as pair:
         for end in pair:
-            assert bool(socket_of(end).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is nodelay
+            assert (
+                bool(socket_of(end).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is nodelay
+            )
 
 
 @both
@@ -132,7 +134,9 @@ async def test_a_lingering_close_delivers(world: World, so_linger: int | None) -
 
 
 @contextlib.asynccontextmanager
-async def lingering_and_full(world: World) -> AsyncIterator[tuple[trio_uring.NetworkStream, socket.socket]]:
+async def lingering_and_full(
+    world: World,
+) -> AsyncIterator[tuple[trio_uring.NetworkStream, socket.socket]]:
     """A stream whose aclose would wait for a minute, full, and its peer, which does not read."""
     with socket.create_server(ANY_PORT) as server:
         stream = await world.make(so_linger=60).dial(server.getsockname())
@@ -220,7 +224,12 @@ async def test_ipv6(world: World) -> None:
     listener = await network.bind(("::1", 0))
     client, server = await connect(network, listener)
     async with closing(listener, client, server):
-        for address in (listener.local_address, client.local_address, client.remote_address, server.remote_address):
+        for address in (
+            listener.local_address,
+            client.local_address,
+            client.remote_address,
+            server.remote_address,
+        ):
             assert address[0] == "::1"
             assert len(address) == 2
         await client.send_all([b"over ", b"IPv6"])
@@ -315,7 +324,9 @@ async def test_an_error_of_dial_names_the_address_and_has_every_attempt(world: W
 @both
 async def test_a_name_with_several_addresses_is_refused_as_one(world: World) -> None:
     _, port = world.silent_port()
-    trio.socket.set_custom_hostname_resolver(Resolver((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")))
+    trio.socket.set_custom_hostname_resolver(
+        Resolver((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2"))
+    )
     with pytest.raises(ConnectionRefusedError, match=f"two.example:{port}") as caught:
         await world.make().dial(("two.example", port))
     assert len(caught.value.__cause__.exceptions) == 2  # type: ignore[union-attr]
@@ -324,7 +335,9 @@ async def test_a_name_with_several_addresses_is_refused_as_one(world: World) -> 
 @both
 async def test_attempts_that_fail_differently_are_a_plain_oserror(world: World) -> None:
     _, port = world.silent_port()
-    trio.socket.set_custom_hostname_resolver(Resolver((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "255.255.255.255")))
+    trio.socket.set_custom_hostname_resolver(
+        Resolver((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "255.255.255.255"))
+    )
     with pytest.raises(OSError, match=r"two\.example") as caught:
         await world.make().dial(("two.example", port))
     assert len({exc.errno for exc in caught.value.__cause__.exceptions}) == 2  # type: ignore[union-attr]
@@ -336,7 +349,9 @@ async def test_attempts_that_fail_differently_are_a_plain_oserror(world: World) 
 async def test_the_next_address_of_a_name_is_tried(world: World) -> None:
     network = world.make()
     listener = await network.bind(ANY_PORT)
-    trio.socket.set_custom_hostname_resolver(Resolver((socket.AF_INET, "255.255.255.255"), (socket.AF_INET, "127.0.0.1")))
+    trio.socket.set_custom_hostname_resolver(
+        Resolver((socket.AF_INET, "255.255.255.255"), (socket.AF_INET, "127.0.0.1"))
+    )
     async with closing(listener):
         client = await network.dial(("two.example", listener.local_address[1]))
         server = await listener.accept()
@@ -352,7 +367,10 @@ class Resolver(trio.abc.HostnameResolver):
 
     async def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         await trio.lowlevel.checkpoint()
-        return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (name, port)) for family, name in self._answers]
+        return [
+            (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (name, port))
+            for family, name in self._answers
+        ]
 
     async def getnameinfo(self, *args: Any) -> Any:
         raise NotImplementedError
@@ -438,7 +456,9 @@ async def test_a_dial_that_times_out_closes_its_socket(world: World, full: socke
 
 
 @both
-async def test_a_dial_that_is_cancelled_closes_its_socket(world: World, full: socket.socket) -> None:
+async def test_a_dial_that_is_cancelled_closes_its_socket(
+    world: World, full: socket.socket
+) -> None:
     network = world.make()
     before = open_descriptors()
     async with trio.open_nursery() as nursery:
@@ -478,7 +498,11 @@ async def test_a_refused_dial_and_a_failed_bind_close_their_sockets(world: World
 
 def left_since(before: dict[int, str]) -> set[str]:
     """Sockets alone: a ring opens descriptors of its own when it is used first."""
-    return {name for name in set(open_descriptors().values()) - set(before.values()) if name.startswith("socket:")}
+    return {
+        name
+        for name in set(open_descriptors().values()) - set(before.values())
+        if name.startswith("socket:")
+    }
 
 
 def assert_as_before(before: dict[int, str]) -> None:
@@ -499,7 +523,10 @@ async def test_a_peer_that_reset_before_the_accept(world: World) -> None:
         stream = await listener.accept()
         async with closing(stream):
             assert stream.local_address == listener.local_address
-            assert stream.remote_address in (("", 0), gone_from)  # the kernel knows no peer any more
+            assert stream.remote_address in (
+                ("", 0),
+                gone_from,
+            )  # the kernel knows no peer any more
             with pytest.raises(trio.BrokenResourceError) as caught:
                 await stream.receive_some()
             assert isinstance(caught.value.__cause__, ConnectionResetError)
@@ -535,7 +562,10 @@ async def test_the_networks_talk_to_each_other(dials: Any) -> None:
     client = await network.dial(listener.local_address)
     server = await listener.accept()
     async with closing(listener, client, server):
-        assert (client.local_address, client.remote_address) == (server.remote_address, server.local_address)
+        assert (client.local_address, client.remote_address) == (
+            server.remote_address,
+            server.local_address,
+        )
         for sender, receiver in ((client, server), (server, client)):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sender.send_all, blocks(1 << 20))
@@ -589,7 +619,13 @@ def list_senders(stream: Any) -> list[Any]:
     async def stapled(buffers: Any) -> None:
         await trio_uring.send_all_vectored(trio.StapledStream(stream, stream), buffers)
 
-    return [stream.send_all, stream.send_all_vectored, by_generator, partial(trio_uring.send_all_vectored, stream), stapled]
+    return [
+        stream.send_all,
+        stream.send_all_vectored,
+        by_generator,
+        partial(trio_uring.send_all_vectored, stream),
+        stapled,
+    ]
 
 
 @pytest.mark.parametrize("streams", [True, False])

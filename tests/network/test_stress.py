@@ -53,7 +53,9 @@ class Client:
                 for _ in range(self._messages):
                     self._received.update(await receive_frame(self._stream, SIZE))
             assert self._received.digest() == self._sent.digest()
-            assert await receive_frame(self._stream, SIZE) == self._sent.digest()  # what the server has received
+            assert (
+                await receive_frame(self._stream, SIZE) == self._sent.digest()
+            )  # what the server has received
             assert await self._stream.receive_some() == b""
 
     async def _send(self) -> None:
@@ -95,7 +97,9 @@ async def run_clients(world: World, messages: int) -> None:
 @on(KINDS, limit=LIMIT)
 async def test_96_streams(world: World) -> None:
     name = world.kind.name
-    part = PARTS.get("trio" if name == "ring" and backend_info().backend == "readiness" else name, 64)
+    part = PARTS.get(
+        "trio" if name == "ring" and backend_info().backend == "readiness" else name, 64
+    )
     if FULL and part < 100:
         part = 1
     elif not long_cases():

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-BUFFERS = [b"bytes", b"", bytearray(b"bytearray"), memoryview(b"_memoryview_")[1:-1], array.array("I", range(5)), b"end"]
+BUFFERS = [
+    b"bytes",
+    b"",
+    bytearray(b"bytearray"),
+    memoryview(b"_memoryview_")[1:-1],
+    array.array("I", range(5)),
+    b"end",
+]
 JOINED = b"".join(memoryview(item).tobytes() for item in BUFFERS)
 MANY = [BLOCK[3 * i : 3 * i + 3] for i in range(5000)]
 
@@ -217,7 +224,9 @@ async def test_a_closed_trio_stream() -> None:
 async def test_closing_wakes_a_send_on_trios_stream() -> None:
     stream, right = trio_pair()
     async with closing(stream, right), trio.open_nursery() as nursery:
-        nursery.start_soon(expect, trio.ClosedResourceError, send_all_vectored, stream, blocks(64 << 20))
+        nursery.start_soon(
+            expect, trio.ClosedResourceError, send_all_vectored, stream, blocks(64 << 20)
+        )
         await trio.testing.wait_all_tasks_blocked()
         await stream.aclose()
 
@@ -309,7 +318,9 @@ async def test_type_errors_come_before_the_first_byte(bad: Any) -> None:
                 await expect(TypeError, send_all_vectored, stream, iter(bad))
             await send_all_vectored(stream, [b"after"])
             await stream.send_eof()
-            assert (other.recv(99) if isinstance(other, socket.socket) else await receive_all(other)) == b"after"
+            assert (
+                other.recv(99) if isinstance(other, socket.socket) else await receive_all(other)
+            ) == b"after"
     for recording in (Recording(), Stapled(Recording())):
         await expect(TypeError, send_all_vectored, recording, bad)
         assert recording.got == []
@@ -320,7 +331,9 @@ async def test_a_buffer_that_is_not_contiguous_is_refused_whole() -> None:
     recording = Recording()
     async with closing(stream, other):
         for target in (stream, recording):
-            await expect(BufferError, send_all_vectored, target, [b"sent?", memoryview(b"0123456789")[::2]])
+            await expect(
+                BufferError, send_all_vectored, target, [b"sent?", memoryview(b"0123456789")[::2]]
+            )
         await stream.send_all(b"after")
         assert other.recv(99) == b"after"
         assert recording.got == []
@@ -364,7 +377,9 @@ async def test_other_streams_get_one_buffer_after_another() -> None:
     recording = Recording()
     with trio.testing.assert_checkpoints():
         await send_all_vectored(recording, BUFFERS)
-    assert recording.got == [memoryview(item).tobytes() for item in BUFFERS if memoryview(item).nbytes]
+    assert recording.got == [
+        memoryview(item).tobytes() for item in BUFFERS if memoryview(item).nbytes
+    ]
     assert b"".join(recording.got) == JOINED
 
 
@@ -394,7 +409,9 @@ async def test_memory_streams() -> None:
     assert await receive_all(right) == JOINED
 
 
-async def test_the_timeout_is_for_all_buffers_together(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_timeout_is_for_all_buffers_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     class Slow(Recording):
         async def send_all(self, data: Any) -> None:
             await trio.sleep(1)
@@ -412,7 +429,10 @@ async def test_a_stream_that_can_send_lists_is_asked_to() -> None:
     vectored = Vectored()
     await send_all_vectored(vectored, BUFFERS, timeout=3)
     await send_all_vectored(vectored, iter(BUFFERS))
-    assert [(list(buffers), timeout) for buffers, timeout in vectored.got] == [(BUFFERS, 3), (BUFFERS, None)]
+    assert [(list(buffers), timeout) for buffers, timeout in vectored.got] == [
+        (BUFFERS, 3),
+        (BUFFERS, None),
+    ]
 
 
 async def test_stapled_streams_pass_it_on() -> None:
@@ -429,7 +449,9 @@ async def test_stapled_trio_and_ring_streams_send_at_once() -> None:
     stream, right = trio_pair()
     async with closing(stream, right):
         counting = CountingSocket(stream.socket)
-        await send_all_vectored(trio.StapledStream(trio.StapledStream(stream, stream), stream), BUFFERS)
+        await send_all_vectored(
+            trio.StapledStream(trio.StapledStream(stream, stream), stream), BUFFERS
+        )
         assert [name for name, _ in counting.calls] == ["sendmsg"]
         assert drain(right) == JOINED
     left, right = unix_sockets()
@@ -485,7 +507,9 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 @contextlib.asynccontextmanager
-async def encrypted(contexts: Any, left: trio.abc.Stream, right: trio.abc.Stream) -> AsyncIterator[tuple[Any, Any]]:
+async def encrypted(
+    contexts: Any, left: trio.abc.Stream, right: trio.abc.Stream
+) -> AsyncIterator[tuple[Any, Any]]:
     client: Any = trio.SSLStream(left, contexts[0], server_hostname="localhost")
     server: Any = trio.SSLStream(right, contexts[1], server_side=True)
     async with closing(client, server):

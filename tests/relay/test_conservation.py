@@ -44,15 +44,23 @@ faults = st.fixed_dictionaries(
     size=st.integers(1, 20_000),
     limit=st.sampled_from([None, 3000]),
 )
-def test_on_a_ring_that_does_everything_it_may(seed, short, slow, refuse, faults, capacity, provided, size, limit):
+def test_on_a_ring_that_does_everything_it_may(
+    seed, short, slow, refuse, faults, capacity, provided, size, limit
+):
     async def main() -> None:
-        ring = FakeRing(seed, short=short, slow=slow, refuse=refuse, faults=faults, provided_buffers=provided)
+        ring = FakeRing(
+            seed, short=short, slow=slow, refuse=refuse, faults=faults, provided_buffers=provided
+        )
         use_ring(ring)
         (near, source), (sink, far) = unix_sockets(), unix_sockets()
         for one, other in ((near, source), (sink, far)):
-            ring.connect(one.fileno(), other.fileno(), capacity if limit is None else max(capacity, 5000))
+            ring.connect(
+                one.fileno(), other.fileno(), capacity if limit is None else max(capacity, 5000)
+            )
         streams = [trio_uring.SocketStream(sock) for sock in (near, source, sink, far)]
-        await conserved(streams, random.Random(seed), pattern(size), lambda: ring.shutdown(near.fileno()), limit)
+        await conserved(
+            streams, random.Random(seed), pattern(size), lambda: ring.shutdown(near.fileno()), limit
+        )
         for stream in streams:
             await stream.aclose()
         assert not ring.table
@@ -60,7 +68,9 @@ def test_on_a_ring_that_does_everything_it_may(seed, short, slow, refuse, faults
     trio.run(main)
 
 
-async def conserved(streams: Any, rng: random.Random, data: bytes, end: Callable[[], object], limit: int | None) -> int:
+async def conserved(
+    streams: Any, rng: random.Random, data: bytes, end: Callable[[], object], limit: int | None
+) -> int:
     """Sends, copies with cancels, and receives; returns how many cancels gave bytes back."""
     near, source, sink, far = streams
     got = bytearray()
@@ -84,7 +94,9 @@ async def conserved(streams: Any, rng: random.Random, data: bytes, end: Callable
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as racing:
                     racing.start_soon(cancel_after, rng.randrange(12), scope)
-                    count = await trio_uring.copy_stream(source, sink, max_bytes=limit, progress=told.append)
+                    count = await trio_uring.copy_stream(
+                        source, sink, max_bytes=limit, progress=told.append
+                    )
                     assert count == sink.bytes_sent
                     racing.cancel_scope.cancel()
             assert told[-1] == sink.bytes_sent or (scope.cancelled_caught and not sink.bytes_sent)
@@ -102,7 +114,9 @@ async def cancel_after(count: int, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-@pytest.mark.parametrize("sockets", [lambda: unix_sockets(TINY), lambda: tcp_sockets(65536), unix_sockets])
+@pytest.mark.parametrize(
+    "sockets", [lambda: unix_sockets(TINY), lambda: tcp_sockets(65536), unix_sockets]
+)
 @pytest.mark.parametrize("seed", range(3))
 async def test_on_the_kernels_ring(sockets, seed):
     pairs = sockets(), sockets()
@@ -112,7 +126,9 @@ async def test_on_the_kernels_ring(sockets, seed):
     given_back = rounds = 0
     while given_back < 20 and rounds < 100:
         rounds += 1
-        given_back += await conserved(streams, random.Random(f"{seed} {rounds}"), data, lambda: None, None)
+        given_back += await conserved(
+            streams, random.Random(f"{seed} {rounds}"), data, lambda: None, None
+        )
     assert given_back >= 20
     for stream in streams:
         await stream.aclose()

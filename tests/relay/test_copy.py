@@ -48,7 +48,11 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def by_pump(way: str, kind: str) -> bool:
     """Whether it is no loop: out of a pipe, which may have other readers, pumps are by splice(2) only."""
-    return way != "loop" and trio_uring._driver.run.current_driver().pumps and (way == "splice" or kind in ("tcp", "unix"))
+    return (
+        way != "loop"
+        and trio_uring._driver.run.current_driver().pumps
+        and (way == "splice" or kind in ("tcp", "unix"))
+    )
 
 
 class Copying:
@@ -65,7 +69,9 @@ class Copying:
     async def run(self) -> None:
         try:
             with self.scope:
-                self.result = await trio_uring.copy_stream(self.ends.source, self.ends.sink, **self.named)
+                self.result = await trio_uring.copy_stream(
+                    self.ends.source, self.ends.sink, **self.named
+                )
         except Exception as exc:
             self.result = exc
         self.done.set()
@@ -111,7 +117,9 @@ async def test_no_byte_more_is_taken_than_asked_for(way, kind, max_bytes):
             got.append(await ends.read_exactly(max_bytes))
 
         nursery.start_soon(collect)
-        assert await trio_uring.copy_stream(ends.source, ends.sink, max_bytes=max_bytes) == max_bytes
+        assert (
+            await trio_uring.copy_stream(ends.source, ends.sink, max_bytes=max_bytes) == max_bytes
+        )
         assert ends.source._rest is None
         assert await receive_all(ends.source) == data[max_bytes:]
         await until(lambda: got, "all of it")
@@ -230,7 +238,11 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
         if from_the_start:
             received = count_of("RECV").completed + count_of("READ").completed
             assert received == (0 if pump and is_pipe else 2 if pump and way == "buffers" else 1)
-        assert {op.opcode for op in ops} <= {"SEND", "WRITE", "POLL_ADD"}  # nothing is being received
+        assert {op.opcode for op in ops} <= {
+            "SEND",
+            "WRITE",
+            "POLL_ADD",
+        }  # nothing is being received
         await copying.cancel()
         rest = ends.source._rest
         assert 0 < rest.size <= BOUND
@@ -378,10 +390,14 @@ async def test_cancelled_while_idle_nothing_remains(kind):
             await until_blocked(ends.source._fd)
             await copying.cancel()
             assert not trio_uring.current_operations()
-            assert not ends.source._operations or all(not op.waiting for op in ends.source._operations)
+            assert not ends.source._operations or all(
+                not op.waiting for op in ends.source._operations
+            )
         await ends.write(b"still here")
         assert await ends.source.receive_some() == b"still here"
-        assert len(ends.source._operations) <= (1 if ends.source._is_socket else 2)  # a copy's operations go with it
+        assert len(ends.source._operations) <= (
+            1 if ends.source._is_socket else 2
+        )  # a copy's operations go with it
 
 
 async def test_cancelled_after_the_end_of_the_source_with_bytes_to_send(way):
@@ -396,7 +412,9 @@ async def test_cancelled_after_the_end_of_the_source_with_bytes_to_send(way):
         assert await ends.source.receive_some() == b""
 
 
-@pytest.mark.uring_only("without a ring nothing is done before a task runs, and so a cancel comes first")
+@pytest.mark.uring_only(
+    "without a ring nothing is done before a task runs, and so a cancel comes first"
+)
 async def test_cancelled_when_all_was_done_it_returns():
     """The cancellation is left for the next checkpoint. With DEFER_TASKRUN a cancel would always come first."""
     install(UringRing("coop"))
@@ -583,7 +601,9 @@ async def test_an_exception_of_progress_stops_the_copy(way):
         nursery.start_soon(collect)
         await copying.done.wait()
         assert type(copying.result) is Enough
-        assert not any(op.task_name and "Copying" in op.task_name for op in trio_uring.current_operations())
+        assert not any(
+            op.task_name and "Copying" in op.task_name for op in trio_uring.current_operations()
+        )
         await until(lambda: got, "what was sent")
         sent = ends.sink.bytes_sent
         head = (got[0] + ends.read())[:sent]
@@ -617,7 +637,9 @@ async def test_a_destroyed_copy_gives_back_what_it_held(way):
         await park(coro)
         await until_rest(ends)
         coro.close()
-        await until(lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free")
+        await until(
+            lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free"
+        )
         assert not operations_on(ends.source._fd) + operations_on(ends.sink._fd)
         await ends.read_exactly(clogged)
         copying = Copying(ends, nursery)
@@ -636,7 +658,9 @@ async def test_a_copy_destroyed_before_its_first_flush():
         while not isinstance(message, WaitTaskRescheduled):
             message = coro.send(None)
         coro.close()
-        await until(lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free")
+        await until(
+            lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free"
+        )
         assert await ends.source.receive_some() == b"stays"
 
 
@@ -646,5 +670,7 @@ async def test_stapled_streams_are_looked_into():
         nursery.start_soon(trio_uring.copy_stream, stapled, stapled)
         await ends.write(b"through")
         assert await ends.read_exactly(7) == b"through"
-        assert pipes_open() == trio_uring._driver.run.current_driver().pumps  # where there are pumps, it is no loop
+        assert (
+            pipes_open() == trio_uring._driver.run.current_driver().pumps
+        )  # where there are pumps, it is no loop
         nursery.cancel_scope.cancel()

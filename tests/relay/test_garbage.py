@@ -64,12 +64,16 @@ async def used(ending: str, how: str) -> list[weakref.ref[Any]]:
         if how == "relay":
             await trio_uring.relay(*streams, progress=progress)
         elif how == "send_file":
-            await trio_uring.send_file(streams[1], file, count=4 if ending == "end" else None, progress=progress)
+            await trio_uring.send_file(
+                streams[1], file, count=4 if ending == "end" else None, progress=progress
+            )
         else:
             await trio_uring.copy_stream(*streams, progress=progress)
 
     async def run() -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ZeroDivisionError):
+        with contextlib.suppress(
+            trio.BrokenResourceError, trio.ClosedResourceError, ZeroDivisionError
+        ):
             await call()
 
     async with trio.open_nursery() as nursery:

@@ -97,7 +97,11 @@ async def test_both_directions_are_kept_while_the_other_stream_is_waited_for():
         ends.read()
         copying = Copying(ends, nursery)
         await until_rest(ends)
-        await refused(lambda: ends.sink.send_all(b"x"), ends.sink.send_eof, ends.sink.wait_send_all_might_not_block)
+        await refused(
+            lambda: ends.sink.send_all(b"x"),
+            ends.sink.send_eof,
+            ends.sink.wait_send_all_might_not_block,
+        )
         await copying.cancel()
         await ends.sink.send_all(b"x")
 
@@ -122,7 +126,9 @@ async def test_bytes_sent_is_of_the_whole_copy_at_every_moment():
     seen: list[tuple[int, int]] = []
     data = pattern(1_000_000)
     async with line() as ends, trio.open_nursery() as nursery:
-        copying = Copying(ends, nursery, progress=lambda total: seen.append((total, ends.sink.bytes_sent)))
+        copying = Copying(
+            ends, nursery, progress=lambda total: seen.append((total, ends.sink.bytes_sent))
+        )
         nursery.start_soon(write_and_end, ends, data)
         assert await ends.read_exactly(len(data)) == data
         await copying.done.wait()

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, drain, pattern, receive_all, stream_and_peer, tcp_sockets, unix_sockets, until, until_blocked
+from streams.support import (
+    clog,
+    drain,
+    pattern,
+    receive_all,
+    stream_and_peer,
+    tcp_sockets,
+    unix_sockets,
+    until,
+    until_blocked,
+)
 
 import trio_uring
 
@@ -21,7 +31,11 @@ PAIRS = ["ours-ours", "ours-trio", "trio-ours", "trio-trio"]
 
 
 def make(kind: str, sock: socket.socket) -> Any:
-    return trio_uring.SocketStream(sock) if kind == "ours" else trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    return (
+        trio_uring.SocketStream(sock)
+        if kind == "ours"
+        else trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    )
 
 
 class Between:
@@ -99,7 +113,9 @@ async def test_an_error_in_one_direction_ends_the_other_and_comes_alone(kinds):
         nursery.start_soon(between.run, trio.BrokenResourceError)
         await between.client.send_all(b"x")
         assert await between.server.receive_some() == b"x"
-        between.client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        between.client.socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         await between.client.aclose()
         await between.done.wait()
     assert type(between.result) is trio.BrokenResourceError
@@ -242,7 +258,9 @@ async def test_cancelled_in_a_send_the_rest_goes_back(kinds):
         for _ in range(4):
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as copies:
-                    copies.start_soon(lambda: trio_uring.copy_stream(between.a, between.b, progress=told.append))
+                    copies.start_soon(
+                        lambda: trio_uring.copy_stream(between.a, between.b, progress=told.append)
+                    )
                     await until_quiet(told)
                     scope.cancel()
             before = len(got)

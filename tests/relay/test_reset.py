@@ -23,7 +23,9 @@ from .test_relay import PAIRS, Between, make
 
 
 def network_stream(sock: socket.socket) -> Any:
-    return BufferedNetworkStream(trio_uring.SocketStream(sock), trio_uring.NetworkConfig(), ("", 0), ("", 0))
+    return BufferedNetworkStream(
+        trio_uring.SocketStream(sock), trio_uring.NetworkConfig(), ("", 0), ("", 0)
+    )
 
 
 def stapled(sock: socket.socket) -> Any:

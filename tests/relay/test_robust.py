@@ -70,7 +70,9 @@ def test_a_failed_driver_ends_every_copy(flags: str) -> None:
             blocked = Line("unix")
             async with trio.open_nursery() as nursery:
                 for ends in lines:
-                    nursery.start_soon(expect_broken, trio_uring.copy_stream, ends.source, ends.sink)
+                    nursery.start_soon(
+                        expect_broken, trio_uring.copy_stream, ends.source, ends.sink
+                    )
                 nursery.start_soon(expect_broken, trio_uring.send_file, blocked.sink, file)
                 await fill(lines)
                 assert driver().pipes.count == 1
@@ -232,7 +234,9 @@ async def test_a_forked_child_is_refused() -> None:
             except BaseException:
                 os._exit(1)
             os._exit(0)
-        assert os.waitstatus_to_exitcode((await trio.to_thread.run_sync(os.waitpid, pid, 0))[1]) == 0
+        assert (
+            os.waitstatus_to_exitcode((await trio.to_thread.run_sync(os.waitpid, pid, 0))[1]) == 0
+        )
         nursery.cancel_scope.cancel()
     await close(*lines)
 

@@ -84,7 +84,9 @@ def ends(kind: str) -> tuple[Any, Any]:
     return stream, peer
 
 
-async def send_and_collect(stream: Any, peer: Any, *arguments: Any, **named: Any) -> tuple[int, bytes]:
+async def send_and_collect(
+    stream: Any, peer: Any, *arguments: Any, **named: Any
+) -> tuple[int, bytes]:
     got: list[bytes] = []
     done = False
 
@@ -147,7 +149,10 @@ async def test_a_hot_file_is_not_copied_and_a_cold_one_is_read_in_the_ring(path)
             cold(path)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
             os.pread(file.fileno(), 1, hot)
-            assert await send_and_collect(stream, peer, file, 0, 400_000) == (400_000, DATA[:400_000])
+            assert await send_and_collect(stream, peer, file, 0, 400_000) == (
+                400_000,
+                DATA[:400_000],
+            )
             assert count_of("READ").submitted > before
     await stream.aclose()
     peer.close()
@@ -215,7 +220,9 @@ async def test_a_file_that_is_truncated_while_it_is_sent_is_only_shorter(path, w
         assert results == [len(got)]
         assert len(got) < SIZE
         assert file.tell() == len(got)
-        assert got[:1000] == DATA[:1000]  # sendfile gives pages, which the truncation may have cleared, behind it
+        assert (
+            got[:1000] == DATA[:1000]
+        )  # sendfile gives pages, which the truncation may have cleared, behind it
     await stream.aclose()
     peer.close()
 
@@ -303,7 +310,9 @@ async def test_the_stream_is_closed_or_breaks_meanwhile(path, way, kind):
                         await trio_uring.send_file(stream, file)
 
                 if way != "direct" and not closes and "pipe" in kind:
-                    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # WRITE on a pipe has no MSG_NOSIGNAL either
+                    signal.signal(
+                        signal.SIGPIPE, signal.SIG_IGN
+                    )  # WRITE on a pipe has no MSG_NOSIGNAL either
                 nursery.start_soon(send)
                 await trio.testing.wait_all_tasks_blocked()
                 if closes:

@@ -110,7 +110,9 @@ async def test_a_pipe_is_sent_what_was_read(path: Path, calls: Calls) -> None:
     peer.close()
 
 
-async def test_a_system_that_cannot_tell_what_is_in_memory(path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_system_that_cannot_tell_what_is_in_memory(
+    path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(os, "RWF_NOWAIT")
     stream, peer = ends("socket, loop")
     with path.open("rb") as file:
@@ -245,7 +247,9 @@ async def test_a_stream_that_is_closed_while_the_disk_is_busy(path: Path, slow_r
     peer.close()
 
 
-async def test_a_cancel_while_the_disk_is_busy_waits_for_the_read(path: Path, slow_read: Any) -> None:
+async def test_a_cancel_while_the_disk_is_busy_waits_for_the_read(
+    path: Path, slow_read: Any
+) -> None:
     """What was read then is not sent: nothing says that it was wanted."""
     begun, go_on = slow_read
     stream, peer = ends("socket, loop")

@@ -155,7 +155,17 @@ class Asynchronous:
         (Asynchronous, "Asynchronous"),
         (lambda path: trio.wrap_file(compressed(path, gzip)).wrapped, "GzipFile"),
     ],
-    ids=["gzip", "bz2", "lzma", "gzip, buffered", "zip", "tar", "memory", "asynchronous", "gzip of trio's"],
+    ids=[
+        "gzip",
+        "bz2",
+        "lzma",
+        "gzip, buffered",
+        "zip",
+        "tar",
+        "memory",
+        "asynchronous",
+        "gzip of trio's",
+    ],
 )
 async def test_what_makes_its_own_bytes(path: Path, make: Callable[[Path], Any], name: str) -> None:
     stream, peer = stream_and_peer()

@@ -60,7 +60,9 @@ def network(sock: socket.socket) -> Any:
 def inner_metered(sock: socket.socket) -> Any:
     """A wrapper within a staple, which is what will be wrapped."""
     send, receive = ours(sock).split()
-    return trio.StapledStream(trio_uring.MeteredStream(both(send)), trio_uring.MeteredStream(both(receive)))
+    return trio.StapledStream(
+        trio_uring.MeteredStream(both(send)), trio_uring.MeteredStream(both(receive))
+    )
 
 
 def both(half: Any) -> Any:
@@ -94,7 +96,17 @@ def unknown(sock: socket.socket) -> Any:
 
 KINDS = {
     function.__name__: function
-    for function in (ours, halves, buffered, two_descriptors, network, inner_metered, tls, trios, unknown)
+    for function in (
+        ours,
+        halves,
+        buffered,
+        two_descriptors,
+        network,
+        inner_metered,
+        tls,
+        trios,
+        unknown,
+    )
 }
 TAKE_BACK = {"ours", "halves", "buffered", "two_descriptors", "network", "inner_metered"}
 COUNT = TAKE_BACK | {"trios"}
@@ -105,7 +117,9 @@ in_every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 
 
 @contextlib.asynccontextmanager
-async def connection(kind: str, wrapper: str, buffer: int | None = None) -> AsyncIterator[tuple[Any, Any]]:
+async def connection(
+    kind: str, wrapper: str, buffer: int | None = None
+) -> AsyncIterator[tuple[Any, Any]]:
     """A stream of this kind in this wrapper, and its peer."""
     sock, other = unix_sockets(buffer)
     peer = tls_client(other) if kind == "tls" else trio_uring.SocketStream(other)
@@ -114,7 +128,11 @@ async def connection(kind: str, wrapper: str, buffer: int | None = None) -> Asyn
         if kind == "tls":
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(peer.do_handshake)
-                nursery.start_soon(trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.sending_end).do_handshake)
+                nursery.start_soon(
+                    trio_uring._bytes.timed.unwrapped(
+                        stream, trio_uring._bytes.timed.sending_end
+                    ).do_handshake
+                )
         yield stream, peer
     finally:
         await trio.aclose_forcefully(stream)
@@ -128,7 +146,9 @@ async def test_what_is_asked_of_a_stream_is_asked_of_the_one_within(kind, wrappe
         assert can_take_back(stream) == (kind in TAKE_BACK)
         assert can_send_eof(stream) == (kind in HAVE_EOF)
         if wrapper != "bare":
-            source = trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.receiving_end)
+            source = trio_uring._bytes.timed.unwrapped(
+                stream, trio_uring._bytes.timed.receiving_end
+            )
             for name in ("receive_exactly", "receive_until", "peek"):
                 assert hasattr(stream, name) == hasattr(source, name)
             assert hasattr(stream, "send_eof") == can_send_eof(stream)
@@ -139,7 +159,10 @@ async def test_what_is_asked_of_a_stream_is_asked_of_the_one_within(kind, wrappe
 @in_every_wrapper
 async def test_a_cancelled_copy_from_it_loses_nothing(kind, wrapper):
     data = pattern(100_000)
-    async with connection(kind, wrapper) as (stream, peer), connection("ours", "bare", TINY) as (sink, far):
+    async with (
+        connection(kind, wrapper) as (stream, peer),
+        connection("ours", "bare", TINY) as (sink, far),
+    ):
         got = b""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.send_all, data)
@@ -185,7 +208,10 @@ async def test_a_cancelled_receive_frame_loses_nothing(kind, wrapper):
 @in_every_wrapper
 async def test_a_cancelled_copy_to_it_says_how_far_it_came(kind, wrapper):
     data = pattern(200_000)
-    async with connection(kind, wrapper, TINY) as (sink, far), connection("ours", "bare") as (source, near):
+    async with (
+        connection(kind, wrapper, TINY) as (sink, far),
+        connection("ours", "bare") as (source, near),
+    ):
         got, copied = b"", 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(near.send_all, data)
@@ -230,7 +256,9 @@ async def test_a_relay_ends_what_can_be_ended(kind, wrapper):
             await near.send_all(b"question")
             await near.send_eof()
             assert await far.receive_some() == b"question"
-            if kind in HAVE_EOF - {"two_descriptors"}:  # of which the other one keeps the socket open
+            if kind in HAVE_EOF - {
+                "two_descriptors"
+            }:  # of which the other one keeps the socket open
                 assert await far.receive_some() == b""
             await far.send_all(b"answer")
             assert await near.receive_some() == b"answer"
@@ -251,7 +279,9 @@ async def test_lists_timeouts_and_frames(kind, wrapper):
             assert source.receive_timeout == 0
             with pytest.raises(trio.TooSlowError):
                 await stream.receive_some()
-        with trio.move_on_after(0.02) as scope:  # the call's own limit, though that of the stream is over at once
+        with trio.move_on_after(
+            0.02
+        ) as scope:  # the call's own limit, though that of the stream is over at once
             await stream.receive_some(timeout=math.inf)
         assert scope.cancelled_caught
         with pytest.raises(trio.TooSlowError):

@@ -70,12 +70,17 @@ RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
 
 
 WITH_BUFFERS = sorted(name for name in RINGS if not name.endswith("without-buffers"))
-OF_KERNEL = sorted(name for name in RINGS if not name.startswith("fake"))  # sockets are really connected
+OF_KERNEL = sorted(
+    name for name in RINGS if not name.startswith("fake")
+)  # sockets are really connected
 
 
 def _params(names: Iterable[str]) -> list[Any]:
     only = pytest.mark.uring_only("it is the kernel's ring")
-    return [pytest.param(name, marks=[only] if name.startswith("uring") else []) for name in sorted(names)]
+    return [
+        pytest.param(name, marks=[only] if name.startswith("uring") else [])
+        for name in sorted(names)
+    ]
 
 
 def _world(name: str) -> Iterator[World]:

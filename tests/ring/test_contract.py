@@ -79,11 +79,15 @@ def test_a_receive_from_a_group_gets_its_own_bytes(world_with_buffers, group):
     pairs = [world.pair() for _ in range(6)]
     for number in range(20):
         receiving = [submit(world, receive_group(b, group)) for _, b in pairs]
-        sending = [submit(world, send(a, bytes([number, index]))) for index, (a, _) in enumerate(pairs)]
+        sending = [
+            submit(world, send(a, bytes([number, index]))) for index, (a, _) in enumerate(pairs)
+        ]
         world.settle(*receiving, *sending)
         for index, (a, b) in enumerate(pairs):
             got = receiving[index].chunk
-            if sending[index].res == 1 or receiving[index].res == 1:  # a short one: the rest must come too
+            if (
+                sending[index].res == 1 or receiving[index].res == 1
+            ):  # a short one: the rest must come too
                 rest = submit(world, send(a, bytes([number, index])[sending[index].res :] + b"!"))
                 world.settle(rest)
                 while not got.endswith(b"!"):

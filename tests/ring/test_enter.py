@@ -31,11 +31,15 @@ class Answers:
         self.left: list[int] = []
         self.more = 0  # what tu_more says, and tu_drain
         self.monkeypatch = monkeypatch
-        self.real = types.SimpleNamespace(**{name: getattr(_ring.lib, name) for name in dir(_ring.lib)})
+        self.real = types.SimpleNamespace(
+            **{name: getattr(_ring.lib, name) for name in dir(_ring.lib)}
+        )
 
     def give(self, *answers: int, more: int = 0) -> None:
         self.left, self.more = list(answers), more
-        self.monkeypatch.setattr(_ring, "lib", types.SimpleNamespace(**{**vars(self.real), **self._functions()}))
+        self.monkeypatch.setattr(
+            _ring, "lib", types.SimpleNamespace(**{**vars(self.real), **self._functions()})
+        )
         self.monkeypatch.setattr(_ring, "_tu_turn", self._turn)
         if more:
             self.monkeypatch.setattr(_ring, "_tu_more", lambda c: self.real.tu_more(c) | self.more)
@@ -48,7 +52,9 @@ class Answers:
         out[0] |= self.more
         return count
 
-    def _turn(self, c: object, least: int, flags: int, seconds: float, out: list[int], most: int) -> int:
+    def _turn(
+        self, c: object, least: int, flags: int, seconds: float, out: list[int], most: int
+    ) -> int:
         out[1] = self.left.pop(0)
         return self._drain(c, out, most)
 
@@ -139,12 +145,16 @@ def test_a_shortage_with_nothing_queued_is_told_and_forgotten(rig, answers, code
     assert not rig.ring.short
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EBADFD, errno.EEXIST, errno.EBADR, errno.ENXIO])
+@pytest.mark.parametrize(
+    "code", [errno.EPERM, errno.EBADFD, errno.EEXIST, errno.EBADR, errno.ENXIO]
+)
 def test_what_had_completed_before_the_end_is_not_lost(rig, answers, code):
     op = rig.receive()
     rig.ring.flush()
     rig.a.send(b"x")
-    while not answers.real.tu_more(rig.ring._c) & 1:  # task work is done by any enter: here, without a look
+    while (
+        not answers.real.tu_more(rig.ring._c) & 1
+    ):  # task work is done by any enter: here, without a look
         answers.real.tu_enter(rig.ring._c, 0, 1, -1.0)
     answers.give(-code)
     with pytest.raises(RingBrokenError) as caught:
@@ -181,7 +191,9 @@ def test_a_part_is_taken_and_the_rest_by_the_next_enter(how):
 # -- in a flush, and in a drain
 
 
-def test_a_flush_is_made_again_after_a_signal_and_given_up_for_now_when_memory_is_short(rig, answers):
+def test_a_flush_is_made_again_after_a_signal_and_given_up_for_now_when_memory_is_short(
+    rig, answers
+):
     op = rig.send(b"x")
     answers.give(-errno.EINTR, -errno.EINTR, -errno.EAGAIN)
     assert rig.ring.flush() is False
@@ -215,7 +227,9 @@ def test_a_turn_does_not_spin_either(rig, answers, code):
     assert rig.ring.short
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EBADFD, errno.EEXIST, errno.EBADR, errno.ENXIO])
+@pytest.mark.parametrize(
+    "code", [errno.EPERM, errno.EBADFD, errno.EEXIST, errno.EBADR, errno.ENXIO]
+)
 def test_an_enter_that_fails_for_good_says_so(rig, answers, code):
     op = rig.send(b"x")
     answers.give(-code)
@@ -249,14 +263,22 @@ class Missing:
 
         def tu_cancel(c: object, target: int) -> int:
             self.asked += 1
-            return int(real.tu_cancel(c, target) if self.asked > self.misses else self.miss(real, c, target))
+            return int(
+                real.tu_cancel(c, target)
+                if self.asked > self.misses
+                else self.miss(real, c, target)
+            )
 
-        monkeypatch.setattr(_ring, "lib", types.SimpleNamespace(**{**vars(real), "tu_cancel": tu_cancel}))
+        monkeypatch.setattr(
+            _ring, "lib", types.SimpleNamespace(**{**vars(real), "tu_cancel": tu_cancel})
+        )
 
     @staticmethod
     def miss(real: types.SimpleNamespace, c: object, target: int) -> int:
         """A cancel of what there is not; its completion has the token that the right one would have."""
-        entry = _ring.ffi.new("struct tu_entry *", (Opcode.ASYNC_CANCEL | 0xFFFFFFFF << 32, 0, 0, 0))
+        entry = _ring.ffi.new(
+            "struct tu_entry *", (Opcode.ASYNC_CANCEL | 0xFFFFFFFF << 32, 0, 0, 0)
+        )
         return int(real.tu_submit(c, entry, _ring.ffi.cast("void *", 2**61), 0, target | 1 << 63))
 
 

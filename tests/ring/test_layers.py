@@ -51,7 +51,13 @@ LAYERS = [
     {"_messages.frames", "_network.network"},
     {"_relay.loop_sink"},
     {"_relay.copy", "_relay.send_file"},
-    {"_messages.frame_stream", "_network.sockets", "_network.link", "_network.deterministic", "_observe.observed"},
+    {
+        "_messages.frame_stream",
+        "_network.sockets",
+        "_network.link",
+        "_network.deterministic",
+        "_observe.observed",
+    },
     {"_network.transport"},
     {"_network.hosts"},
     {"_network.simulated"},
@@ -102,14 +108,22 @@ def imported(name: str, types: bool = True) -> set[str]:
             base = [*here[: len(here) + 1 - node.level], *filter(None, [node.module])]
             within = {".".join([*base, alias.name]) for alias in node.names}
             names |= within & MODULES.keys() or {".".join(base) or "__init__"}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("trio_uring."):
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("trio_uring.")
+        ):
             names.add(node.module.removeprefix("trio_uring."))
     return names
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_import_points_down(name):
-    if name.startswith("_") and "." not in name and name in {other.split(".")[0] for other in MODULES if "." in other}:
+    if (
+        name.startswith("_")
+        and "." not in name
+        and name in {other.split(".")[0] for other in MODULES if "." in other}
+    ):
         assert not imported(name)  # a package says what it is, and imports nothing
         return
     assert name in RANK, "a module without a layer: give it one here and in docs/design.md"
@@ -125,7 +139,9 @@ def test_only_rings_touch_ffi():
     assert set(touching) == {"_ring.entries", "_ring.uring", "_driver.trial"}
 
 
-@pytest.mark.parametrize("name", ["_ring.op", "_ring.protocol", "_ring.statistics", "_bytes.chunks", "framing"])
+@pytest.mark.parametrize(
+    "name", ["_ring.op", "_ring.protocol", "_ring.statistics", "_bytes.chunks", "framing"]
+)
 def test_leaves_import_nothing_of_trio(name):
     assert "import trio\n" not in MODULES[name].read_text()
 

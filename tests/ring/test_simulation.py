@@ -49,7 +49,12 @@ class World:
             provided_buffers=self.random.random() < 0.8,
         )
         self.capacity = self.random.choice([1, 100, 5000])
-        self.sizes = [0, 1, 10, min(3000, 100 * self.capacity)]  # bytes; not thousands of steps for one message
+        self.sizes = [
+            0,
+            1,
+            10,
+            min(3000, 100 * self.capacity),
+        ]  # bytes; not thousands of steps for one message
         self.sent = 0
         self.received = bytearray()
 
@@ -68,7 +73,9 @@ class World:
     async def send_all(self) -> None:
         for _ in range(self.random.randint(1, 8)):
             size = self.random.choice(self.sizes)
-            starts = [(self.sent + number * size) % 256 for number in range(self.random.randint(1, 4))]
+            starts = [
+                (self.sent + number * size) % 256 for number in range(self.random.randint(1, 4))
+            ]
             data = [PATTERN[start : start + size] for start in starts]
             whole = b"".join(data)
             if self.random.random() < 0.7:
@@ -110,10 +117,14 @@ class World:
             self.received += chunk
             return not chunk
         if kind == "into":
-            count = await self.receiver.receive_into(into := bytearray(self.random.choice([1, 50, 9000])))
+            count = await self.receiver.receive_into(
+                into := bytearray(self.random.choice([1, 50, 9000]))
+            )
             self.received += into[:count]
             return not count
-        with contextlib.suppress(trio_uring.IncompleteReadError):  # what came is still in the stream, for the other calls
+        with contextlib.suppress(
+            trio_uring.IncompleteReadError
+        ):  # what came is still in the stream, for the other calls
             self.received += await self.receiver.receive_exactly(self.random.choice([1, 7, 400]))
         return False
 
@@ -123,14 +134,18 @@ def test_no_byte_is_lost_whatever_the_ring_does():
         world = World(seed)
         try:
             trio.run(world.run, clock=trio.testing.MockClock(autojump_threshold=0))
-            assert bytes(world.received) == (PATTERN * (world.sent // len(PATTERN) + 1))[: world.sent]
+            assert (
+                bytes(world.received) == (PATTERN * (world.sent // len(PATTERN) + 1))[: world.sent]
+            )
         except BaseException as exc:
             raise AssertionError(f"seed {seed}: {exc!r}") from exc
         finally:
             world.ring.close()
 
 
-@pytest.mark.parametrize("code", sorted({*errno.errorcode} - {errno.EAGAIN, errno.EINTR, errno.ECANCELED}))
+@pytest.mark.parametrize(
+    "code", sorted({*errno.errorcode} - {errno.EAGAIN, errno.EINTR, errno.ECANCELED})
+)
 @pytest.mark.parametrize("opcode", ["SEND", "RECV"])
 def test_every_errno_has_its_exception(code, opcode):
     """Injected at completion: a documented exception, the stream stays closable, and nothing hangs."""
@@ -142,8 +157,14 @@ def test_every_errno_has_its_exception(code, opcode):
         ring.connect(a.fileno(), b.fileno())
         stream = trio_uring.SocketStream(a)
         ring.script(trio_uring._ring.op.Opcode[opcode], [-code])
-        expected = trio.ClosedResourceError if code in (errno.EBADF, errno.ENOTSOCK) else trio.BrokenResourceError
-        if code == errno.ENOBUFS and opcode == "RECV":  # all provided buffers were in use: made again
+        expected = (
+            trio.ClosedResourceError
+            if code in (errno.EBADF, errno.ENOTSOCK)
+            else trio.BrokenResourceError
+        )
+        if (
+            code == errno.ENOBUFS and opcode == "RECV"
+        ):  # all provided buffers were in use: made again
             ring.script(trio_uring._ring.op.Opcode.RECV, [0])
             assert await stream.receive_some() == b""
         else:
@@ -170,6 +191,8 @@ def test_what_says_again_is_made_again_without_spinning(code):
                 assert await stream.receive_some() == b"hello"
             counts = trio_uring.current_statistics().operations
             assert counts["RECV"].submitted == 3
-            assert counts["POLL_ADD"].submitted == 2, "between two attempts it waits until the descriptor is ready"
+            assert counts["POLL_ADD"].submitted == 2, (
+                "between two attempts it waits until the descriptor is ready"
+            )
 
     trio.run(main)

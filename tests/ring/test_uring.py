@@ -183,14 +183,22 @@ def test_a_kernel_without_buffer_rings_has_none(monkeypatch):
 def test_opening_and_closing_leaves_nothing():
     UringRing().close()
     gc.collect()
-    before = sorted(os.listdir("/proc/self/fd")), pathlib.Path("/proc/self/maps").read_text().count("io_uring")
+    before = (
+        sorted(os.listdir("/proc/self/fd")),
+        pathlib.Path("/proc/self/maps").read_text().count("io_uring"),
+    )
     for _ in range(20):
         assert UringRing().close()
-    assert (sorted(os.listdir("/proc/self/fd")), pathlib.Path("/proc/self/maps").read_text().count("io_uring")) == before
+    assert (
+        sorted(os.listdir("/proc/self/fd")),
+        pathlib.Path("/proc/self/maps").read_text().count("io_uring"),
+    ) == before
     assert not _ring._open_rings
 
 
-@pytest.mark.parametrize(("group", "count"), [(SMALL_GROUP, SMALL_COUNT), (LARGE_GROUP, LARGE_COUNT)])
+@pytest.mark.parametrize(
+    ("group", "count"), [(SMALL_GROUP, SMALL_COUNT), (LARGE_GROUP, LARGE_COUNT)]
+)
 def test_every_buffer_comes_back(group, count):
     ring = UringRing()
     a, b = socket.socketpair()
@@ -293,5 +301,7 @@ os.write(1, b"the end ")
 
 def test_what_a_leaked_ring_pins_outlives_the_interpreter() -> None:
     """The kernel may write to it until the process is gone."""
-    done = subprocess.run([sys.executable, "-c", LEAKED], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAKED], capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("the end ", "")

@@ -49,15 +49,21 @@ def _by_readiness() -> bool:
 
 BY_READINESS = _by_readiness()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
 # A ladder of setup flags, and the way to wait: the ring is trio's loop, or a task waits for it. For `use_ring`.
-_COOP, _PLAIN, _TASK_PLAIN = (pytest.param(flags, marks=pytest.mark.long) for flags in ("coop", "plain", "task plain"))
+_COOP, _PLAIN, _TASK_PLAIN = (
+    pytest.param(flags, marks=pytest.mark.long) for flags in ("coop", "plain", "task plain")
+)
 EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, _PLAIN, "task coop", _TASK_PLAIN)
 FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, "task coop")  # those that differ most
 OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
 BackendRing: Any = _ring.UringRing
-HANG_SECONDS = 45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
+HANG_SECONDS = (
+    45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
+)
 
 
-def in_child(expect: int = 0, hang_seconds: float = HANG_SECONDS) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def in_child(
+    expect: int = 0, hang_seconds: float = HANG_SECONDS
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Makes a test of `scenario`, whose arguments must be JSON. `expect`: the exit code, or -signal."""
 
     def decorate(scenario: Callable[..., Any]) -> Callable[..., None]:
@@ -74,7 +80,9 @@ def in_child(expect: int = 0, hang_seconds: float = HANG_SECONDS) -> Callable[[C
 _server: Server | None = None
 
 
-def _run(scenario: Callable[..., Any], arguments: dict[str, Any], expect: int, hang_seconds: float) -> None:
+def _run(
+    scenario: Callable[..., Any], arguments: dict[str, Any], expect: int, hang_seconds: float
+) -> None:
     global _server
     if _server is None:
         _server = Server()
@@ -90,7 +98,9 @@ def _run(scenario: Callable[..., Any], arguments: dict[str, Any], expect: int, h
         said = output.read().decode(errors="replace")
     print(said)
     if hung or status != expect:
-        raise AssertionError(f"{scenario.__name__}({arguments}): {hung or f'exit code {status}'}\n{said}")
+        raise AssertionError(
+            f"{scenario.__name__}({arguments}): {hung or f'exit code {status}'}\n{said}"
+        )
 
 
 def _end(child: Child) -> int:
@@ -186,7 +196,9 @@ def logged(text: str) -> int:
 def expect_log(text: str) -> int:
     """Takes the log records with `text`, of which there must be at least one; returns how many there were."""
     found = [record for record in _logged.records if text in record.getMessage()]
-    assert found, f"nothing with {text!r} was logged: {[record.getMessage() for record in _logged.records]}"
+    assert found, (
+        f"nothing with {text!r} was logged: {[record.getMessage() for record in _logged.records]}"
+    )
     _logged.records = [record for record in _logged.records if record not in found]
     return len(found)
 
@@ -216,7 +228,11 @@ def open_fds() -> dict[int, str]:
 def iou_threads() -> list[str]:
     """The kernel's io_uring worker threads in this process."""
     names = [Path(f"/proc/self/task/{tid}/comm") for tid in os.listdir("/proc/self/task")]
-    return [name for name in (path.read_text().strip() for path in names if path.exists()) if name.startswith("iou-")]
+    return [
+        name
+        for name in (path.read_text().strip() for path in names if path.exists())
+        if name.startswith("iou-")
+    ]
 
 
 def rss() -> int:

@@ -50,10 +50,14 @@ class Server:
         code = f"import sys; sys.path[0] = {str(ROOT)!r}; from {__name__} import serve; serve({theirs.fileno()})"
         command = [sys.executable, "-W", "error", "-c", code]
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], start_new_session=True
+            )
         atexit.register(self._close)
 
-    def start(self, module: str, name: str, arguments: dict[str, object], output: IO[bytes]) -> Child:
+    def start(
+        self, module: str, name: str, arguments: dict[str, object], output: IO[bytes]
+    ) -> Child:
         """A child that runs the scenario of `module.name` with these arguments, which must be JSON, and writes to `output`."""
         request = json.dumps([module, name, arguments]).encode()
         socket.send_fds(self._control, [request], [output.fileno()])

@@ -27,7 +27,9 @@ from trio_uring._ring.op import Opcode
 
 from .child import FLAGS, in_child, open_fds, pair, use_ring
 
-pytestmark = pytest.mark.uring_only("trio's own wait for a descriptor does not survive that its coroutine is destroyed")
+pytestmark = pytest.mark.uring_only(
+    "trio's own wait for a descriptor does not survive that its coroutine is destroyed"
+)
 
 SENDS = (Opcode.SEND, Opcode.SENDMSG)  # which never wait: a poll does, after one that found no room
 
@@ -38,7 +40,9 @@ async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:
     while True:
         result = None
         if not isinstance(message, WaitTaskRescheduled):
-            await trio.lowlevel.checkpoint()  # so does an operation that was done at once, before it goes on
+            await (
+                trio.lowlevel.checkpoint()
+            )  # so does an operation that was done at once, before it goes on
         elif submitted and message.abort_func.__self__.opcode in SENDS:  # type: ignore[attr-defined]
             result = await trio.lowlevel.wait_task_rescheduled(message.abort_func)
         else:
@@ -99,8 +103,15 @@ async def test_a_closed_coroutine_leaves_nothing(flags: str, operation: str) -> 
 async def destroy_once(operation: str, submitted: bool) -> None:
     stream, peer = pair()
     buffer = bytearray(2**22)
-    argument = {"receive_some": (), "receive_into": (buffer,), "send_all": (buffer,), "send_list": ([buffer, buffer],)}
-    coro = getattr(stream, "send_all" if operation == "send_list" else operation)(*argument[operation])
+    argument = {
+        "receive_some": (),
+        "receive_into": (buffer,),
+        "send_all": (buffer,),
+        "send_list": ([buffer, buffer],),
+    }
+    coro = getattr(stream, "send_all" if operation == "send_list" else operation)(
+        *argument[operation]
+    )
     await parked(coro, submitted)
     coro.close()
     await until_idle()
@@ -185,7 +196,9 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
         with socket.create_connection(address):
             coro.close()
             await until_idle()
-        while select.select([listener.socket], [], [], 0)[0]:  # the cancel was quicker than the connection
+        while select.select([listener.socket], [], [], 0)[
+            0
+        ]:  # the cancel was quicker than the connection
             await (await listener.accept()).aclose()
     assert len(open_fds()) == before
     await listener.aclose()
@@ -268,7 +281,10 @@ async def test_a_sent_object_lives_until_the_kernel_is_done() -> None:
 @in_child(hang_seconds=10)
 async def test_a_pipe_of_a_destroyed_coroutine_is_usable() -> None:
     read_fd, write_fd = os.pipe()
-    async with trio_uring.ReceiveStream(read_fd) as reader, trio_uring.SendStream(write_fd) as writer:
+    async with (
+        trio_uring.ReceiveStream(read_fd) as reader,
+        trio_uring.SendStream(write_fd) as writer,
+    ):
         coro = reader.receive_some()
         await parked(coro, True)
         coro.close()

@@ -20,7 +20,17 @@ import trio.testing
 import trio_uring
 from trio_uring._errors import RingBrokenError
 
-from .child import FLAGS, BackendRing, Passes, driver, expect_log, in_child, open_rings, pair, use_ring
+from .child import (
+    FLAGS,
+    BackendRing,
+    Passes,
+    driver,
+    expect_log,
+    in_child,
+    open_rings,
+    pair,
+    use_ring,
+)
 from .seccomp import IO_URING_ENTER, deny
 
 pytestmark = pytest.mark.uring_only("by readiness, there is no driver that could fail")
@@ -34,7 +44,9 @@ async def expect_broken(operation: Any, *arguments: Any) -> None:
         await operation(*arguments)
 
 
-async def break_under_blocked_tasks(break_it: Any) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
+async def break_under_blocked_tasks(
+    break_it: Any,
+) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
     """Tasks blocked in receives and sends; `break_it`, one more operation, and all of them must wake."""
     pairs = [pair() for _ in range(BLOCKED)]
     async with trio.open_nursery() as nursery:

@@ -89,7 +89,10 @@ async def test_sends(flags: str, kind: str, many: bool) -> None:
     for moment in MOMENTS * 3:
         data = os.urandom(2**21)
         view = memoryview(data)
-        await cancelled(lambda: sender.send_all([view[:5], view[5 : 2**20], view[2**20 :]] if many else view), moment)  # noqa: B023
+        await cancelled(
+            lambda: sender.send_all([view[:5], view[5 : 2**20], view[2**20 :]] if many else view),
+            moment,
+        )  # noqa: B023
         sent = sender.bytes_sent
         assert sent < len(data)
         if sent:
@@ -150,7 +153,9 @@ async def test_accept_cancelled_while_connections_arrive() -> None:
                 scope.cancel()
     while len(accepted) < len(clients):
         accepted.append(await listener.accept())
-    assert {server.socket.getpeername() for server in accepted} == {client.getsockname() for client in clients}
+    assert {server.socket.getpeername() for server in accepted} == {
+        client.getsockname() for client in clients
+    }
     for client in clients:
         client.close()
     await finish(listener, *accepted)

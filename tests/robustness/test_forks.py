@@ -89,7 +89,10 @@ async def use_new_streams() -> None:
         assert scope.cancelled_caught
         await trio_uring.copy_stream(right, left, max_bytes=0)
     reading, writing = os.pipe()
-    async with trio_uring.SendStream(writing) as sender, trio_uring.ReceiveStream(reading) as receiver:
+    async with (
+        trio_uring.SendStream(writing) as sender,
+        trio_uring.ReceiveStream(reading) as receiver,
+    ):
         await sender.send_all(b"through a pipe")
         assert await receiver.receive_some() == b"through a pipe"
     assert trio_uring.current_statistics().in_flight == 0
@@ -153,7 +156,9 @@ class Parent:
         return os.read(fd, 100)
 
 
-@pytest.mark.parametrize("what", ["nothing", "use_new_streams", "use_all_of_trio", "use_everything"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "use_new_streams", "use_all_of_trio", "use_everything"]
+)
 @pytest.mark.parametrize("flags", LOOPS)
 @in_child(hang_seconds=15)
 def test_a_child_goes_on_in_its_parents_run_and_leaves_it(flags: str, what: str) -> None:

@@ -26,7 +26,9 @@ from .child import FLAGS, in_child, iou_threads, use_ring
 from .peer import HOST
 
 PEERS = 64
-SECONDS_MAX = 0.1  # of processor time, in a second: one peer that is tried again and again takes all of it
+SECONDS_MAX = (
+    0.1  # of processor time, in a second: one peer that is tried again and again takes all of it
+)
 
 Sender = Callable[[trio_uring.SocketStream], Awaitable[Any]]
 
@@ -98,7 +100,15 @@ async def send_on_the_socket(stream: trio_uring.SocketStream) -> None:
 
 SENDERS: dict[str, Sender] = {
     sender.__name__: sender
-    for sender in (send_all, send_list, wait_and_send, send_on_the_socket, send_file, copy_stream, relay)
+    for sender in (
+        send_all,
+        send_list,
+        wait_and_send,
+        send_on_the_socket,
+        send_file,
+        copy_stream,
+        relay,
+    )
 }
 
 
@@ -121,7 +131,9 @@ async def check(waiting: list[tuple[str, Any]]) -> None:
     used = await cost_of(waiting)
     if used >= SECONDS_MAX:
         names = sorted({name for name, _ in waiting})
-        pytest.fail(str({name: await cost_of([one for one in waiting if one[0] == name]) for name in names}))
+        pytest.fail(
+            str({name: await cost_of([one for one in waiting if one[0] == name]) for name in names})
+        )
     print(f"{used:.3f} s")
     statistics = trio_uring.current_statistics()
     assert (statistics.in_flight, statistics.queued) == (0, 0)
@@ -158,7 +170,10 @@ async def test_our_own_half_that_receives_is_closed(flags: str) -> None:
     allow_descriptors()
     waiting, peers = [], []
     for name in SENDERS:
-        if name in ("relay", "wait_and_send"):  # the one is for both halves, and the other asks for the socket
+        if name in (
+            "relay",
+            "wait_and_send",
+        ):  # the one is for both halves, and the other asks for the socket
             continue
         for _ in range(PEERS):
             ours, theirs = tcp_pair()
@@ -182,7 +197,10 @@ async def test_all_arrives_when_it_reads_after_all(flags: str, kind: str, name: 
     ours, theirs = globals()[kind]()
     theirs.shutdown(socket.SHUT_WR)
     count = 0
-    async with trio_uring.SocketStream(ours) as stream, trio_uring.ReceiveStream(os.dup(theirs.fileno())) as peer:
+    async with (
+        trio_uring.SocketStream(ours) as stream,
+        trio_uring.ReceiveStream(os.dup(theirs.fileno())) as peer,
+    ):
         theirs.close()
 
         async def send() -> None:

@@ -77,7 +77,9 @@ class Program:
 
 
 def run(make_pair: Pair, threshold: float) -> Log:
-    return trio.run(Program(make_pair).main, clock=trio.testing.MockClock(autojump_threshold=threshold))
+    return trio.run(
+        Program(make_pair).main, clock=trio.testing.MockClock(autojump_threshold=threshold)
+    )
 
 
 @pytest.mark.parametrize("threshold", [0, 0.05])

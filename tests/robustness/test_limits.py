@@ -118,7 +118,9 @@ async def test_without_provided_buffers(flags: str) -> None:
     await close_all(left, right)
 
 
-async def transfer(left: trio_uring.SocketStream, right: trio_uring.SocketStream, count: int) -> None:
+async def transfer(
+    left: trio_uring.SocketStream, right: trio_uring.SocketStream, count: int
+) -> None:
     data = os.urandom(2**20) * (count // 2**20)
     digest = hashlib.blake2b()
 
@@ -233,7 +235,11 @@ async def test_two_receives_on_one_stream_are_refused_and_lose_nothing() -> None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive_and_compare, right, b"first")
         await trio.testing.wait_all_tasks_blocked()
-        for second in (right.receive_some, lambda: right.receive_into(bytearray(9)), lambda: right.receive_exactly(9)):
+        for second in (
+            right.receive_some,
+            lambda: right.receive_into(bytearray(9)),
+            lambda: right.receive_exactly(9),
+        ):
             with pytest.raises(trio.BusyResourceError):
                 await second()
         await left.send_all(b"first")

@@ -142,7 +142,9 @@ def ring_chats(nursery: trio.Nursery) -> None:
 
 def stock_chats(nursery: trio.Nursery) -> None:
     for _ in range(CHATS):
-        nursery.start_soon(chat, *map(trio.SocketStream, map(trio.socket.from_stdlib_socket, socket.socketpair())))
+        nursery.start_soon(
+            chat, *map(trio.SocketStream, map(trio.socket.from_stdlib_socket, socket.socketpair()))
+        )
 
 
 def steps(nursery: trio.Nursery) -> None:
@@ -194,7 +196,13 @@ def swallow(sock: socket.socket) -> None:
             pass
 
 
-LOADS = {"nothing": nothing, "steps": steps, "stock chats": stock_chats, "ring chats": ring_chats, "copies": copies}
+LOADS = {
+    "nothing": nothing,
+    "steps": steps,
+    "stock chats": stock_chats,
+    "ring chats": ring_chats,
+    "copies": copies,
+}
 
 
 # -- what is counted
@@ -237,7 +245,9 @@ async def delays(event: str, load: str, probes: int) -> int:
 def test_nobody_is_delayed_by_more_than_a_pass(flags: str, event: str) -> None:
     use_ring(flags=flags)
     probes = PROBES if event != "end of a process" else 4
-    theirs = trio.run(delays, event if event != "ring stream" else "stock socket", "stock chats", probes)
+    theirs = trio.run(
+        delays, event if event != "ring stream" else "stock socket", "stock chats", probes
+    )
     for load in LOADS:
         ours = trio.run(delays, event, load, probes)
         print(f"passes under {load}: {ours}, by trio {theirs}", flush=True)
@@ -289,7 +299,12 @@ class Program:
 
     async def process(self) -> None:
         code = "import sys; [print(line.strip()[::-1], flush=True) for line in sys.stdin]"
-        start = partial(trio.run_process, [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        start = partial(
+            trio.run_process,
+            [sys.executable, "-S", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(start)
             assert process.stdin is not None
@@ -355,7 +370,9 @@ async def test_a_mixed_program(flags: str) -> None:
     program = Program()
     with echo_peer(8) as socks:
         await program.run(socks)
-    assert sorted(program.done) == sorted(["ring", "stock"] * 4 + ["process", "signals", "threads", "descriptors"])
+    assert sorted(program.done) == sorted(
+        ["ring", "stock"] * 4 + ["process", "signals", "threads", "descriptors"]
+    )
     statistics = trio_uring.current_statistics()
     assert (statistics.in_flight, statistics.queued) == (0, 0)
     assert BY_READINESS or statistics.enters > 0

@@ -90,7 +90,10 @@ class Load:
 
     async def blocked_pipe(self) -> None:
         read_fd, write_fd = os.pipe()
-        async with trio_uring.ReceiveStream(read_fd) as reader, trio_uring.SendStream(write_fd) as writer:
+        async with (
+            trio_uring.ReceiveStream(read_fd) as reader,
+            trio_uring.SendStream(write_fd) as writer,
+        ):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader.receive_some)
                 await trio.testing.wait_all_tasks_blocked()
@@ -101,7 +104,12 @@ class Load:
     def start(self, nursery: trio.Nursery) -> None:
         for _ in range(PAIRS):
             nursery.start_soon(self.chat)
-        for kind in (self.blocked_receive, self.blocked_receive_into, self.blocked_send, self.blocked_send_list):
+        for kind in (
+            self.blocked_receive,
+            self.blocked_receive_into,
+            self.blocked_send,
+            self.blocked_send_list,
+        ):
             nursery.start_soon(kind)
             nursery.start_soon(kind)
         nursery.start_soon(self.blocked_accept)
@@ -188,7 +196,9 @@ async def break_trio() -> None:
         await trio.lowlevel.wait_task_rescheduled(lambda _: "nonsense")  # type: ignore[arg-type, return-value]
 
 
-async def block_and_break(streams: list[trio_uring.SocketStream], buffer: bytearray, seconds: float) -> None:
+async def block_and_break(
+    streams: list[trio_uring.SocketStream], buffer: bytearray, seconds: float
+) -> None:
     async with trio.open_nursery() as nursery:
         for stream in streams:
             nursery.start_soon(stream.receive_some)
@@ -308,7 +318,11 @@ async def test_after_a_close_under_a_blocked_task(flags: str) -> None:
         running = Load()
         stream, peer = running.pair()
         buffer = running.buffer(2**22)
-        arguments: dict[str, Any] = {"receive_into": buffer, "receive_exactly": 100, "send_list": [buffer, buffer]}
+        arguments: dict[str, Any] = {
+            "receive_into": buffer,
+            "receive_exactly": 100,
+            "send_list": [buffer, buffer],
+        }
         method = stream.send_all if operation == "send_list" else getattr(stream, operation)
         given = [] if operation == "receive_some" else [arguments.get(operation, buffer)]
         await closed_under(method, *given, close=stream.aclose)
@@ -335,7 +349,9 @@ async def test_after_a_close_under_a_blocked_accept_and_pipe() -> None:
             await writer.send_all(b"nobody reads this")
 
 
-async def resize_in_except(operation: Any, buffer: bytearray, error: type[Exception], cause: Any) -> None:
+async def resize_in_except(
+    operation: Any, buffer: bytearray, error: type[Exception], cause: Any
+) -> None:
     """Resizes the buffer where programs do: in the except clause, while the exception's traceback holds the frames."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cause)
@@ -356,7 +372,9 @@ async def test_a_buffer_can_be_resized_as_soon_as_its_call_has_raised(operation:
         stream, _ = running.pair()
         buffer = running.buffer(2**22)
         method = stream.receive_into if operation == "receive_into" else stream.send_all
-        call = partial(method, [buffer, buffer] if operation == "send_list" else buffer, timeout=0.01)
+        call = partial(
+            method, [buffer, buffer] if operation == "send_list" else buffer, timeout=0.01
+        )
         cause: Any = trio.lowlevel.checkpoint
         if error is trio.ClosedResourceError:
             call.keywords.clear()

@@ -262,7 +262,9 @@ async def starve_accept(clock: FrozenClock) -> None:
         clients = [socket.socket() for _ in range(3)]
         for client in clients:
             client.setblocking(False)
-        await trio.testing.wait_all_tasks_blocked()  # the accept that is armed by now has its descriptors promised
+        await (
+            trio.testing.wait_all_tasks_blocked()
+        )  # the accept that is armed by now has its descriptors promised
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
         for client in clients:
             client.connect_ex(address)
@@ -284,7 +286,9 @@ async def starve_accept(clock: FrozenClock) -> None:
 async def test_half_closed_connections_leave_no_descriptor() -> None:
     trio_uring.current_statistics()
     async with trio.open_nursery() as nursery:
-        [listener] = await nursery.start(partial(trio_uring.serve_tcp, answer_at_the_end, 0, host=HOST))
+        [listener] = await nursery.start(
+            partial(trio_uring.serve_tcp, answer_at_the_end, 0, host=HOST)
+        )
         address = listener.socket.getsockname()
         before = len(open_fds())
         for _ in range(100):
@@ -317,7 +321,9 @@ async def test_tcp_nodelay_is_on_at_both_ends() -> None:
 @in_child()
 async def test_a_reset_before_accept_does_not_disturb_the_server() -> None:
     async with trio.open_nursery() as nursery:
-        [listener] = await nursery.start(partial(trio_uring.serve_tcp, echo_carefully, 0, host=HOST))
+        [listener] = await nursery.start(
+            partial(trio_uring.serve_tcp, echo_carefully, 0, host=HOST)
+        )
         address = listener.socket.getsockname()
         for _ in range(100):
             sock = socket.create_connection(address)

@@ -30,5 +30,12 @@ NAMES = [
 def test_it_works_without(module, name):
     code = f"import sys; sys.path[0] = {str(ROOT)!r}; from {without.__name__} import main; main(*sys.argv[1:])"
     command = [sys.executable, "-W", "error", "-c", code, module, name]
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout

@@ -37,11 +37,17 @@ def run_by_hand(coro: Any) -> None:
 
 def in_forked_child(stream: trio_uring.SocketStream, ring_links: int) -> int:
     """What the child sees; returns its exit code."""
-    for use in (stream.receive_some, lambda: stream.send_all(b"from the child"), lambda: stream.send_all([b"a", b"b"])):
+    for use in (
+        stream.receive_some,
+        lambda: stream.send_all(b"from the child"),
+        lambda: stream.send_all([b"a", b"b"]),
+    ):
         with pytest.raises(RuntimeError, match="forked"):
             run_by_hand(use())
     assert ring_links >= 1
-    assert not [link for link in open_fds().values() if RING_LINK in link], "the child still holds the ring"
+    assert not [link for link in open_fds().values() if RING_LINK in link], (
+        "the child still holds the ring"
+    )
     return OK
 
 
@@ -138,7 +144,9 @@ async def echo(stream: trio_uring.SocketStream) -> None:
 def serve_until_killed(write_fd: int) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            [listener] = await nursery.start(lambda **kw: trio_uring.serve_tcp(echo, 0, host=HOST, **kw))
+            [listener] = await nursery.start(
+                lambda **kw: trio_uring.serve_tcp(echo, 0, host=HOST, **kw)
+            )
             os.write(write_fd, struct.pack("=H", listener.socket.getsockname()[1]))
 
     trio.run(main)

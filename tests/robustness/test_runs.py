@@ -22,7 +22,18 @@ import trio.testing
 
 import trio_uring
 
-from .child import BY_READINESS, FLAGS, OF_TASK, Passes, Watch, driver, in_child, pair, remove_hooks, use_ring
+from .child import (
+    BY_READINESS,
+    FLAGS,
+    OF_TASK,
+    Passes,
+    Watch,
+    driver,
+    in_child,
+    pair,
+    remove_hooks,
+    use_ring,
+)
 from .peer import echo_peer
 
 MESSAGES = 300
@@ -168,7 +179,9 @@ def test_as_the_guest_of_another_loop(flags: str) -> None:
                 for sock in socks:
                     nursery.start_soon(ping_pong, sock)
 
-    trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append)
+    trio.lowlevel.start_guest_run(
+        guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append
+    )
     while not outcomes:
         todo.get()()
     outcomes[0].unwrap()
@@ -186,7 +199,9 @@ def test_a_guest_run_never_has_the_ring_for_its_loop() -> None:
         assert "DEFER_TASKRUN" not in statistics.setup_flags
         assert BY_READINESS or driver().task_way is not None
 
-    trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append)
+    trio.lowlevel.start_guest_run(
+        guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append
+    )
     while not outcomes:
         todo.get()()
     outcomes[0].unwrap()
@@ -225,7 +240,12 @@ def test_a_hosts_cancel_is_seen_at_once(flags: str, what: str) -> None:
         await stream.aclose()
         peer.close()
 
-    trio.lowlevel.start_guest_run(guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append, instruments=[passes])
+    trio.lowlevel.start_guest_run(
+        guest,
+        run_sync_soon_threadsafe=todo.put,
+        done_callback=outcomes.append,
+        instruments=[passes],
+    )
     while not outcomes:
         if scopes and todo.empty():  # trio waits in its thread, or is about to
             scopes.pop().cancel()
@@ -336,7 +356,9 @@ def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
     theirs.close()
 
 
-async def farewell(stream: trio_uring.SocketStream, peer: socket.socket, heard: list[bytes], talks: bool) -> None:
+async def farewell(
+    stream: trio_uring.SocketStream, peer: socket.socket, heard: list[bytes], talks: bool
+) -> None:
     """Sends, perhaps, and receives data that only comes after a while from another thread; then closes."""
     with trio.CancelScope(shield=True):
         if talks:
@@ -378,7 +400,9 @@ def test_system_tasks_use_streams_while_the_run_ends(flags: str, talks: bool) ->
         heard.clear()
 
 
-async def generator(stream: trio_uring.SocketStream, *arguments: Any) -> AsyncGenerator[bytes, None]:
+async def generator(
+    stream: trio_uring.SocketStream, *arguments: Any
+) -> AsyncGenerator[bytes, None]:
     try:
         while True:
             yield await stream.receive_some()

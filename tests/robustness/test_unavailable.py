@@ -54,7 +54,9 @@ def test_setup_is_denied(name: str) -> None:
     with pytest.raises(trio_uring.RingUnavailableError) as caught:
         trio.run(asked_for)
     assert caught.value.errno == code
-    check_sentence(str(caught.value), errno.errorcode[code], SAYS_WHY[name], "asked for by this run's argument")
+    check_sentence(
+        str(caught.value), errno.errorcode[code], SAYS_WHY[name], "asked for by this run's argument"
+    )
     os.environ[_backend.VARIABLE] = "uring"
     with pytest.raises(trio_uring.RingUnavailableError, match="TRIO_URING_BACKEND"):
         trio_uring.backend_info()
@@ -144,7 +146,9 @@ def test_a_ring_that_does_not_work_is_not_used(name: str) -> None:
     _backend.UringRing = open_one  # type: ignore[assignment, misc]
     for _ in range(3):
         trio.run(falls_back, f"self-test failed: {says}")
-    assert len(opened) == len(set(opened)), "the self-test is made once in a process for a set of flags"
+    assert len(opened) == len(set(opened)), (
+        "the self-test is made once in a process for a set of flags"
+    )
     assert len(told.messages) == 1
     with pytest.raises(trio_uring.RingUnavailableError, match="self-test failed"):
         trio.run(asked_for)
@@ -176,7 +180,9 @@ def test_readiness_is_asked_for(asked_by: str, name: str) -> None:
         assert (info.backend, info.requested) == ("readiness", "readiness")
         assert info.reason is not None
         assert info.reason.startswith("readiness is asked for by ")
-        assert info.reason.endswith("TRIO_URING_BACKEND" if asked_by == "environment" else "this run's argument")
+        assert info.reason.endswith(
+            "TRIO_URING_BACKEND" if asked_by == "environment" else "this run's argument"
+        )
         assert trio_uring.current_statistics().backend == "readiness"
 
     # The argument goes first.
@@ -192,14 +198,18 @@ def test_what_is_no_backend_is_refused_with_those_that_are() -> None:
 
     async def main() -> None:
         _driver.requested.set("kqueue")
-        with pytest.raises(ValueError, match=r"this run's argument is 'kqueue'.*'uring', 'readiness', 'auto'"):
+        with pytest.raises(
+            ValueError, match=r"this run's argument is 'kqueue'.*'uring', 'readiness', 'auto'"
+        ):
             trio_uring.current_statistics()
         with pytest.raises(ValueError, match="argument"):
             trio_uring.backend_info()
 
     trio.run(main)
     os.environ[_backend.VARIABLE] = "iouring"
-    with pytest.raises(ValueError, match=r"TRIO_URING_BACKEND is 'iouring'.*'uring', 'readiness', 'auto'"):
+    with pytest.raises(
+        ValueError, match=r"TRIO_URING_BACKEND is 'iouring'.*'uring', 'readiness', 'auto'"
+    ):
         trio_uring.backend_info()
     os.environ[_backend.VARIABLE] = ""
     trio_uring.backend_info()

@@ -64,7 +64,11 @@ class Hook:
 
 async def _watch_all(library: Any, open_tcp: Any, open_unix: Any, path: str) -> None:
     hook = Hook()
-    with Sockets(library) as sockets, socket.create_server((LOCAL, 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+    with (
+        Sockets(library) as sockets,
+        socket.create_server((LOCAL, 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
         unix.bind(path)
         unix.listen()
 
@@ -134,11 +138,17 @@ def test_a_custom_factory_is_asked(enabled: bool, ours: bool, tmp_path: Path) ->
         async with listener:
             assert factory.asked == [(socket.AF_INET, socket.SOCK_STREAM)]
             port = listener.socket.getsockname()[1]
-            async with await package.open_tcp_stream(LOCAL, port) as stream, await listener.accept():
+            async with (
+                await package.open_tcp_stream(LOCAL, port) as stream,
+                await listener.accept(),
+            ):
                 assert factory.asked[1:] == [(socket.AF_INET, socket.SOCK_STREAM)]
                 assert isinstance(stream.socket, trio_uring.UringSocket) is (ours or enabled)
         # Those that do not ask it in trio, either.
-        for sock in (*package.socket.socketpair(), package.socket.from_stdlib_socket(socket.socket())):
+        for sock in (
+            *package.socket.socketpair(),
+            package.socket.from_stdlib_socket(socket.socket()),
+        ):
             sock.close()
         assert len(factory.asked) == 2
 
@@ -166,7 +176,11 @@ class Lent(trio.socket.SocketType):
         self._lent = sock
 
     def __getattribute__(self, name: str) -> Any:
-        return object.__getattribute__(self, name) if name in ("_lent", "__class__") else getattr(self._lent, name)
+        return (
+            object.__getattribute__(self, name)
+            if name in ("_lent", "__class__")
+            else getattr(self._lent, name)
+        )
 
 
 @pytest.mark.parametrize("kind", ["one buffer", "a list", "much"])
@@ -197,9 +211,17 @@ async def test_a_descriptor_is_asked_what_it_is() -> None:
     trio.socket.set_custom_socket_factory(Factory())
     plain = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     with trio_uring.socket.fromfd(plain.fileno(), socket.AF_INET, socket.SOCK_STREAM) as sock:
-        assert (type(sock), sock.family, sock.type) == (trio_uring.UringSocket, socket.AF_UNIX, socket.SOCK_DGRAM)
+        assert (type(sock), sock.family, sock.type) == (
+            trio_uring.UringSocket,
+            socket.AF_UNIX,
+            socket.SOCK_DGRAM,
+        )
     with trio_uring.socket.socket(fileno=plain.detach()) as sock:
-        assert (type(sock), sock.family, sock.type) == (trio_uring.UringSocket, socket.AF_UNIX, socket.SOCK_DGRAM)
+        assert (type(sock), sock.family, sock.type) == (
+            trio_uring.UringSocket,
+            socket.AF_UNIX,
+            socket.SOCK_DGRAM,
+        )
 
 
 def test_sockets_can_be_made_before_there_is_a_run() -> None:
@@ -236,7 +258,10 @@ async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
     """ENOBUFS is the socket's own answer, once; what did not fit is gone, and the socket goes on."""
     if not hasattr(socket, "AF_NETLINK"):
         pytest.skip("no such family here")
-    with Sockets(library) as sockets, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2) as sender:
+    with (
+        Sockets(library) as sockets,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2) as sender,
+    ):
         plain = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2)  # NETLINK_USERSOCK
         sock = sockets.take(plain)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4608)
@@ -246,7 +271,9 @@ async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
             pytest.skip(str(exc))
         for receive in ("recv", "recvfrom", "recvmsg"):
             for _ in range(100):
-                with contextlib.suppress(ConnectionRefusedError):  # the kernel itself does not listen
+                with contextlib.suppress(
+                    ConnectionRefusedError
+                ):  # the kernel itself does not listen
                     sender.sendto(bytes(1000), (0, 1))
             with pytest.raises(OSError, match="No buffer space") as caught:
                 await getattr(sock, receive)(2000)
@@ -262,7 +289,9 @@ async def test_the_words_of_a_broken_connection(cls: Any) -> None:
     left, right = socket.socketpair()
     stream = cls(trio.socket.from_stdlib_socket(left))
     right.close()
-    with pytest.raises(trio.BrokenResourceError, match=r"^socket connection broken: \[Errno 32\] Broken pipe$") as caught:
+    with pytest.raises(
+        trio.BrokenResourceError, match=r"^socket connection broken: \[Errno 32\] Broken pipe$"
+    ) as caught:
         await stream.send_all(b"x")
     assert isinstance(caught.value.__cause__, BrokenPipeError)
     await stream.aclose()
@@ -285,7 +314,9 @@ async def test_the_words_of_conflicts_and_of_closing(library: ModuleType, call: 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(trio.BusyResourceError, match=r"^another task is already reading / writing this fd$"):
+            with pytest.raises(
+                trio.BusyResourceError, match=r"^another task is already reading / writing this fd$"
+            ):
                 await getattr(sock, call)(*arguments)
             sock.close()
 
@@ -304,6 +335,8 @@ async def test_several_tasks_may_take_what_is_there(library: ModuleType) -> None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             await trio.testing.wait_all_tasks_blocked()
-            clients = [sockets.take(socket.create_connection(server.getsockname())) for _ in range(2)]
+            clients = [
+                sockets.take(socket.create_connection(server.getsockname())) for _ in range(2)
+            ]
             await accept()
         assert {sock.getpeername() for sock in accepted} == {sock.getsockname() for sock in clients}

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @on_both
 @of_kind
 @pytest.mark.parametrize("call", ["recv", "recvmsg", "send", "accept"])
-async def test_a_thread_may_not_close_what_a_task_waits_on(library: ModuleType, kind: str, call: str) -> None:
+async def test_a_thread_may_not_close_what_a_task_waits_on(
+    library: ModuleType, kind: str, call: str
+) -> None:
     """Nothing is closed, and the task goes on waiting."""
     with Sockets(library) as sockets:
         if call == "accept":
@@ -148,7 +150,9 @@ async def test_leaving_a_with_block(library: ModuleType) -> None:
         assert [await right.recv(2), await right.recv(2)] == [b"x", b""]
 
 
-@pytest.mark.uring_only("where the kernel would keep the socket open; trio's own with block wakes nobody")
+@pytest.mark.uring_only(
+    "where the kernel would keep the socket open; trio's own with block wakes nobody"
+)
 async def test_leaving_a_with_block_wakes() -> None:
     with Sockets(trio_uring.socket) as sockets:
         left, right = sockets.pair("tcp")
@@ -208,7 +212,9 @@ async def test_closing_the_socket_of_a_listener(make: Callable[[], Awaitable[Any
             await listener.accept()
 
 
-@pytest.mark.parametrize("cls", [trio.SocketStream, trio_uring.SocketStream, trio_uring.ReceiveStream])
+@pytest.mark.parametrize(
+    "cls", [trio.SocketStream, trio_uring.SocketStream, trio_uring.ReceiveStream]
+)
 async def test_closing_the_socket_of_a_stream(cls: Any) -> None:
     left, right = trio.socket.socketpair()
     stream = cls(left)

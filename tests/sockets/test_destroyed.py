@@ -65,12 +65,17 @@ def test_no_byte_of_a_stream_is_lost(kind: str, call: str, provided: bool, when:
                 if when in ("sent", "done"):
                     os.write(left.fileno(), b"AA")
                 if when == "done":
-                    right.lease.reading.task = None  # nobody is to be rescheduled: it is driven by hand
+                    right.lease.reading.task = (
+                        None  # nobody is to be rescheduled: it is driven by hand
+                    )
                     await until(lambda: not right.lease.reading.state.in_kernel, "reaped")
                     assert not right.lease.kept
                 coro.close()
                 os.write(left.fileno(), b"BBBB" if when in ("queued", "submitted") else b"BB")
-                assert await received(right, later, 2) + await received(right, "recv", 2) in (b"AABB", b"BBBB")
+                assert await received(right, later, 2) + await received(right, "recv", 2) in (
+                    b"AABB",
+                    b"BBBB",
+                )
                 assert not right.is_readable()
 
     trio.run(scenario)
@@ -154,7 +159,9 @@ async def test_the_next_message_comes_right_after(kind: str, call: str) -> None:
 @pytest.mark.parametrize("call", ["recvmsg", "recvmsg_into"])
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("kind", ["unix", "unix-dgram"])
-async def test_descriptors_that_nobody_received_are_the_next_one_s(kind: str, call: str, done: bool) -> None:
+async def test_descriptors_that_nobody_received_are_the_next_one_s(
+    kind: str, call: str, done: bool
+) -> None:
     """Nothing takes them before a task is there to have them."""
     with Sockets(trio_uring.socket) as sockets:
         left, right = sockets.pair(kind)

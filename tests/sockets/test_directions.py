@@ -92,7 +92,11 @@ async def test_a_socket_has_the_stream_s_directions() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sock.recv, 1)
             await trio.testing.wait_all_tasks_blocked()
-            for call in (stream.receive_some(), stream.receive_into(bytearray(1)), stream.receive_exactly(1)):
+            for call in (
+                stream.receive_some(),
+                stream.receive_into(bytearray(1)),
+                stream.receive_exactly(1),
+            ):
                 with pytest.raises(trio.BusyResourceError):
                     await call
             await stream.send_all(b"x")
@@ -102,7 +106,11 @@ async def test_a_socket_has_the_stream_s_directions() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(waiting, b"y")
                 await trio.testing.wait_all_tasks_blocked()
-                for call in (stream.send_all(b"x"), stream.send_all([b"x", b"y"]), stream.wait_send_all_might_not_block()):
+                for call in (
+                    stream.send_all(b"x"),
+                    stream.send_all([b"x", b"y"]),
+                    stream.wait_send_all_might_not_block(),
+                ):
                     with pytest.raises(trio.BusyResourceError):
                         await call
                 drain(peer._sock)
@@ -273,7 +281,13 @@ def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
         install(UringRing(LADDER, provide_buffers=provided))
         with ours() as sockets:
             pairs = [sockets.pair(kind) for _ in range(40)]
-            for size in (5, 4096, 60000, 60000, 5):  # who has filled a small buffer asks for a large one
+            for size in (
+                5,
+                4096,
+                60000,
+                60000,
+                5,
+            ):  # who has filled a small buffer asks for a large one
                 got = [b""] * len(pairs)
 
                 async def receive(index: int, got: list[bytes] = got, size: int = size) -> None:
@@ -331,7 +345,11 @@ async def test_what_the_ring_takes() -> None:
         client = sockets.new("tcp")
         await client.connect(server.getsockname())
         sockets.take((await server.accept())[0])
-        used = {name for name, count in trio_uring.current_statistics().operations.items() if count.submitted}
+        used = {
+            name
+            for name, count in trio_uring.current_statistics().operations.items()
+            if count.submitted
+        }
         assert used == {"SEND", "RECV", "POLL_ADD"}
         assert (count_of("SEND").completed, count_of("RECV").completed) == (1, 2)
 

@@ -89,7 +89,9 @@ async def check_streams(stream_class: type, listener_class: type) -> None:
     assert type(listener) is listener_class
     assert isinstance(listener, imported_listener)
     async with listener:
-        async with await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]) as client:
+        async with await trio.open_tcp_stream(
+            "127.0.0.1", listener.socket.getsockname()[1]
+        ) as client:
             async with await listener.accept() as served:
                 assert type(client) is type(served) is stream_class
                 await client.send_all(b"x")
@@ -127,7 +129,17 @@ def test_run_passes_everything_on() -> None:
 
     seen = Seen()
     clock = trio.testing.MockClock(autojump_threshold=0)
-    assert trio_uring.run(main, 1, 2, clock=clock, instruments=[seen], restrict_keyboard_interrupt_to_checkpoints=True) == 3
+    assert (
+        trio_uring.run(
+            main,
+            1,
+            2,
+            clock=clock,
+            instruments=[seen],
+            restrict_keyboard_interrupt_to_checkpoints=True,
+        )
+        == 3
+    )
     assert seen.passes
     with pytest.warns(trio.TrioDeprecationWarning), pytest.raises(ZeroDivisionError):
         trio_uring.run(divide_in_a_nursery, strict_exception_groups=False)
@@ -279,7 +291,10 @@ def test_fakenet() -> None:
 
     async def main() -> None:
         FakeNet().enable()
-        one, other = trio.socket.socket(type=socket.SOCK_DGRAM), trio.socket.socket(type=socket.SOCK_DGRAM)
+        one, other = (
+            trio.socket.socket(type=socket.SOCK_DGRAM),
+            trio.socket.socket(type=socket.SOCK_DGRAM),
+        )
         await one.bind(("127.0.0.1", 0))
         await other.sendto(b"x", one.getsockname())
         assert (await one.recvfrom(10))[0] == b"x"
@@ -352,7 +367,12 @@ def test_classes_stay_what_they_are() -> None:
     classes = (trio.SocketStream, trio.SocketListener, trio.socket.SocketType, _SocketType)
 
     async def main() -> None:
-        assert (trio.SocketStream, trio.SocketListener, trio.socket.SocketType, _SocketType) == classes
+        assert (
+            trio.SocketStream,
+            trio.SocketListener,
+            trio.socket.SocketType,
+            _SocketType,
+        ) == classes
         assert issubclass(trio_uring.SocketStream, trio.SocketStream)
         assert issubclass(trio_uring.SocketListener, trio.SocketListener)
         assert not isinstance(trio.testing.memory_stream_pair()[0], trio.SocketStream)
@@ -381,7 +401,9 @@ def test_unix_sockets_and_tls_and_dtls(tmp_path: Any) -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with listener:
             port = listener.socket.getsockname()[1]
-            return await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=ssl.create_default_context())
+            return await trio.open_ssl_over_tcp_stream(
+                "127.0.0.1", port, ssl_context=ssl.create_default_context()
+            )
 
     pytest.importorskip("OpenSSL")
     trio_uring.run(main)

@@ -29,7 +29,11 @@ INHERITED = {
 
 
 def defined_by_us(name: str) -> bool:
-    return any(name in vars(cls) for cls in trio_uring.UringSocket.__mro__ if cls.__module__.startswith("trio_uring"))
+    return any(
+        name in vars(cls)
+        for cls in trio_uring.UringSocket.__mro__
+        if cls.__module__.startswith("trio_uring")
+    )
 
 
 def test_every_method_is_ours_or_inherited_on_purpose() -> None:
@@ -42,7 +46,9 @@ def test_every_method_is_ours_or_inherited_on_purpose() -> None:
 @pytest.mark.parametrize("name", sorted(OURS - {"is_readable"}))
 def test_signatures_are_trios(name: str) -> None:
     def shape(cls: type, follow: bool) -> list[tuple[str, object, object]]:
-        parameters = inspect.signature(getattr(cls, name), follow_wrapped=follow).parameters.values()
+        parameters = inspect.signature(
+            getattr(cls, name), follow_wrapped=follow
+        ).parameters.values()
         return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
 
     # trio says that its sendmsg wraps socket.sendmsg, which has no signature to ask for.
@@ -62,7 +68,9 @@ def test_the_module_mirrors_trios() -> None:
     names = {name for name in vars(trio.socket) if not name.startswith("_")}
     assert names <= set(vars(trio_uring.socket))
     makers = {"socket", "socketpair", "fromfd", "from_stdlib_socket", "fromshare", "TYPE_CHECKING"}
-    assert all(getattr(trio_uring.socket, name) is getattr(trio.socket, name) for name in names - makers)
+    assert all(
+        getattr(trio_uring.socket, name) is getattr(trio.socket, name) for name in names - makers
+    )
 
 
 def test_only_plain_sockets_are_taken() -> None:

@@ -20,7 +20,9 @@ from .support import MESSAGES, Sockets, of_kind, of_messages, of_streams, on_bot
 
 @on_both
 @of_kind
-@pytest.mark.parametrize("call", ["recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"])
+@pytest.mark.parametrize(
+    "call", ["recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"]
+)
 @pytest.mark.parametrize("late", [False, True])
 async def test_every_receive(library: ModuleType, kind: str, call: str, late: bool) -> None:
     buffer = bytearray(10)
@@ -44,8 +46,14 @@ async def test_every_receive(library: ModuleType, kind: str, call: str, late: bo
             if not late:
                 nursery.start_soon(receive)
         (result,) = got
-        assert (result[0] if isinstance(result, tuple) else result) == (4 if call.endswith("into") else b"data")
-        address = None if kind in ("tcp", "tcp6", "unix", "unix-dgram", "seqpacket") else left.getsockname()
+        assert (result[0] if isinstance(result, tuple) else result) == (
+            4 if call.endswith("into") else b"data"
+        )
+        address = (
+            None
+            if kind in ("tcp", "tcp6", "unix", "unix-dgram", "seqpacket")
+            else left.getsockname()
+        )
         if call in ("recvfrom", "recvfrom_into"):
             assert result[1] == address
         if call in ("recvmsg", "recvmsg_into"):
@@ -218,7 +226,9 @@ async def test_names_are_resolved(library: ModuleType) -> None:
 
 
 @on_both
-async def test_abstract_and_relative_names(library: ModuleType, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_abstract_and_relative_names(
+    library: ModuleType, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (b"\0trio_uring %d" % os.getpid(), "a \u00e9", tmp_path / "path"):
         with Sockets(library) as sockets:
@@ -229,7 +239,9 @@ async def test_abstract_and_relative_names(library: ModuleType, tmp_path, monkey
             accepted, peer = await server.accept()
             sockets.take(accepted)
             assert peer == ""
-            assert client.getpeername() == (os.fspath(name) if isinstance(name, os.PathLike) else name)
+            assert client.getpeername() == (
+                os.fspath(name) if isinstance(name, os.PathLike) else name
+            )
 
 
 @on_both
@@ -255,7 +267,11 @@ async def test_accept_and_connect(library: ModuleType, kind: str, late: bool) ->
         sockets.take(accepted)
         assert type(accepted) is type(server)
         assert address == client.getsockname()
-        assert (accepted.family, accepted.type, accepted.proto) == (server.family, server.type, server.proto)
+        assert (accepted.family, accepted.type, accepted.proto) == (
+            server.family,
+            server.type,
+            server.proto,
+        )
         assert not accepted.get_inheritable()
         await client.send(b"x")
         assert await accepted.recv(1) == b"x"
@@ -313,7 +329,11 @@ async def test_dup_and_detach(library: ModuleType, kind: str) -> None:
 async def test_other_families(library: ModuleType, family: str) -> None:
     if not hasattr(socket, family):
         pytest.skip("no such family here")
-    kind = {"AF_NETLINK": socket.SOCK_RAW, "AF_PACKET": socket.SOCK_DGRAM, "AF_ALG": socket.SOCK_SEQPACKET}
+    kind = {
+        "AF_NETLINK": socket.SOCK_RAW,
+        "AF_PACKET": socket.SOCK_DGRAM,
+        "AF_ALG": socket.SOCK_SEQPACKET,
+    }
     try:
         plain = socket.socket(getattr(socket, family), kind.get(family, socket.SOCK_STREAM))
     except OSError as exc:
@@ -322,7 +342,9 @@ async def test_other_families(library: ModuleType, family: str) -> None:
         sock = sockets.take(plain)
         if family == "AF_NETLINK":
             await sock.bind((0, 0))
-            get_links = bytes.fromhex("1400000012000103 01000000 00000000 00000000")  # RTM_GETLINK, a dump
+            get_links = bytes.fromhex(
+                "1400000012000103 01000000 00000000 00000000"
+            )  # RTM_GETLINK, a dump
             assert await sock.sendto(get_links, (0, 0)) == 20
             data, address = await sock.recvfrom(65536)
             assert address == (0, 0)

@@ -34,13 +34,25 @@ async def test_connecting_to_nobody(library: ModuleType, tmp_path) -> None:
             address = gone.getsockname()
             gone.close()
             sock = sockets.new(kind)
-            assert await fails(sock.connect, address) == (ConnectionRefusedError, errno.ECONNREFUSED)
+            assert await fails(sock.connect, address) == (
+                ConnectionRefusedError,
+                errno.ECONNREFUSED,
+            )
             assert sock.fileno() >= 0
         sock = sockets.new("unix")
-        assert await fails(sock.connect, str(tmp_path / "none")) == (FileNotFoundError, errno.ENOENT)
+        assert await fails(sock.connect, str(tmp_path / "none")) == (
+            FileNotFoundError,
+            errno.ENOENT,
+        )
         assert await fails(sock.connect, "x" * 200) == (OSError, None)
-        assert await fails(sockets.new("tcp").connect, ("255.255.255.255", 9)) == (OSError, errno.ENETUNREACH)
-        assert await fails(sockets.new("udp").connect, ("255.255.255.255", 9)) == (PermissionError, errno.EACCES)
+        assert await fails(sockets.new("tcp").connect, ("255.255.255.255", 9)) == (
+            OSError,
+            errno.ENETUNREACH,
+        )
+        assert await fails(sockets.new("udp").connect, ("255.255.255.255", 9)) == (
+            PermissionError,
+            errno.EACCES,
+        )
         left, right = sockets.pair("tcp")
         assert await fails(left.connect, right.getsockname()) == (OSError, errno.EISCONN)
 
@@ -141,7 +153,11 @@ async def test_arguments(library: ModuleType, kind: str) -> None:
             assert found in [(TypeError, None)], (call, arguments)
         for call, argument in [("send", gaps), ("sendmsg", [gaps])]:
             assert await fails(getattr(right, call), argument) == (BufferError, None), call
-        for call, argument in [("recv_into", gaps), ("recvfrom_into", gaps), ("recvmsg_into", [gaps])]:
+        for call, argument in [
+            ("recv_into", gaps),
+            ("recvfrom_into", gaps),
+            ("recvmsg_into", [gaps]),
+        ]:
             assert await fails(getattr(right, call), argument) == (TypeError, None), call
         assert await fails(right.recv, 1, 2**31) == (OverflowError, None)
         assert await fails(right.send, b"x", 2**40) == (OverflowError, None)
@@ -173,7 +189,13 @@ async def test_a_closed_socket(library: ModuleType, kind: str) -> None:
         left, right = sockets.pair(kind)
         left.close()
         left.close()
-        for call, *arguments in [("recv", 1), ("send", b"x"), ("recvmsg", 1), ("sendmsg", [b"x"]), ("accept",)]:
+        for call, *arguments in [
+            ("recv", 1),
+            ("send", b"x"),
+            ("recvmsg", 1),
+            ("sendmsg", [b"x"]),
+            ("accept",),
+        ]:
             assert await fails(getattr(left, call), *arguments) == (OSError, errno.EBADF), call
         os.close(right.detach())
         assert await fails(right.recv, 1) == (OSError, errno.EBADF)
@@ -181,12 +203,19 @@ async def test_a_closed_socket(library: ModuleType, kind: str) -> None:
 
 @on_both
 @of_kind
-@pytest.mark.parametrize("call", ["recv", "recv_into", "recvmsg", "recvfrom", "send", "sendmsg", "wait_writable"])
+@pytest.mark.parametrize(
+    "call", ["recv", "recv_into", "recvmsg", "recvfrom", "send", "sendmsg", "wait_writable"]
+)
 async def test_closing_wakes(library: ModuleType, kind: str, call: str) -> None:
     with Sockets(library) as sockets:
         left, _ = sockets.pair(kind)
         buffer = bytearray(10)
-        arguments = {"recv_into": (buffer,), "send": (buffer,), "sendmsg": ([buffer],), "wait_writable": ()}
+        arguments = {
+            "recv_into": (buffer,),
+            "send": (buffer,),
+            "sendmsg": ([buffer],),
+            "wait_writable": (),
+        }
         if call in ("send", "sendmsg", "wait_writable"):
             if kind in ("udp", "udp6"):
                 return  # it always takes more
@@ -223,7 +252,12 @@ async def test_two_tasks_in_one_direction(library: ModuleType, kind: str) -> Non
         async with trio.open_nursery() as nursery:
             nursery.start_soon(right.recv, 1)
             await trio.testing.wait_all_tasks_blocked()
-            for call, *arguments in [("recv", 1), ("recv_into", buffer), ("recvmsg", 1), ("recvfrom", 1)]:
+            for call, *arguments in [
+                ("recv", 1),
+                ("recv_into", buffer),
+                ("recvmsg", 1),
+                ("recvfrom", 1),
+            ]:
                 with pytest.raises(trio.BusyResourceError):
                     await getattr(right, call)(*arguments)
             assert await right.send(b"the other direction is free") == 27

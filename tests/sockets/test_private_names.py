@@ -103,7 +103,9 @@ print([name.name for name in NAMES if not name.found])
 
 def _missing(without: str) -> str:
     code = _PROGRAM.format(without=without)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert not done.stderr, done.stderr
     return done.stdout.strip()
 

@@ -63,7 +63,9 @@ async def test_a_socket_that_nobody_uses_goes_to_another_thread(kind: str) -> No
         for _ in range(2):
             await use()
             await trio.to_thread.run_sync(trio.run, use)
-        if trio_uring.backend_info().backend != "uring":  # trio's own sockets do not know of other runs
+        if (
+            trio_uring.backend_info().backend != "uring"
+        ):  # trio's own sockets do not know of other runs
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(right.recv, 1)
@@ -179,7 +181,12 @@ async def test_a_driver_that_failed() -> None:
             await trio.testing.wait_all_tasks_blocked()
             driver().ring.flush = driver().ring.turn = fail
             nursery.start_soon(broken, right.wait_writable)
-        for operation, argument in ((left.send, b"x"), (left.recv, 1), (left.recvmsg, 1), (left.recv_into, bytearray(1))):
+        for operation, argument in (
+            (left.send, b"x"),
+            (left.recv, 1),
+            (left.recvmsg, 1),
+            (left.recv_into, bytearray(1)),
+        ):
             await broken(operation, argument)
         assert await left.sendmsg([b"x"]) == 1  # which need not wait
         del driver().ring.flush, driver().ring.turn

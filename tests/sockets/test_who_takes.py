@@ -64,7 +64,13 @@ class Worker:
                     buffer = bytearray(9)
                     arguments = {"recvfrom": 9, "recv": 9, "recv_into": buffer}
                     got: Any = await getattr(sock, how)(arguments[how])
-                    port = int(bytes(buffer).rstrip(b"\0") if how == "recv_into" else got[0] if how == "recvfrom" else got)
+                    port = int(
+                        bytes(buffer).rstrip(b"\0")
+                        if how == "recv_into"
+                        else got[0]
+                        if how == "recvfrom"
+                        else got
+                    )
                     await sock.sendto(name, ("127.0.0.1", port))
 
         async with trio.open_nursery() as nursery:
@@ -174,7 +180,9 @@ def test_a_run_whose_thread_is_blocked_takes_nothing(how: str) -> None:
 @on_both
 @pytest.mark.parametrize("send", ["send", "sendmsg"])
 @pytest.mark.parametrize("kind", ["unix-dgram", "seqpacket"])
-async def test_a_message_that_has_to_wait_arrives_whole(library: ModuleType, kind: str, send: str) -> None:
+async def test_a_message_that_has_to_wait_arrives_whole(
+    library: ModuleType, kind: str, send: str
+) -> None:
     """In order, once, and the call says how long it was: the reader of a log socket is behind."""
     with Sockets(library) as sockets:
         left, right = sockets.pair(kind)
@@ -236,5 +244,7 @@ async def test_peers_that_have_half_closed_and_do_not_read(kind: str) -> None:
             assert kernel_workers() == 0
             for number, (_, peer) in enumerate(pairs):
                 taken = sent[number]
-                await until(lambda n=number, p=peer, t=taken: drain(p) is None or sent[n] > t, "goes on")
+                await until(
+                    lambda n=number, p=peer, t=taken: drain(p) is None or sent[n] > t, "goes on"
+                )
             nursery.cancel_scope.cancel()

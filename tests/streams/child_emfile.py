@@ -65,7 +65,11 @@ async def main() -> None:
             await until(lambda n=attempts: Counted.failures == n)
             for _ in range(50):
                 await trio.lowlevel.checkpoint()
-            assert Counted.failures == attempts == log.count, (Counted.failures, attempts, log.count)
+            assert Counted.failures == attempts == log.count, (
+                Counted.failures,
+                attempts,
+                log.count,
+            )
             clock.jump(0.11)
         for fd in hoard:
             os.close(fd)

@@ -27,9 +27,13 @@ import trio_uring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
-waits_are_ours = pytest.mark.uring_only("a wait of trio's own outlives a coroutine that is destroyed in it")
+waits_are_ours = pytest.mark.uring_only(
+    "a wait of trio's own outlives a coroutine that is destroyed in it"
+)
 
-LADDER = "coop" if os.environ.get("TRIO_URING_DRIVER") == "task" else "defer"  # of a ring that a test gives to its run
+LADDER = (
+    "coop" if os.environ.get("TRIO_URING_DRIVER") == "task" else "defer"
+)  # of a ring that a test gives to its run
 PASSES_MAX = 100_000
 TINY = 4608  # bytes: the least SO_SNDBUF that Linux takes
 
@@ -45,12 +49,19 @@ def open_descriptors() -> dict[int, str]:
     return found
 
 
-def checked_run(main: Callable[..., Awaitable[Any]], *args: Any, run: Callable[..., Any] = trio.run, **kwargs: Any) -> Any:
+def checked_run(
+    main: Callable[..., Awaitable[Any]],
+    *args: Any,
+    run: Callable[..., Any] = trio.run,
+    **kwargs: Any,
+) -> Any:
     """trio.run, or `run`, which fails if the ring or a descriptor was left in use."""
     before = open_descriptors()
     result = run(partial(_checked_main, main, *args), **kwargs)
     after = open_descriptors()
-    assert len(after) <= len(before), f"descriptors left open: {sorted(set(after.items()) - set(before.items()))}"
+    assert len(after) <= len(before), (
+        f"descriptors left open: {sorted(set(after.items()) - set(before.items()))}"
+    )
     return result
 
 
@@ -62,7 +73,10 @@ async def _checked_main(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         await trio.lowlevel.checkpoint()
     statistics = trio_uring.current_statistics()
     left = trio_uring.current_operations()
-    assert (statistics.in_flight, statistics.queued, statistics.pinned) == (0, 0, 0), (statistics, left)
+    assert (statistics.in_flight, statistics.queued, statistics.pinned) == (0, 0, 0), (
+        statistics,
+        left,
+    )
     return result
 
 
@@ -95,7 +109,9 @@ async def until_blocked(fd: int, count: int = 1) -> list[trio_uring.OperationInF
         found = [op for op in operations_on(fd) if op.state in ("SUBMITTED", "WAITING")]
         return found if len(found) >= count else []
 
-    found: list[trio_uring.OperationInFlight] = await until(in_kernel, f"{count} operations in the kernel on {fd}")
+    found: list[trio_uring.OperationInFlight] = await until(
+        in_kernel, f"{count} operations in the kernel on {fd}"
+    )
     return found
 
 
@@ -104,7 +120,9 @@ def on_ring() -> bool:
 
 
 def count_of(opcode: str) -> trio_uring.OperationCounts:
-    return trio_uring.current_statistics().operations.get(opcode, trio_uring.OperationCounts(0, 0, 0, 0, 0))
+    return trio_uring.current_statistics().operations.get(
+        opcode, trio_uring.OperationCounts(0, 0, 0, 0, 0)
+    )
 
 
 # -- pairs
@@ -142,7 +160,9 @@ def fifo_descriptors() -> tuple[int, int]:
         return read, write
 
 
-def unix_streams(send_buffer: int | None = None) -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
+def unix_streams(
+    send_buffer: int | None = None,
+) -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
     left, right = unix_sockets(send_buffer)
     return trio_uring.SocketStream(left), trio_uring.SocketStream(right)
 
@@ -207,7 +227,9 @@ def clog_tcp(sender: socket.socket, receiver: socket.socket) -> int:
             if not more:
                 return taken
             taken += more
-        time.sleep(0.001)  # the kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for
+        time.sleep(
+            0.001
+        )  # the kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for
     raise AssertionError("TCP does not come to rest")
 
 

@@ -38,10 +38,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 PROMPT = 20  # passes
-MAKERS = [pytest.param(lambda: unix_sockets(TINY), id="unix"), pytest.param(lambda: tcp_sockets(65536), id="tcp")]
+MAKERS = [
+    pytest.param(lambda: unix_sockets(TINY), id="unix"),
+    pytest.param(lambda: tcp_sockets(65536), id="tcp"),
+]
 
 
-async def expect(error: type[BaseException], call: Callable[..., Awaitable[Any]], *args: Any) -> None:
+async def expect(
+    error: type[BaseException], call: Callable[..., Awaitable[Any]], *args: Any
+) -> None:
     with pytest.raises(error):
         await call(*args)
 
@@ -57,7 +62,9 @@ def saw_end(peer: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-async def test_closing_wakes_both_directions_and_the_peer_sees_the_end(make: Callable[[], Any]) -> None:
+async def test_closing_wakes_both_directions_and_the_peer_sees_the_end(
+    make: Callable[[], Any],
+) -> None:
     left, peer = make()
     stream = SocketStream(left)
     clog(left.fileno())
@@ -77,7 +84,9 @@ async def test_closing_wakes_both_directions_and_the_peer_sees_the_end(make: Cal
 
 
 @pytest.mark.parametrize("make", MAKERS)
-async def test_closing_with_a_blocked_receiver_sends_the_end_at_once(make: Callable[[], Any]) -> None:
+async def test_closing_with_a_blocked_receiver_sends_the_end_at_once(
+    make: Callable[[], Any],
+) -> None:
     left, peer = make()
     stream = SocketStream(left)
     async with closing(stream, peer), trio.open_nursery() as nursery:
@@ -191,7 +200,13 @@ async def test_one_sender_at_a_time(first: str) -> None:
     stream = SocketStream(left)
     clogged = clog(left.fileno())
     async with closing(stream, peer), trio.open_nursery() as nursery:
-        nursery.start_soon(*((stream.send_all, b"first") if first == "send_all" else (stream.wait_send_all_might_not_block,)))
+        nursery.start_soon(
+            *(
+                (stream.send_all, b"first")
+                if first == "send_all"
+                else (stream.wait_send_all_might_not_block,)
+            )
+        )
         await until_blocked(left.fileno())
         sent = stream.bytes_sent
         for call in (

@@ -25,7 +25,16 @@ import trio_uring
 from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
 
-from .support import LADDER, TINY, closing, on_ring, operations_on, passes, tcp_sockets, unix_sockets
+from .support import (
+    LADDER,
+    TINY,
+    closing,
+    on_ring,
+    operations_on,
+    passes,
+    tcp_sockets,
+    unix_sockets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +43,10 @@ if TYPE_CHECKING:
     Step = Callable[[trio.CancelScope], Awaitable[None]]
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261123"))
-UNIX_CANCELS, TCP_CANCELS = examples(9000), examples(1500)  # of each side, at least; TCP buffers more, and so blocks less often
+UNIX_CANCELS, TCP_CANCELS = (
+    examples(9000),
+    examples(1500),
+)  # of each side, at least; TCP buffers more, and so blocks less often
 PAIRS = 6  # at once: with few operations in a pass each goes to the kernel alone
 BLOCK = random.Random(0).randbytes(1 << 20)
 uring_only = pytest.mark.uring_only("without a ring there is one way")
@@ -103,7 +115,9 @@ class Side:
         if self.other.idle and self.random.random() < 0.5:
             with contextlib.suppress(BlockingIOError):
                 self.other.move_past_the_ring()
-        self.in_time += any(op.state in ("SUBMITTED", "WAITING") for op in operations_on(self.sock.fileno()))
+        self.in_time += any(
+            op.state in ("SUBMITTED", "WAITING") for op in operations_on(self.sock.fileno())
+        )
         scope.cancel()
 
     def move_past_the_ring(self) -> None:
@@ -143,21 +157,32 @@ def tiny_unix() -> tuple[socket, socket]:
     return unix_sockets(TINY)
 
 
-@pytest.mark.parametrize(("make", "cancels"), [(tiny_unix, UNIX_CANCELS), (tcp_with_small_buffers, TCP_CANCELS)])
-@pytest.mark.parametrize("ladder", [LADDER, *([] if LADDER == "coop" else [pytest.param("coop", marks=uring_only)])])
-async def test_conservation_under_cancels(make: Callable[[], tuple[socket, socket]], cancels: int, ladder: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "cancels"), [(tiny_unix, UNIX_CANCELS), (tcp_with_small_buffers, TCP_CANCELS)]
+)
+@pytest.mark.parametrize(
+    "ladder", [LADDER, *([] if LADDER == "coop" else [pytest.param("coop", marks=uring_only)])]
+)
+async def test_conservation_under_cancels(
+    make: Callable[[], tuple[socket, socket]], cancels: int, ladder: str
+) -> None:
     print(f"TRIO_URING_SEED={SEED}")
     if on_ring():
         install(UringRing(ladder))
     sides: list[Side] = []
     async with trio.open_nursery() as nursery:
         for number in range(PAIRS):
-            nursery.start_soon(one_pair, make, f"{SEED} {number}", cancels // PAIRS, number % 2 == 0, sides)
+            nursery.start_soon(
+                one_pair, make, f"{SEED} {number}", cancels // PAIRS, number % 2 == 0, sides
+            )
     statistics = trio_uring.current_statistics()
     counts = statistics.operations
     cancelled = sum(of.cancelled for of in counts.values())
     in_time, wins = sum(side.in_time for side in sides), sum(side.wins for side in sides)
-    print({name: (of.submitted, of.cancelled) for name, of in counts.items()}, f"{in_time} in time, {wins} wins")
+    print(
+        {name: (of.submitted, of.cancelled) for name, of in counts.items()},
+        f"{in_time} in time, {wins} wins",
+    )
     assert cancelled > cancels / 4
     assert in_time > cancels / 4
     assert wins > cancels / 50
@@ -168,7 +193,11 @@ async def test_conservation_under_cancels(make: Callable[[], tuple[socket, socke
 
 
 async def one_pair(
-    make: Callable[[], tuple[socket, socket]], seed: str, cancels: int, exactly: bool, sides: list[Side]
+    make: Callable[[], tuple[socket, socket]],
+    seed: str,
+    cancels: int,
+    exactly: bool,
+    sides: list[Side],
 ) -> None:
     left, right = make()
     sender, receiver = Sender(left, f"{seed} send"), Receiver(right, f"{seed} receive")
@@ -179,7 +208,9 @@ async def one_pair(
         while sender.cancels < cancels or receiver.cancels < cancels:
             await side.work(step)
             if side.cancels * 2 > sender.cancels + receiver.cancels:
-                await passes(30)  # so that the other side finds the stream full, or empty, and blocks
+                await passes(
+                    30
+                )  # so that the other side finds the stream full, or empty, and blocks
         nursery.cancel_scope.cancel()
 
     async with closing(sender.stream, receiver.stream):
@@ -187,6 +218,8 @@ async def one_pair(
             nursery.start_soon(until_enough, sender, sender.send_some, nursery)
             nursery.start_soon(until_enough, receiver, receiver.receive_some, nursery)
         await finish(sender, receiver)
-    print(f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, wins {sender.wins} + {receiver.wins}")
+    print(
+        f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, wins {sender.wins} + {receiver.wins}"
+    )
     assert receiver.count == sender.count
     assert receiver.digest.digest() == sender.digest.digest()

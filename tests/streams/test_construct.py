@@ -31,7 +31,9 @@ CLASSES = [SocketStream, SendStream, ReceiveStream]
 # -- taken
 
 
-@pytest.mark.parametrize("wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"])
+@pytest.mark.parametrize(
+    "wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"]
+)
 @pytest.mark.parametrize("cls", CLASSES)
 async def test_sockets(cls: Any, wrap: Callable[[socket.socket], Any]) -> None:
     left, peer = unix_sockets()
@@ -73,7 +75,9 @@ async def test_it_is_what_trio_says_it_is() -> None:
 
 @pytest.mark.parametrize("cls", [SendStream, ReceiveStream])
 @pytest.mark.parametrize("make", [os.pipe, os.openpty], ids=["pipe", "pty"])
-async def test_o_nonblock_is_never_set_on_what_others_may_share(cls: Any, make: Callable[[], tuple[int, int]]) -> None:
+async def test_o_nonblock_is_never_set_on_what_others_may_share(
+    cls: Any, make: Callable[[], tuple[int, int]]
+) -> None:
     """Neither by making a stream nor by an operation, done at once or blocked."""
     read, write = make()
     fd, other = (write, read) if cls is SendStream else (read, write)
@@ -120,7 +124,10 @@ LOWAT = 2**20  # TCP_NOTSENT_LOWAT of our streams
 
 
 def options_of(sock: Any) -> tuple[int, int]:
-    return tuple(sock.getsockopt(socket.IPPROTO_TCP, name) for name in (socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT))
+    return tuple(
+        sock.getsockopt(socket.IPPROTO_TCP, name)
+        for name in (socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT)
+    )
 
 
 async def test_tcp_options_are_inherited_from_the_listener() -> None:
@@ -167,7 +174,9 @@ async def test_setsockopt_refuses_what_trio_refuses(args: Any) -> None:
 
 
 def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
-    return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
+    return [
+        (one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()
+    ]
 
 
 FUNCTIONS = [
@@ -185,13 +194,22 @@ def test_signatures_of_functions_are_trios(name: str) -> None:
     assert [one for one in ours if one != extra] == shape(getattr(trio, name))
 
 
-METHODS = ["setsockopt", "getsockopt", "send_eof", "aclose", "wait_send_all_might_not_block", "receive_some"]
+METHODS = [
+    "setsockopt",
+    "getsockopt",
+    "send_eof",
+    "aclose",
+    "wait_send_all_might_not_block",
+    "receive_some",
+]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signatures_of_methods_are_trios(name: str) -> None:
     ours = [one for one in shape(getattr(SocketStream, name)) if one[0] != "timeout"]
-    assert [(n, k) for n, k, _ in ours] == [(n, k) for n, k, _ in shape(getattr(trio.SocketStream, name))]
+    assert [(n, k) for n, k, _ in ours] == [
+        (n, k) for n, k, _ in shape(getattr(trio.SocketStream, name))
+    ]
 
 
 # -- refused
@@ -215,7 +233,9 @@ async def test_descriptors_are_for_one_direction_only(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, SocketListener])
-@pytest.mark.parametrize("wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"])
+@pytest.mark.parametrize(
+    "wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"]
+)
 async def test_datagram_sockets(cls: Any, wrap: Callable[[socket.socket], Any]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         with pytest.raises(ValueError, match="SOCK_STREAM"):

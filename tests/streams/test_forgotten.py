@@ -21,7 +21,9 @@ from .support import unix_sockets
 
 async def forget(streams: list[Any]) -> None:
     streams.clear()
-    await trio.lowlevel.checkpoint()  # trio's loop holds on to the last operation for as long as this step runs
+    await (
+        trio.lowlevel.checkpoint()
+    )  # trio's loop holds on to the last operation for as long as this step runs
     gc.collect()
 
 
@@ -54,7 +56,9 @@ async def test_a_forgotten_stream_warns_and_closes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["socket", "pipe"])
-async def test_a_forgotten_stream_closes_though_the_warning_is_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_forgotten_stream_closes_though_the_warning_is_an_error(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     streams, fd, peer = await used_stream(kind)
     before, raised = link(fd), []
     monkeypatch.setattr(sys, "unraisablehook", lambda hook_args: raised.append(hook_args.exc_type))

@@ -39,7 +39,9 @@ def connect(listener: socket.socket) -> socket.socket:
     return client
 
 
-@pytest.mark.parametrize("wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"])
+@pytest.mark.parametrize(
+    "wrap", [lambda sock: sock, trio.socket.from_stdlib_socket], ids=["stdlib", "trio"]
+)
 async def test_accept(wrap: Any) -> None:
     sock = listen()
     listener = SocketListener(wrap(sock))
@@ -141,7 +143,11 @@ async def test_races_of_cancel_and_connection_lose_nothing() -> None:
     with trio.fail_after(30):  # nothing in here waits, unless for a connection that was lost
         for _ in range(RACES):
             scope, stream = trio.CancelScope(), None
-            steps = ["cancel"] * rng.randint(0, 1) + ["connect"] * rng.randint(0, 1) + ["pass"] * rng.randint(0, 3)
+            steps = (
+                ["cancel"] * rng.randint(0, 1)
+                + ["connect"] * rng.randint(0, 1)
+                + ["pass"] * rng.randint(0, 3)
+            )
             rng.shuffle(steps)
             made += "connect" in steps
             async with trio.open_nursery() as nursery:
@@ -160,7 +166,9 @@ async def test_races_of_cancel_and_connection_lose_nothing() -> None:
             await listener.accept()
         assert nothing_left.cancelled_caught
     await listener.aclose()
-    print(f"{made} made, {accepted} accepted at once, {cancelled} cancelled, {won} accepted though cancelled")
+    print(
+        f"{made} made, {accepted} accepted at once, {cancelled} cancelled, {won} accepted though cancelled"
+    )
     assert cancelled > RACES / 10
     assert won > 0
 

@@ -15,7 +15,17 @@ import trio
 import trio_uring
 from trio_uring import SocketStream, current_operations, current_statistics
 
-from .support import TINY, clog, closing, count_of, drain, on_ring, unix_sockets, unix_streams, until_blocked
+from .support import (
+    TINY,
+    clog,
+    closing,
+    count_of,
+    drain,
+    on_ring,
+    unix_sockets,
+    unix_streams,
+    until_blocked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,13 +41,22 @@ async def test_counts_add_up() -> None:
             assert await right.receive_exactly(5) == b"12345"
         await left.send_all([b"ab", b"cd"])
         statistics = current_statistics()
-        assert statistics.operations["SEND"] == trio_uring.OperationCounts(MESSAGES, MESSAGES, 0, 0, 0)
+        assert statistics.operations["SEND"] == trio_uring.OperationCounts(
+            MESSAGES, MESSAGES, 0, 0, 0
+        )
         assert statistics.operations["SENDMSG"] == trio_uring.OperationCounts(1, 1, 0, 0, 0)
-        assert statistics.operations["RECV"] == trio_uring.OperationCounts(MESSAGES, MESSAGES, 0, 0, 0)
-        assert (statistics.bytes_sent, statistics.bytes_received) == (5 * MESSAGES + 4, 5 * MESSAGES)
+        assert statistics.operations["RECV"] == trio_uring.OperationCounts(
+            MESSAGES, MESSAGES, 0, 0, 0
+        )
+        assert (statistics.bytes_sent, statistics.bytes_received) == (
+            5 * MESSAGES + 4,
+            5 * MESSAGES,
+        )
         assert statistics.completions + statistics.direct == 2 * MESSAGES + 1
         assert statistics.enters <= statistics.passes
-        assert statistics.completions_per_enter == statistics.completions / max(statistics.enters, 1)
+        assert statistics.completions_per_enter == statistics.completions / max(
+            statistics.enters, 1
+        )
         assert (statistics.short_writes, statistics.cq_overflows) == (0, 0)
         assert statistics.backend == trio_uring.backend_info().backend
         assert bool(statistics.setup_flags) == (statistics.backend == "uring")
@@ -100,7 +119,9 @@ async def test_operations_tell_who_waits_for_what() -> None:
         assert (found["RECV"].task_name, found[sends].task_name) == ("the reader", "the writer")
         assert {one.fd for one in found.values()} == {left.fileno()}
         assert all(one.age >= 0 and one.state == state for one in found.values())
-        assert current_statistics().pinned == on_ring()  # the reader's; a send holds nothing while it waits for room
+        assert (
+            current_statistics().pinned == on_ring()
+        )  # the reader's; a send holds nothing while it waits for room
         later = {one.opcode: one for one in current_operations()}
         assert later["RECV"].age >= found["RECV"].age
         with pytest.raises(dataclasses.FrozenInstanceError):

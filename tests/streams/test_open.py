@@ -32,11 +32,17 @@ class Resolver(trio.abc.HostnameResolver):
         self.addresses = addresses
 
     async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
-        if host != b"name":  # trio asks for the local address, too, when it is of another family than the socket
+        if (
+            host != b"name"
+        ):  # trio asks for the local address, too, when it is of another family than the socket
             raise socket.gaierror(socket.EAI_NONAME, "not a name of this test")
         found = []
         for name, number in self.addresses:
-            kind, address = (socket.AF_INET6, (name, number, 0, 0)) if ":" in name else (socket.AF_INET, (name, number))
+            kind, address = (
+                (socket.AF_INET6, (name, number, 0, 0))
+                if ":" in name
+                else (socket.AF_INET, (name, number))
+            )
             found.append((kind, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address))
         return found
 
@@ -112,7 +118,9 @@ async def test_connects(host: Any) -> None:
 async def test_a_failed_attempt_starts_the_next_at_once(mock_clock: MockClock) -> None:
     with server() as good:
         resolve_to(refused(), refused(), address_of(good))
-        stream = await open_tcp_stream("name", 1, happy_eyeballs_delay=1000)  # no time passes in this test
+        stream = await open_tcp_stream(
+            "name", 1, happy_eyeballs_delay=1000
+        )  # no time passes in this test
         async with closing(stream):
             assert stream.socket.getpeername() == address_of(good)
 
@@ -173,7 +181,9 @@ async def test_the_default_delay_is_trios(mock_clock: MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def errors_of(open_it: Any, *args: Any, **options: Any) -> tuple[str, list[tuple[type, int | None]], type]:
+async def errors_of(
+    open_it: Any, *args: Any, **options: Any
+) -> tuple[str, list[tuple[type, int | None]], type]:
     with pytest.raises(OSError) as caught:  # noqa: PT011  (the message is compared below)
         await open_it(*args, **options)
     cause = caught.value.__cause__
@@ -200,10 +210,14 @@ async def test_families_are_tried_by_turns() -> None:
 
 async def test_nothing_found() -> None:
     resolve_to()
-    assert await errors_of(open_tcp_stream, "name", 80) == await errors_of(trio.open_tcp_stream, "name", 80)
+    assert await errors_of(open_tcp_stream, "name", 80) == await errors_of(
+        trio.open_tcp_stream, "name", 80
+    )
 
 
-@pytest.mark.parametrize(("host", "port"), [(None, 80), (5, 80), ("127.0.0.1", "80"), ("127.0.0.1", None)])
+@pytest.mark.parametrize(
+    ("host", "port"), [(None, 80), (5, 80), ("127.0.0.1", "80"), ("127.0.0.1", None)]
+)
 async def test_wrong_types_are_refused_as_by_trio(host: Any, port: Any) -> None:
     with pytest.raises((TypeError, ValueError)) as trios:
         await trio.open_tcp_stream(host, port)
@@ -213,7 +227,9 @@ async def test_wrong_types_are_refused_as_by_trio(host: Any, port: Any) -> None:
 
 async def test_local_address() -> None:
     with server() as listener:
-        stream = await open_tcp_stream("127.0.0.1", listener.getsockname()[1], local_address="127.0.0.9")
+        stream = await open_tcp_stream(
+            "127.0.0.1", listener.getsockname()[1], local_address="127.0.0.9"
+        )
         peer, address = listener.accept()
         async with closing(stream, peer):
             assert address[0] == "127.0.0.9"
@@ -232,7 +248,10 @@ def unix_server(name: Any) -> socket.socket:
 ABSTRACT = f"\0trio_uring test {os.getpid()}"
 
 
-@pytest.mark.parametrize("form", ["str", "bytes", "path", "abstract str", "abstract bytes", "longest path", "longest abstract"])
+@pytest.mark.parametrize(
+    "form",
+    ["str", "bytes", "path", "abstract str", "abstract bytes", "longest path", "longest abstract"],
+)
 async def test_open_unix_socket(form: str, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     names: dict[str, Any] = {
@@ -254,7 +273,9 @@ async def test_open_unix_socket(form: str, tmp_path: Path) -> None:
             assert not os.get_inheritable(stream.socket.fileno())
 
 
-@pytest.mark.parametrize("case", ["missing", "not a socket", "nobody listens", "too long", "abstract too long", "empty"])
+@pytest.mark.parametrize(
+    "case", ["missing", "not a socket", "nobody listens", "too long", "abstract too long", "empty"]
+)
 async def test_unix_errors_are_as_trios(case: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     dead = str(tmp_path / "dead")

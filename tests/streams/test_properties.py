@@ -20,7 +20,16 @@ from hypothesis import strategies as st
 
 from trio_uring import IncompleteReadError, ReceiveStream, SendStream, SocketStream
 
-from .support import TINY, checked_run, closing, passes, pattern, skip_bytes, tcp_sockets, unix_sockets
+from .support import (
+    TINY,
+    checked_run,
+    closing,
+    passes,
+    pattern,
+    skip_bytes,
+    tcp_sockets,
+    unix_sockets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +121,9 @@ def send_pair(transport: str) -> tuple[Any, trio.abc.ReceiveStream]:
 # -- sending
 
 
-async def read_slowly(peer: trio.abc.ReceiveStream, cutter: Cutter, read_sizes: list[int], got: bytearray) -> None:
+async def read_slowly(
+    peer: trio.abc.ReceiveStream, cutter: Cutter, read_sizes: list[int], got: bytearray
+) -> None:
     turn = 0
     while chunk := await peer.receive_some(read_sizes[turn % len(read_sizes)]):
         got += chunk
@@ -120,12 +131,16 @@ async def read_slowly(peer: trio.abc.ReceiveStream, cutter: Cutter, read_sizes: 
         turn += 1
 
 
-async def send_with_cuts(stream: Any, buffers: list[Any], schedule: list[tuple[str, int]], cutter: Cutter, finish: bool) -> int:
+async def send_with_cuts(
+    stream: Any, buffers: list[Any], schedule: list[tuple[str, int]], cutter: Cutter, finish: bool
+) -> int:
     """Returns how many bytes were sent in all, by what `bytes_sent` says after each call."""
     total, left = 0, buffers
     for cut in schedule:
         current = left if len(left) != 1 else left[0]
-        await cutter.run(cut, lambda current=current, **options: stream.send_all(current, **options))
+        await cutter.run(
+            cut, lambda current=current, **options: stream.send_all(current, **options)
+        )
         total += stream.bytes_sent
         left = list(skip_bytes(left, stream.bytes_sent))
     if finish:
@@ -140,7 +155,9 @@ async def send_with_cuts(stream: Any, buffers: list[Any], schedule: list[tuple[s
     lengths=st.one_of(few, many),
     kind_cycle=st.lists(kinds, min_size=1, max_size=5),
     schedule=st.lists(cuts, max_size=12),
-    read_sizes=st.lists(st.sampled_from([1, 100, 4096, 65536]), min_size=1, max_size=4).filter(lambda some: max(some) > 1000),
+    read_sizes=st.lists(st.sampled_from([1, 100, 4096, 65536]), min_size=1, max_size=4).filter(
+        lambda some: max(some) > 1000
+    ),
     transport=st.sampled_from(["unix", "unix", "tcp", "pipe"]),
     finish=st.booleans(),
 )
@@ -202,7 +219,9 @@ async def receive_once(stream: Any, kind: str, size: Any, timeout: float | None 
     return data[:count]
 
 
-async def write_in_pieces(peer: trio.abc.SendStream, pieces: list[tuple[int, int]], cutter: Cutter) -> None:
+async def write_in_pieces(
+    peer: trio.abc.SendStream, pieces: list[tuple[int, int]], cutter: Cutter
+) -> None:
     """For each piece: wait some passes, send so many bytes, tell the cutter."""
     start = 0
     for wait, size in pieces:
@@ -219,14 +238,18 @@ async def receive_with_cuts(stream: Any, calls: list[Any], cutter: Cutter) -> by
         if cut is None:
             part = await receive_once(stream, kind, size)
         else:
-            part = await cutter.run(cut, lambda kind=kind, size=size, **opt: receive_once(stream, kind, size, **opt))
+            part = await cutter.run(
+                cut, lambda kind=kind, size=size, **opt: receive_once(stream, kind, size, **opt)
+            )
         got += part or b""
     while part := await stream.receive_some():
         got += part
     return got
 
 
-async def check_cut_receives(receive: Any, stream: Any, peer: Any, pieces: list[tuple[int, int]], calls: list[Any]) -> None:
+async def check_cut_receives(
+    receive: Any, stream: Any, peer: Any, pieces: list[tuple[int, int]], calls: list[Any]
+) -> None:
     """What `peer` writes in pieces comes out of `stream` whole and in order, however the receives are cut short."""
     cutter, got = Cutter(), b""
     async with closing(stream, peer):
@@ -247,11 +270,16 @@ def receive_pair(transport: str) -> tuple[Any, trio.abc.SendStream]:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
-    pieces=st.lists(st.tuples(st.integers(0, 12), st.one_of(st.integers(1, 300), st.integers(1, 60_000))), max_size=12),
+    pieces=st.lists(
+        st.tuples(st.integers(0, 12), st.one_of(st.integers(1, 300), st.integers(1, 60_000))),
+        max_size=12,
+    ),
     calls=st.lists(st.tuples(receives, st.one_of(st.none(), cuts)), max_size=25),
     transport=st.sampled_from(["unix", "unix", "tcp", "pipe"]),
 )
-def test_receives_cut_short_lose_nothing(pieces: list[tuple[int, int]], calls: list[Any], transport: str) -> None:
+def test_receives_cut_short_lose_nothing(
+    pieces: list[tuple[int, int]], calls: list[Any], transport: str
+) -> None:
     async def main() -> None:
         await check_cut_receives(receive_with_cuts, *receive_pair(transport), pieces, calls)
 

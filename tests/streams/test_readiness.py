@@ -185,7 +185,9 @@ def without_nowait(monkeypatch) -> None:
 
 @pytest.mark.parametrize("nowait", [True, False])
 @pytest.mark.parametrize("many", [True, False])
-async def test_a_pipe_never_blocks_the_thread_and_stays_blocking(pipe, monkeypatch, many: bool, nowait: bool) -> None:
+async def test_a_pipe_never_blocks_the_thread_and_stays_blocking(
+    pipe, monkeypatch, many: bool, nowait: bool
+) -> None:
     if not nowait:
         without_nowait(monkeypatch)
     reader, writer = pipe_streams(pipe)
@@ -195,7 +197,9 @@ async def test_a_pipe_never_blocks_the_thread_and_stays_blocking(pipe, monkeypat
             await reader.receive_some()
         assert scope.cancelled_caught
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(writer.send_all, [data[:5], b"", data[5:70_000], data[70_000:]] if many else data)
+            nursery.start_soon(
+                writer.send_all, [data[:5], b"", data[5:70_000], data[70_000:]] if many else data
+            )
             await trio.testing.wait_all_tasks_blocked()
             assert await reader.receive_exactly(len(data)) == data
     assert os.get_blocking(pipe[0])
@@ -204,7 +208,9 @@ async def test_a_pipe_never_blocks_the_thread_and_stays_blocking(pipe, monkeypat
 
 @pytest.mark.parametrize("nowait", [True, False])
 @pytest.mark.parametrize("many", [True, False])
-async def test_a_full_pipe_is_waited_for_and_its_bytes_are_counted(pipe, monkeypatch, many: bool, nowait: bool) -> None:
+async def test_a_full_pipe_is_waited_for_and_its_bytes_are_counted(
+    pipe, monkeypatch, many: bool, nowait: bool
+) -> None:
     if not nowait:
         without_nowait(monkeypatch)
     reader, writer = pipe_streams(pipe)
@@ -272,7 +278,10 @@ async def test_the_end_of_a_pipe(pipe) -> None:
 
 async def test_a_terminal() -> None:
     master, slave = os.openpty()
-    async with trio_uring.SendStream(master) as keyboard, trio_uring.ReceiveStream(slave) as program:
+    async with (
+        trio_uring.SendStream(master) as keyboard,
+        trio_uring.ReceiveStream(slave) as program,
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect, program.receive_some, b"line\n")
             await trio.testing.wait_all_tasks_blocked()
@@ -281,7 +290,10 @@ async def test_a_terminal() -> None:
 
 async def test_a_device_that_is_always_ready() -> None:
     null = os.open(os.devnull, os.O_RDWR)
-    async with trio_uring.SendStream(os.dup(null)) as writer, trio_uring.ReceiveStream(null) as reader:
+    async with (
+        trio_uring.SendStream(os.dup(null)) as writer,
+        trio_uring.ReceiveStream(null) as reader,
+    ):
         await writer.send_all([b"dropped", bytes(2**20)])
         assert writer.bytes_sent == 7 + 2**20
         assert await reader.receive_some() == b""

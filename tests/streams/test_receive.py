@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-async def takes_nothing(error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Awaitable[Any]]) -> None:
+async def takes_nothing(
+    error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Awaitable[Any]]
+) -> None:
     """`call`, a receive on the stream that it is given, raises `error`, and the stream's data stays there."""
     stream, peer = stream_and_peer()
     async with closing(stream, peer):
@@ -69,7 +71,14 @@ async def test_max_bytes(max_bytes: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("max_bytes", "error"),
-    [(0, ValueError), (-1, ValueError), (-(2**70), ValueError), (1.0, TypeError), ("9", TypeError), (b"", TypeError)],
+    [
+        (0, ValueError),
+        (-1, ValueError),
+        (-(2**70), ValueError),
+        (1.0, TypeError),
+        ("9", TypeError),
+        (b"", TypeError),
+    ],
 )
 async def test_impossible_max_bytes_take_nothing(max_bytes: Any, error: type[Exception]) -> None:
     await takes_nothing(error, lambda stream: stream.receive_some(max_bytes))
@@ -159,7 +168,10 @@ async def leave_over(stream: SocketStream, count: int, wanted: int = 11) -> None
     before = trio_uring.current_statistics().bytes_received
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.receive_exactly, wanted)
-        await until(lambda: trio_uring.current_statistics().bytes_received == before + count, "the bytes received")
+        await until(
+            lambda: trio_uring.current_statistics().bytes_received == before + count,
+            "the bytes received",
+        )
         await until_blocked(stream.socket.fileno())
         nursery.cancel_scope.cancel()
 
@@ -192,7 +204,16 @@ async def test_receive_into_a_buffer_that_is_too_small(left_over: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "buffer", [b"read-only", memoryview(b"read-only"), bytearray(), memoryview(bytearray(8))[::2], "text", None, [bytearray(4)]]
+    "buffer",
+    [
+        b"read-only",
+        memoryview(b"read-only"),
+        bytearray(),
+        memoryview(bytearray(8))[::2],
+        "text",
+        None,
+        [bytearray(4)],
+    ],
 )
 async def test_buffers_that_cannot_be_received_into_take_nothing(buffer: Any) -> None:
     await takes_nothing((TypeError, ValueError), lambda stream: stream.receive_into(buffer))
@@ -292,7 +313,9 @@ async def test_a_cancelled_receive_exactly_gives_its_bytes_to_the_next() -> None
         assert await stream.receive_some() == b"i"
 
 
-@pytest.mark.parametrize(("count", "error"), [(-1, ValueError), ("3", TypeError), (2.0, TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("count", "error"), [(-1, ValueError), ("3", TypeError), (2.0, TypeError), (None, TypeError)]
+)
 async def test_impossible_counts_take_nothing(count: Any, error: type[Exception]) -> None:
     await takes_nothing(error, lambda stream: stream.receive_exactly(count))
 

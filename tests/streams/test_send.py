@@ -63,7 +63,10 @@ async def sent(data: Any, make: Callable[[], Any] = unix_streams) -> bytes:
     async with closing(left, right), trio.open_nursery() as nursery:
         nursery.start_soon(receive)
         await left.send_all(data)
-        assert left.bytes_sent == sum(memoryview(item).nbytes for item in (data if isinstance(data, (list, tuple)) else [data]))
+        assert left.bytes_sent == sum(
+            memoryview(item).nbytes
+            for item in (data if isinstance(data, (list, tuple)) else [data])
+        )
         await left.aclose()
     return got
 
@@ -101,7 +104,9 @@ async def test_every_kind_of_buffer(name: str, make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("make", [unix_streams, pipe_streams])
 @pytest.mark.parametrize("as_type", [list, tuple])
-async def test_lists_go_out_in_order(as_type: Callable[[Any], Any], make: Callable[[], Any]) -> None:
+async def test_lists_go_out_in_order(
+    as_type: Callable[[Any], Any], make: Callable[[], Any]
+) -> None:
     data = as_type([*BUFFERS.values(), b"", *reversed(BUFFERS.values())])
     assert await sent(data, make) == b"".join(memoryview(item).tobytes() for item in data)
 
@@ -112,7 +117,9 @@ async def test_more_buffers_than_one_operation_takes(count: int, make: Callable[
     whole = pattern(count * 3)
     assert await sent([whole[3 * i : 3 * i + 3] for i in range(count)], make) == whole
     vectors = count_of("SENDMSG").submitted + count_of("WRITEV").submitted
-    assert vectors >= -(-count // 1024) - (count % 1024 == 1)  # a last one alone goes by SEND or WRITE
+    assert vectors >= -(-count // 1024) - (
+        count % 1024 == 1
+    )  # a last one alone goes by SEND or WRITE
 
 
 async def test_a_list_is_one_operation() -> None:
@@ -134,7 +141,9 @@ async def test_a_sequence_that_is_no_list() -> None:
         assert drain(right) == b"abc"
 
 
-@pytest.mark.parametrize("data", [b"", bytearray(), memoryview(b""), [], (), [b""], [b"", bytearray(), memoryview(b"")]])
+@pytest.mark.parametrize(
+    "data", [b"", bytearray(), memoryview(b""), [], (), [b""], [b"", bytearray(), memoryview(b"")]]
+)
 async def test_nothing_to_send_is_a_checkpoint_and_no_operation(data: Any) -> None:
     left, right = unix_sockets()
     stream = trio_uring.SocketStream(left)
@@ -156,7 +165,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("data", "error"), REFUSED, ids=lambda value: "holes" if value is HOLES else str(value)[:20])
+@pytest.mark.parametrize(
+    ("data", "error"), REFUSED, ids=lambda value: "holes" if value is HOLES else str(value)[:20]
+)
 async def test_what_is_refused_sends_nothing(data: Any, error: type[Exception]) -> None:
     left, right = unix_sockets()
     stream = trio_uring.SocketStream(left)
@@ -208,7 +219,9 @@ async def test_hundreds_of_mebibytes_without_joining_them() -> None:
 
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("make", [unix_streams, pipe_streams])
-async def test_a_bytearray_can_be_resized_when_send_all_is_over(as_list: bool, make: Callable[[], Any]) -> None:
+async def test_a_bytearray_can_be_resized_when_send_all_is_over(
+    as_list: bool, make: Callable[[], Any]
+) -> None:
     left, right = make()
     data = bytearray(pattern(1000))
     async with closing(left, right):
@@ -231,7 +244,9 @@ def sending_pair(kind: str) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_blocked_send_holds_its_buffers_and_a_cancelled_one_lets_go(kind: str, as_list: bool) -> None:
+async def test_a_blocked_send_holds_its_buffers_and_a_cancelled_one_lets_go(
+    kind: str, as_list: bool
+) -> None:
     stream, reader = sending_pair(kind)
     data, fd = bytearray(100), stream._fd
     try:

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-async def start(nursery: trio.Nursery, handler: Callable[[SocketStream], Awaitable[object]], **options: Any) -> SocketListener:
-    listeners: list[SocketListener] = await nursery.start(partial(serve_tcp, handler, 0, host="127.0.0.1", **options))
+async def start(
+    nursery: trio.Nursery, handler: Callable[[SocketStream], Awaitable[object]], **options: Any
+) -> SocketListener:
+    listeners: list[SocketListener] = await nursery.start(
+        partial(serve_tcp, handler, 0, host="127.0.0.1", **options)
+    )
     assert [type(one) for one in listeners] == [SocketListener]
     return listeners[0]
 
@@ -87,7 +91,9 @@ async def test_an_exception_of_a_handler_ends_the_server() -> None:
         raise RuntimeError("handler")
 
     listeners = []
-    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="handler"), flatten_subgroups=True):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(RuntimeError, match="handler"), flatten_subgroups=True
+    ):
         async with trio.open_nursery() as nursery:
             listeners.append(await start(nursery, handler))
             async with await dial(listeners[0]) as stream:
@@ -114,5 +120,11 @@ async def test_cancelling_a_server_in_the_middle_of_everything() -> None:
 
 def test_out_of_descriptors() -> None:
     child = Path(__file__).with_name("child_emfile.py")
-    done = subprocess.run([sys.executable, "-W", "error", child], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", child],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "recovered\n"), done.stderr

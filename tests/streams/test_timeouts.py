@@ -76,7 +76,9 @@ async def test_send_timeout_of_the_stream(mock_clock: MockClock) -> None:
         assert drain(peer) == b"again"
 
 
-async def test_send_timeout_covers_all_partial_writes_and_bytes_sent_is_exact(mock_clock: MockClock) -> None:
+async def test_send_timeout_covers_all_partial_writes_and_bytes_sent_is_exact(
+    mock_clock: MockClock,
+) -> None:
     left, peer = unix_sockets(TINY)
     stream, data, got = SocketStream(left), pattern(500_000), b""
     async with closing(stream, peer), trio.open_nursery() as nursery:
@@ -100,7 +102,9 @@ async def test_send_timeout_covers_all_partial_writes_and_bytes_sent_is_exact(mo
 
 
 @pytest.mark.parametrize("timeout", [100, math.inf])
-async def test_a_calls_timeout_goes_before_the_streams(mock_clock: MockClock, timeout: float) -> None:
+async def test_a_calls_timeout_goes_before_the_streams(
+    mock_clock: MockClock, timeout: float
+) -> None:
     stream, peer, _ = clogged()
     stream.send_timeout = stream.receive_timeout = 1
     async with closing(stream, peer), trio.open_nursery() as nursery:
@@ -135,7 +139,9 @@ async def test_receive_timeouts(mock_clock: MockClock, name: str, of_stream: boo
         assert await stream.receive_exactly(10) == b"0123456789"
 
 
-async def test_receive_exactly_times_out_as_a_whole_and_keeps_what_came(mock_clock: MockClock) -> None:
+async def test_receive_exactly_times_out_as_a_whole_and_keeps_what_came(
+    mock_clock: MockClock,
+) -> None:
     left, peer = unix_sockets()
     stream = SocketStream(left)
     async with closing(stream, peer), trio.open_nursery() as nursery:

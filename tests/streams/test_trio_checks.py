@@ -31,11 +31,16 @@ def tiny_unix() -> tuple[socket.socket, socket.socket]:
     return unix_sockets(TINY)
 
 
-SOCKETS = [pytest.param(unix_sockets, tiny_unix, id="unix"), pytest.param(tcp_sockets, small_tcp, id="tcp")]
+SOCKETS = [
+    pytest.param(unix_sockets, tiny_unix, id="unix"),
+    pytest.param(tcp_sockets, small_tcp, id="tcp"),
+]
 PIPES = [pytest.param(os.pipe, id="pipe"), pytest.param(fifo_descriptors, id="fifo")]
 
 
-def makers(make: Callable[[], Any], make_small: Callable[[], Any], left_class: Any, right_class: Any) -> tuple[Maker, Maker]:
+def makers(
+    make: Callable[[], Any], make_small: Callable[[], Any], left_class: Any, right_class: Any
+) -> tuple[Maker, Maker]:
     async def maker() -> tuple[Any, Any]:
         left, right = make()
         return left_class(left), right_class(right)
@@ -81,7 +86,9 @@ async def test_one_way_over_sockets(make: Callable[[], Any], make_small: Callabl
 
 
 @pytest.mark.parametrize(("make", "make_small"), SOCKETS)
-async def test_one_way_over_descriptors_of_sockets(make: Callable[[], Any], make_small: Callable[[], Any]) -> None:
+async def test_one_way_over_descriptors_of_sockets(
+    make: Callable[[], Any], make_small: Callable[[], Any]
+) -> None:
     def sender(sock: socket.socket) -> SendStream:
         return SendStream(sock.detach())
 
@@ -97,7 +104,9 @@ async def test_one_way_over_pipes(make: Callable[[], tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("make", PIPES)
-async def test_one_way_over_pipes_that_others_made_nonblocking(make: Callable[[], tuple[int, int]]) -> None:
+async def test_one_way_over_pipes_that_others_made_nonblocking(
+    make: Callable[[], tuple[int, int]],
+) -> None:
     def nonblocking() -> tuple[int, int]:
         ends = make()
         for fd in ends:

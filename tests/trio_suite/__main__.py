@@ -15,7 +15,18 @@ from .judge import Floors, complaints, floor, load, raised, save, unfinished
 from .runs import BACKENDS, MEASURES, MODES, STOCK, Run, run, why_not_uring
 
 _ALL = [f"{mode}/{backend}" for mode in MODES for backend in BACKENDS]
-_HEADS = ("", "passed", "failed", "skipped", "driven", "used ours", "made streams", "submitted", "operations", "seconds")
+_HEADS = (
+    "",
+    "passed",
+    "failed",
+    "skipped",
+    "driven",
+    "used ours",
+    "made streams",
+    "submitted",
+    "operations",
+    "seconds",
+)
 _COLUMNS = "{:<14} {:>6} {:>6} {:>7} {:>8} {:>9} {:>12} {:>9} {:>10} {:>7}"
 _MEANINGS = """
 driven        tests with a run that had a driver of ours
@@ -40,7 +51,9 @@ def main() -> int:
     for name in names:
         swapped = _print_line(_run(name, arguments), floors)
         runs.append(swapped)
-        found += [f"{name}: {why}" for why in complaints(stock, swapped, floors, whole=not options.only)]
+        found += [
+            f"{name}: {why}" for why in complaints(stock, swapped, floors, whole=not options.only)
+        ]
     if options.write:
         save(raised(floors, runs))
     for why in found:
@@ -50,10 +63,23 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.trio_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(_ALL)}; all of them if none is given")
-    parser.add_argument("-k", dest="only", metavar="EXPRESSION", help="only tests that match; counts are not checked")
-    parser.add_argument("--write", action="store_true", help="take the lowest counts as the floors; a RUN can be given twice")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.trio_suite", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help=f"of {', '.join(_ALL)}; all of them if none is given"
+    )
+    parser.add_argument(
+        "-k",
+        dest="only",
+        metavar="EXPRESSION",
+        help="only tests that match; counts are not checked",
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="take the lowest counts as the floors; a RUN can be given twice",
+    )
     return parser
 
 
@@ -78,10 +104,15 @@ def _print_line(done: Run, floors: Floors) -> Run:
     measured = []
     for measure in MEASURES:
         count = sum(done.counts(measure).values())
-        measured.append(f"{count}>={floor(floors, measure, done.name)}" if done.backend else f"{count}")
+        measured.append(
+            f"{count}>={floor(floors, measure, done.name)}" if done.backend else f"{count}"
+        )
     outcomes = [done.count(outcome) for outcome in ("passed", "failed", "skipped")]
     operations = sum(result.operations for result in done.results.values())
-    print(_COLUMNS.format(done.name, *outcomes, *measured, operations, f"{done.seconds:.1f}"), flush=True)
+    print(
+        _COLUMNS.format(done.name, *outcomes, *measured, operations, f"{done.seconds:.1f}"),
+        flush=True,
+    )
     return done
 
 

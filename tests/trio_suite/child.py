@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 # Each package of trio's tests, and what of it is left out, with the reason. All else is run, what a later trio adds too.
 PACKAGES: dict[str, dict[str, str]] = {
     "trio._core._tests": {},
-    "trio._tests": {"test_exports": "asks mypy, pylint, jedi and pyright about trio's source: no run of trio in it"},
+    "trio._tests": {
+        "test_exports": "asks mypy, pylint, jedi and pyright about trio's source: no run of trio in it"
+    },
 }
 
 OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener)
@@ -69,7 +71,9 @@ class Usage:
         self.drivers: list[_Driven] = []
 
     def watch(self) -> None:
-        _tell_of_each_call(_enable, "_init_socket", self._count)  # which in an enabled run initialises every trio socket
+        _tell_of_each_call(
+            _enable, "_init_socket", self._count
+        )  # which in an enabled run initialises every trio socket
         for cls in OURS[1:]:
             _tell_of_each_call(cls, "__init__", self._count)
         for driver in (_driver.Driver, _driver.ReadinessDriver):
@@ -152,7 +156,11 @@ def modules() -> list[str]:
     found = []
     for package, left_out in PACKAGES.items():
         folder = Path(trio.__file__).parent.joinpath(*package.split(".")[1:])
-        found += [f"{package}.{path.stem}" for path in folder.glob("test_*.py") if path.stem not in left_out]
+        found += [
+            f"{package}.{path.stem}"
+            for path in folder.glob("test_*.py")
+            if path.stem not in left_out
+        ]
     return sorted(found)
 
 
@@ -185,7 +193,11 @@ class Recorder:
             faulthandler.cancel_dump_traceback_later()
             failures = [str(report.longrepr) for report in self._reports if report.failed]
             outcomes = {report.outcome for report in self._reports}
-            outcome = next(kind for kind in ("failed", "skipped", "passed", "none") if kind in {*outcomes, "none"})
+            outcome = next(
+                kind
+                for kind in ("failed", "skipped", "passed", "none")
+                if kind in {*outcomes, "none"}
+            )
             self._write(
                 test=name,
                 outcome=outcome,
@@ -209,7 +221,9 @@ def _open_descriptors() -> int:
 
 
 def main(mode: str, path: str, *arguments: str) -> int:
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # pytest-trio would run the tests itself; ours is not under test here
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
+        "1"  # pytest-trio would run the tests itself; ours is not under test here
+    )
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)
     usage = Usage()

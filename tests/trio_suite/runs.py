@@ -125,7 +125,12 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str]) -> tuple[
     """The child's exit status, None if it was ended, and what it printed."""
     try:
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS_MAX
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS_MAX,
         )
     except subprocess.TimeoutExpired as exc:
         output = exc.stdout or b""

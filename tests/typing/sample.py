@@ -23,7 +23,9 @@ async def handle(stream: trio_uring.SocketStream) -> None:
     async with stream:
         stream.send_timeout = 10.0
         header: bytes = await stream.receive_exactly(4, timeout=5.0)
-        await stream.send_all([header, bytearray(b"body"), memoryview(b"more"), array.array("I", [1, 2])])
+        await stream.send_all(
+            [header, bytearray(b"body"), memoryview(b"more"), array.array("I", [1, 2])]
+        )
         sent: int = stream.bytes_sent
         buffer = bytearray(sent)
         count: int = await stream.receive_into(buffer)
@@ -41,7 +43,9 @@ async def around(path: str, context: ssl.SSLContext) -> None:
     send, receive = (await unix.accept()).split()
     stapled = trio.StapledStream(send, receive)
     await stapled.send_eof()
-    process: trio.Process = await trio_uring.open_process(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process: trio.Process = await trio_uring.open_process(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert isinstance(process.stdout, trio_uring.ReceiveStream)
     line: bytes = await process.stdout.receive_exactly(3)
     source: trio_uring.ReceiveStream = trio_uring.open_stdin()
@@ -78,11 +82,23 @@ async def network_layer(network: trio_uring.Network) -> None:
         print(len(message))
     pool = trio_uring.BufferPool(max_size=2**16)
     with pool.alloc(4096) as view:
-        print(await stream.receive_into(view), pool.try_alloc(2**20) is None, pool.statistics()[0].in_use)
+        print(
+            await stream.receive_into(view),
+            pool.try_alloc(2**20) is None,
+            pool.statistics()[0].in_use,
+        )
     await trio_uring.send_frame(stream, [b"header", view], 2**16, timeout=3)
-    print(await trio_uring.receive_frame(stream, 2**16), metered.metrics.snapshot().bytes_in, audited.audit.digest())
+    print(
+        await trio_uring.receive_frame(stream, 2**16),
+        metered.metrics.snapshot().bytes_in,
+        audited.audit.digest(),
+    )
     await trio_uring.send_all_vectored(trio.testing.MemorySendStream(), [b"x"])
-    print(await trio_uring.BufferedReceiveStream(trio.testing.MemoryReceiveStream(), 0).receive_exactly(3))
+    print(
+        await trio_uring.BufferedReceiveStream(
+            trio.testing.MemoryReceiveStream(), 0
+        ).receive_exactly(3)
+    )
     await trio.serve_listeners(serve, [listener])
 
 
@@ -91,7 +107,9 @@ async def serve(stream: trio_uring.NetworkStream) -> None:
 
 
 def in_memory() -> None:
-    network = trio_uring.testing.SimulatedNetwork(3, latency=(0.01, 0.02), config=trio_uring.NetworkConfig(so_linger=0))
+    network = trio_uring.testing.SimulatedNetwork(
+        3, latency=(0.01, 0.02), config=trio_uring.NetworkConfig(so_linger=0)
+    )
     trio_uring.testing.run_deterministically(network_layer, network, seed=3)
 
 
@@ -119,7 +137,9 @@ async def drop_in(backend: str | None = None) -> int:
     return count
 
 
-async def moving_bytes(a: trio_uring.SocketStream, b: trio.abc.HalfCloseableStream, file: io.FileIO) -> None:
+async def moving_bytes(
+    a: trio_uring.SocketStream, b: trio.abc.HalfCloseableStream, file: io.FileIO
+) -> None:
     copied: int = await trio_uring.copy_stream(a, b, max_bytes=10, progress=print)
     there, back = await trio_uring.relay(a, b)
     print(await trio_uring.send_file(a, file, 0, copied), there + back)
@@ -130,17 +150,23 @@ async def main() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio_uring.serve_tcp, handle, 0)
         print(len(listeners))
-        client: trio_uring.SocketStream = await trio_uring.open_tcp_stream("localhost", 80, happy_eyeballs_delay=0.1)
+        client: trio_uring.SocketStream = await trio_uring.open_tcp_stream(
+            "localhost", 80, happy_eyeballs_delay=0.1
+        )
         await client.aclose()
         other: trio_uring.SocketStream = await trio_uring.open_unix_socket("/run/socket")
         await other.aclose()
-        opened: list[trio_uring.SocketListener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+        opened: list[trio_uring.SocketListener] = await trio_uring.open_tcp_listeners(
+            0, host="127.0.0.1"
+        )
         stream: trio_uring.SocketStream = await opened[0].accept()
         await stream.aclose()
         source = trio_uring.ReceiveStream(0)
         print(await source.receive_some())
     statistics: trio_uring.Statistics = trio_uring.current_statistics()
-    print(statistics.operations["SEND"].submitted, [op.age for op in trio_uring.current_operations()])
+    print(
+        statistics.operations["SEND"].submitted, [op.age for op in trio_uring.current_operations()]
+    )
 
 
 trio.run(main, instruments=[trio_uring.Enable(streams=False)])

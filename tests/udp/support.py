@@ -20,7 +20,9 @@ BUFFER = 4 << 20  # bytes of receive buffer asked for; the system may give less
 
 async def opened(family: int = socket.AF_INET, **options: Any) -> trio_uring.UDPSocket:
     """A socket bound to loopback."""
-    sock = await trio_uring.open_udp_socket(local_address=(HOSTS[socket.AddressFamily(family)], 0), **options)
+    sock = await trio_uring.open_udp_socket(
+        local_address=(HOSTS[socket.AddressFamily(family)], 0), **options
+    )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
     return sock
 
@@ -31,7 +33,9 @@ async def udp_pair(
 ) -> AsyncIterator[tuple[trio_uring.UDPSocket, trio_uring.UDPSocket]]:
     """(one connected to the other, the other, which is not connected)."""
     async with await opened(family, **options) as receiver:
-        async with await trio_uring.open_udp_socket(remote_address=receiver.getsockname()[:2], **options) as sender:
+        async with await trio_uring.open_udp_socket(
+            remote_address=receiver.getsockname()[:2], **options
+        ) as sender:
             yield sender, receiver
 
 

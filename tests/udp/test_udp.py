@@ -19,7 +19,9 @@ import trio_uring
 
 from .support import HOSTS, Spy, opened, plain_sender, receive_payloads, udp_pair
 
-FAMILIES = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+FAMILIES = pytest.mark.parametrize(
+    "family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"]
+)
 
 
 @FAMILIES
@@ -68,8 +70,13 @@ async def test_the_largest(family, receive):
         got = await getattr(server, receive)()
         payload, _ = got if isinstance(got, tuple) else got[0]
         assert payload == largest[:size]
-        for send in (client.send_to(largest[: size + 1]), client.send_many([b"a", largest[: size + 1], b"b"])):
-            with pytest.raises(OSError, match=f"a datagram of {size + 1} bytes is too long") as caught:
+        for send in (
+            client.send_to(largest[: size + 1]),
+            client.send_many([b"a", largest[: size + 1], b"b"]),
+        ):
+            with pytest.raises(
+                OSError, match=f"a datagram of {size + 1} bytes is too long"
+            ) as caught:
                 await send
             assert caught.value.errno == errno.EMSGSIZE
         assert client.datagrams_sent == 1
@@ -94,7 +101,9 @@ SIZES = st.one_of(st.sampled_from([0, 1, 2, 1400, 1472, 1473, 9000]), st.integer
 
 @st.composite
 def datagrams(draw):
-    runs = draw(st.lists(st.tuples(SIZES, st.integers(1, 70), st.sampled_from([0, 0, 1])), max_size=12))
+    runs = draw(
+        st.lists(st.tuples(SIZES, st.integers(1, 70), st.sampled_from([0, 0, 1])), max_size=12)
+    )
     return [(size, to) for size, count, to in runs for _ in range(count)]
 
 
@@ -102,21 +111,35 @@ def datagrams(draw):
 @given(given_datagrams=datagrams(), gro=st.booleans(), limit=st.sampled_from([1, 5, 1024]))
 def test_what_is_sent_is_received_in_order(given_datagrams, gro, limit):
     async def main():
-        async with await opened(gro=gro) as first, await opened(gro=gro) as second, await opened() as sender:
+        async with (
+            await opened(gro=gro) as first,
+            await opened(gro=gro) as second,
+            await opened() as sender,
+        ):
             receivers = [first, second]
             expected = [[], []]
 
             async def receive(index, count):
                 while len(got[index]) < count:
-                    got[index] += [payload for payload, _ in await receivers[index].receive_many(limit, timeout=20)]
+                    got[index] += [
+                        payload
+                        for payload, _ in await receivers[index].receive_many(limit, timeout=20)
+                    ]
 
             got = [[], []]
             for start in range(0, len(given_datagrams), 60):  # no more than the buffers hold
-                part = [(number.to_bytes(4, "big") * size, to) for number, (size, to) in enumerate(given_datagrams)]
-                part = [(payload[:size], to) for (payload, to), (size, _) in zip(part, given_datagrams)][start : start + 60]
+                part = [
+                    (number.to_bytes(4, "big") * size, to)
+                    for number, (size, to) in enumerate(given_datagrams)
+                ]
+                part = [
+                    (payload[:size], to) for (payload, to), (size, _) in zip(part, given_datagrams)
+                ][start : start + 60]
                 for payload, to in part:
                     expected[to].append(payload)
-                assert await sender.send_many((payload, receivers[to].getsockname()) for payload, to in part) == len(part)
+                assert await sender.send_many(
+                    (payload, receivers[to].getsockname()) for payload, to in part
+                ) == len(part)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(receive, 0, len(expected[0]))
                     nursery.start_soon(receive, 1, len(expected[1]))
@@ -127,7 +150,10 @@ def test_what_is_sent_is_received_in_order(given_datagrams, gro, limit):
 
 async def test_a_run_is_one_message():
     payloads = [bytes([number]) * 1000 for number in range(64)] + [b"shorter"]
-    async with await opened() as server, await trio_uring.open_udp_socket(remote_address=server.getsockname()) as client:
+    async with (
+        await opened() as server,
+        await trio_uring.open_udp_socket(remote_address=server.getsockname()) as client,
+    ):
         await client.send_many(payloads)
         raw = server.socket.dup()  # what the kernel has for a socket with UDP_GRO
         with raw:
@@ -172,7 +198,9 @@ async def test_datagrams_larger_than_the_mtu_go_one_by_one():
 
 async def test_a_kernel_that_refuses_runs_gets_single_datagrams():
     async with udp_pair() as (client, server):
-        client.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK: a datagram without a checksum cannot be part of a run
+        client.setsockopt(
+            socket.SOL_SOCKET, 11, 1
+        )  # SO_NO_CHECK: a datagram without a checksum cannot be part of a run
         assert await client.send_many([b"a" * 10] * 5) == 5
         assert await receive_payloads(server, 5) == [b"a" * 10] * 5
         assert client._limits == {None: 9}
@@ -203,9 +231,13 @@ async def test_from_outside_while_it_waits():
 
 
 async def test_names_are_resolved():
-    async with await trio_uring.open_udp_socket(local_address=("localhost", 0), family=socket.AF_INET) as server:
+    async with await trio_uring.open_udp_socket(
+        local_address=("localhost", 0), family=socket.AF_INET
+    ) as server:
         port = server.getsockname()[1]
-        async with await trio_uring.open_udp_socket(remote_address=("localhost", port), family=socket.AF_INET) as client:
+        async with await trio_uring.open_udp_socket(
+            remote_address=("localhost", port), family=socket.AF_INET
+        ) as client:
             await client.send_to(b"a")
         async with await trio_uring.open_udp_socket() as client:
             await client.send_to(b"b", ("localhost", port))
@@ -226,7 +258,9 @@ async def test_ipv4_through_a_socket_of_ipv6():
 
 async def test_options():
     async with await opened(reuse_port=True, broadcast=True) as first:
-        second = await trio_uring.open_udp_socket(local_address=first.getsockname(), reuse_port=True)
+        second = await trio_uring.open_udp_socket(
+            local_address=first.getsockname(), reuse_port=True
+        )
         await second.aclose()
         assert first.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) == 1
         assert len(first.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 4)) == 4
@@ -237,7 +271,9 @@ async def test_options():
         await trio_uring.open_udp_socket(local_address=("127.0.0.1", 0), remote_address=("::1", 9))
     with pytest.raises(ValueError, match="family"):
         await trio_uring.open_udp_socket(family=socket.AF_UNIX)
-    async with await trio_uring.open_udp_socket(local_address=(None, 0), family=socket.AF_INET) as wildcard:
+    async with await trio_uring.open_udp_socket(
+        local_address=(None, 0), family=socket.AF_INET
+    ) as wildcard:
         assert wildcard.getsockname()[0] == "0.0.0.0"
 
 
@@ -252,13 +288,22 @@ async def test_bound_and_connected():
 
 
 async def test_what_it_is_made_from():
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, pytest.raises(ValueError, match="SOCK_DGRAM"):
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream,
+        pytest.raises(ValueError, match="SOCK_DGRAM"),
+    ):
         trio_uring.UDPSocket(stream)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix, pytest.raises(ValueError, match="AF_INET"):
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix,
+        pytest.raises(ValueError, match="AF_INET"),
+    ):
         trio_uring.UDPSocket(unix)
     with pytest.raises(TypeError, match="stdlib or a trio socket"):
         trio_uring.UDPSocket("socket")
-    for sock in (trio.socket.socket(type=socket.SOCK_DGRAM), trio_uring.UringSocket(socket.socket(type=socket.SOCK_DGRAM))):
+    for sock in (
+        trio.socket.socket(type=socket.SOCK_DGRAM),
+        trio_uring.UringSocket(socket.socket(type=socket.SOCK_DGRAM)),
+    ):
         await sock.bind((HOSTS[socket.AF_INET], 0))
         async with trio_uring.UDPSocket(sock) as server:
             assert server.socket is sock

@@ -145,7 +145,9 @@ async def test_many_cancellations_lose_and_double_nothing():
     expected, got, cancelled, whole = [], [], 0, 0
     async with clogged_pair() as (sock, peer):
         while cancelled < 300 or whole < 30:
-            batch = [b"%d" % (len(expected) + number) for number in range(rng.choice((1, 2, 40, 70)))]
+            batch = [
+                b"%d" % (len(expected) + number) for number in range(rng.choice((1, 2, 40, 70)))
+            ]
             scope = trio.CancelScope()
 
             async def send(scope=scope, batch=batch):

@@ -50,7 +50,12 @@ async def test_closing_wakes_and_is_final(receive):
         nursery.start_soon(wait)
         await until_blocked(sock.socket.fileno())
         await sock.aclose()
-    for call in (sock.receive_from, sock.receive_many, lambda: sock.send_to(b"x"), lambda: sock.send_many([b"x"])):
+    for call in (
+        sock.receive_from,
+        sock.receive_many,
+        lambda: sock.send_to(b"x"),
+        lambda: sock.send_many([b"x"]),
+    ):
         with pytest.raises(trio.ClosedResourceError):
             await call()
     await sock.aclose()
@@ -203,7 +208,9 @@ async def test_full_sockets_are_read_in_one_pass():
         got = {server: [] for server in servers}
         async with await opened() as client:
             for server in servers:
-                await client.send_many([(bytes(number % 3 + 1) * 50, server.getsockname()) for number in range(60)])
+                await client.send_many(
+                    [(bytes(number % 3 + 1) * 50, server.getsockname()) for number in range(60)]
+                )
 
             async def receive(server):
                 got[server] += await receive_payloads(server, 60)
@@ -212,7 +219,9 @@ async def test_full_sockets_are_read_in_one_pass():
                 for server in servers:
                     nursery.start_soon(receive, server)
         for server in servers:
-            assert [len(payload) for payload in got[server]] == [(number % 3 + 1) * 50 for number in range(60)]
+            assert [len(payload) for payload in got[server]] == [
+                (number % 3 + 1) * 50 for number in range(60)
+            ]
 
 
 async def park(coro):
@@ -327,7 +336,9 @@ async def test_a_run_wakes_and_is_split(receive):
             nursery.start_soon(wait)
             await until_blocked(server.socket.fileno())
             await client.send_many([b"a" * 9] * 5)
-        assert [payload for payload, _ in got] + await receive_payloads(server, 5 - len(got)) == [b"a" * 9] * 5
+        assert [payload for payload, _ in got] + await receive_payloads(server, 5 - len(got)) == [
+            b"a" * 9
+        ] * 5
 
 
 @RECEIVES

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 SIZE_MIN = 64  # bytes of the smallest class that may be asked for: a cache line
 
 _addressof = ctypes.addressof
-_untrack = ctypes.pythonapi["PyObject_GC_UnTrack"]  # by item: an object of our own, whose types nobody else sets
+_untrack = ctypes.pythonapi[
+    "PyObject_GC_UnTrack"
+]  # by item: an object of our own, whose types nobody else sets
 _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 
 
@@ -66,7 +68,9 @@ class BufferPool:
     A forked child has a copy of its own.
     """
 
-    def __init__(self, *, min_size: int = 4096, max_size: int = 2**20, max_bytes_per_class: int = 2**24) -> None:
+    def __init__(
+        self, *, min_size: int = 4096, max_size: int = 2**20, max_bytes_per_class: int = 2**24
+    ) -> None:
         """Makes an empty pool; no memory is taken yet.
 
         Args:
@@ -78,7 +82,10 @@ class BufferPool:
         Raises:
             TypeError, ValueError: a number is not an integer, or not one of those.
         """
-        min_size, max_size = _power_of_two("min_size", min_size), _power_of_two("max_size", max_size)
+        min_size, max_size = (
+            _power_of_two("min_size", min_size),
+            _power_of_two("max_size", max_size),
+        )
         if max_size < min_size:
             raise ValueError(f"max_size must be >= min_size, not {max_size} < {min_size}")
         limit = operator.index(max_bytes_per_class)
@@ -160,11 +167,15 @@ class _SizeClass:
         self.capacity = capacity
         self.allocations = 0
         self.exhausted = 0
-        self.memory: dict[str, _Memory] = {}  # one item, once there is any: a dict for its atomic `setdefault`
+        self.memory: dict[
+            str, _Memory
+        ] = {}  # one item, once there is any: a dict for its atomic `setdefault`
 
     def take(self, size: int) -> memoryview | None:
         # Two threads may both find none. One of them wins; what the other made goes away before a buffer of it is handed out.
-        memory = self.memory.get("slab") or self.memory.setdefault("slab", _Memory(self.size, self.capacity))
+        memory = self.memory.get("slab") or self.memory.setdefault(
+            "slab", _Memory(self.size, self.capacity)
+        )
         try:
             offset = memory.free.pop()
         except IndexError:
@@ -183,7 +194,9 @@ class _SizeClass:
     def statistics(self) -> BufferClassStatistics:
         memory = self.memory.get("slab")
         in_use = 0 if memory is None else self.capacity - len(memory.free)
-        return BufferClassStatistics(self.size, self.capacity, in_use, self.allocations, self.exhausted)
+        return BufferClassStatistics(
+            self.size, self.capacity, in_use, self.allocations, self.exhausted
+        )
 
 
 class _Memory:
@@ -192,8 +205,12 @@ class _Memory:
     def __init__(self, size: int, capacity: int) -> None:
         # Private: Python's default for anonymous maps is shared, and a forked child would write into its parent's buffers.
         self.slab = mmap.mmap(-1, size * capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.free = deque(range((capacity - 1) * size, -1, -size))  # a stack: the lowest pages are the first to be touched
-        self.exporter = _exporter_type(size, _addressof(ctypes.c_char.from_buffer(self.slab)), self.free)
+        self.free = deque(
+            range((capacity - 1) * size, -1, -size)
+        )  # a stack: the lowest pages are the first to be touched
+        self.exporter = _exporter_type(
+            size, _addressof(ctypes.c_char.from_buffer(self.slab)), self.free
+        )
 
 
 def _exporter_type(size: int, base: int, free: deque[int]) -> type[ctypes.Array[ctypes.c_char]]:

@@ -35,10 +35,16 @@ class Wrapper:
 
 def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
     """The scope of a call with a time limit; none for None and math.inf."""
-    return contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout)
+    return (
+        contextlib.nullcontext()
+        if timeout is None or timeout == math.inf
+        else trio.fail_after(timeout)
+    )
 
 
-async def in_time(takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object) -> Any:
+async def in_time(
+    takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object
+) -> Any:
     """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own streams, is given from outside."""
     if takes_timeout:
         return await method(*args, timeout=timeout)
@@ -60,12 +66,16 @@ def check_timeout(timeout: float | None) -> None:
         ValueError: it is negative, or not a number.
     """
     if timeout is not None and not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds >= 0, math.inf or None, not {timeout!r}")
+        raise ValueError(
+            f"timeout must be a number of seconds >= 0, math.inf or None, not {timeout!r}"
+        )
 
 
 def receive_default(stream: object) -> float | None:
     """The stream's own default for a receive."""
-    timeout: float | None = getattr(stream, "receive_timeout", None) if isinstance(stream, TimedReceive) else None
+    timeout: float | None = (
+        getattr(stream, "receive_timeout", None) if isinstance(stream, TimedReceive) else None
+    )
     return timeout
 
 
@@ -76,14 +86,20 @@ def untimed(stream: object) -> dict[str, Any]:
 
 def sending_end(stream: Any) -> Any:
     """What a trio.StapledStream sends to; any other stream itself."""
-    while isinstance(stream, trio.StapledStream) and type(stream).send_all is trio.StapledStream.send_all:
+    while (
+        isinstance(stream, trio.StapledStream)
+        and type(stream).send_all is trio.StapledStream.send_all
+    ):
         stream = stream.send_stream
     return stream
 
 
 def receiving_end(stream: Any) -> Any:
     """What a trio.StapledStream receives from; any other stream itself."""
-    while isinstance(stream, trio.StapledStream) and type(stream).receive_some is trio.StapledStream.receive_some:
+    while (
+        isinstance(stream, trio.StapledStream)
+        and type(stream).receive_some is trio.StapledStream.receive_some
+    ):
         stream = stream.receive_stream
     return stream
 

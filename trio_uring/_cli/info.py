@@ -120,12 +120,21 @@ def _describe_limits() -> list[str]:
     pool = POOL_SIZE // 1024
     limits = [
         ("SQ_ENTRIES", f"{SQ_ENTRIES} operations between two enters; more are flushed in between"),
-        ("SQ_ENTRIES_MIN", f"{SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small"),
-        ("SMALL_SIZE, SMALL_COUNT", f"{SMALL_SIZE} bytes, {SMALL_COUNT} buffers for small messages"),
+        (
+            "SQ_ENTRIES_MIN",
+            f"{SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small",
+        ),
+        (
+            "SMALL_SIZE, SMALL_COUNT",
+            f"{SMALL_SIZE} bytes, {SMALL_COUNT} buffers for small messages",
+        ),
         ("LARGE_SIZE, LARGE_COUNT", f"{LARGE_SIZE} bytes, {LARGE_COUNT} buffers for bulk"),
         ("memory of all buffers", f"{pool} KiB a trio.run, whatever the number of streams"),
         ("IOV_MAX", f"{IOV_MAX} buffers in one operation; send_all takes any number"),
-        ("VECTOR_BYTES_MAX", f"{VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer"),
+        (
+            "VECTOR_BYTES_MAX",
+            f"{VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer",
+        ),
         ("SEND_MAX, RECEIVE_MAX", f"{SEND_MAX} bytes in one operation; send_all takes any size"),
     ]
     return [line for name, text in limits for line in _entry("  " + name, text)]

@@ -65,7 +65,11 @@ class Work:
         downloads: list[Download] = []
         while bytes_wanted > 0:
             for file in rng.sample(self.files, len(self.files)):
-                cut = rng.randrange(1, file.size // 2) if file.size >= CUT_SIZE_MIN and rng.random() < CUT_SHARE else None
+                cut = (
+                    rng.randrange(1, file.size // 2)
+                    if file.size >= CUT_SIZE_MIN and rng.random() < CUT_SHARE
+                    else None
+                )
                 downloads.append(Download(file, cut))
                 bytes_wanted -= file.size
                 if bytes_wanted <= 0:
@@ -105,7 +109,9 @@ class Round:
             except DemoError as exc:
                 stderr.seek(0)
                 said = stderr.read().decode(errors="replace").strip().splitlines()
-                raise DemoError(f"{exc}; the server said: {said[-1]}" if said else str(exc)) from exc
+                raise DemoError(
+                    f"{exc}; the server said: {said[-1]}" if said else str(exc)
+                ) from exc
 
     async def _run(self, progress: Progress, stderr: IO[bytes]) -> Result:
         command = [*self.wrapper, sys.executable, "-m", "trio_uring._demo.server"]
@@ -134,7 +140,15 @@ class Round:
         finally:
             with trio.CancelScope(shield=True):
                 await _stop(process)
-        return Result(self.stack, wall, cpu, report["cpu"], report["hung_up"], self.tally, report["statistics"])
+        return Result(
+            self.stack,
+            wall,
+            cpu,
+            report["cpu"],
+            report["hung_up"],
+            self.tally,
+            report["statistics"],
+        )
 
     async def _run_clients(self, port: int, progress: Progress) -> None:
         downloads = iter(self.downloads)
@@ -146,9 +160,13 @@ class Round:
             outer.cancel_scope.cancel()
         progress.show(self.tally.bytes)
         if self.error is not None:
-            raise DemoError(f"{self.stack}: {type(self.error).__name__}: {self.error}") from self.error
+            raise DemoError(
+                f"{self.stack}: {type(self.error).__name__}: {self.error}"
+            ) from self.error
 
-    async def _run_client(self, port: int, downloads: Iterator[Download], everything: trio.CancelScope) -> None:
+    async def _run_client(
+        self, port: int, downloads: Iterator[Download], everything: trio.CancelScope
+    ) -> None:
         try:
             await run_client(STACKS[self.stack], port, downloads, self.tally)
         except (OSError, ProtocolError, trio.BrokenResourceError) as exc:
@@ -207,7 +225,9 @@ def count_calls(trace: str) -> Counter[str]:
     _, _, rest = trace.partition(MARK_START)
     served, _, _ = rest.partition(MARK_STOP)
     calls = Counter(match[1] for line in served.splitlines()[1:] if (match := _CALL.match(line)))
-    calls.subtract({name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]})  # the second mark itself
+    calls.subtract(
+        {name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]}
+    )  # the second mark itself
     return +calls
 
 
@@ -246,7 +266,9 @@ def _pinned() -> Iterator[int]:
 
 def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
     library = Path(sysconfig.get_path("stdlib"))
-    directory, suffixes = (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
+    directory, suffixes = (
+        (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
+    )
     try:
         backend = backend_info()
         files = scan(directory, suffixes, arguments.max_mib * MIB)
@@ -257,7 +279,9 @@ def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
     except OSError as exc:
         raise DemoError(f"{directory}: {exc.strerror}") from exc
     if not files:
-        raise DemoError(f"{directory}: no file to serve that is not empty and not larger than {arguments.max_mib} MiB")
+        raise DemoError(
+            f"{directory}: no file to serve that is not empty and not larger than {arguments.max_mib} MiB"
+        )
     return Work(directory, files, arguments.clients, arguments.seed), backend
 
 
@@ -279,13 +303,19 @@ def run(arguments: argparse.Namespace) -> int:
     results: list[Result] = []
     traces: list[Trace] = []
     why_not = ""
-    total = sum(download.file.size for download in work.downloads(round_bytes)) * arguments.rounds * len(STACKS)
+    total = (
+        sum(download.file.size for download in work.downloads(round_bytes))
+        * arguments.rounds
+        * len(STACKS)
+    )
     with Progress(total) as progress:
         with _pinned() as server_cpu:
             for turn in range(arguments.rounds):
                 for stack in STACKS:
                     progress.start(f"{stack}, round {turn + 1} of {arguments.rounds}")
-                    results.append(Round(stack, work, work.downloads(round_bytes), server_cpu).run(progress))
+                    results.append(
+                        Round(stack, work, work.downloads(round_bytes), server_cpu).run(progress)
+                    )
         try:
             for stack in STACKS:
                 progress.start(f"{stack}, counting system calls", counted=False)

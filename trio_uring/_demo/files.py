@@ -28,7 +28,9 @@ OK, REFUSED = 0, 1
 REFUSAL = ANSWER.pack(REFUSED, 0, 0, bytes(32))
 
 PATH_MAX = 1024  # bytes of a path; a longer one ends the connection
-FILES_MAX = 20_000  # files of an index: each is one memory map of the server, and the kernel allows 65,530
+FILES_MAX = (
+    20_000  # files of an index: each is one memory map of the server, and the kernel allows 65,530
+)
 JOIN_MAX = 65536  # bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
 CHUNKS_MIN = 8  # receives that a file with a cut is made to take, so that the cut is in its middle
 
@@ -68,7 +70,9 @@ async def _send_joined(stream: trio.SocketStream, header: bytes, body: memoryvie
 
 
 STACKS = {
-    "trio_uring": Stack("trio_uring", trio_uring.open_tcp_stream, trio_uring.open_tcp_listeners, _send_list),
+    "trio_uring": Stack(
+        "trio_uring", trio_uring.open_tcp_stream, trio_uring.open_tcp_listeners, _send_list
+    ),
     "trio": Stack("trio", trio.open_tcp_stream, trio.open_tcp_listeners, _send_joined),
 }
 
@@ -93,7 +97,13 @@ def scan(directory: Path, suffixes: tuple[str, ...], bytes_max: int) -> list[Fil
             if path.is_file() and 0 < path.stat().st_size <= left:
                 data = path.read_bytes()
                 left -= len(data)
-                files.append(File(path.relative_to(directory).as_posix(), len(data), hashlib.sha256(data).digest()))
+                files.append(
+                    File(
+                        path.relative_to(directory).as_posix(),
+                        len(data),
+                        hashlib.sha256(data).digest(),
+                    )
+                )
         except OSError:
             continue
     return files
@@ -117,7 +127,9 @@ class Server:
 
     def __init__(self, stack: Stack, directory: Path, files: list[File]) -> None:
         self._stack = stack
-        self._index = {os.fsencode(file.name): (file, _map(directory / file.name, file.size)) for file in files}
+        self._index = {
+            os.fsencode(file.name): (file, _map(directory / file.name, file.size)) for file in files
+        }
         self.hung_up = 0  # connections that a client left in the middle of a file
 
     async def serve_client(self, stream: Any) -> None:
@@ -139,7 +151,9 @@ class Server:
             await stream.send_all(REFUSAL)
             return
         rest = body[offset:]
-        await self._stack.send_frame(stream, ANSWER.pack(OK, len(rest), file.size, file.digest), rest)
+        await self._stack.send_frame(
+            stream, ANSWER.pack(OK, len(rest), file.size, file.digest), rest
+        )
 
 
 _NOTHING = memoryview(b"")

@@ -103,18 +103,28 @@ class Progress:
 
 
 def print_heading(
-    directory: Path, files: Sequence[File], clients: int, rounds: int, round_bytes: int, backend: BackendInfo
+    directory: Path,
+    files: Sequence[File],
+    clients: int,
+    rounds: int,
+    round_bytes: int,
+    backend: BackendInfo,
 ) -> None:
     """Says what is going to be done."""
     size = sum(file.size for file in files) / MIB
     print(f"Serving {len(files):,} files ({size:.1f} MiB) of {directory}")
-    print(f"to {clients} clients over loopback, {rounds} times {round_bytes / MIB:.0f} MiB on each kind of streams, in turns.")
+    print(
+        f"to {clients} clients over loopback, {rounds} times {round_bytes / MIB:.0f} MiB on each kind of streams, in turns."
+    )
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, trio {trio.__version__}, "
         f"{len(os.sched_getaffinity(0))} CPUs; the server has a process and, if it can, a CPU of its own."
     )
     why = "" if backend.reason is None else f", because {backend.reason}"
-    print(f"trio_uring runs on {'io_uring' if backend.reason is None else backend.backend}{why}.", flush=True)
+    print(
+        f"trio_uring runs on {'io_uring' if backend.reason is None else backend.backend}{why}.",
+        flush=True,
+    )
 
 
 def print_report(results: list[Result], traces: list[Trace], why_no_calls: str) -> int:
@@ -144,16 +154,30 @@ def _print_speed(rings: list[Result], trios: list[Result]) -> None:
     rows: list[tuple[str, str, Callable[[Result], float], bool]] = [
         ("throughput, MiB/s", ".0f", lambda r: r.tally.bytes / MIB / r.seconds, True),
         ("files per second", ",.0f", lambda r: r.tally.files / r.seconds, True),
-        ("server CPU per MiB, ms", ".2f", lambda r: r.server_cpu * 1e3 / (r.tally.bytes / MIB), False),
+        (
+            "server CPU per MiB, ms",
+            ".2f",
+            lambda r: r.server_cpu * 1e3 / (r.tally.bytes / MIB),
+            False,
+        ),
         ("server CPU per file, us", ".1f", lambda r: r.server_cpu * 1e6 / r.tally.files, False),
-        ("client CPU per MiB, ms", ".2f", lambda r: r.client_cpu * 1e3 / (r.tally.bytes / MIB), False),
+        (
+            "client CPU per MiB, ms",
+            ".2f",
+            lambda r: r.client_cpu * 1e3 / (r.tally.bytes / MIB),
+            False,
+        ),
     ]
     for name, form, figure, more_is_better in rows:
         ours, theirs = median(map(figure, rings)), median(map(figure, trios))
         gain = ours / theirs if more_is_better else theirs / ours
         _row(name, format(ours, form), format(theirs, form), _comparison(gain))
-    print("  (medians of the rounds; all clients are one process that also verifies, and it is what limits the throughput")
-    print("  where the server has a CPU of its own: what the streams cost is the server's CPU time)")
+    print(
+        "  (medians of the rounds; all clients are one process that also verifies, and it is what limits the throughput"
+    )
+    print(
+        "  where the server has a CPU of its own: what the streams cost is the server's CPU time)"
+    )
 
 
 def _print_counts(rings: list[Result], trios: list[Result]) -> None:
@@ -182,7 +206,9 @@ def _print_calls(traces: list[Trace], why_not: str) -> None:
     most = [name for name, _ in (ours + theirs).most_common(CALLS_SHOWN)]
     for name in dict.fromkeys([*most, "io_uring_enter"]):
         _row(f"  {name}", f"{ours[name]:,}", f"{theirs[name]:,}")
-    print(f"  (strace -f, in a run of its own over {traces[0].tally.files:,} files, connecting and hanging up included)")
+    print(
+        f"  (strace -f, in a run of its own over {traces[0].tally.files:,} files, connecting and hanging up included)"
+    )
 
 
 def _print_statistics(rings: list[Result]) -> None:
@@ -196,10 +222,15 @@ def _print_statistics(rings: list[Result]) -> None:
     print("\nThe server's ring in its last round (trio_uring.current_statistics()):")
     print(f"  operations             {used}")
     enters = "io_uring_enter" if s["backend"] == "uring" else "flushes"
-    print(f"  {enters:22} {s['enters']:,} in {passes:,} scheduler passes ({s['enters'] / passes:.2f} a pass)")
+    print(
+        f"  {enters:22} {s['enters']:,} in {passes:,} scheduler passes ({s['enters'] / passes:.2f} a pass)"
+    )
     print(f"  completions per enter  {s['completions_per_enter']:.1f}")
     print(f"  short writes           {s['short_writes']:,}")
-    print(f"  buffers exhausted      {s['buffers_exhausted']:,}; submission queue full {s['sq_full']:,}; ", end="")
+    print(
+        f"  buffers exhausted      {s['buffers_exhausted']:,}; submission queue full {s['sq_full']:,}; ",
+        end="",
+    )
     print(f"completion queue overflows {s['cq_overflows']:,}")
     if s["setup_flags"]:
         print(f"  setup flags            {' '.join(s['setup_flags'])}")
@@ -209,8 +240,12 @@ def _print_verdict(tallies: list[Tally]) -> int:
     bad = [name for tally in tallies for name in tally.bad]
     files = sum(tally.files for tally in tallies)
     if bad:
-        print(f"\nFAILED: {len(bad):,} of {files:,} files came with a wrong checksum, the first of them {bad[0]}.")
+        print(
+            f"\nFAILED: {len(bad):,} of {files:,} files came with a wrong checksum, the first of them {bad[0]}."
+        )
         return 1
     resumed = sum(tally.resumed for tally in tallies)
-    print(f"\nAll {files:,} files came with the right checksum, {resumed:,} of them in pieces after a cancellation.")
+    print(
+        f"\nAll {files:,} files came with the right checksum, {resumed:,} of them in pieces after a cancellation."
+    )
     return 0

@@ -43,7 +43,10 @@ async def serve(stack_name: str, directory: Path, files: list[File]) -> None:
         statistics = None
         if stack_name == "trio_uring":
             statistics = dataclasses.asdict(trio_uring.current_statistics())
-        print(json.dumps({"cpu": cpu, "hung_up": server.hung_up, "statistics": statistics}), flush=True)
+        print(
+            json.dumps({"cpu": cpu, "hung_up": server.hung_up, "statistics": statistics}),
+            flush=True,
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -52,7 +55,10 @@ def main() -> None:
     stack_name, cpu, directory = sys.argv[1:]
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
-    files = [File(name, size, bytes.fromhex(digest)) for name, size, digest in json.loads(sys.stdin.readline())]
+    files = [
+        File(name, size, bytes.fromhex(digest))
+        for name, size, digest in json.loads(sys.stdin.readline())
+    ]
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C goes to the parent too, which says so
         trio.run(serve, stack_name, Path(directory), files)
 

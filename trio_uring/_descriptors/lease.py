@@ -57,9 +57,25 @@ class Lease:
 
     closes_descriptor = True  # when it is closed; else it may be in use still
 
-    __slots__ = ("__weakref__", "_close", "_shutdown", "closed", "copying", "kept", "operations", "owner", "reading", "writing")
+    __slots__ = (
+        "__weakref__",
+        "_close",
+        "_shutdown",
+        "closed",
+        "copying",
+        "kept",
+        "operations",
+        "owner",
+        "reading",
+        "writing",
+    )
 
-    def __init__(self, owner: object, close: Callable[[], object], shutdown: Callable[[int], object] | None = None) -> None:
+    def __init__(
+        self,
+        owner: object,
+        close: Callable[[], object],
+        shutdown: Callable[[int], object] | None = None,
+    ) -> None:
         self.owner = owner
         self.operations: list[TaskOperation] = []
         self.reading: TaskOperation | None = None
@@ -83,7 +99,10 @@ class Lease:
 
     def _next_driver(self) -> AnyDriver:
         """This run's; or the parent's, which refuses, in a forked child: the parent may have operations on the descriptor."""
-        return next((op.driver for op in self.operations if op.driver.disowned), None) or current_driver()
+        return (
+            next((op.driver for op in self.operations if op.driver.disowned), None)
+            or current_driver()
+        )
 
     def live_driver(self) -> Any:
         """The driver that this descriptor is used with, if its run goes on: no other may work on it meanwhile."""
@@ -131,7 +150,9 @@ class Lease:
         for op in self.operations:
             if op.opcode == Opcode.READ and self._shutdown is not None:
                 continue  # of the file that is being sent to the socket, which would have a RECV
-            if in_use(op) and (op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)):
+            if in_use(op) and (
+                op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)
+            ):
                 return True
         return False
 
@@ -167,7 +188,9 @@ class Lease:
             close()
             return
         if driver.failure is not None and self._shutdown is not None:
-            with contextlib.suppress(OSError):  # what the kernel holds and nobody can cancel would keep back the FIN
+            with contextlib.suppress(
+                OSError
+            ):  # what the kernel holds and nobody can cancel would keep back the FIN
                 self._shutdown(stdlib_socket.SHUT_RDWR)
         ops = [op for op in (self.reading, self.writing) if op is not None]
         driver.release([*ops, *self.operations], close)

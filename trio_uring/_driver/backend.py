@@ -141,7 +141,9 @@ def check_backend(backend: str, asked_by: str = "the backend") -> str:
     """The name in BACKENDS of this backend. Raises ValueError if there is no such backend."""
     name = _ALIASES.get(backend, backend)
     if name not in BACKENDS:
-        raise ValueError(f"{asked_by} is {backend!r}: a backend is one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(
+            f"{asked_by} is {backend!r}: a backend is one of {', '.join(map(repr, BACKENDS))}"
+        )
     return name
 
 

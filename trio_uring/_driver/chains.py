@@ -37,7 +37,9 @@ class ChainedOperation(TaskOperation):
 
     __slots__ = ("closed", "finished", "waiting")
 
-    def __init__(self, driver: Engine, opcode: int, fd: int, owner: object, finished: Callable[[], object]) -> None:
+    def __init__(
+        self, driver: Engine, opcode: int, fd: int, owner: object, finished: Callable[[], object]
+    ) -> None:
         super().__init__(driver, opcode, fd, owner)
         self.waiting = False
         self.finished = finished
@@ -65,7 +67,9 @@ class ChainEngine(Engine):
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
         self.pipes = Pipes()
-        self._undelivered: list[TaskOperation] = []  # chained operations that have ended without a completion
+        self._undelivered: list[
+            TaskOperation
+        ] = []  # chained operations that have ended without a completion
 
     @enable_ki_protection
     def chain(self, op: ChainedOperation) -> None:

@@ -65,7 +65,9 @@ class TaskOperation(Operation):
         # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at once.
         self.lease: weakref.ref[Any] | None = None
         self.by_trio = False  # a poll whose task waits by trio's own means instead
-        self.poll: TaskOperation | None = None  # which waits for the descriptor, where this one is done by calls
+        self.poll: TaskOperation | None = (
+            None  # which waits for the descriptor, where this one is done by calls
+        )
 
     @enable_ki_protection
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
@@ -116,12 +118,18 @@ class Engine:
         self.pumps = not ring.info.lacking  # it can do all that a chain of operations is made of
         # What `begin` has to do first, in states other than running.
         self.attention: Callable[[TaskOperation], None] | None = None
-        self.task_way: TaskWay | None = None  # None: the ring is trio's loop, and needs no help to be entered
-        self.done: list[Any] = []  # drained and not yet woken; here, so that a failure in between loses none
+        self.task_way: TaskWay | None = (
+            None  # None: the ring is trio's loop, and needs no help to be entered
+        )
+        self.done: list[
+            Any
+        ] = []  # drained and not yet woken; here, so that a failure in between loses none
         self.has_errands = False
         self._abandoned: list[tuple[TaskOperation, int]] = []
         self._at_flush: list[Callable[[], object]] = []
-        self._closing: list[Callable[[], object]] = []  # descriptors to close after the next whole flush
+        self._closing: list[
+            Callable[[], object]
+        ] = []  # descriptors to close after the next whole flush
         self.thread = get_ident()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -177,7 +185,9 @@ class Engine:
             assert lease is not None  # whoever performs the operation has it
             poll = op.poll = lease.operation(Opcode.POLL_ADD, op.fd)
             poll.flags = select.POLLOUT if op.opcode in SENDING else select.POLLIN
-        return int(await poll.driver.wait_ready(poll))  # which may be an earlier run's, and then moves
+        return int(
+            await poll.driver.wait_ready(poll)
+        )  # which may be an earlier run's, and then moves
 
     async def wait_ready(self, poll: TaskOperation) -> int:
         """Performs a POLL_ADD. The result may be told too early."""
@@ -196,7 +206,9 @@ class Engine:
         """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
         op.task = op.raise_cancel = None
         if get_ident() != self.thread or not self.withdraw(op):
-            self._abandoned.append((op, op.token))  # this use of it: the next one is somebody else's
+            self._abandoned.append(
+                (op, op.token)
+            )  # this use of it: the next one is somebody else's
             self.has_errands = True
             self.come_back()  # it may be a garbage collection that destroys it, when we are about to wait
 
@@ -264,7 +276,9 @@ class Engine:
             return
         self._guard(self._flush_ring)
         if self.dirty and self.failure is None:
-            self._closing.append(close)  # the kernel is short of something; an entry with this number still waits
+            self._closing.append(
+                close
+            )  # the kernel is short of something; an entry with this number still waits
             return
         close()
         self._guard(self.reap_ring)
@@ -310,7 +324,9 @@ class Engine:
     def write_queue(self) -> None:
         """What is queued becomes entries, as far as the ring takes it."""
         ring, queue = self.ring, self.queue
-        for op in list(queue):  # a garbage collection in between may destroy a coroutine, and withdraw its operation
+        for op in list(
+            queue
+        ):  # a garbage collection in between may destroy a coroutine, and withdraw its operation
             if op not in queue:
                 continue
             try:
@@ -327,7 +343,9 @@ class Engine:
     def wrote(self) -> None:
         """After the kernel was entered with what `write_queue` has written."""
         # One enter may take a part; then an entry may still name a descriptor that is to be closed.
-        self.dirty = self.ring.short or bool(self.queue) or (bool(self._closing) and self.ring.ready())
+        self.dirty = (
+            self.ring.short or bool(self.queue) or (bool(self._closing) and self.ring.ready())
+        )
         if self._closing and not self.dirty:
             self.close_deferred()
 
@@ -354,7 +372,9 @@ class Engine:
         for op in done:
             task = op.task
             if task is None:
-                if op.dispose is not None:  # a completion that no task waits for: a chained one, or an abandoned one
+                if (
+                    op.dispose is not None
+                ):  # a completion that no task waits for: a chained one, or an abandoned one
                     op.dispose(op.res)
             else:
                 op.task = None
@@ -427,7 +447,9 @@ class Engine:
         """Does what has to be done before an operation when all is not as usual, or says why it cannot be made."""
         try:
             if not self.closed and get_ident() != self.thread:
-                raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
+                raise RuntimeError(
+                    "this stream belongs to a trio.run in another thread; use it there"
+                )
             if self.attention is not None:
                 self.attention(op)
         except BaseException:
@@ -436,7 +458,9 @@ class Engine:
             raise
 
     def _refuse_failed(self, _: TaskOperation) -> None:
-        raise trio.BrokenResourceError(f"trio_uring's driver has failed: {self.failure}") from self.failure
+        raise trio.BrokenResourceError(
+            f"trio_uring's driver has failed: {self.failure}"
+        ) from self.failure
 
 
 def _nothing() -> None:

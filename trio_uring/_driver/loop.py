@@ -55,7 +55,13 @@ class Loop(Manager):
             driver.woke = False
             if driver.has_errands:
                 driver.run_errands()
-            if not timeout and not driver.queue and not driver.dirty and ring.watching and not ring.ready():
+            if (
+                not timeout
+                and not driver.queue
+                and not driver.dirty
+                and ring.watching
+                and not ring.ready()
+            ):
                 return ()
             return self._pass(driver, ring, timeout)
         except Exception as exc:

@@ -39,14 +39,18 @@ if TYPE_CHECKING:
     from .backend import BackendInfo
     from .engine import TaskOperation
 
-ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL  # what a poll tells though nobody has asked
+ALWAYS = (
+    select.POLLERR | select.POLLHUP | select.POLLNVAL
+)  # what a poll tells though nobody has asked
 RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 _NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
 _WAITS_TO_WRITE = frozenset(map(int, SENDING))
 _NOT_THIS_WAY = frozenset(
-    getattr(errno, name) for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE") if hasattr(errno, name)
+    getattr(errno, name)
+    for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
+    if hasattr(errno, name)
 )
 
 
@@ -103,7 +107,9 @@ def read_now(fd: int, length: int) -> bytes:
         try:
             return bytes(memoryview(memory)[: os.preadv(fd, [memory], -1, os.RWF_NOWAIT)])
         except BlockingIOError:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):  # which is read though the disk is to be waited for
+            if not stat.S_ISREG(
+                os.fstat(fd).st_mode
+            ):  # which is read though the disk is to be waited for
                 raise
         except OSError as exc:
             if exc.errno not in _NOT_THIS_WAY:
@@ -184,7 +190,9 @@ async def wait_by_trio(fd: int, events: int) -> int:
     return events
 
 
-async def perform_by_readiness(op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]) -> int:
+async def perform_by_readiness(
+    op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]
+) -> int:
     """Performs an operation by its call, and returns its result: >= 0, or -errno. A checkpoint, always.
 
     Args:
@@ -220,7 +228,9 @@ class ReadinessDriver:
         self.short_writes = self.passes = 0
         self.closed = False
         self.waiting: dict[TaskOperation, float] = {}  # since when
-        self._scopes: dict[TaskOperation, trio.CancelScope] = {}  # of those whose descriptor stays open when they end
+        self._scopes: dict[
+            TaskOperation, trio.CancelScope
+        ] = {}  # of those whose descriptor stays open when they end
         self.thread = get_ident()
         self._refuse = refuse
         call_at_end(self.close)
@@ -238,7 +248,11 @@ class ReadinessDriver:
 
     async def perform(self, op: TaskOperation) -> int:
         self._attend(op)
-        return int(await op.driver.perform_by_call(op) if op.driver is self else await op.driver.perform(op))
+        return int(
+            await op.driver.perform_by_call(op)
+            if op.driver is self
+            else await op.driver.perform(op)
+        )
 
     @enable_ki_protection
     async def perform_by_call(self, op: TaskOperation) -> int:
@@ -262,7 +276,9 @@ class ReadinessDriver:
                 counters.submitted[opcode] -= 1  # its call is counted
 
     async def _until_ready(self, op: TaskOperation) -> int:
-        to_write = op.opcode in _WAITS_TO_WRITE or (op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT)
+        to_write = op.opcode in _WAITS_TO_WRITE or (
+            op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT
+        )
         events = select.POLLOUT if to_write else select.POLLIN
         lease = None if op.lease is None else op.lease()
         if lease is None or lease.closes_descriptor:

@@ -39,7 +39,9 @@ _log = logging.getLogger("trio_uring")
 
 WAYS = ("auto", "task")
 VARIABLE = "TRIO_URING_DRIVER"
-TEARDOWN_SECONDS = 1.0  # how long the end of a run waits for the kernel to give back what is in flight
+TEARDOWN_SECONDS = (
+    1.0  # how long the end of a run waits for the kernel to give back what is in flight
+)
 _TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel then
 
 
@@ -116,7 +118,9 @@ class Driver(ChainEngine):
     # -- looking in
 
     def statistics(self) -> Statistics:
-        return snapshot(self.counters, self.ring.info, list(self.ring.table.values()), len(self.queue), self)
+        return snapshot(
+            self.counters, self.ring.info, list(self.ring.table.values()), len(self.queue), self
+        )
 
     def operations(self) -> list[OperationInFlight]:
         return [self.describe(op) for op in self.pending()]
@@ -133,7 +137,9 @@ class Driver(ChainEngine):
 def _move_to_current_run(op: TaskOperation) -> None:
     """The run that the stream was used in is over: this one goes on with it, as with trio's own sockets."""
     if op.state.in_kernel:
-        raise RuntimeError("this stream has an operation that the kernel did not give back at the end of an earlier trio.run")
+        raise RuntimeError(
+            "this stream has an operation that the kernel did not give back at the end of an earlier trio.run"
+        )
     driver = current_driver()
     lease = None if op.lease is None else op.lease()
     others = [] if lease is None else lease.operations
@@ -147,7 +153,9 @@ def _refuse_ending(op: TaskOperation) -> None:
 
 
 def _refuse_in_child(op: TaskOperation) -> None:
-    raise RuntimeError("this stream belongs to the process that this one was forked from; open a new one here")
+    raise RuntimeError(
+        "this stream belongs to the process that this one was forked from; open a new one here"
+    )
 
 
 AnyDriver = Driver | ReadinessDriver
@@ -158,7 +166,9 @@ _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
 """The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with `request_backend`."""
 
-requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring driver's way", None)
+requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
+    "trio_uring driver's way", None
+)
 """How this trio.run is to wait for its ring: "auto" or "task"; None: as the environment variable TRIO_URING_DRIVER says."""
 
 
@@ -176,7 +186,9 @@ def request_backend(backend: str) -> None:
         requested.set(backend)
         return
     if backend not in ("auto", used):
-        raise RuntimeError(f"trio_uring was used in this run already, on {used}: ask for {backend} before that")
+        raise RuntimeError(
+            f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
+        )
 
 
 def request_way(way: str) -> None:
@@ -193,7 +205,9 @@ def request_way(way: str) -> None:
         requested_way.set(way)
         return
     if way == "task" and isinstance(used, Driver) and used.task_way is None:
-        raise RuntimeError("trio_uring was used in this run already, and the ring is its loop: ask for the task before that")
+        raise RuntimeError(
+            "trio_uring was used in this run already, and the ring is its loop: ask for the task before that"
+        )
 
 
 def current_driver() -> AnyDriver:
@@ -233,7 +247,9 @@ def check_way(way: str) -> None:
     """Raises ValueError if there is no such way to wait for the ring."""
     if way not in WAYS:
         ways = ", ".join(map(repr, WAYS))
-        raise ValueError(f"the driver is {way!r} ({VARIABLE}, or this run's argument): it is one of {ways}")
+        raise ValueError(
+            f"the driver is {way!r} ({VARIABLE}, or this run's argument): it is one of {ways}"
+        )
 
 
 def backend_info() -> BackendInfo:
@@ -264,8 +280,12 @@ def install(ring: Ring) -> Driver:
         reason = None if info.backend == "uring" else "this run was given its ring"
         runner = None if _asked_way() == "task" else loop_runner()
         if runner is None and "DEFER_TASKRUN" in info.setup_flags:
-            raise ValueError("a ring with DEFER_TASKRUN wakes no task that waits for its descriptor") from None
-        return _start(ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags), runner)
+            raise ValueError(
+                "a ring with DEFER_TASKRUN wakes no task that waits for its descriptor"
+            ) from None
+        return _start(
+            ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags), runner
+        )
     raise RuntimeError("this trio.run has a ring already")
 
 

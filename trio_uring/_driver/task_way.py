@@ -37,7 +37,9 @@ class TaskWay(trio.abc.Instrument):
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._idle_scope: trio.CancelScope | None = None  # cancelled as soon as nothing is queued or in flight
+        self._idle_scope: trio.CancelScope | None = (
+            None  # cancelled as soon as nothing is queued or in flight
+        )
         self._reaped = False  # by the hooks, in this pass
         self._late = False
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-BUFFER_SIZE = 65536  # bytes: one receive then serves many small reads, and a connection's memory stays small
+BUFFER_SIZE = (
+    65536  # bytes: one receive then serves many small reads, and a connection's memory stays small
+)
 EXACT_MAX = 2**16  # bytes asked for at once by a large exact read
 
 _T = TypeVar("_T")
@@ -53,7 +55,11 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     _stays_broken = False
 
     def __init__(
-        self, stream: trio.abc.ReceiveStream, buffer_size: int = BUFFER_SIZE, *, receive_timeout: float | None = None
+        self,
+        stream: trio.abc.ReceiveStream,
+        buffer_size: int = BUFFER_SIZE,
+        *,
+        receive_timeout: float | None = None,
     ) -> None:
         if not isinstance(stream, trio.abc.ReceiveStream):
             raise TypeError(f"BufferedReceiveStream wraps a trio.abc.ReceiveStream, not {stream!r}")
@@ -90,7 +96,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         return self._queue.peek(self._queue.size if max_bytes is None else max_bytes)
 
     @enable_ki_protection
-    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+    async def receive_some(
+        self, max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> bytes:
         """Returns some bytes: buffered ones if there are any, or the next that come (trio.abc.ReceiveStream).
 
         Args:
@@ -160,7 +168,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         return await self._receive(timeout, self._exactly, count)
 
     @enable_ki_protection
-    async def receive_until(self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None) -> bytes:
+    async def receive_until(
+        self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None
+    ) -> bytes:
         """Receives up to and including the next `delimiter`.
 
         Args:
@@ -200,7 +210,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
 
     # -- one call at a time, in time
 
-    async def _receive(self, timeout: float | None, receive: Callable[..., Awaitable[_T]], *args: object) -> _T:
+    async def _receive(
+        self, timeout: float | None, receive: Callable[..., Awaitable[_T]], *args: object
+    ) -> _T:
         if timeout is None:
             timeout = self.receive_timeout
             if timeout is None:
@@ -305,7 +317,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         received = False
         while (found := queue.find(delimiter, searched, max_bytes)) < 0 and queue.size < max_bytes:
             searched = max(0, queue.size - len(delimiter) + 1)
-            if not await self._more(self._buffer_size or min(_missing(queue, delimiter), max_bytes - queue.size)):
+            if not await self._more(
+                self._buffer_size or min(_missing(queue, delimiter), max_bytes - queue.size)
+            ):
                 raise IncompleteReadError(queue.peek(queue.size))
             received = True
         if not received:

@@ -43,12 +43,16 @@ class FrameStream(trio.abc.Channel[bytes]):
     holds at most one incomplete message and one receive of the stream.
     """
 
-    def __init__(self, stream: trio.abc.Stream, max_size: int = MAX_SIZE, *, prefix: Prefix = "u32be") -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, max_size: int = MAX_SIZE, *, prefix: Prefix = "u32be"
+    ) -> None:
         if not isinstance(stream, trio.abc.Stream):
             raise TypeError(f"FrameStream is made over a trio.abc.Stream, not {stream!r}")
         self.stream = stream
         self._source = receiving_end(stream)
-        self._untimed = untimed(self._source)  # a call's time is limited here, for the whole message
+        self._untimed = untimed(
+            self._source
+        )  # a call's time is limited here, for the whole message
         self._max_size = check_max_size(max_size)
         self._prefix: Prefix = prefix
         self._decoder = FrameDecoder(max_size, prefix)
@@ -86,7 +90,9 @@ class FrameStream(trio.abc.Channel[bytes]):
             await self._send(buffers, timeout)
 
     @enable_ki_protection
-    async def send_many(self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None) -> None:
+    async def send_many(
+        self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None
+    ) -> None:
         """Sends many messages, in order, as one operation (of large ones, one for each 1,024 buffers or 4 MiB).
 
         Messages up to 1 KiB are copied into one buffer: bound what you give it at once.
@@ -157,11 +163,15 @@ class FrameStream(trio.abc.Channel[bytes]):
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending on this channel")
         if self._broken:
-            raise trio.BrokenResourceError("an earlier send was interrupted within a message: the peer cannot follow any more")
+            raise trio.BrokenResourceError(
+                "an earlier send was interrupted within a message: the peer cannot follow any more"
+            )
         self._sending = True
         started = False
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()  # cancelled before it began: nothing was sent, nothing is broken
+            await (
+                trio.lowlevel.checkpoint_if_cancelled()
+            )  # cancelled before it began: nothing was sent, nothing is broken
             started = True
             if isinstance(data, list):
                 await send_all_vectored(self.stream, data, timeout=timeout)
@@ -219,7 +229,9 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     def _take_all(self) -> list[bytes]:
         messages = [self._take()]
-        with contextlib.suppress(FrameError):  # what came before the error goes first; the decoder raises it again
+        with contextlib.suppress(
+            FrameError
+        ):  # what came before the error goes first; the decoder raises it again
             messages.extend(self._decoder)
         return messages
 
@@ -232,7 +244,9 @@ class FrameStream(trio.abc.Channel[bytes]):
         self._decoder = FrameDecoder(self._max_size, self._prefix)
 
 
-def _join_small(values: Iterable[Buffer | Sequence[Buffer]], max_size: int, prefix: Prefix) -> list[Any]:
+def _join_small(
+    values: Iterable[Buffer | Sequence[Buffer]], max_size: int, prefix: Prefix
+) -> list[Any]:
     """The buffers of many frames, of which small ones are joined."""
     buffers: list[Any] = []
     run = bytearray()

@@ -93,7 +93,11 @@ def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Pref
 
 @enable_ki_protection
 async def receive_frame(
-    stream: trio.abc.ReceiveStream, max_size: int = MAX_SIZE, *, prefix: Prefix = "u32be", timeout: float | None = None
+    stream: trio.abc.ReceiveStream,
+    max_size: int = MAX_SIZE,
+    *,
+    prefix: Prefix = "u32be",
+    timeout: float | None = None,
 ) -> bytes:
     """Receives one frame, and not a byte more than that.
 
@@ -172,7 +176,9 @@ class Place:
             watched = weakref.ref(stream, lambda _: _forget(key))
         except TypeError:
             what = type(stream).__name__
-            raise TypeError(f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive frames") from None
+            raise TypeError(
+                f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive frames"
+            ) from None
         self._reader = BufferedReceiveStream(stream, 0)
         self._reader._put_back([_kept.get(key) or b""])
         _kept[key], _watched[key] = None, watched

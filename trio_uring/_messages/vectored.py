@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 @enable_ki_protection
-async def send_all_vectored(stream: trio.abc.SendStream, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+async def send_all_vectored(
+    stream: trio.abc.SendStream, buffers: Iterable[Buffer], *, timeout: float | None = None
+) -> None:
     """Sends buffers in order, without joining them, on any trio.abc.SendStream.
 
     On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the socket takes only a part);
@@ -94,7 +96,9 @@ def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
     if isinstance(buffers, (list, tuple)):
         return buffers
     if isinstance(buffers, (bytes, bytearray, memoryview, str)):
-        raise TypeError(f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: use send_all for one")
+        raise TypeError(
+            f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: use send_all for one"
+        )
     return list(buffers)
 
 
@@ -104,8 +108,12 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
         return
     views: list[Any] = []
     try:
-        for item in buffer_list(buffers):  # all of them first: a wrong one is found before anything is sent
-            views += [item] if type(item) is bytes else byte_views([item])  # a stream may like bytes best
+        for item in buffer_list(
+            buffers
+        ):  # all of them first: a wrong one is found before anything is sent
+            views += (
+                [item] if type(item) is bytes else byte_views([item])
+            )  # a stream may like bytes best
         views = [view for view in views if len(view)] or [b""]
         transport = await _corked(stream) if len(views) > 1 else None
         try:
@@ -191,7 +199,9 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         finally:
             release_views(views)
 
-    async def send_all_vectored(self, buffers: Sequence[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all_vectored(
+        self, buffers: Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
         with within(timeout):
             await self.send_all(buffers)
 

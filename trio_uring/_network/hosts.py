@@ -11,10 +11,22 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint_if_cancelled, enable_ki_protection
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
 
 from .link import Path
-from .network import Address, BufferedNetworkStream, NetworkConfig, NetworkListener, NetworkStream, check_address
+from .network import (
+    Address,
+    BufferedNetworkStream,
+    NetworkConfig,
+    NetworkListener,
+    NetworkStream,
+    check_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +54,9 @@ class Hosts:
         self.refused: set[Address] = set()
         self.known = {HOME, ANY}  # what somebody named, bound to, or dialled
         self._paths: dict[frozenset[str], Path] = {}
-        self._rules: set[Pair] = set()  # partitions from or to ANY, for the paths that are still to come
+        self._rules: set[Pair] = (
+            set()
+        )  # partitions from or to ANY, for the paths that are still to come
         self._next_ports: dict[str, int] = {}
 
     def path(self, a: str, b: str) -> Path:
@@ -64,7 +78,9 @@ class Hosts:
 
     def heal(self, a: HostNames, b: HostNames, one_way: bool) -> None:
         pairs = self._pairs(a, b, one_way)
-        self._rules = {rule for rule in self._rules if not any(_covers(pair, *rule) for pair in pairs)}
+        self._rules = {
+            rule for rule in self._rules if not any(_covers(pair, *rule) for pair in pairs)
+        }
         for path, senders in self._affected(pairs).items():
             path.heal(senders)
 
@@ -84,7 +100,9 @@ class Hosts:
         if unknown or not found:
             known = ", ".join(sorted(self.known - {ANY}))
             what = f"this network knows no host {unknown[0]!r}" if unknown else "no host was named"
-            raise ValueError(f"{what}: nothing would be hit. It knows {known}, and what `host` names")
+            raise ValueError(
+                f"{what}: nothing would be hit. It knows {known}, and what `host` names"
+            )
         return found
 
     def _pairs(self, a: HostNames, b: HostNames, one_way: bool) -> list[Pair]:
@@ -136,7 +154,9 @@ class SimulatedListener(NetworkListener):
         room: where dials wait while the backlog is full.
     """
 
-    def __init__(self, hosts: Hosts, key: Address, config: NetworkConfig, local_address: Address) -> None:
+    def __init__(
+        self, hosts: Hosts, key: Address, config: NetworkConfig, local_address: Address
+    ) -> None:
         self.config = config
         self.room = ParkingLot()
         self._hosts, self._key, self._local_address = hosts, key, local_address

@@ -128,7 +128,9 @@ class Pipe:
         end_at, reset_at: when the end and the reset arrive, in seconds; math.inf: stopped by a cut; None: not sent.
     """
 
-    def __init__(self, path: Path, host: str, settings: LinkSettings, sender: Random, receiver: Random) -> None:
+    def __init__(
+        self, path: Path, host: str, settings: LinkSettings, sender: Random, receiver: Random
+    ) -> None:
         self.host = host
         self.settings = settings
         self.sender, self.receiver = sender, receiver
@@ -179,7 +181,9 @@ class Pipe:
         self.settle(now)
         self._flight = deque((math.inf, data) for _, data in self._flight)
         self.end_at = math.inf if self.end_at is not None and self.end_at > now else self.end_at
-        self.reset_at = math.inf if self.reset_at is not None and self.reset_at > now else self.reset_at
+        self.reset_at = (
+            math.inf if self.reset_at is not None and self.reset_at > now else self.reset_at
+        )
 
     def send_again(self, now: float) -> None:
         """The path is whole again: what was stopped sets out again."""

@@ -71,10 +71,14 @@ class NetworkConfig:
         for name in ("connect_timeout", "read_timeout", "write_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
-                raise ValueError(f"{name} must be a number of seconds >= 0, or None for no limit, not {seconds!r}")
+                raise ValueError(
+                    f"{name} must be a number of seconds >= 0, or None for no limit, not {seconds!r}"
+                )
         for name in ("so_linger", "backlog"):
             number = getattr(self, name)
-            if number is not None and not 0 <= operator.index(number) <= 65535:  # which is what kernels take
+            if (
+                number is not None and not 0 <= operator.index(number) <= 65535
+            ):  # which is what kernels take
                 raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
         if operator.index(self.read_buffer_size) < 0:
             raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")
@@ -112,15 +116,21 @@ class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
-    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all(
+        self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
         """Sends one buffer, or a sequence of buffers in order, without joining them. See SendStream.send_all."""
 
     @abc.abstractmethod
-    async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all_vectored(
+        self, buffers: Iterable[Buffer], *, timeout: float | None = None
+    ) -> None:
         """Sends buffers in order, without joining them. See send_all_vectored."""
 
     @abc.abstractmethod
-    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+    async def receive_some(
+        self, max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> bytes:
         """Returns some bytes. See BufferedReceiveStream.receive_some."""
 
     @abc.abstractmethod
@@ -132,7 +142,9 @@ class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
         """Receives `count` bytes. See BufferedReceiveStream.receive_exactly."""
 
     @abc.abstractmethod
-    async def receive_until(self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None) -> bytes:
+    async def receive_until(
+        self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None
+    ) -> bytes:
         """Receives up to a delimiter. See BufferedReceiveStream.receive_until."""
 
     @abc.abstractmethod
@@ -216,7 +228,11 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
     _stays_broken = True
 
     def __init__(
-        self, transport: trio.abc.HalfCloseableStream, config: NetworkConfig, local_address: Address, remote_address: Address
+        self,
+        transport: trio.abc.HalfCloseableStream,
+        config: NetworkConfig,
+        local_address: Address,
+        remote_address: Address,
     ) -> None:
         super().__init__(transport, config.read_buffer_size, receive_timeout=config.read_timeout)
         self.transport = transport
@@ -244,7 +260,9 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         transport.bytes_sent = count
 
     @enable_ki_protection
-    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all(
+        self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
         if timeout is None:
             timeout = self.send_timeout
         transport: Any = self.transport
@@ -260,7 +278,9 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
             self._broken = True  # the socket has told it now: a receive gets what has come, and then would find an end
             raise
 
-    async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all_vectored(
+        self, buffers: Iterable[Buffer], *, timeout: float | None = None
+    ) -> None:
         await self.send_all(listed(buffers), timeout=timeout)
 
     async def wait_send_all_might_not_block(self) -> None:

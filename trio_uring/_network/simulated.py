@@ -21,7 +21,14 @@ from trio.lowlevel import enable_ki_protection
 from .deterministic import run_deterministically
 from .hosts import ANY, HOME, WILDCARDS, HostNames, Hosts, SimulatedListener, key_of, resolve
 from .link import LinkSettings, Path
-from .network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream
+from .network import (
+    Address,
+    BufferedNetworkStream,
+    Network,
+    NetworkConfig,
+    NetworkListener,
+    NetworkStream,
+)
 from .transport import connect
 
 
@@ -75,7 +82,9 @@ class SimulatedNetwork(Network):
             raise ValueError("short and race are probabilities")
         self.seed = seed
         self.config = NetworkConfig() if config is None else config
-        self._settings = LinkSettings((float(low), float(high)), bandwidth, buffer_size, short, race)
+        self._settings = LinkSettings(
+            (float(low), float(high)), bandwidth, buffer_size, short, race
+        )
         self._hosts = Hosts()
         self._numbers = itertools.count()
 
@@ -176,7 +185,9 @@ class SimulatedNetwork(Network):
     # -- for the views
 
     @enable_ki_protection
-    async def _bind(self, name: str | None, config: NetworkConfig, address: Address) -> SimulatedListener:
+    async def _bind(
+        self, name: str | None, config: NetworkConfig, address: Address
+    ) -> SimulatedListener:
         """`name` is the host that binds; None: whoever the address names."""
         await trio.lowlevel.checkpoint()
         hosts, (host, port) = self._hosts, key_of(name or HOME, address)
@@ -188,7 +199,9 @@ class SimulatedNetwork(Network):
             raise _error(errno.EADDRINUSE, "listen on", address)
         hosts.used.add((owner, port))
         hosts.known.add(owner)
-        listener = SimulatedListener(hosts, (owner, port), config, ("0.0.0.0" if host == ANY else host, port))
+        listener = SimulatedListener(
+            hosts, (owner, port), config, ("0.0.0.0" if host == ANY else host, port)
+        )
         hosts.listeners[owner, port] = listener
         return listener
 
@@ -199,7 +212,11 @@ class SimulatedNetwork(Network):
         path = self._hosts.path(name, target[0])
         generator = _Generators(self.seed, next(self._numbers))
         timeout = config.connect_timeout
-        with contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout):
+        with (
+            contextlib.nullcontext()
+            if timeout is None or timeout == math.inf
+            else trio.fail_after(timeout)
+        ):
             listener = await self._reach(path, generator("dial"), target)
         local = (name, self._hosts.free_port(name))
         if not local[1]:
@@ -216,10 +233,14 @@ class SimulatedNetwork(Network):
         listener.give(accepted, target, local)
         return BufferedNetworkStream(transport, config, local, target)
 
-    async def _reach(self, path: Path, generator: random.Random, target: Address) -> SimulatedListener:
+    async def _reach(
+        self, path: Path, generator: random.Random, target: Address
+    ) -> SimulatedListener:
         """Waits until a listener takes the connection. From its return on nothing may wait: there is room now."""
         while True:
-            await path.cross(self._settings.draw_latency(generator) + self._settings.draw_latency(generator))
+            await path.cross(
+                self._settings.draw_latency(generator) + self._settings.draw_latency(generator)
+            )
             while not path.is_cut:
                 listener = self._hosts.listening(target)
                 if listener is None:

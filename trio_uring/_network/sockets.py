@@ -20,7 +20,15 @@ from .._bytes.timed import within
 from .._messages.vectored import counting
 from .._streams.listeners import SocketListener
 from .._streams.tcp import open_tcp_stream
-from .network import Address, BufferedNetworkStream, Network, NetworkConfig, NetworkListener, NetworkStream, check_address
+from .network import (
+    Address,
+    BufferedNetworkStream,
+    Network,
+    NetworkConfig,
+    NetworkListener,
+    NetworkStream,
+    check_address,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +40,9 @@ if sys.platform == "linux":
     import termios
 
 _TCP_CLOSE = 7  # the state, linux/tcp_states.h, of a connection that the peer has reset
-_BACKLOG_MAX = 65535  # connections; trio's value for "as many as the system allows", which cuts it down
+_BACKLOG_MAX = (
+    65535  # connections; trio's value for "as many as the system allows", which cuts it down
+)
 
 
 class LingeringStream(BufferedNetworkStream):
@@ -42,7 +52,9 @@ class LingeringStream(BufferedNetworkStream):
     always, while a second descriptor keeps the socket until the kernel has nothing left to send or the time is up.
     """
 
-    def __init__(self, transport: Any, config: NetworkConfig, local_address: Address, remote_address: Address) -> None:
+    def __init__(
+        self, transport: Any, config: NetworkConfig, local_address: Address, remote_address: Address
+    ) -> None:
         super().__init__(transport, config, local_address, remote_address)
         self._seconds = config.so_linger or 0
 
@@ -52,7 +64,9 @@ class LingeringStream(BufferedNetworkStream):
             await super().aclose()
             if last is not None:
                 with contextlib.suppress(OSError), trio.move_on_after(self._seconds):
-                    last.shutdown(stdlib_socket.SHUT_WR)  # the FIN, which the other descriptor's close did not send
+                    last.shutdown(
+                        stdlib_socket.SHUT_WR
+                    )  # the FIN, which the other descriptor's close did not send
                     pause = 0.001
                     while _unsent(last):
                         await trio.sleep(pause)
@@ -73,7 +87,10 @@ class LingeringStream(BufferedNetworkStream):
 
 def _unsent(sock: stdlib_socket.socket) -> int:
     """Bytes that the peer has not acknowledged; 0 where the system does not tell: there nothing is waited for."""
-    if sys.platform != "linux" or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+    if (
+        sys.platform != "linux"
+        or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    ):
         return 0
     unsent: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return unsent
@@ -82,7 +99,9 @@ def _unsent(sock: stdlib_socket.socket) -> int:
 class SocketNetworkListener(NetworkListener):
     """Accepts on a socket, and makes each connection a stream of the network."""
 
-    def __init__(self, network: SocketNetwork, listener: trio.abc.Listener[Any], local_address: Address) -> None:
+    def __init__(
+        self, network: SocketNetwork, listener: trio.abc.Listener[Any], local_address: Address
+    ) -> None:
         self._network = network
         self._listener = listener
         self._local_address = local_address
@@ -112,7 +131,10 @@ class SocketNetwork(Network):
         host, port = check_address(address)
         with _names_checked(host):
             targets = await trio.socket.getaddrinfo(
-                host or "0.0.0.0", port, type=stdlib_socket.SOCK_STREAM, flags=stdlib_socket.AI_PASSIVE
+                host or "0.0.0.0",
+                port,
+                type=stdlib_socket.SOCK_STREAM,
+                flags=stdlib_socket.AI_PASSIVE,
             )
         family, kind, proto, _, where = targets[0]
         sock = stdlib_socket.socket(family, kind, proto)
@@ -146,7 +168,9 @@ class SocketNetwork(Network):
         sock = transport.socket
         try:
             local = _address(sock.getsockname())
-            with contextlib.suppress(OSError):  # the peer may be gone already: the first receive says so
+            with contextlib.suppress(
+                OSError
+            ):  # the peer may be gone already: the first receive says so
                 remote_address = _address(sock.getpeername())
             self._set_options(sock)
             make = LingeringStream if self.config.so_linger else BufferedNetworkStream
@@ -156,11 +180,17 @@ class SocketNetwork(Network):
             raise
 
     def _set_options(self, sock: Any) -> None:
-        with contextlib.suppress(OSError):  # Windows and macOS refuse options of a connection that is gone
-            sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, self.config.tcp_nodelay)
+        with contextlib.suppress(
+            OSError
+        ):  # Windows and macOS refuse options of a connection that is gone
+            sock.setsockopt(
+                stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, self.config.tcp_nodelay
+            )
             if self.config.so_linger == 0:  # more than that is for aclose, see LingeringStream
                 layout = "HH" if sys.platform == "win32" else "ii"
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack(layout, 1, 0))
+                sock.setsockopt(
+                    stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack(layout, 1, 0)
+                )
 
     # -- what differs
 
@@ -212,7 +242,9 @@ def _names_checked(host: str) -> Iterator[None]:
     try:
         yield
     except UnicodeError as exc:
-        raise stdlib_socket.gaierror(stdlib_socket.EAI_NONAME, f"{host!r} is not a host name: {exc}") from None
+        raise stdlib_socket.gaierror(
+            stdlib_socket.EAI_NONAME, f"{host!r} is not a host name: {exc}"
+        ) from None
 
 
 def _address(name: Any) -> Address:

@@ -13,7 +13,13 @@ import operator
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled, enable_ki_protection
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
 
 from .._bytes.views import release_view
 from .._errors import stream_error
@@ -43,7 +49,13 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     """
 
     def __init__(
-        self, path: Path, outgoing: Pipe, incoming: Pipe, *, linger: bool = True, on_close: Callable[[], object] | None = None
+        self,
+        path: Path,
+        outgoing: Pipe,
+        incoming: Pipe,
+        *,
+        linger: bool = True,
+        on_close: Callable[[], object] | None = None,
     ) -> None:
         self.bytes_sent = 0
         self.outgoing, self.incoming = outgoing, incoming
@@ -70,12 +82,18 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         """
         await self._send(data)
 
-    async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all_vectored(
+        self, buffers: Iterable[Buffer], *, timeout: float | None = None
+    ) -> None:
         """As send_all of a list. `timeout` is in seconds; None and math.inf: no limit; trio.TooSlowError when it is up.
 
         Cancellation: as of send_all.
         """
-        with contextlib.nullcontext() if timeout is None or timeout == math.inf else trio.fail_after(timeout):
+        with (
+            contextlib.nullcontext()
+            if timeout is None or timeout == math.inf
+            else trio.fail_after(timeout)
+        ):
             await self._send(list(buffers))
 
     @enable_ki_protection
@@ -310,7 +328,11 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     def _check(self) -> None:
         self._check_open()
         pipe = self.incoming
-        if self._broken is None and pipe.reset_at is not None and pipe.reset_at <= trio.current_time():
+        if (
+            self._broken is None
+            and pipe.reset_at is not None
+            and pipe.reset_at <= trio.current_time()
+        ):
             # As the kernel says it: a reset after the other end's end is a broken pipe.
             self._break(errno.ECONNRESET if pipe.end_at is None else errno.EPIPE)
         if self._broken is not None:
@@ -350,8 +372,12 @@ def connect(
         lingers: of both ends.
     """
     dialler, listener = hosts
-    there = Pipe(path, dialler, settings, generator("dialler sends"), generator("listener receives"))
-    back = Pipe(path, listener, settings, generator("listener sends"), generator("dialler receives"))
+    there = Pipe(
+        path, dialler, settings, generator("dialler sends"), generator("listener receives")
+    )
+    back = Pipe(
+        path, listener, settings, generator("listener sends"), generator("dialler receives")
+    )
     first = SimulatedTransport(path, there, back, linger=lingers[0], on_close=on_close)
     second = SimulatedTransport(path, back, there, linger=lingers[1])
     first.peer, second.peer = second, first

@@ -50,7 +50,9 @@ def outcome_of(error: BaseException) -> Outcome:
         return "timed_out"
     if isinstance(error, (trio.Cancelled, GeneratorExit)):
         return "cancelled"
-    members = getattr(error, "exceptions", None)  # of an exception group, from a nursery inside of the operation
+    members = getattr(
+        error, "exceptions", None
+    )  # of an exception group, from a nursery inside of the operation
     if isinstance(members, tuple) and all(outcome_of(member) == "cancelled" for member in members):
         return "cancelled"
     return "failed"
@@ -77,7 +79,9 @@ else:
             if instance is None:
                 return self._method
             name = self._method.__name__
-            getattr(instance.wrapped if name == "send_eof" else instance._source, name)  # AttributeError: its own
+            getattr(
+                instance.wrapped if name == "send_eof" else instance._source, name
+            )  # AttributeError: its own
             return self._method.__get__(instance, owner)
 
 
@@ -166,7 +170,9 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     # -- sending
 
     @enable_ki_protection
-    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all(
+        self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
         if isinstance(data, (list, tuple)):
             await self.send_all_vectored(data, timeout=timeout)
             return
@@ -184,9 +190,13 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         observer.success("send", address, buffers)
 
     @enable_ki_protection
-    async def send_all_vectored(self, buffers: Iterable[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all_vectored(
+        self, buffers: Iterable[Buffer], *, timeout: float | None = None
+    ) -> None:
         observer, address = self._observer, self._address
-        buffers = tuple(listed(buffers))  # used up once, here; and what the caller does to a list meanwhile is not counted
+        buffers = tuple(
+            listed(buffers)
+        )  # used up once, here; and what the caller does to a list meanwhile is not counted
         observer.attempt("send", address, buffers)
         try:
             await send_all_vectored(self._sink, buffers, timeout=timeout)
@@ -205,14 +215,18 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     # -- receiving
 
     @enable_ki_protection
-    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+    async def receive_some(
+        self, max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> bytes:
         observer, address = self._observer, self._address
         observer.attempt("receive", address)
         try:
             if timeout is None:
                 data: bytes = await self._source.receive_some(max_bytes)
             else:
-                data = await in_time(self._times_receives, timeout, self._source.receive_some, max_bytes)
+                data = await in_time(
+                    self._times_receives, timeout, self._source.receive_some, max_bytes
+                )
         except BaseException as exc:
             observer.failure("receive", address, exc, outcome_of(exc))
             raise
@@ -222,7 +236,9 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         source = self._source
-        if not hasattr(type(source), "receive_into"):  # who asks this of the wrapper's class is told that it has it
+        if not hasattr(
+            type(source), "receive_into"
+        ):  # who asks this of the wrapper's class is told that it has it
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
         with byte_view(memoryview(buffer))[:count] as part:
@@ -238,13 +254,28 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
 
     @_if_wrapped_has
     @enable_ki_protection
-    async def receive_until(self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None) -> bytes:
-        data: bytes = await self._receive(self._source.receive_until, delimiter, max_bytes, timeout=timeout)
+    async def receive_until(
+        self, delimiter: bytes, max_bytes: int, *, timeout: float | None = None
+    ) -> bytes:
+        data: bytes = await self._receive(
+            self._source.receive_until, delimiter, max_bytes, timeout=timeout
+        )
         self._observer.success("receive", self._address, (data,))
         return data
 
-    async def _receive(self, method: Callable[..., Awaitable[Any]], *args: object, timeout: float | None) -> Any:
-        return await _told(self._observer, "receive", self._address, in_time, self._times_receives, timeout, method, *args)
+    async def _receive(
+        self, method: Callable[..., Awaitable[Any]], *args: object, timeout: float | None
+    ) -> Any:
+        return await _told(
+            self._observer,
+            "receive",
+            self._address,
+            in_time,
+            self._times_receives,
+            timeout,
+            method,
+            *args,
+        )
 
     @_if_wrapped_has
     def peek(self, max_bytes: int | None = None) -> bytes:
@@ -268,7 +299,9 @@ class _ObservedListener(_Resource, NetworkListener):
 
     @enable_ki_protection
     async def accept(self) -> NetworkStream:
-        stream: NetworkStream = await _told(self._observer, "accept", self._address, self.wrapped.accept)
+        stream: NetworkStream = await _told(
+            self._observer, "accept", self._address, self.wrapped.accept
+        )
         self._observer.success("accept", stream.remote_address)
         return self._network._wrap(stream, "in")
 
@@ -286,13 +319,17 @@ class _ObservedNetwork(_Wrapper, Network):
 
     @enable_ki_protection
     async def bind(self, address: Address) -> NetworkListener:
-        listener: NetworkListener = await _told(self._observer, "bind", address, self.wrapped.bind, address)
+        listener: NetworkListener = await _told(
+            self._observer, "bind", address, self.wrapped.bind, address
+        )
         self._observer.success("bind", listener.local_address)
         return _ObservedListener(listener, self)
 
     @enable_ki_protection
     async def dial(self, address: Address) -> NetworkStream:
-        stream: NetworkStream = await _told(self._observer, "dial", address, self.wrapped.dial, address)
+        stream: NetworkStream = await _told(
+            self._observer, "dial", address, self.wrapped.dial, address
+        )
         self._observer.success("dial", stream.remote_address)
         return self._wrap(stream, "out")
 

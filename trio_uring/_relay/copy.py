@@ -28,7 +28,9 @@ from .stream_pump import StreamPump
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOP_SIZE = 65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
+LOOP_SIZE = (
+    65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
+)
 
 
 class Relayed(NamedTuple):
@@ -98,7 +100,12 @@ async def copy_stream(
             return await _loop(reader, out, max_bytes)
 
 
-async def _pump(source: ReceiveSide, sink: SendSide, max_bytes: int | None, progress: Callable[[int], object] | None) -> int:
+async def _pump(
+    source: ReceiveSide,
+    sink: SendSide,
+    max_bytes: int | None,
+    progress: Callable[[int], object] | None,
+) -> int:
     """Takes both directions; the pump frees them at its end, which may be later than ours if our coroutine is destroyed."""
     await take_sending(sink)  # first, because it begins to count
     try:
@@ -132,7 +139,9 @@ async def _loop(stream: Any, out: LoopSink, max_bytes: int | None) -> int:
         return out.total
 
 
-async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[int, int], object] | None = None) -> Relayed:
+async def relay(
+    a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[int, int], object] | None = None
+) -> Relayed:
     """Copies both ways between two streams, until both directions have ended.
 
     The end of one stream is carried over with the other's `send_eof`, and the opposite direction goes on. A stream without
@@ -162,7 +171,9 @@ async def relay(a: trio.abc.Stream, b: trio.abc.Stream, *, progress: Callable[[i
                 progress(*counts)
 
         try:
-            counts[index] = await copy_stream(source, sink, progress=tell if progress is not None else None)
+            counts[index] = await copy_stream(
+                source, sink, progress=tell if progress is not None else None
+            )
             watches[1 - index].cancel()
             if can_send_eof(sink):
                 await sink.send_eof()  # type: ignore[attr-defined]  # pyright: ignore
@@ -221,7 +232,9 @@ def _socket_of(stream: Any) -> trio.socket.SocketType | None:
     """The socket that a stream sends on."""
     below = unwrapped(stream, sending_end)
     while isinstance(below, (BufferedNetworkStream, trio.SSLStream)):
-        inner = below.transport if isinstance(below, BufferedNetworkStream) else below.transport_stream
+        inner = (
+            below.transport if isinstance(below, BufferedNetworkStream) else below.transport_stream
+        )
         below = unwrapped(inner, sending_end)
     sock = getattr(below, "socket", None)
     return sock if isinstance(sock, trio.socket.SocketType) else None

@@ -18,7 +18,9 @@ import trio
 
 from .._driver.pipes import SPLICE_NOW
 
-_NOT_THIS_WAY = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EIO})
+_NOT_THIS_WAY = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EIO}
+)
 _probe = bytearray(1)
 
 
@@ -38,7 +40,9 @@ def open_file(file: Any) -> io.FileIO:
     try:
         fd = file if isinstance(file, int) else file.fileno()
     except (AttributeError, io.UnsupportedOperation):
-        raise TypeError(f"send_file takes a file with a descriptor, or a descriptor, not {type(file).__name__}") from None
+        raise TypeError(
+            f"send_file takes a file with a descriptor, or a descriptor, not {type(file).__name__}"
+        ) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise ValueError("send_file takes a regular file; copy_stream is for what has no positions")
     return io.FileIO(os.dup(fd), "rb")

@@ -44,7 +44,9 @@ class Hold:
 
     __slots__ = ("_begin", "_end", "_flag", "below")
 
-    def __init__(self, below: Any, flag: str, begin: Callable[[], object] | None, end: Callable[[], object]) -> None:
+    def __init__(
+        self, below: Any, flag: str, begin: Callable[[], object] | None, end: Callable[[], object]
+    ) -> None:
         self.below, self._flag, self._begin, self._end = below, flag, begin, end
 
     def begin(self) -> None:
@@ -67,7 +69,9 @@ class Hold:
 def _receiving_hold(stream: Any) -> Hold:
     below = unwrapped(stream, receiving_end)
     if isinstance(below, ReceiveSide):
-        return Hold(below, "_receiving", lambda: begin_receiving(below), lambda: give_receiving(below))
+        return Hold(
+            below, "_receiving", lambda: begin_receiving(below), lambda: give_receiving(below)
+        )
     begin = below._begin if isinstance(below, BufferedReceiveStream) else None
     return Hold(below, "_receiving", begin, lambda: below._end())
 
@@ -79,7 +83,9 @@ def _sending_hold(stream: Any) -> Hold:
     if isinstance(below, SendSide):
         return Hold(below, "_sending", lambda: begin_sending(below), lambda: give_sending(below))
     transport: Any = below
-    begin = transport._begin_send if hasattr(type(below), "_begin_send") else None  # simulated, or trio's
+    begin = (
+        transport._begin_send if hasattr(type(below), "_begin_send") else None
+    )  # simulated, or trio's
     return Hold(below, "_sending", begin, lambda: setattr(below, "_sending", False))
 
 
@@ -96,7 +102,12 @@ class UntilClosed:
         # Weak: a stream that outlives a run that crashed must not keep its tasks.
         self._sink._lease.copying[False] = functools.partial(_tell, weakref.ref(self))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if kind is GeneratorExit and not (in_trio_task() and current_task() is self._task):
             return  # the coroutine was destroyed by somebody else, who has no such scope to leave
         self._scope.__exit__(kind, error, traceback)
@@ -156,11 +167,15 @@ class LoopSink:
         unsent: bytes at the end of the last chunk that it has certainly not taken.
     """
 
-    def __init__(self, stream: trio.abc.SendStream, progress: Callable[[int], object] | None) -> None:
+    def __init__(
+        self, stream: trio.abc.SendStream, progress: Callable[[int], object] | None
+    ) -> None:
         self._out: Any = counting(stream)
         self._hold = _sending_hold(self._out)
         self._is_ours = isinstance(stream, SendSide)
-        self._counts = isinstance(self._out, (TimedSend, TrioTransport)) and hasattr(self._out, "bytes_sent")
+        self._counts = isinstance(self._out, (TimedSend, TrioTransport)) and hasattr(
+            self._out, "bytes_sent"
+        )
         self._progress = progress
         self.total = 0
         self.unsent = 0
@@ -170,7 +185,12 @@ class LoopSink:
         self._count(0)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._hold.end()
 
     def until_closed(self) -> contextlib.AbstractContextManager[object]:
@@ -192,7 +212,9 @@ class LoopSink:
         except BaseException as exc:
             self._took(self._out.bytes_sent if self._counts else 0)
             self.unsent = self.unsent if self._counts else 0
-            if self._is_ours and isinstance(exc, (trio.BrokenResourceError, trio.ClosedResourceError)):
+            if self._is_ours and isinstance(
+                exc, (trio.BrokenResourceError, trio.ClosedResourceError)
+            ):
                 raise _named(exc, "sink") from exc.__cause__
             raise
         self._took(size)
@@ -206,7 +228,9 @@ class LoopSink:
 
     def _count(self, total: int) -> None:
         if self._counts:
-            with contextlib.suppress(AttributeError):  # somebody else's NetworkStream, which cannot be told
+            with contextlib.suppress(
+                AttributeError
+            ):  # somebody else's NetworkStream, which cannot be told
                 self._out.bytes_sent = total
 
 

@@ -23,7 +23,13 @@ import weakref
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import Abort, current_task, disable_ki_protection, enable_ki_protection, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    current_task,
+    disable_ki_protection,
+    enable_ki_protection,
+    wait_task_rescheduled,
+)
 
 from .._driver.chains import ChainedOperation, ChainEngine
 from .._driver.readiness import ALWAYS
@@ -63,7 +69,9 @@ class Pump:
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
         self._epoll: select.epoll | None = None
-        self._told: int | None = None  # the total that the progress callback knows; None: there is no callback
+        self._told: int | None = (
+            None  # the total that the progress callback knows; None: there is no callback
+        )
 
     # -- for the subclass
 
@@ -76,7 +84,12 @@ class Pump:
         raise NotImplementedError
 
     def _operation(
-        self, side: Side, opcode: int, handle: Callable[[int], object], fd: int = -1, owner: object = None
+        self,
+        side: Side,
+        opcode: int,
+        handle: Callable[[int], object],
+        fd: int = -1,
+        owner: object = None,
     ) -> ChainedOperation:
         """An operation on a stream, or another descriptor, whose result goes to `handle`; closing the stream ends it."""
         if fd < 0:
@@ -87,7 +100,9 @@ class Pump:
         self._operations.append((side, op))
         return op
 
-    def _poll_operation(self, side: Side, events: int, ready: Callable[[], object]) -> ChainedOperation:
+    def _poll_operation(
+        self, side: Side, events: int, ready: Callable[[], object]
+    ) -> ChainedOperation:
         op = self._operation(side, Opcode.POLL_ADD, lambda res: self._polled(side, op, ready, res))
         op.flags = events
         return op
@@ -126,7 +141,9 @@ class Pump:
             return trio.ClosedResourceError(f"another task closed this copy's {name}")
         error = stream_error(-res)
         if isinstance(error, trio.ClosedResourceError):
-            return trio.ClosedResourceError(f"the descriptor of this copy's {name} was already closed")
+            return trio.ClosedResourceError(
+                f"the descriptor of this copy's {name} was already closed"
+            )
         named = trio.BrokenResourceError(f"this copy's {name} is broken: {error.__cause__}")
         named.__cause__ = error.__cause__
         return named
@@ -142,7 +159,9 @@ class Pump:
             self._fail(exc)
         self._after()
 
-    def _polled(self, side: Side, op: ChainedOperation, ready: Callable[[], object], res: int) -> None:
+    def _polled(
+        self, side: Side, op: ChainedOperation, ready: Callable[[], object], res: int
+    ) -> None:
         if self._stopping:
             return
         if res < 0 and -res not in AGAIN_ERRNOS:
@@ -156,7 +175,12 @@ class Pump:
         """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not."""
         self._epoll = poller = select.epoll()
         poller.register(side._fd, op.flags)
-        op.fd, op.owner, op.flags, op.entry = poller.fileno(), (side._owner, poller), select.POLLIN, None
+        op.fd, op.owner, op.flags, op.entry = (
+            poller.fileno(),
+            (side._owner, poller),
+            select.POLLIN,
+            None,
+        )
         self._chain(side, op)
 
     def _sink_closed(self) -> None:
@@ -344,7 +368,9 @@ def _check_run(side: Side) -> None:
         raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
     for op in side._lease.operations:
         if op.driver.closed:
-            op.driver._attend(op)  # moves it to this run, or refuses: in a forked child the stream is the parent's
+            op.driver._attend(
+                op
+            )  # moves it to this run, or refuses: in a forked child the stream is the parent's
 
 
 def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
@@ -353,7 +379,9 @@ def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
     driver = current_driver()
     if not isinstance(driver, Driver) or not driver.pumps:
         return False
-    return source._is_socket or (takes_splices(driver.ring, source) and takes_splices(driver.ring, sink))
+    return source._is_socket or (
+        takes_splices(driver.ring, source) and takes_splices(driver.ring, sink)
+    )
 
 
 def takes_splices(ring: Ring, side: Side) -> bool:
@@ -362,7 +390,11 @@ def takes_splices(ring: Ring, side: Side) -> bool:
     They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program wants it otherwise. Sockets must be non-blocking, as
     trio's are; for pipes splice has a flag of its own; devices may block in it all the same.
     """
-    if ring.info.backend == "fake" or not hasattr(os, "splice") or signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN:
+    if (
+        ring.info.backend == "fake"
+        or not hasattr(os, "splice")
+        or signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN
+    ):
         return False
     if side._is_socket:
         return not os.get_blocking(side._fd)

@@ -36,9 +36,13 @@ from .pump import Pump, call, give_sending, is_open, take_sending, takes_splices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIRECT_SIZE = 2**19  # bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it
+DIRECT_SIZE = (
+    2**19
+)  # bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it
 LOOP_SIZE = 2**16  # bytes of one read for a stream that is not ours
-READ_SIZE = 2**18  # bytes read and sent at a time where sendfile cannot be used; they are held while they are being sent
+READ_SIZE = (
+    2**18
+)  # bytes read and sent at a time where sendfile cannot be used; they are held while they are being sent
 
 
 @enable_ki_protection
@@ -183,7 +187,9 @@ class FilePump(Pump):
             self._part.ended = True
         elif self.sink._closed:
             raise self._side_error(self.sink, res)
-        elif not self._stopping and -res not in AGAIN_ERRNOS and res != -errno.ECANCELED:  # with a split stream's other half
+        elif (
+            not self._stopping and -res not in AGAIN_ERRNOS and res != -errno.ECANCELED
+        ):  # with a split stream's other half
             raise OSError(-res, os.strerror(-res))
 
     def _was_sent(self, res: int) -> None:
@@ -221,7 +227,11 @@ class FileLoop:
             await trio.lowlevel.checkpoint()
             while not part.ended:
                 size = part.size(DIRECT_SIZE)
-                if not part.direct or not part.in_cache(size) or not await self._send_directly(size):
+                if (
+                    not part.direct
+                    or not part.in_cache(size)
+                    or not await self._send_directly(size)
+                ):
                     await self._send_read(min(size, READ_SIZE))
             return self.total
         finally:

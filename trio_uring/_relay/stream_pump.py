@@ -42,12 +42,18 @@ class StreamPump(BufferChoice, Pump):
         self._left = max_bytes  # bytes that may still be received; None: no limit
         self._ended = max_bytes == 0
         self._source_error: BaseException | None = None
-        self._held: list[Any] = []  # bytes; or the memory of a receive that had to bring its own, cut to what came
+        self._held: list[
+            Any
+        ] = []  # bytes; or the memory of a receive that had to bring its own, cut to what came
         self._start = 0  # bytes of the first that are sent
         self._pipe: Pipe | None = None  # with bytes in it that are still to be sent
-        self._splices = takes_splices(self.engine.ring, source) and takes_splices(self.engine.ring, sink)
+        self._splices = takes_splices(self.engine.ring, source) and takes_splices(
+            self.engine.ring, sink
+        )
         self._bulk = not source._is_socket  # always, for a pipe: see can_pump
-        self._receive = self._operation(source, Opcode.RECV if source._is_socket else Opcode.READ, self._received)
+        self._receive = self._operation(
+            source, Opcode.RECV if source._is_socket else Opcode.READ, self._received
+        )
         self._send = self._send_operation(self._passed_on)
         self._readable = self._poll_operation(source, select.POLLIN, self._fill)
         self._writable = self._poll_operation(sink, select.POLLOUT, self._empty)
@@ -61,7 +67,11 @@ class StreamPump(BufferChoice, Pump):
         self._advance_source()
         if self._held and not self._send.waiting and not self._writable.waiting:
             op = self._send
-            op.buffer, op.start, op.length = self._held[0], self._start, len(self._held[0]) - self._start
+            op.buffer, op.start, op.length = (
+                self._held[0],
+                self._start,
+                len(self._held[0]) - self._start,
+            )
             self._chain(self.sink, op)
         elif self._source_error is not None and not self._held and self._pipe is None:
             raise self._source_error
@@ -70,7 +80,12 @@ class StreamPump(BufferChoice, Pump):
 
     def _advance_source(self) -> None:
         source, op = self._source, self._receive
-        while not self._ended and len(self._held) < CHUNKS_MAX and not op.waiting and not self._readable.waiting:
+        while (
+            not self._ended
+            and len(self._held) < CHUNKS_MAX
+            and not op.waiting
+            and not self._readable.waiting
+        ):
             if not is_open(source):
                 self._fail_source(-errno.EBADF)
                 return

@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 _SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
 
 # Looked up once: they are called for most operations.
-_new, _from_buffer, _VECTOR, _tu_pair = ffi.new, ffi.from_buffer, "struct tu_vector *", lib.tu_vector_pair
+_new, _from_buffer, _VECTOR, _tu_pair = (
+    ffi.new,
+    ffi.from_buffer,
+    "struct tu_vector *",
+    lib.tu_vector_pair,
+)
 
 
 def make_entry(op: Operation) -> Any:
     """What is the same each time that this operation is submitted; kept by it."""
-    head = op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
+    head = (
+        op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
+    )
     op.entry = _new("struct tu_entry *", (head, op.offset, op.flags, max(op.group, 0)))
     return op.entry
 

@@ -87,7 +87,9 @@ class State:
 
     def __getattr__(self, step: str) -> State:
         if step in ("submitted", "cancelling", "lingering", "done"):
-            raise OperationStateError(f"an operation that is {self.name} cannot become {step.upper()}")
+            raise OperationStateError(
+                f"an operation that is {self.name} cannot become {step.upper()}"
+            )
         raise AttributeError(step)
 
     def __repr__(self) -> str:
@@ -97,7 +99,9 @@ class State:
 NEW = State("NEW", in_kernel=False)
 SUBMITTED = State("SUBMITTED", in_kernel=True)
 CANCELLING = State("CANCELLING", in_kernel=True)  # asked to stop; it still owns its memory
-LINGERING = State("LINGERING", in_kernel=True)  # the result is known, the kernel may still read the buffer (zero-copy)
+LINGERING = State(
+    "LINGERING", in_kernel=True
+)  # the result is known, the kernel may still read the buffer (zero-copy)
 DONE = State("DONE", in_kernel=False)
 
 STEPS: dict[State, tuple[State, ...]] = {
@@ -140,15 +144,23 @@ class Operation:
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
         self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path
         self.fd = fd
-        self.owner = owner  # holds the descriptor open for as long as the ring's table holds this operation
+        self.owner = (
+            owner  # holds the descriptor open for as long as the ring's table holds this operation
+        )
         self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
-        self.buffers: Sequence[Any] | None = None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
+        self.buffers: Sequence[Any] | None = (
+            None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
+        )
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
         self.length = 0  # bytes, without `start`; of `buffers`: all together
         self.offset = 0  # file offset, or the length of a socket address
         self.flags = 0  # MSG_*, SOCK_* or poll bits
-        self.group = NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
-        self.dispose: Callable[[int], object] | None = None  # takes the result that no task is left to receive
+        self.group = (
+            NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
+        )
+        self.dispose: Callable[[int], object] | None = (
+            None  # takes the result that no task is left to receive
+        )
 
         self.state = NEW
         self.token = 0

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from .op import Operation
 
-SQ_ENTRIES = 256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
+SQ_ENTRIES = (
+    256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
+)
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
-LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
+LARGE_SIZE, LARGE_COUNT = (
+    131072,
+    16,
+)  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
 
 # Bytes of all provided buffers of a ring.
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
@@ -38,7 +43,9 @@ class RingCounters:
     submitted: list[int] = field(default_factory=_zeros)
     cancelled: list[int] = field(default_factory=_zeros)
     failed: list[int] = field(default_factory=_zeros)
-    moved: list[int] = field(default_factory=_zeros)  # sum of the results > 0: bytes, for operations that move bytes
+    moved: list[int] = field(
+        default_factory=_zeros
+    )  # sum of the results > 0: bytes, for operations that move bytes
     direct: int = 0  # operations done by a system call of their own
     enters: int = 0
     completions: int = 0

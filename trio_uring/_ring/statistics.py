@@ -101,7 +101,11 @@ class _DriverCounters(Protocol):
 
 
 def snapshot(
-    counters: RingCounters, info: RingInfo, in_flight: Sequence[Operation], queued: int, driver: _DriverCounters
+    counters: RingCounters,
+    info: RingInfo,
+    in_flight: Sequence[Operation],
+    queued: int,
+    driver: _DriverCounters,
 ) -> Statistics:
     """Puts the counters of a driver and its ring into one frozen object."""
     flying = [0] * OPCODES_MAX
@@ -109,10 +113,16 @@ def snapshot(
         flying[op.opcode] += 1
     operations = {}
     for opcode in Opcode:
-        submitted, cancelled, failed = counters.submitted[opcode], counters.cancelled[opcode], counters.failed[opcode]
+        submitted, cancelled, failed = (
+            counters.submitted[opcode],
+            counters.cancelled[opcode],
+            counters.failed[opcode],
+        )
         if submitted:
             completed = submitted - cancelled - failed - flying[opcode]
-            operations[opcode.name] = OperationCounts(submitted, completed, cancelled, failed, flying[opcode])
+            operations[opcode.name] = OperationCounts(
+                submitted, completed, cancelled, failed, flying[opcode]
+            )
     sent = sum(counters.moved[op] for op in SENDING if op.counts_bytes)
     received = sum(counters.moved[op] for op in RECEIVING if op.counts_bytes)
     return Statistics(

@@ -32,7 +32,16 @@ from typing import Any
 from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from .entries import make_entry, pin_vector
 from .extension import ffi, lib
-from .op import CANCELLING, LARGE_GROUP, LINGERING, POSITION, SMALL_GROUP, SUBMITTED, Opcode, Operation
+from .op import (
+    CANCELLING,
+    LARGE_GROUP,
+    LINGERING,
+    POSITION,
+    SMALL_GROUP,
+    SUBMITTED,
+    Opcode,
+    Operation,
+)
 from .protocol import (
     LARGE_COUNT,
     LARGE_SIZE,
@@ -53,7 +62,12 @@ class Setup(enum.IntFlag):
     SINGLE_ISSUER, DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
 
 
-_FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
+_FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = (
+    1 << 1,
+    1 << 2,
+    1 << 5,
+    1 << 8,
+)  # 5.5 to 5.11
 _ENTER_GETEVENTS = 1 << 0
 _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
 
@@ -81,7 +95,9 @@ _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # enter's answers that are no
 # One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait for.
 _ALL = 1024
 _FOREVER = 86400.0  # seconds: an enter that waits so long (trio asks for no more) has no timeout
-_WATCH = 1 << 62  # the token of the watched descriptor; above it, as C's int64 below 0, are those of cancels
+_WATCH = (
+    1 << 62
+)  # the token of the watched descriptor; above it, as C's int64 below 0, are those of cancels
 _TARGET = _WATCH - 1  # the bits of a cancel's token that are its target's
 
 _open_rings: set[UringRing] = set()  # S2
@@ -141,7 +157,8 @@ class UringRing:
         missing = _REQUIRED_FEATURES & ~raw.features
         if missing:
             raise RingUnavailableError(
-                errno.EOPNOTSUPP, f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them"
+                errno.EOPNOTSUPP,
+                f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them",
             )
         probe = ffi.new("uint8_t[]", 256)
         result = lib.tu_probe(self._c, probe, 256)
@@ -154,7 +171,9 @@ class UringRing:
             raise RingUnavailableError(errno.EOPNOTSUPP, why)
         return RingInfo(
             backend="uring",
-            setup_flags=tuple(name for name, bit in Setup.__members__.items() if raw.setup_flags & bit),
+            setup_flags=tuple(
+                name for name, bit in Setup.__members__.items() if raw.setup_flags & bit
+            ),
             features=raw.features,
             sq_entries=raw.sq_entries,
             cq_entries=raw.cq_entries,
@@ -166,17 +185,23 @@ class UringRing:
     def _provide_buffers(self) -> bool:
         """Registers the groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
         large_start = SMALL_COUNT * SMALL_SIZE
-        self._large_base = large_start - SMALL_COUNT * LARGE_SIZE  # the large buffers' ids go on from the small ones'
+        self._large_base = (
+            large_start - SMALL_COUNT * LARGE_SIZE
+        )  # the large buffers' ids go on from the small ones'
         memory = lib.tu_pool_alloc(POOL_SIZE)
         if memory == ffi.NULL:
-            raise RingUnavailableError(errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool"))
+            raise RingUnavailableError(
+                errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
+            )
         self._pool_memory = memory
         if lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory) < 0:
             self._free_pool()  # nothing would ever use it
             return False
         # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time costs four times that.
         self._pool = ffi.buffer(memory, POOL_SIZE)
-        large = lib.tu_buffers(self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start)
+        large = lib.tu_buffers(
+            self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start
+        )
         return bool(large >= 0)
 
     def fileno(self) -> int:
@@ -200,7 +225,9 @@ class UringRing:
             buffer = op.buffer
             if buffer is not None:
                 op.pin = address = _from_buffer(buffer)
-                _tu_submit(self._c, entry, address + op.start if op.start else address, op.length, token)
+                _tu_submit(
+                    self._c, entry, address + op.start if op.start else address, op.length, token
+                )
             elif op.buffers is None:
                 _tu_submit(self._c, entry, _NULL, op.length, token)
             else:
@@ -252,7 +279,9 @@ class UringRing:
     def turn(self, timeout: float, done: list[Operation]) -> bool:
         if self._late_cancels:
             self._write_cancels()
-            if self._late_cancels:  # more than there are slots: what a task does next must not come before any of them
+            if (
+                self._late_cancels
+            ):  # more than there are slots: what a task does next must not come before any of them
                 self.flush()
         if timeout > 0:
             least, timeout = 1, timeout if timeout < _FOREVER else -1.0
@@ -288,7 +317,10 @@ class UringRing:
         self.short = -taken in _SHORT_OF
         if -taken in _PASSING:
             return not self.short
-        raise RingBrokenError(-taken, f"io_uring_enter failed with {errno.errorcode.get(-taken)}: {os.strerror(-taken)}")
+        raise RingBrokenError(
+            -taken,
+            f"io_uring_enter failed with {errno.errorcode.get(-taken)}: {os.strerror(-taken)}",
+        )
 
     def _enter(self) -> bool:
         """Enters, and does not wait. False: the kernel is short of something for now."""
@@ -297,7 +329,9 @@ class UringRing:
 
     def _check_owner(self) -> None:
         if self._c is None:
-            raise RuntimeError("this ring is closed, or belongs to the process that this one was forked from")
+            raise RuntimeError(
+                "this ring is closed, or belongs to the process that this one was forked from"
+            )
         if self._thread != threading.get_ident():
             raise RuntimeError("this ring belongs to another thread")
 
@@ -313,7 +347,9 @@ class UringRing:
             if more & 6:
                 self.counters.cq_overflows += more >> 2
                 if lib.tu_overflowed(self._c):
-                    raise RingBrokenError(errno.EBADR, "the kernel dropped completions for want of memory")
+                    raise RingBrokenError(
+                        errno.EBADR, "the kernel dropped completions for want of memory"
+                    )
                 if not self._enter() and not _tu_more(self._c) & 1:
                     break  # it is short of memory, and would be in a second attempt: the next pass asks again
             elif not more:
@@ -350,10 +386,16 @@ class UringRing:
             op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
                 index = flags >> 16
-                start = index * SMALL_SIZE if index < SMALL_COUNT else self._large_base + index * LARGE_SIZE
+                start = (
+                    index * SMALL_SIZE
+                    if index < SMALL_COUNT
+                    else self._large_base + index * LARGE_SIZE
+                )
                 try:
                     op.chunk = self._pool[start : start + res]
-                except MemoryError:  # this stream's bytes are lost, and it is told so; the others go on
+                except (
+                    MemoryError
+                ):  # this stream's bytes are lost, and it is told so; the others go on
                     op.res = res = -errno.ENOMEM
             if res > 0:
                 moved[op.opcode] += res
@@ -430,7 +472,9 @@ def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any
                 break
             if entries > SQ_ENTRIES_MIN:
                 entries //= 2
-            elif patience:  # the kernel gives back the locked memory of closed rings with some delay
+            elif (
+                patience
+            ):  # the kernel gives back the locked memory of closed rings with some delay
                 patience -= 1
                 time.sleep(0.02)
             else:

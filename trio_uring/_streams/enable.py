@@ -75,7 +75,9 @@ class Enable(trio.abc.Instrument):
         RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
     """
 
-    def __init__(self, backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
+    def __init__(
+        self, backend: str | None = None, *, streams: bool = True, driver: str | None = None
+    ) -> None:
         if backend is not None:
             check_backend(backend)
         if driver is not None:
@@ -140,7 +142,12 @@ class _RunAware(abc.ABCMeta):
         native, sock = _NATIVE.get(cls), kwargs.get("socket", args[0] if args else None)
         # Everything else, wrong arguments too, is trio's affair.
         one = len(args) + len(kwargs) == 1
-        if native is not None and one and isinstance(sock, UringSocket) and sock.type == stdlib_socket.SOCK_STREAM:
+        if (
+            native is not None
+            and one
+            and isinstance(sock, UringSocket)
+            and sock.type == stdlib_socket.SOCK_STREAM
+        ):
             here = _enabled_here()
             if here is not None and here.streams:
                 return native(sock)

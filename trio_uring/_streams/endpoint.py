@@ -58,7 +58,12 @@ class Descriptor:
     def __del__(self) -> None:
         if self._fd >= 0:
             try:
-                warnings.warn(f"unclosed stream on descriptor {self._fd}", ResourceWarning, stacklevel=2, source=self)
+                warnings.warn(
+                    f"unclosed stream on descriptor {self._fd}",
+                    ResourceWarning,
+                    stacklevel=2,
+                    source=self,
+                )
             finally:
                 fd, self._fd = self._fd, -1
                 os.close(fd)
@@ -73,7 +78,9 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
     """
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
-            raise TypeError(f"{what} requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
+            raise TypeError(
+                f"{what} requires a plain socket.socket or a trio socket, not {type(sock).__name__}"
+            )
     elif not isinstance(sock, trio.socket.SocketType):
         raise TypeError(f"{what} requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_STREAM:
@@ -94,7 +101,9 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
             sock.detach()  # refused: it is the caller's still
             raise
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
-        raise ValueError(f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else")
+        raise ValueError(
+            f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else"
+        )
     return Descriptor(source)
 
 
@@ -145,7 +154,9 @@ class Endpoint:
         self._owner = owner
         # Asked before every operation: the user may have closed `.socket` behind our back.
         # The stdlib socket within says the same in a third of the time.
-        self._fileno: Callable[[], int] = source.fileno if isinstance(source, stdlib_socket.socket) else owner.fileno
+        self._fileno: Callable[[], int] = (
+            source.fileno if isinstance(source, stdlib_socket.socket) else owner.fileno
+        )
         self._fd = self._fileno()
         self._socket = None if isinstance(owner, Descriptor) else owner
         self._is_socket = self._socket is not None

@@ -62,7 +62,9 @@ async def open_process(
             stdout, child_out = _pipe(ours, childs, ReceiveStream)
         if stderr == subprocess.PIPE:
             stderr, child_err = _pipe(ours, childs, ReceiveStream)
-        process: trio.Process = await trio.lowlevel.open_process(command, stdin=stdin, stdout=stdout, stderr=stderr, **options)
+        process: trio.Process = await trio.lowlevel.open_process(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, **options
+        )
         process.stdin, process.stdout, process.stderr = child_in, child_out, child_err
         if child_in is not None and child_out is not None:
             process.stdio = trio.StapledStream(child_in, child_out)
@@ -70,7 +72,9 @@ async def open_process(
     return process
 
 
-def _pipe(ours: contextlib.ExitStack, childs: contextlib.ExitStack, kind: type[_Pipe]) -> tuple[int, _Pipe]:
+def _pipe(
+    ours: contextlib.ExitStack, childs: contextlib.ExitStack, kind: type[_Pipe]
+) -> tuple[int, _Pipe]:
     """A pipe: the descriptor for the child, and our stream. The stacks close them."""
     read, write = os.pipe()  # close-on-exec
     child, parent = (read, write) if kind is SendStream else (write, read)

@@ -52,7 +52,9 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
     """Seconds that one receive may take; None: no limit."""
 
     @enable_ki_protection
-    async def receive_some(self, max_bytes: int | None = None, *, timeout: float | None = None) -> bytes:
+    async def receive_some(
+        self, max_bytes: int | None = None, *, timeout: float | None = None
+    ) -> bytes:
         """Waits until there is data, and returns some of it (trio.abc.ReceiveStream).
 
         Args:
@@ -108,7 +110,9 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
             self._receiving = False
             if op.task is not None or op.state.in_kernel:
                 self._leave_behind(op, own)
-            elif op.chunk is not None or (own is not None and op.res > 0):  # done, and destroyed before it resumed
+            elif op.chunk is not None or (
+                own is not None and op.res > 0
+            ):  # done, and destroyed before it resumed
                 if own is not None:
                     op.chunk = _take_own(op, own)
                 self._keep_chunk(op)
@@ -128,7 +132,12 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
     def _look_at_socket(self) -> None:
         """What `.socket` itself does in this direction, or what a destroyed call of it left."""
         left = self._lease.reading
-        if left is not None and left.dispose is not None and left.task is None and left.state.in_kernel:
+        if (
+            left is not None
+            and left.dispose is not None
+            and left.task is None
+            and left.state.in_kernel
+        ):
             self._orphan = left
         else:
             self._lease.check_socket(True)
@@ -200,7 +209,9 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
             raise ValueError("count must be >= 0")
         return await self._within(timeout, self._receive_exactly, count)
 
-    async def _within(self, timeout: float | None, receive: Callable[..., Awaitable[_T]], argument: object) -> _T:
+    async def _within(
+        self, timeout: float | None, receive: Callable[..., Awaitable[_T]], argument: object
+    ) -> _T:
         if timeout is None:
             timeout = self.receive_timeout
         with within(timeout):
@@ -264,7 +275,9 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         try:
             if got.size >= count:
                 await self._nothing_to_receive()
-            while got.size < count:  # the direction is free between two receives, but no other task runs there
+            while (
+                got.size < count
+            ):  # the direction is free between two receives, but no other task runs there
                 chunk = await self.receive_some(count - got.size, timeout=math.inf)
                 if not chunk:
                     raise IncompleteReadError(got.peek(got.size), count)

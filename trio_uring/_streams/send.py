@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .cork import Cork
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
-VECTOR_BYTES_MAX = 2**22  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
+VECTOR_BYTES_MAX = (
+    2**22
+)  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
 # Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it tries and tries, and gives the
 # send to a worker thread, which waits for a peer that may never read.
 SEND_FLAGS = stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_DONTWAIT
@@ -41,7 +43,9 @@ class SendSide(TimedSend, Endpoint):
     _one: TaskOperation | None = None  # sends one buffer
     _many: TaskOperation | None = None  # sends a list
     _sending = False
-    _orphan_send: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
+    _orphan_send: TaskOperation | None = (
+        None  # of a call whose coroutine was destroyed; not over yet
+    )
     _cork: Cork | None = None  # holds back the records of a TLS stream that is sending a list
 
     send_timeout: float | None = None
@@ -54,7 +58,9 @@ class SendSide(TimedSend, Endpoint):
     """
 
     @enable_ki_protection
-    async def send_all(self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None) -> None:
+    async def send_all(
+        self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
         """Sends one buffer, or a sequence of buffers in order, as one operation and without joining or copying them.
 
         Args:
@@ -133,7 +139,11 @@ class SendSide(TimedSend, Endpoint):
         """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer, or many."""
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending data on this stream")
-        if self._closed or self._fileno() != self._fd or (self._socket is not None and self._socket.did_shutdown_SHUT_WR):
+        if (
+            self._closed
+            or self._fileno() != self._fd
+            or (self._socket is not None and self._socket.did_shutdown_SHUT_WR)
+        ):
             self._check_can_send()
         if self._lease.writing is not None:
             self._lease.check_socket(False)
@@ -200,7 +210,9 @@ class SendSide(TimedSend, Endpoint):
         return op
 
     def _make_many(self) -> TaskOperation:
-        op = self._many = self._sending_operation(Opcode.SENDMSG if self._is_socket else Opcode.WRITEV)
+        op = self._many = self._sending_operation(
+            Opcode.SENDMSG if self._is_socket else Opcode.WRITEV
+        )
         return op
 
     def _sending_operation(self, opcode: Opcode) -> TaskOperation:
@@ -277,9 +289,13 @@ def buffer_view(item: object) -> memoryview:
     try:
         view = memoryview(item)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"send_all takes a bytes-like object or a sequence of them, not {type(item).__name__}") from None
+        raise TypeError(
+            f"send_all takes a bytes-like object or a sequence of them, not {type(item).__name__}"
+        ) from None
     if not view.c_contiguous:
-        raise BufferError("send_all takes C-contiguous buffers: make a contiguous copy of this one first")
+        raise BufferError(
+            "send_all takes C-contiguous buffers: make a contiguous copy of this one first"
+        )
     return view
 
 

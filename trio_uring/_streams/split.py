@@ -41,7 +41,9 @@ class HalfLease(Lease):
 
     __slots__ = ("_halves_open", "_how", "_socket", "_whole")
 
-    def __init__(self, whole: Lease, sock: trio.socket.SocketType, how: int, halves_open: list[int]) -> None:
+    def __init__(
+        self, whole: Lease, sock: trio.socket.SocketType, how: int, halves_open: list[int]
+    ) -> None:
         self._whole = whole
         self.owner, self.operations, self.copying = whole.owner, whole.operations, whole.copying
         self.closed, self._close, self._shutdown = False, whole.close, None
@@ -80,7 +82,9 @@ class HalfLease(Lease):
             self._shut_down()
         else:
             receiving = self._how == stdlib_socket.SHUT_RD
-            driver.release([op for op in self.operations if _receives(op) == receiving], self._shut_down)
+            driver.release(
+                [op for op in self.operations if _receives(op) == receiving], self._shut_down
+            )
         self.tell_copies(self._how == stdlib_socket.SHUT_RD)
 
     def _shut_down(self) -> None:

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 # What a stream has of each direction, which goes to the half that takes it over.
 _SENDING_STATE = ("_one", "_many", "_orphan_send", "send_timeout", "bytes_sent")
-_RECEIVING_STATE = ("_receive_operation", "_into_operation", "_orphan", "_size", "_streak", "_rest", "receive_timeout")
+_RECEIVING_STATE = (
+    "_receive_operation",
+    "_into_operation",
+    "_orphan",
+    "_size",
+    "_streak",
+    "_rest",
+    "receive_timeout",
+)
 
 
 class SendStream(SendSide, trio.abc.SendStream):
@@ -102,7 +110,9 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
         self._check_open()
         sock, halves_open = self.socket, list[int]()
         send = _SendHalf._over(sock, HalfLease(self._lease, sock, trio.socket.SHUT_WR, halves_open))
-        receive = ReceiveStream._over(sock, HalfLease(self._lease, sock, trio.socket.SHUT_RD, halves_open))
+        receive = ReceiveStream._over(
+            sock, HalfLease(self._lease, sock, trio.socket.SHUT_RD, halves_open)
+        )
         self._hand_over(send, _SENDING_STATE)
         self._hand_over(receive, _RECEIVING_STATE)
         self._closed = True
@@ -123,14 +133,20 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     @overload
     def setsockopt(self, level: int, option: int, value: None, length: int) -> None: ...
 
-    def setsockopt(self, level: int, option: int, value: int | Buffer | None, length: int | None = None) -> None:
+    def setsockopt(
+        self, level: int, option: int, value: int | Buffer | None, length: int | None = None
+    ) -> None:
         """Sets a socket option; the arguments are those of socket.socket.setsockopt."""
         if length is None:
             if value is None:
-                raise TypeError("invalid value for argument 'value', must not be None when specifying length")
+                raise TypeError(
+                    "invalid value for argument 'value', must not be None when specifying length"
+                )
             self.socket.setsockopt(level, option, value)
         elif value is not None:
-            raise TypeError(f"invalid value for argument 'value': {value!r}, must be None when specifying optlen")
+            raise TypeError(
+                f"invalid value for argument 'value': {value!r}, must be None when specifying optlen"
+            )
         else:
             self.socket.setsockopt(level, option, value, length)
 

@@ -87,11 +87,15 @@ class _Race:
         async with trio.open_nursery() as nursery:
             for family, kind, proto, _, address in targets:
                 failed = trio.Event()
-                nursery.start_soon(self._attempt, (family, kind, proto), address, failed, nursery.cancel_scope)
+                nursery.start_soon(
+                    self._attempt, (family, kind, proto), address, failed, nursery.cancel_scope
+                )
                 with trio.move_on_after(delay):
                     await failed.wait()
 
-    async def _attempt(self, kind: tuple[int, int, int], address: Any, failed: trio.Event, race: trio.CancelScope) -> None:
+    async def _attempt(
+        self, kind: tuple[int, int, int], address: Any, failed: trio.Event, race: trio.CancelScope
+    ) -> None:
         try:
             sock = adopt_socket(trio.socket.socket(*kind), "open_tcp_stream")
             try:
@@ -118,7 +122,9 @@ class _Race:
         try:
             await sock.bind((self._local_address, 0))
         except OSError:
-            raise OSError(f"local_address={self._local_address!r} is incompatible with remote address {address!r}") from None
+            raise OSError(
+                f"local_address={self._local_address!r} is incompatible with remote address {address!r}"
+            ) from None
 
 
 def _alternate_families(targets: list[Any]) -> None:
@@ -134,7 +140,9 @@ def _format_host_port(host: str | bytes, port: int | str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def open_unix_socket(filename: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> SocketStream:
+async def open_unix_socket(
+    filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+) -> SocketStream:
     """Connects to a Unix socket (trio.open_unix_socket).
 
     Args:
@@ -168,7 +176,11 @@ def _check_connected(sock: trio.socket.SocketType) -> None:
 
 
 async def open_tcp_listeners(
-    port: int, *, host: str | bytes | None = None, backlog: int | None = None, reuse_port: bool = False
+    port: int,
+    *,
+    host: str | bytes | None = None,
+    backlog: int | None = None,
+    reuse_port: bool = False,
 ) -> list[SocketListener]:
     """Opens listeners for TCP connections; arguments and errors are those of trio.open_tcp_listeners.
 
@@ -188,13 +200,17 @@ async def open_tcp_listeners(
     listeners: list[SocketListener] = []
     unsupported: list[OSError] = []
     try:
-        for family, type_, proto, _, address in await trio.socket.getaddrinfo(host, port, type=kind, flags=flags):
+        for family, type_, proto, _, address in await trio.socket.getaddrinfo(
+            host, port, type=kind, flags=flags
+        ):
             try:
                 sock = trio.socket.socket(family, type_, proto)
             except OSError as exc:
                 if exc.errno != errno.EAFNOSUPPORT:
                     raise
-                unsupported.append(exc)  # a system with IPv4 alone may still resolve to IPv6, or the other way round
+                unsupported.append(
+                    exc
+                )  # a system with IPv4 alone may still resolve to IPv6, or the other way round
             else:
                 listeners.append(await _listen(sock, address, length, reuse_port))
     except BaseException:
@@ -202,12 +218,16 @@ async def open_tcp_listeners(
             listener.socket.close()
         raise
     if unsupported and not listeners:
-        message = "This system doesn't support any of the kinds of socket that that address could use"
+        message = (
+            "This system doesn't support any of the kinds of socket that that address could use"
+        )
         raise OSError(errno.EAFNOSUPPORT, message) from ExceptionGroup(message, unsupported)
     return listeners
 
 
-async def _listen(sock: trio.socket.SocketType, address: Any, backlog: int, reuse_port: bool) -> SocketListener:
+async def _listen(
+    sock: trio.socket.SocketType, address: Any, backlog: int, reuse_port: bool
+) -> SocketListener:
     try:
         if sys.platform != "win32":  # there it means something else
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
@@ -252,4 +272,6 @@ async def serve_tcp(
     Cancellation: the listeners are closed.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog, reuse_port=reuse_port)
-    await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)
+    await trio.serve_listeners(
+        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
+    )

@@ -45,9 +45,13 @@ async def open_ssl_over_tcp_stream(
     try:
         if ssl_context is None:
             ssl_context = ssl.create_default_context()
-            if hasattr(ssl, "OP_IGNORE_UNEXPECTED_EOF"):  # or a connection that was cut would look like one that ended
+            if hasattr(
+                ssl, "OP_IGNORE_UNEXPECTED_EOF"
+            ):  # or a connection that was cut would look like one that ended
                 ssl_context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
-        return trio.SSLStream(stream, ssl_context, server_hostname=host, https_compatible=https_compatible)
+        return trio.SSLStream(
+            stream, ssl_context, server_hostname=host, https_compatible=https_compatible
+        )
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -72,7 +76,10 @@ async def open_ssl_over_tcp_listeners(
     Cancellation: what was opened is closed.
     """
     listeners = await open_tcp_listeners(port, host=host, backlog=backlog, reuse_port=reuse_port)
-    return [trio.SSLListener(listener, ssl_context, https_compatible=https_compatible) for listener in listeners]
+    return [
+        trio.SSLListener(listener, ssl_context, https_compatible=https_compatible)
+        for listener in listeners
+    ]
 
 
 async def serve_ssl_over_tcp(
@@ -98,6 +105,13 @@ async def serve_ssl_over_tcp(
     Cancellation: the listeners are closed.
     """
     listeners = await open_ssl_over_tcp_listeners(
-        port, ssl_context, host=host, https_compatible=https_compatible, backlog=backlog, reuse_port=reuse_port
+        port,
+        ssl_context,
+        host=host,
+        https_compatible=https_compatible,
+        backlog=backlog,
+        reuse_port=reuse_port,
     )
-    await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)
+    await trio.serve_listeners(
+        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
+    )

@@ -70,7 +70,9 @@ class _UnixListener(SocketListener):
         super()._close()
 
 
-async def open_unix_listeners(path: _Path, *, mode: int | None = None, backlog: int | None = None) -> list[SocketListener]:
+async def open_unix_listeners(
+    path: _Path, *, mode: int | None = None, backlog: int | None = None
+) -> list[SocketListener]:
     """Opens a listener on a Unix socket.
 
     A socket file at `path` that nobody is bound to any more is replaced. Of several servers that start at the same time one
@@ -127,7 +129,9 @@ async def serve_unix(
     Cancellation: the listener is closed, and its file removed.
     """
     listeners = await open_unix_listeners(path, mode=mode, backlog=backlog)
-    await trio.serve_listeners(handler, listeners, handler_nursery=handler_nursery, task_status=task_status)
+    await trio.serve_listeners(
+        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
+    )
 
 
 @enable_ki_protection
@@ -149,7 +153,9 @@ def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
         raise
 
 
-def _listen(path: bytes, mode: int | None, backlog: int) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
+def _listen(
+    path: bytes, mode: int | None, backlog: int
+) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
     """A socket that listens on `path`, where that is whatever the current directory will be, and the file's identity."""
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
@@ -245,10 +251,16 @@ def _is_stale(path: bytes) -> bool:
 
 def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
     """Gives the new file the permissions that the umask took, and returns its identity."""
-    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # should somebody have put a link in its place: not that link's target
+    file = os.open(
+        path, os.O_PATH | os.O_NOFOLLOW
+    )  # should somebody have put a link in its place: not that link's target
     try:
         status = os.fstat(file)
-        if mode is not None and stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) != mode:
+        if (
+            mode is not None
+            and stat.S_ISSOCK(status.st_mode)
+            and stat.S_IMODE(status.st_mode) != mode
+        ):
             try:
                 os.chmod(f"/proc/self/fd/{file}", mode)
             except OSError:  # there is no /proc, in a chroot for one

@@ -76,7 +76,11 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     def getsockopt(self, level: int, option: int, length: int) -> bytes: ...
     def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
         """As of socket.socket."""
-        return self.socket.getsockopt(level, option, length) if length else self.socket.getsockopt(level, option)
+        return (
+            self.socket.getsockopt(level, option, length)
+            if length
+            else self.socket.getsockopt(level, option)
+        )
 
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
         """As of socket.socket."""
@@ -102,7 +106,9 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
 def _adopt(sock: object) -> trio.socket.SocketType:
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
-            raise TypeError(f"UDPSocket requires a plain socket.socket or a trio socket, not {type(sock).__name__}")
+            raise TypeError(
+                f"UDPSocket requires a plain socket.socket or a trio socket, not {type(sock).__name__}"
+            )
     elif not isinstance(sock, trio.socket.SocketType):
         raise TypeError(f"UDPSocket requires a stdlib or a trio socket, not {sock!r}")
     if sock.type != stdlib_socket.SOCK_DGRAM or sock.family not in _FAMILIES:
@@ -179,7 +185,12 @@ async def _candidates(family: int, local: Any, remote: Any) -> list[tuple[int, A
         return [(family_, address, None) for family_, address in locals_]
     if local is None:
         return [(family_, None, address) for family_, address in remotes]
-    return [(family_, bound, address) for family_, address in remotes for other, bound in locals_ if other == family_]
+    return [
+        (family_, bound, address)
+        for family_, address in remotes
+        for other, bound in locals_
+        if other == family_
+    ]
 
 
 async def _resolve(address: Any, family: int, flags: int) -> list[tuple[int, Any]]:
@@ -187,5 +198,7 @@ async def _resolve(address: Any, family: int, flags: int) -> list[tuple[int, Any
         await trio.lowlevel.checkpoint()
         return []
     host, port = address
-    found = await trio.socket.getaddrinfo(host or None, port, family, stdlib_socket.SOCK_DGRAM, 0, flags)
+    found = await trio.socket.getaddrinfo(
+        host or None, port, family, stdlib_socket.SOCK_DGRAM, 0, flags
+    )
     return [(entry[0], entry[4]) for entry in found]
