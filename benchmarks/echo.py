@@ -1,16 +1,19 @@
-"""The echo benchmark: trio_uring against trio, on loopback, one core for the server and another for the load.
+"""The echo benchmark: trio_uring against trio, on loopback, one core for the server and another for
+the load.
 
-    python benchmarks/echo.py [--scenario NAME]... [--impl NAME]... [--runs N] [--seconds S] [--json FILE]
+    python benchmarks/echo.py [--scenario NAME]... [--impl NAME]... [--runs N] [--seconds S] [--json
+    FILE]
 
-README.md beside this file says what each figure means. This file is the command line and the order of the runs;
-echo_run.py makes one run, echo_report.py draws the conclusions, echo_server.py and loadgen.c are the two processes.
+README.md beside this file says what each figure means. This file is the command line and the order
+of the runs; echo_run.py makes one run, echo_report.py draws the conclusions, echo_server.py and
+loadgen.c are the two processes.
 
 Rules of this file:
 
-- Implementations take turns (A B A B ...), each run with a fresh server, so that whatever else the machine does falls
-  on all of them alike.
-- A scenario with a run that failed has no figures; the others go on, and the exit code is 1. A target that is missed
-  is a result, not a failure: the exit code stays 0.
+- Implementations take turns (A B A B ...), each run with a fresh server, so that whatever else the
+  machine does falls on all of them alike.
+- A scenario with a run that failed has no figures; the others go on, and the exit code is 1. A
+  target that is missed is a result, not a failure: the exit code stays 0.
 """
 
 from __future__ import annotations
@@ -91,7 +94,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def choose_cores() -> Cores:
-    """The first two cores that this process may use; with one core the load would be measured as the server."""
+    """The first two cores that this process may use; with one core the load would be measured as
+    the server."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise RunError("the benchmark needs two cores: one for the server, one for the load")
@@ -138,12 +142,14 @@ def run_scenario(
 
 
 def run_all(arguments: argparse.Namespace, cores: Cores) -> tuple[dict[str, Any], bool]:
-    """Run and print scenario after scenario; the figures as data, and whether every run was clean."""
+    """Run and print scenario after scenario; the figures as data, and whether every run was
+    clean."""
     scenarios: dict[str, Any] = {}
     clean = True
     with tempfile.TemporaryDirectory(prefix="echo-benchmark-") as folder:
         loadgen = compile_loadgen(Path(folder))
-        # From here on this process keeps the load company: it must not take time from the server it measures.
+        # From here on this process keeps the load company: it must not take time from the server it
+        # measures.
         os.sched_setaffinity(0, {cores.load})
         for name in arguments.scenario:
             scenario = SCENARIOS[name]

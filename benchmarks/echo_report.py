@@ -1,12 +1,15 @@
-"""What the echo benchmark asks for and what it concludes: scenarios, targets, medians and ratios. Nothing runs here.
+"""What the echo benchmark asks for and what it concludes: scenarios, targets, medians and ratios.
+Nothing runs here.
 
 Rules of this file:
 
-- Every figure is a median with its min..max over the runs; a ratio is the median of the ratios of the pairs (run i of
-  one implementation against run i of trio, made back to back), so that a machine that drifts does not matter.
-- A ratio says which way it goes: `rate` and `cpu` are how many times better than trio (higher is better), `p50` is
-  how many times trio's latency (lower is better).
-- Targets are promises about uring; other implementations are printed for reference and never judged.
+- Every figure is a median with its min..max over the runs; a ratio is the median of the ratios of
+  the pairs (run i of one implementation against run i of trio, made back to back), so that a
+  machine that drifts does not matter.
+- A ratio says which way it goes: `rate` and `cpu` are how many times better than trio (higher is
+  better), `p50` is how many times trio's latency (lower is better).
+- Targets are promises about uring; other implementations are printed for reference and never
+  judged.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from echo_run import RunResult
 BASELINE = "trio"
 JUDGED = "uring"
 
-# A load generator this busy may be what was measured: the ratios are then a lower bound of the difference.
+# A load generator this busy may be what was measured: the ratios are then a lower bound of the
+# difference.
 LOAD_BOUND_SHARE = 0.95
 
-# A server that waited this long for its core shared it with a stranger: its messages per second are not its own.
+# A server that waited this long for its core shared it with a stranger: its messages per second are
+# not its own.
 DISTURBED_SHARE = 0.05
 
 

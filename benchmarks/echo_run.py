@@ -1,4 +1,5 @@
-"""One measured run of the echo benchmark: a fresh server on one core, the load on another, and what both of them used.
+"""One measured run of the echo benchmark: a fresh server on one core, the load on another, and what
+both of them used.
 
 `run_once` is the whole interface. The order of events is the point of this file:
 
@@ -13,8 +14,8 @@
 Rules of this file:
 
 - Nothing waits without a deadline, and every child is killed on the way out, whatever happened.
-- A run that is not clean has no figures: errors or stalled connections in the load, a server that died or that does
-  not stop, raise `RunError` with all that the children had to say.
+- A run that is not clean has no figures: errors or stalled connections in the load, a server that
+  died or that does not stop, raise `RunError` with all that the children had to say.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ LINE_BYTES_MAX = 65536
 
 
 class RunError(Exception):
-    """A run that gave no usable figures: why, and then what its children had written to stderr (`Child` adds it)."""
+    """A run that gave no usable figures: why, and then what its children had written to stderr
+    (`Child` adds it)."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -96,11 +98,13 @@ class CpuSample:
 
 
 class CpuClock:
-    """The CPU time, user and system, of all threads of another process, dead ones and io_uring's workers included.
+    """The CPU time, user and system, of all threads of another process, dead ones and io_uring's
+    workers included.
 
-    It is the process's own clock_getcpuclockid(3) clock: nanoseconds, where /proc/<pid>/stat has hundredths of a second
-    and /proc/<pid>/schedstat has only the first thread. The kernel brings a running thread's share up to date at every
-    timer tick, so a sample is at most a tick old (4 ms with HZ=250: 0.13 % of a window of 3 s).
+    It is the process's own clock_getcpuclockid(3) clock: nanoseconds, where /proc/<pid>/stat has
+    hundredths of a second and /proc/<pid>/schedstat has only the first thread. The kernel brings a
+    running thread's share up to date at every timer tick, so a sample is at most a tick old (4 ms
+    with HZ=250: 0.13 % of a window of 3 s).
     """
 
     def __init__(self, pid: int) -> None:
@@ -113,15 +117,17 @@ class CpuClock:
 
     def sample(self) -> CpuSample:
         wall, cpu = time.monotonic(), time.clock_gettime(self._clock)
-        # Nanoseconds on the processor, nanoseconds waiting for one, turns: of the first thread, which does the work.
+        # Nanoseconds on the processor, nanoseconds waiting for one, turns: of the first thread,
+        # which does the work.
         return CpuSample(wall, cpu, int(self._schedstat.read_text().split()[1]) / 1e9)
 
 
 class Child:
-    """A child process on one core, with its lines read against a deadline and its stderr kept for the error message.
+    """A child process on one core, with its lines read against a deadline and its stderr kept for
+    the error message.
 
-    Leaving the `with` block kills it, and adds its last words to a RunError on its way through; `wait_for_exit` is how
-    it ends when all is well.
+    Leaving the `with` block kills it, and adds its last words to a RunError on its way through;
+    `wait_for_exit` is how it ends when all is well.
     """
 
     def __init__(self, name: str, command: list[str], core: int) -> None:
@@ -164,7 +170,8 @@ class Child:
                     pipe.close()
 
     def read_line(self, seconds: float) -> str:
-        """The next line of its standard output; RunError if it ends first, or takes longer than this."""
+        """The next line of its standard output; RunError if it ends first, or takes longer than
+        this."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         fd = self._process.stdout.fileno()
@@ -186,7 +193,8 @@ class Child:
             raise RunError(f"{self.name} printed {line!r} where {expected!r} was due")
 
     def wait_for_exit(self) -> None:
-        """Close its standard input and wait until it has left by itself; RunError if it will not, or leaves badly."""
+        """Close its standard input and wait until it has left by itself; RunError if it will not,
+        or leaves badly."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -197,7 +205,8 @@ class Child:
             raise RunError(f"{self.name} ended with exit code {code}")
 
     def last_words(self) -> str:
-        """What it wrote to stderr so far, and how it ended if it did; empty if there is nothing to say."""
+        """What it wrote to stderr so far, and how it ended if it did; empty if there is nothing to
+        say."""
         # A child whose connections just broke may be about to print the traceback that explains it.
         try:
             code: int | None = self._process.wait(1.0)
@@ -212,7 +221,8 @@ class Child:
 
 
 def compile_loadgen(folder: Path) -> Path:
-    """Compile the load generator into this folder; what the compiler says goes into the RunError."""
+    """Compile the load generator into this folder; what the compiler says goes into the
+    RunError."""
     binary = folder / "loadgen"
     command = [os.environ.get("CC", "cc"), *CFLAGS, str(LOADGEN_SOURCE), "-o", str(binary)]
     try:
@@ -229,8 +239,8 @@ def compile_loadgen(folder: Path) -> Path:
 def stray_threads(pid: int, core: int) -> tuple[str, ...]:
     """The threads of a process that may run elsewhere than on this core.
 
-    io_uring's workers and its SQPOLL thread take the mask of the cpuset, not that of the process: with them a server
-    has more than its one core, and its messages per second are not comparable.
+    io_uring's workers and its SQPOLL thread take the mask of the cpuset, not that of the process:
+    with them a server has more than its one core, and its messages per second are not comparable.
     """
     strays = []
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -243,7 +253,8 @@ def stray_threads(pid: int, core: int) -> tuple[str, ...]:
 
 
 def has_ring(pid: int) -> bool:
-    """Whether a process has an io_uring open, whatever its library says: a fallback to epoll must not go unseen."""
+    """Whether a process has an io_uring open, whatever its library says: a fallback to epoll must
+    not go unseen."""
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         try:
             if os.readlink(fd) == "anon_inode:[io_uring]":
@@ -254,7 +265,8 @@ def has_ring(pid: int) -> bool:
 
 
 def run_once(loadgen: Path, impl: str, load: Load, cores: Cores) -> RunResult:
-    """Measure one fresh server under this load; the time it can take is bounded by the load's own times."""
+    """Measure one fresh server under this load; the time it can take is bounded by the load's own
+    times."""
     with Child(
         f"server {impl}", [sys.executable, str(SERVER), "--impl", impl], cores.server
     ) as server:
@@ -271,7 +283,8 @@ def run_once(loadgen: Path, impl: str, load: Load, cores: Cores) -> RunResult:
 
 
 def measure(loadgen: Path, server: Child, port: str, load: Load, cores: Cores) -> RunResult:
-    """Put this load on a server that listens, and read the server's CPU clock at both ends of the window."""
+    """Put this load on a server that listens, and read the server's CPU clock at both ends of the
+    window."""
     numbers = (load.connections, load.message_bytes, load.seconds, load.warmup_seconds)
     with Child(
         "loadgen", [str(loadgen), "127.0.0.1", port, *map(str, numbers)], cores.load
@@ -292,8 +305,9 @@ def measure(loadgen: Path, server: Child, port: str, load: Load, cores: Cores) -
 def to_result(
     figures: dict[str, Any], start: CpuSample, end: CpuSample, strays: tuple[str, ...], ring: bool
 ) -> RunResult:
-    # This process reads START and END a little late, each time by something else. The share of a core does not mind;
-    # multiplied with the load's own window it gives the CPU time of exactly the messages that were counted.
+    # This process reads START and END a little late, each time by something else. The share of a
+    # core does not mind; multiplied with the load's own window it gives the CPU time of exactly the
+    # messages that were counted.
     wall = end.wall_seconds - start.wall_seconds
     share = (end.cpu_seconds - start.cpu_seconds) / wall
     seconds, messages = figures["seconds"], figures["messages"]

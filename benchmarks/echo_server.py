@@ -1,16 +1,18 @@
-"""An echo server on loopback, in several implementations: the program that benchmarks/echo.py measures.
+"""An echo server on loopback, in several implementations: the program that benchmarks/echo.py
+measures.
 
     python benchmarks/echo_server.py --impl trio|uring|uvloop|null
 
-It binds 127.0.0.1 on a free port, prints the port as its first line, and serves until its standard input closes, so
-that it never outlives the program that started it.
+It binds 127.0.0.1 on a free port, prints the port as its first line, and serves until its standard
+input closes, so that it never outlives the program that started it.
 
 Rules of this file:
 
-- trio and uring run the same handler through the same call: only the module that `serve_tcp` comes from differs.
-- Nothing but the sockets is different between the implementations: no statistics, no logging, no second thread (a
-  process with threads pays more for every system call that names a file descriptor, so standard input is watched by
-  the event loop itself).
+- trio and uring run the same handler through the same call: only the module that `serve_tcp` comes
+  from differs.
+- Nothing but the sockets is different between the implementations: no statistics, no logging, no
+  second thread (a process with threads pays more for every system call that names a file
+  descriptor, so standard input is watched by the event loop itself).
 - trio_uring and uvloop are imported only when they are asked for.
 """
 
@@ -33,11 +35,13 @@ import trio
 HOST = "127.0.0.1"
 STDIN = 0
 
-# What asyncio and the null server ask the kernel for at a time: trio's own default for receive_some().
+# What asyncio and the null server ask the kernel for at a time: trio's own default for
+# receive_some().
 RECEIVE_BYTES = 65536
 
-# Every connection of the load is opened at once, before the server has run: room for all of them, or SYNs are dropped
-# and the first second measures TCP's retransmission. (trio asks for as much as the kernel allows.)
+# Every connection of the load is opened at once, before the server has run: room for all of them,
+# or SYNs are dropped and the first second measures TCP's retransmission. (trio asks for as much as
+# the kernel allows.)
 BACKLOG = 4096
 
 
@@ -62,7 +66,8 @@ async def echo(stream: trio.abc.Stream) -> None:
 
 
 async def serve_with(serve_tcp: Callable[..., Any]) -> None:
-    """Serve with trio's `serve_tcp`, or with anything that has its signature and its kind of listeners."""
+    """Serve with trio's `serve_tcp`, or with anything that has its signature and its kind of
+    listeners."""
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(serve_tcp, echo, 0, host=HOST))
         announce(listeners[0].socket.getsockname()[1])
@@ -144,7 +149,8 @@ class NullServer:
         self._epoll.register(connection, select.EPOLLIN)
 
     def _echo(self, fd: int) -> None:
-        """Either finish what could not be sent, or echo one read: never both, so what is unsent stays bounded."""
+        """Either finish what could not be sent, or echo one read: never both, so what is unsent
+        stays bounded."""
         connection = self._connections[fd]
         unsent = self._unsent.pop(fd, None)
         try:

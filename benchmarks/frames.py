@@ -1,14 +1,17 @@
-"""What sending a frame costs: prefix and payload in one vectored operation, joined, or sent one after the other.
+"""What sending a frame costs: prefix and payload in one vectored operation, joined, or sent one
+after the other.
 
     python benchmarks/frames.py                       every case, about 2 minutes
     python benchmarks/frames.py --rounds 9 --case 4096 --connections 16
 
-For each case the ways to send take turns, each in a process of its own (trio's streams are not to run beside the ring's hooks)
-that is pinned to one core; a process on the other core receives everything and throws it away. The figure is CPU time (user and
-system, of the sending process alone) for one frame.
+For each case the ways to send take turns, each in a process of its own (trio's streams are not to
+run beside the ring's hooks) that is pinned to one core; a process on the other core receives
+everything and throws it away. The figure is CPU time (user and system, of the sending process
+alone) for one frame.
 
-Rules of this file: a way is a coroutine that sends `count` frames on one stream; the connections of a case share them. Nothing
-is sent that the sink does not count: a way that sends less, or more, fails.
+Rules of this file: a way is a coroutine that sends `count` frames on one stream; the connections of
+a case share them. Nothing is sent that the sink does not count: a way that sends less, or more,
+fails.
 """
 
 from __future__ import annotations
@@ -92,7 +95,8 @@ def cpu_seconds() -> float:
 
 
 def sink(descriptor: int, core: int) -> None:
-    """Receives from every connection that comes, and says how many bytes each time that all of them have ended."""
+    """Receives from every connection that comes, and says how many bytes each time that all of them
+    have ended."""
     os.sched_setaffinity(0, {core})
     listener = socket.socket(fileno=descriptor)
     buffer = bytearray(SINK_BUFFER)

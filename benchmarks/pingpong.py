@@ -1,9 +1,11 @@
-"""CPU of a ping-pong between two processes on one core: a server and a client of the same kind, one connection.
+"""CPU of a ping-pong between two processes on one core: a server and a client of the same kind, one
+connection.
 
     python benchmarks/pingpong.py [--rounds 15] [--messages 3000] [--bytes 1024]
 
-Rules of this file: both processes are pinned to one core, so that no idle state is in the figure; what is counted is the CPU
-time of both, by the scheduler's own clock; the kinds take turns, and the minimum of many short rounds is printed.
+Rules of this file: both processes are pinned to one core, so that no idle state is in the figure;
+what is counted is the CPU time of both, by the scheduler's own clock; the kinds take turns, and the
+minimum of many short rounds is printed.
 """
 
 from __future__ import annotations

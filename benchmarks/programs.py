@@ -1,14 +1,16 @@
-"""What enabling gains a whole program: hypercorn under wrk, and a websockets echo server; stock trio against trio_uring.run.
+"""What enabling gains a whole program: hypercorn under wrk, and a websockets echo server; stock
+trio against trio_uring.run.
 
     python benchmarks/programs.py                       # both programs, about 2 minutes
     python benchmarks/programs.py --program hypercorn --connections 16 --runs 9 --seconds 5
 
-The programs are the libraries' own, unmodified; the two sides differ in one word, `trio.run` or `trio_uring.run`. They take
-turns, each run in a fresh server process on one core, with the load on another. README.md beside this file says what the
-figures mean.
+The programs are the libraries' own, unmodified; the two sides differ in one word, `trio.run` or
+`trio_uring.run`. They take turns, each run in a fresh server process on one core, with the load on
+another. README.md beside this file says what the figures mean.
 
-Rules of this file: a load is a command that checks every answer and whose result is `Served`; a run with an error in it has no
-figures. The server's CPU time is read before and after the load, over a time in which it does nothing else.
+Rules of this file: a load is a command that checks every answer and whose result is `Served`; a run
+with an error in it has no figures. The server's CPU time is read before and after the load, over a
+time in which it does nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 SIDES = ("stock", "enabled")
 WARMUP_SECONDS = 1
 MESSAGE_BYTES = 100
-BUSY_SHARE = 0.9  # of its core: a server below that waited for the load, or for its core, and its requests/s say little
+# of its core: a server below that waited for the load, or for its core, and its requests/s say
+# little
+BUSY_SHARE = 0.9
 
 
 # -- the servers, each in a process of its own
@@ -162,9 +166,11 @@ LOADS: dict[str, Callable[[str, int, float], Served]] = {
 
 
 def send_messages(port: int, connections: int, seconds: float) -> None:
-    """The load of the websockets server, in a process of its own: each connection has one message under way, all the time.
+    """The load of the websockets server, in a process of its own: each connection has one message
+    under way, all the time.
 
-    Plain sockets, and frames that are made once: a client by the library would cost as much as the server.
+    Plain sockets, and frames that are made once: a client by the library would cost as much as the
+    server.
     """
     payload, mask = os.urandom(MESSAGE_BYTES), os.urandom(4)
     masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))

@@ -1,12 +1,14 @@
-"""What it costs to move bytes between two connections, or from a file: trio_uring's relay and send_file against a Python loop.
+"""What it costs to move bytes between two connections, or from a file: trio_uring's relay and
+send_file against a Python loop.
 
     python benchmarks/relay.py                                  every case, about 3 minutes
     python benchmarks/relay.py --case bulk --rounds 9
 
-The ways take turns, each in a process of its own that is pinned to one core. On the other core a process talks to it: for
-`bulk` it sends as fast as it can into one end of the relay and drains the other; for `messages` it sends 1 KiB on each of 50
-relayed connections and waits for it to come out before it sends the next; for `file` it drains. The figures are CPU time (user
-and system) of the relaying process alone, for each MiB or each message, and the throughput.
+The ways take turns, each in a process of its own that is pinned to one core. On the other core a
+process talks to it: for `bulk` it sends as fast as it can into one end of the relay and drains the
+other; for `messages` it sends 1 KiB on each of 50 relayed connections and waits for it to come out
+before it sends the next; for `file` it drains. The figures are CPU time (user and system) of the
+relaying process alone, for each MiB or each message, and the throughput.
 
 Rules of this file: a way is a coroutine with the same job; a case fails if not every byte came out.
 """

@@ -3,13 +3,14 @@
     python benchmarks/udp.py                           every case, about 2 minutes
     python benchmarks/udp.py --rounds 9 --size 1400 --seconds 1
 
-The ways take turns, each in a process of its own that is pinned to one core. For one that receives, a process on the other core
-floods its socket. One that sends does so to sockets that nobody reads: the kernel drops what their buffers cannot take, and the
-cost of delivering over loopback is the sender's. Figures: CPU time (user and system) of the measured process for one datagram,
-and datagrams a second.
+The ways take turns, each in a process of its own that is pinned to one core. For one that receives,
+a process on the other core floods its socket. One that sends does so to sockets that nobody reads:
+the kernel drops what their buffers cannot take, and the cost of delivering over loopback is the
+sender's. Figures: CPU time (user and system) of the measured process for one datagram, and
+datagrams a second.
 
-Rules of this file: a way is a coroutine that works until the time is up and returns how many datagrams it has sent or received.
-Only datagrams of the right size are counted.
+Rules of this file: a way is a coroutine that works until the time is up and returns how many
+datagrams it has sent or received. Only datagrams of the right size are counted.
 """
 
 from __future__ import annotations

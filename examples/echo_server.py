@@ -3,7 +3,8 @@
     python examples/echo_server.py --port 7000
     nc 127.0.0.1 7000
 
-Write `trio.serve_tcp` and `trio.SocketStream` for `trio_uring`'s, and it runs on trio's own streams: nothing else changes.
+Write `trio.serve_tcp` and `trio.SocketStream` for `trio_uring`'s, and it runs on trio's own
+streams: nothing else changes.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""The client of file_server.py: fetches files, goes on where it was interrupted, and verifies every checksum.
+"""The client of file_server.py: fetches files, goes on where it was interrupted, and verifies every
+checksum.
 
     python examples/file_client.py 127.0.0.1:7001 os.py json/decoder.py --output /tmp/files
 
-A file grows under the name NAME.part and gets its own name when its checksum is right. Stop the client at any moment (Ctrl-C,
---timeout, a broken connection) and start it again: it asks for the bytes that it does not have yet.
+A file grows under the name NAME.part and gets its own name when its checksum is right. Stop the
+client at any moment (Ctrl-C, --timeout, a broken connection) and start it again: it asks for the
+bytes that it does not have yet.
 """
 
 import argparse
@@ -49,7 +51,8 @@ async def fetch(host: str, port: int, name: str, target: Path) -> None:
 
 
 async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -> int:
-    """Asks for the rest of the file, appends it to `part`, and verifies the whole. Returns the size."""
+    """Asks for the rest of the file, appends it to `part`, and verifies the whole. Returns the
+    size."""
     with part.open("a+b") as file:
         file.seek(0)
         digest = hashlib.sha256()
@@ -84,7 +87,8 @@ async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -
 
 
 async def main(host: str, port: int, names: list[str], output: Path, timeout: float) -> int:
-    """Fetches all files at once, each on a connection of its own. Returns how many could not be had."""
+    """Fetches all files at once, each on a connection of its own. Returns how many could not be
+    had."""
     failed = set(names)
 
     async def fetch_one(name: str) -> None:

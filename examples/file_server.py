@@ -1,9 +1,11 @@
-"""A file server: sends the files of a directory, each as one [header, body] frame straight from the page cache.
+"""A file server: sends the files of a directory, each as one [header, body] frame straight from the
+page cache.
 
     python examples/file_server.py DIRECTORY --port 7001
 
-What to look at: `send_all([header, body])` hands the kernel a small header and a memory-mapped file in one operation.
-Nothing is joined and nothing is copied in this process, whatever the size of the file.
+What to look at: `send_all([header, body])` hands the kernel a small header and a memory-mapped file
+in one operation. Nothing is joined and nothing is copied in this process, whatever the size of the
+file.
 """
 
 import argparse
@@ -26,7 +28,8 @@ REFUSAL = ANSWER.pack(REFUSED, 0, 0, bytes(32))
 
 
 async def serve_client(root: Path, stream: trio_uring.SocketStream) -> None:
-    """Answers the requests of one connection until the client hangs up, is too slow, or asks nonsense."""
+    """Answers the requests of one connection until the client hangs up, is too slow, or asks
+    nonsense."""
     stream.receive_timeout, stream.send_timeout = IDLE_MAX, SEND_MAX
     try:
         while True:
@@ -63,7 +66,8 @@ async def send_file(
 def find(root: Path, name: bytes) -> tuple[bytes, mmap.mmap | None] | None:
     """The checksum and the pages (None: it is empty) of the file that `name` means.
 
-    None: there is no such file, or it is not in `root`, be it by "..", by a link or as an absolute path.
+    None: there is no such file, or it is not in `root`, be it by "..", by a link or as an absolute
+    path.
     """
     try:
         path = (root / name.decode()).resolve()

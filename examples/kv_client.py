@@ -23,8 +23,8 @@ class Refused(Exception):
 class Client(trio.abc.AsyncResource):
     """One connection to a server. One request at a time: open more clients for more.
 
-    A request that was cancelled leaves its answer on the way, where the next request would take it for its own: the client is
-    broken then (trio.BrokenResourceError), and a new one has to be made.
+    A request that was cancelled leaves its answer on the way, where the next request would take it
+    for its own: the client is broken then (trio.BrokenResourceError), and a new one has to be made.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:

@@ -5,9 +5,10 @@
     python examples/kv_client.py --port 7002 put colour green
     python examples/kv_client.py --port 7002 get colour
 
-What to look at: `Server` takes a Network and does not know which. Here it is given the ring, in its tests a simulated network
-with partitions and a virtual clock as well. SIGTERM or SIGINT stops it in order: no new connections, what is in flight is
-finished, whoever is not done by the deadline is cut off, and then everything is closed.
+What to look at: `Server` takes a Network and does not know which. Here it is given the ring, in its
+tests a simulated network with partitions and a virtual clock as well. SIGTERM or SIGINT stops it in
+order: no new connections, what is in flight is finished, whoever is not done by the deadline is cut
+off, and then everything is closed.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ from kv_protocol import (
 import trio_uring
 from trio_uring.prometheus import DriverCollector, NetworkCollector
 
-CONNECTIONS_MAX = 800  # beyond it, clients wait in the backlog; with METRICS_MAX, below the usual limit of 1,024 descriptors
+# beyond it, clients wait in the backlog; with METRICS_MAX, below the usual limit of 1,024
+# descriptors
+CONNECTIONS_MAX = 800
 METRICS_MAX = 16  # connections that ask for metrics at a time
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
 ANSWERS_MAX = (
     2**18
-)  # bytes of answers that are made ready before they are sent: a client that does not read holds no more
+    # bytes of answers that are made ready before they are sent: a client that does not read holds no
+    # more
+)
 LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
 GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
@@ -54,7 +59,8 @@ Handler = Callable[[trio_uring.NetworkStream], Awaitable[None]]
 async def accept(
     listener: trio_uring.NetworkListener, handler: Handler, nursery: trio.Nursery, limit: int
 ) -> None:
-    """Runs a handler for each connection, `limit` at a time. A slot is taken before accept: the backlog pushes back."""
+    """Runs a handler for each connection, `limit` at a time. A slot is taken before accept: the
+    backlog pushes back."""
     slots = trio.Semaphore(limit)
 
     async def handle(stream: trio_uring.NetworkStream) -> None:
@@ -98,7 +104,8 @@ class Server:
         *,
         task_status: trio.TaskStatus[trio_uring.NetworkListener] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serves until `stop` is called and the connections have ended, or been cut off at the deadline."""
+        """Serves until `stop` is called and the connections have ended, or been cut off at the
+        deadline."""
         listener = await self.network.bind(address)
         async with trio.open_nursery() as connections:
             async with listener:
@@ -128,9 +135,11 @@ class Server:
                 await self._say_goodbye(channel)
 
     async def _next_requests(self, channel: trio_uring.FrameStream) -> list[bytes]:
-        """Every request that is here, or the next that comes. An empty list: none will, because the server stops."""
+        """Every request that is here, or the next that comes. An empty list: none will, because the
+        server stops."""
         while True:
-            # Of a request that has begun to come, the rest is waited for, until the deadline of the shutdown if need be.
+            # Of a request that has begun to come, the rest is waited for, until the deadline of the
+            # shutdown if need be.
             limited = self._stopping and not channel.pending
             with trio.move_on_after(LAST_LOOK_SECONDS if limited else math.inf) as scope:
                 if not channel.pending:
@@ -157,7 +166,8 @@ class Server:
         await channel.send_many(answers)
 
     async def _say_goodbye(self, channel: trio_uring.FrameStream) -> None:
-        """Hangs up so that the client gets its last answers: closing with bytes unread would reset the connection."""
+        """Hangs up so that the client gets its last answers: closing with bytes unread would reset
+        the connection."""
         with trio.move_on_after(GOODBYE_SECONDS):
             await channel.send_eof()
             async for _ in channel:

@@ -3,10 +3,12 @@
 Rules: a machine that refuses io_uring, or TRIO_URING_BACKEND=epoll, runs everything by readiness,
 and skips the tests that are about the kernel's ring only: those with the marker `uring_only` and a
 reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A
-test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot be ended by a trio timeout.
-Every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A test for which no ring
-matters carries the marker `no_ring`: it runs without the C extension, too. A long case carries the marker `long` and is skipped
-without `--long` (or TRIO_URING_LONG=1). A test has the same name in each process, or pytest-xdist could not share them out.
+test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot
+be ended by a trio timeout. Every async test ends with an empty ring and as many descriptors as it
+began with (`checked_run`). A test for which no ring matters carries the marker `no_ring`: it runs
+without the C extension, too. A long case carries the marker `long` and is skipped without `--long`
+(or TRIO_URING_LONG=1). A test has the same name in each process, or pytest-xdist could not share
+them out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 HANG_SECONDS = (
     120  # three times as much where long cases run: a machine that does other things is not a hang
 )
-FIRST = "test_trio_suite.py"  # one of its tests takes longer than all others: at the end one process would wait for it
+# one of its tests takes longer than all others: at the end one process would wait for it
+FIRST = "test_trio_suite.py"
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 _terminal = pytest.StashKey[int]()
@@ -128,7 +131,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def freeze_what_is_there() -> None:
-    """What pytest and the modules before keep, they keep to the end: no collection in a test has to look at it again."""
+    """What pytest and the modules before keep, they keep to the end: no collection in a test has to
+    look at it again."""
     gc.collect()
     gc.freeze()
 

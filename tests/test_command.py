@@ -1,7 +1,7 @@
 """The command line: what `python -m trio_uring` prints, and its exit statuses.
 
-Rules: the demo runs whole (servers, clients, cancellations, report), over a directory small enough for a second. A speed is
-never asserted, only what must be so on every machine.
+Rules: the demo runs whole (servers, clients, cancellations, report), over a directory small enough
+for a second. A speed is never asserted, only what must be so on every machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The examples, as a reader would run them: each a process of its own, on a port that the kernel chooses.
+"""The examples, as a reader would run them: each a process of its own, on a port that the kernel
+chooses.
 
-Rules: a test waits for what a process prints or for its end, never for a time. A server that wrote anything to its standard
-error, or did not end with 0 on SIGINT, fails its test.
+Rules: a test waits for what a process prints or for its end, never for a time. A server that wrote
+anything to its standard error, or did not end with 0 on SIGINT, fails its test.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ REFUSAL = ANSWER.pack(1, 0, 0, bytes(32))
 
 @contextmanager
 def running(name: str, *arguments: str | Path, stop: int = signal.SIGINT) -> Iterator[int]:
-    """Runs examples/`name`; the value is its port. At the end it is stopped by a signal and must have nothing to say."""
+    """Runs examples/`name`; the value is its port. At the end it is stopped by a signal and must
+    have nothing to say."""
     command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments, "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,5 @@
-"""trio's own tests with ours swapped in, on the default ring, and what judges them. All of it: `python -m tests.trio_suite`.
+"""trio's own tests with ours swapped in, on the default ring, and what judges them. All of it:
+`python -m tests.trio_suite`.
 
 Rules of this file: the judge is tested on runs made by hand, one defect in each.
 """

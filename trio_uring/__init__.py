@@ -1,7 +1,7 @@
 """trio streams and listeners driven by io_uring, and by readiness where that cannot be had.
 
-Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring: the first operation of a
-trio.run does.
+Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring:
+the first operation of a trio.run does.
 """
 
 from . import socket
@@ -49,7 +49,8 @@ def current_statistics() -> Statistics:
 
 
 def current_operations() -> list[OperationInFlight]:
-    """Every operation in flight in this trio.run: its opcode, descriptor, age in seconds, and the task that waits.
+    """Every operation in flight in this trio.run: its opcode, descriptor, age in seconds, and the
+    task that waits.
 
     Raises:
         RuntimeError: outside of trio.

@@ -1,6 +1,7 @@
 """The command line: `python -m trio_uring demo`, `info`, `--version`.
 
-Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in _demo/demo.py and _cli/info.py.
+Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in
+_demo/demo.py and _cli/info.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The exceptions of this package, and the one table from the kernel's errnos to them.
 
-Rules of this file: standard library and trio's exception classes only. Every errno that reaches a user goes through here,
-so that a message says what happened and what to do about it.
+Rules of this file: standard library and trio's exception classes only. Every errno that reaches a
+user goes through here, so that a message says what happened and what to do about it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import trio
 
-# What the stream's own descriptor being gone looks like. Everything else on a stream means that the connection is broken.
+# What the stream's own descriptor being gone looks like. Everything else on a stream means that the
+# connection is broken.
 CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
 
 # A result that says "ask again", never an error of the stream.
@@ -24,13 +25,15 @@ class RingUnavailableError(OSError):
 
 
 class RingBrokenError(OSError):
-    """A ring that worked has failed; every operation on it fails. Seen when a sandbox forbids io_uring_enter later."""
+    """A ring that worked has failed; every operation on it fails. Seen when a sandbox forbids
+    io_uring_enter later."""
 
 
 class IncompleteReadError(EOFError):
     """The stream ended before the bytes asked for had come.
 
-    The bytes that came are not lost: they are in `partial`, and the stream gives them to the next receive.
+    The bytes that came are not lost: they are in `partial`, and the stream gives them to the next
+    receive.
 
     Attributes:
         partial: the bytes that came before the end.

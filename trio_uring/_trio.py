@@ -1,7 +1,7 @@
 """The private names of trio that this package uses: all of them, and what is lost without each.
 
-Rules of this file: importing never fails, whatever trio looks like. Each name is looked up once. One
-that is missing is told with what is lost without it, and whoever would use it does without.
+Rules of this file: importing never fails, whatever trio looks like. Each name is looked up once.
+One that is missing is told with what is lost without it, and whoever would use it does without.
 `python -m trio_uring info` prints the table.
 """
 
@@ -142,7 +142,8 @@ class _Detector:
 
 
 def send_detector(stream: trio.SocketStream) -> Any:
-    """What notices that two tasks send on a trio.SocketStream: a context manager, `_held` within."""
+    """What notices that two tasks send on a trio.SocketStream: a context manager, `_held`
+    within."""
     found = getattr(stream, "_send_conflict_detector", None)
     return found if hasattr(found, "_held") else _Detector()
 
@@ -161,7 +162,8 @@ _EpollIOManager: Any = _find(_IO, "EpollIOManager")
 
 
 def loop_runner() -> Any:
-    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has another shape."""
+    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has
+    another shape."""
     if not _CAN_BE_LOOP:
         return None
     runner = _context.runner

@@ -1,15 +1,16 @@
-"""A running SHA-256 of everything that is done on a network, and the events that go into it. `Audited` feeds it.
+"""A running SHA-256 of everything that is done on a network, and the events that go into it.
+`Audited` feeds it.
 
-Two runs of a program over a simulated network with the same seed have the same digest; where a digest differs, the events say
-which is the first that does.
+Two runs of a program over a simulated network with the same seed have the same digest; where a
+digest differs, the events say which is the first that does.
 
-Rules of this file: standard library only. What is hashed is the encoding below, in which every part has its length in front, so
-that no two sequences of events look the same; buffers are hashed where they are, and once. A subscriber can break neither the
-I/O nor the digest.
+Rules of this file: standard library only. What is hashed is the encoding below, in which every part
+has its length in front, so that no two sequences of events look the same; buffers are hashed where
+they are, and once. A subscriber can break neither the I/O nor the digest.
 
     event = text(kind) text(operation) text(address) u64(number of buffers) {buffer} text(error)
-    buffer = u64(bytes) and the bytes; of a send that succeeded u64(bytes) alone: its attempt had the bytes
-    text = u64(bytes) and the UTF-8; u64 = 8 bytes, big-endian
+    buffer = u64(bytes) and the bytes; of a send that succeeded u64(bytes) alone: its attempt had
+    the bytes text = u64(bytes) and the UTF-8; u64 = 8 bytes, big-endian
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _ADDRESS_IN_MEMORY = re.compile(r"\bat 0x[0-9a-fA-F]+")  # of a repr; another in
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One thing that happened. `Audit.digest`, called in the subscriber, is the digest up to and with this event."""
+    """One thing that happened. `Audit.digest`, called in the subscriber, is the digest up to and
+    with this event."""
 
     number: int
     """From 1, in order."""
@@ -47,8 +49,8 @@ class AuditEvent:
     operation: str
     """bind, dial, accept, send, receive or close."""
     address: Any
-    """The other end's (host, port); of bind the one asked for and then the one got, of a failed accept the listener's;
-    None on streams that do not know."""
+    """The other end's (host, port); of bind the one asked for and then the one got, of a failed
+    accept the listener's; None on streams that do not know."""
     sizes: tuple[int, ...]
     """Bytes of each buffer that was to be sent, was sent, or was received."""
     error: str | None
@@ -60,8 +62,8 @@ class AuditEvent:
 class Audit:
     """Hashes what is done on a network or a stream that is wrapped in Audited or AuditedStream.
 
-    Several networks and streams may share one, if they are used in one thread. The price is that of SHA-256: about 0.5 ms for
-    1 MiB, in the thread that does the I/O.
+    Several networks and streams may share one, if they are used in one thread. The price is that of
+    SHA-256: about 0.5 ms for 1 MiB, in the thread that does the I/O.
     """
 
     def __init__(self) -> None:
@@ -112,7 +114,8 @@ class Audit:
         Args:
             operation: its name.
             address: (host, port), or None.
-            error: what it raised. Of a cancellation or a timeout only the type counts: its text tells of tasks and scopes.
+            error: what it raised. Of a cancellation or a timeout only the type counts: its text
+            tells of tasks and scopes.
             outcome: what that means.
         """
         text = _describe(error) if outcome == "failed" else type(error).__name__
@@ -148,7 +151,8 @@ class Audit:
             self._publish(AuditEvent(self._number, kind, operation, address, sizes, None, None))
 
     def _fold_buffer(self, buffer: Buffer) -> None:
-        """One that is not bytes: of any item size and shape, perhaps not contiguous, perhaps not even a buffer."""
+        """One that is not bytes: of any item size and shape, perhaps not contiguous, perhaps not
+        even a buffer."""
         update = self._hash.update
         try:
             with memoryview(buffer) as view:
@@ -169,8 +173,9 @@ class Audit:
         """Calls `callback` with every event from now on, before the operation goes on.
 
         Args:
-            callback: a plain function, quick: it runs in the task that does the I/O. If it raises an Exception, that is
-                logged (logger "trio_uring") and it is not called again; the operation and the digest go on.
+            callback: a plain function, quick: it runs in the task that does the I/O. If it raises
+                an Exception, that is logged (logger "trio_uring") and it is not called again; the
+                operation and the digest go on.
 
         Returns:
             A function that ends the subscription; calling it again does nothing.
@@ -186,13 +191,15 @@ class Audit:
         return unsubscribe
 
     def log_to(self, logger: Any) -> Callable[[], None]:
-        """Logs every event from now on: errors and timeouts as warnings, everything else at debug level.
+        """Logs every event from now on: errors and timeouts as warnings, everything else at debug
+        level.
 
         Args:
-            logger: a logging.Logger or LoggerAdapter, which gets a message and, as `extra`, the attributes `event_number`,
-                `event_kind`, `operation`, `address`, `sizes`, `error` and `outcome`. Or a structlog logger (anything else that
-                has the methods `debug` and `warning`): these get the event "network <operation> <kind>" and the same
-                values as key-value pairs.
+            logger: a logging.Logger or LoggerAdapter, which gets a message and, as `extra`, the
+                attributes `event_number`, `event_kind`, `operation`, `address`, `sizes`, `error`
+                and `outcome`. Or a structlog logger (anything else that has the methods `debug` and
+                `warning`): these get the event "network <operation> <kind>" and the same values as
+                key-value pairs.
 
         Returns:
             A function that ends it.

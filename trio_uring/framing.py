@@ -1,9 +1,11 @@
-"""Frames: messages with a length prefix, in a stream of bytes. The codec alone, without I/O, for any program.
+"""Frames: messages with a length prefix, in a stream of bytes. The codec alone, without I/O, for
+any program.
 
-Two prefixes: "u32be", four bytes, big-endian; and "varint", unsigned LEB128 of one to five bytes. Both hold 0 to 2**32 - 1.
+Two prefixes: "u32be", four bytes, big-endian; and "varint", unsigned LEB128 of one to five bytes.
+Both hold 0 to 2**32 - 1.
 
-Rules of this file: standard library only; nothing is allocated for a frame before its bytes have come; a size is checked
-against the limit as soon as it is known. The limit is inclusive.
+Rules of this file: standard library only; nothing is allocated for a frame before its bytes have
+come; a size is checked against the limit as soon as it is known. The limit is inclusive.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class FrameError(ValueError):
 
 
 class FrameTooLarge(FrameError):
-    """A frame is larger than the limit. On send, nothing was sent; on receive, nothing was allocated for it.
+    """A frame is larger than the limit. On send, nothing was sent; on receive, nothing was
+    allocated for it.
 
     Attributes:
         size: bytes of the frame.
@@ -119,8 +122,8 @@ class FrameDecoder:
         max_size: bytes of the largest frame allowed, inclusive.
         prefix: "u32be" or "varint".
 
-    It holds what was fed and is not yet a frame that was taken: for a caller that takes all there are after each feed, at most
-    one frame of `max_size` bytes, its prefix, and one piece.
+    It holds what was fed and is not yet a frame that was taken: for a caller that takes all there
+    are after each feed, at most one frame of `max_size` bytes, its prefix, and one piece.
     """
 
     def __init__(self, max_size: int = MAX_SIZE, prefix: Prefix = "u32be") -> None:
@@ -135,7 +138,8 @@ class FrameDecoder:
         )
 
     def feed(self, data: bytes) -> None:
-        """Adds bytes as they came. b"" adds nothing: what the end of the stream means is for the caller to say."""
+        """Adds bytes as they came. b"" adds nothing: what the end of the stream means is for the
+        caller to say."""
         self._queue.append(bytes(data))
 
     def next_frame(self) -> bytes | None:
@@ -169,7 +173,8 @@ class FrameDecoder:
 
     @property
     def partial(self) -> bytes:
-        """What came of the frame that is not complete: of its prefix, or, once that is whole, of what follows it."""
+        """What came of the frame that is not complete: of its prefix, or, once that is whole, of
+        what follows it."""
         return self._queue.peek(self._queue.size)
 
     @property

@@ -1,8 +1,10 @@
-"""Counters of what a network did: connections, bytes, and operations by how they ended. `Metered` feeds them.
+"""Counters of what a network did: connections, bytes, and operations by how they ended. `Metered`
+feeds them.
 
-Rules of this file: standard library only. One thread writes, that of the trio run which the network is used in. Every change
-is one store into one dict and a snapshot is one copy of it, so that a snapshot taken in any thread is of one moment, and
-counting needs no lock (two would cost more than the rest of it).
+Rules of this file: standard library only. One thread writes, that of the trio run which the network
+is used in. Every change is one store into one dict and a snapshot is one copy of it, so that a
+snapshot taken in any thread is of one moment, and counting needs no lock (two would cost more than
+the rest of it).
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _FOREIGN_NUMBERS = (socket.gaierror, socket.herror, ssl.SSLError)
 
 _Ended = Mapping[tuple[Outcome, str], int]
 _Row = tuple[int, int, int, _Ended]
-"""What is counted of one operation: attempted, succeeded, bytes, and by outcome and kind those that ended otherwise.
+"""What is counted of one operation: attempted, succeeded, bytes, and by outcome and kind those that
+ended otherwise.
 
 Not a class: two are made for every operation. The mapping is replaced, never changed.
 """
@@ -45,7 +48,8 @@ _ZERO: _Row = (0, 0, 0, {})
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
-    """What a network did so far, all of one moment. Mappings by operation have every name of OPERATIONS as a key."""
+    """What a network did so far, all of one moment. Mappings by operation have every name of
+    OPERATIONS as a key."""
 
     connections_in: int
     """Accepted."""
@@ -58,13 +62,14 @@ class MetricsSnapshot:
     bytes_in: int
     """Returned by receives that succeeded."""
     bytes_out: int
-    """Of sends that succeeded as a whole; what part of a cancelled or failed send went is not counted."""
+    """Of sends that succeeded as a whole; what part of a cancelled or failed send went is not
+    counted."""
     operations: Mapping[str, int]
     """Attempts: of these, the ones that are in none of the mappings below are in progress."""
     successes: Mapping[str, int]
     timeouts: Mapping[str, int]
-    """Ended by trio.TooSlowError, which is what a `timeout` or a default of the config raises. A scope of the caller's
-    (trio.fail_after) is a cancellation."""
+    """Ended by trio.TooSlowError, which is what a `timeout` or a default of the config raises. A
+    scope of the caller's (trio.fail_after) is a cancellation."""
     cancelled: Mapping[str, int]
     """Ended by cancellation, or because their coroutine was destroyed."""
     errors: Mapping[tuple[str, str], int]
@@ -74,8 +79,8 @@ class MetricsSnapshot:
 class Metrics:
     """Counts what is done on a network or a stream that is wrapped in Metered or MeteredStream.
 
-    Several networks and streams may share one, if they are used in one thread. A connection that is dropped without being
-    closed stays in the count of open ones.
+    Several networks and streams may share one, if they are used in one thread. A connection that is
+    dropped without being closed stays in the count of open ones.
     """
 
     def __init__(self) -> None:
@@ -133,7 +138,8 @@ class Metrics:
         self._rows[direction] = (attempted, closed + 1, size, ended)
 
     def snapshot(self) -> MetricsSnapshot:
-        """A consistent copy of all counters. May be called in any thread, and in a signal handler."""
+        """A consistent copy of all counters. May be called in any thread, and in a signal
+        handler."""
         rows = self._rows.copy()
         attempted = {name: rows[name][0] for name in OPERATIONS}
         succeeded = {name: rows[name][1] for name in OPERATIONS}
@@ -159,7 +165,8 @@ class Metrics:
 
 
 def size_of(buffer: object) -> int:
-    """Bytes of a buffer; 0 for what is none (any more), which is for the stream to complain about."""
+    """Bytes of a buffer; 0 for what is none (any more), which is for the stream to complain
+    about."""
     try:
         with memoryview(buffer) as view:  # type: ignore[arg-type]
             return view.nbytes
@@ -170,9 +177,10 @@ def size_of(buffer: object) -> int:
 def error_kind(error: BaseException) -> str:
     """A short, stable name of what went wrong, for counting by: never a text or an address.
 
-    It is the errno's name ("ECONNRESET") if `error` is an OSError of the system, or was caused by one, as
-    trio.BrokenResourceError is; also if it was caused by a group of which all members are of that kind, as a dial that tried
-    several addresses is. Anything else is the name of the exception's class ("ClosedResourceError", "gaierror").
+    It is the errno's name ("ECONNRESET") if `error` is an OSError of the system, or was caused by
+    one, as trio.BrokenResourceError is; also if it was caused by a group of which all members are
+    of that kind, as a dial that tried several addresses is. Anything else is the name of the
+    exception's class ("ClosedResourceError", "gaierror").
     """
     return _errno_name(error, _DEPTH_MAX) or type(error).__name__
 

@@ -1,14 +1,16 @@
-"""Collectors for prometheus-client: of the ring and the driver of a trio run, and of the Metrics of a network.
+"""Collectors for prometheus-client: of the ring and the driver of a trio run, and of the Metrics of
+a network.
 
     registry.register(DriverCollector())  # in the trio run
     registry.register(NetworkCollector(network.metrics))
     prometheus_client.start_http_server(9100, registry=registry)
 
-Needs the extra: pip install 'trio-uring[prometheus]'. A registry takes one collector of each class: give each trio run (each
-thread that has one) a registry of its own.
+Needs the extra: pip install 'trio-uring[prometheus]'. A registry takes one collector of each class:
+give each trio run (each thread that has one) a registry of its own.
 
-Rules of this file: names begin with trio_uring_, units are base units, counters end in _total. Numbers are read, not computed:
-rates and ratios are for the query. Collecting may be done in any thread, at any time, and never waits for long.
+Rules of this file: names begin with trio_uring_, units are base units, counters end in _total.
+Numbers are read, not computed: rates and ratios are for the query. Collecting may be done in any
+thread, at any time, and never waits for long.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_uring")
 
-WAIT_SECONDS: Final = 1.0  # for a trio thread that is busy: a scrape should not fail because of it, and may see old values
+# for a trio thread that is busy: a scrape should not fail because of it, and may see old values
+WAIT_SECONDS: Final = 1.0
 
 # Names after "trio_uring_driver_", attributes of Statistics, and help.
 _DRIVER_COUNTERS = (
@@ -86,9 +89,9 @@ _DRIVER_GAUGES = (
 class DriverCollector:
     """Exports the statistics of this trio run's driver (trio_uring.current_statistics).
 
-    Make it inside of the run. It may be collected in any thread; after the run it gives the values of the run's end. While
-    the trio thread is busy for more than a second, and when it is collected by another trio run, it gives those of the last
-    time.
+    Make it inside of the run. It may be collected in any thread; after the run it gives the values
+    of the run's end. While the trio thread is busy for more than a second, and when it is collected
+    by another trio run, it gives those of the last time.
 
     Raises:
         RuntimeError: outside of trio.
@@ -123,7 +126,8 @@ class DriverCollector:
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._read_for, done)
-                # Another run is not to wait: its thread has its own tasks, and two of them might wait for each other.
+                # Another run is not to wait: its thread has its own tasks, and two of them might
+                # wait for each other.
                 done.wait(0 if in_a_run else WAIT_SECONDS)
 
     def _read(self) -> None:

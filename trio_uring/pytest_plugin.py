@@ -1,9 +1,11 @@
-"""pytest fixtures: uring_driver_idle, simulated_network, echo_server. docs/testing.md shows how to use them.
+"""pytest fixtures: uring_driver_idle, simulated_network, echo_server. docs/testing.md shows how to
+use them.
 
 Rules of this file:
 
-- It is an entry point: pytest imports it in every run of an environment that has trio_uring. So it imports pytest and the
-  standard library only, everything else inside of fixtures, and it does nothing before one of its fixtures is asked for.
+- It is an entry point: pytest imports it in every run of an environment that has trio_uring. So it
+  imports pytest and the standard library only, everything else inside of fixtures, and it does
+  nothing before one of its fixtures is asked for.
 - Nothing here opens a ring for a test that does not use one.
 - Old-style hook wrappers: the new ones would break every run where pluggy is old.
 """
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from ._network.simulated import SimulatedNetwork
 
 PASSES_MAX = 1000  # passes of the scheduler that operations get to be over
-QUIET_PASSES = 3  # in a row without an operation are enough: a task that was just started has had its turn by then
+# in a row without an operation are enough: a task that was just started has had its turn by then
+QUIET_PASSES = 3
 
 _seed = pytest.StashKey[int]()
 _in_background: ContextVar[bool] = ContextVar("a task of one of these fixtures", default=False)
@@ -59,7 +62,8 @@ class DriverIdle:
 
 @pytest.fixture
 def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> DriverIdle:
-    """Fails a pytest-trio test that leaves operations, buffers or descriptors behind, once all its fixtures are over too."""
+    """Fails a pytest-trio test that leaves operations, buffers or descriptors behind, once all its
+    fixtures are over too."""
     item: Any = request.node
     if hasattr(getattr(item, "obj", None), "hypothesis"):
         pytest.fail(
@@ -72,13 +76,15 @@ def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> Drive
         if marker.kwargs.get("run") is not None
     ]
     run = runs[0] if runs else sys.modules["pytest_trio.plugin"].choose_run(item.config)
-    # pytest-trio runs the test and all its fixtures in one call of this; so the check depends on no order of fixtures.
+    # pytest-trio runs the test and all its fixtures in one call of this; so the check depends on no
+    # order of fixtures.
     item.add_marker(pytest.mark.trio(run=_checked(run)), append=False)
     return DriverIdle()
 
 
 def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` is trio.run, or something like it. What it raises comes first: then nothing is checked."""
+    """`run` is trio.run, or something like it. What it raises comes first: then nothing is
+    checked."""
 
     def checked_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         left: list[str] = []
@@ -101,7 +107,8 @@ def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _operations_left(background: bool) -> list[str]:
-    """What is still queued or in flight after PASSES_MAX passes, in words. `background`: also that of our own tasks."""
+    """What is still queued or in flight after PASSES_MAX passes, in words. `background`: also that
+    of our own tasks."""
     import trio
 
     ops: list[Any] = []
@@ -118,7 +125,8 @@ async def _operations_left(background: bool) -> list[str]:
 
 
 def _driver() -> Any:
-    """The driver of this run; None if it has not used trio_uring yet. (current_driver() would open a ring.)"""
+    """The driver of this run; None if it has not used trio_uring yet. (current_driver() would open
+    a ring.)"""
     from ._driver.run import _current
 
     try:
@@ -176,9 +184,11 @@ def _describe(fd: int) -> str:
 
 @pytest.fixture
 def simulated_network(request: pytest.FixtureRequest) -> Iterator[SimulatedNetwork]:
-    """A SimulatedNetwork, and trio's scheduler, with a seed that a failure shows; TRIO_URING_SEED chooses it.
+    """A SimulatedNetwork, and trio's scheduler, with a seed that a failure shows; TRIO_URING_SEED
+    chooses it.
 
-    The seed comes from the test's id, so it is the same in every run. TRIO_URING_SEED is an integer, or "random".
+    The seed comes from the test's id, so it is the same in every run. TRIO_URING_SEED is an
+    integer, or "random".
     """
     from ._network.deterministic import seeded_scheduler
     from ._network.simulated import SimulatedNetwork
@@ -224,7 +234,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 @pytest.fixture
 async def echo_server(_trio_test: None) -> AsyncIterator[Address]:
-    """The (host, port) of a server on the ring that sends back what it receives, until the test is over.
+    """The (host, port) of a server on the ring that sends back what it receives, until the test is
+    over.
 
     Raises:
         RingUnavailableError: there is no ring: see trio_uring.backend_info().

@@ -1,7 +1,8 @@
 """A mirror of `trio.socket`: the same names, and sockets that are on the ring.
 
-`trio_uring.socket.socket()` is an `UringSocket`, a real subclass of `trio.socket.SocketType`, in any trio.run, enabled or not.
-The constants, the resolution of names and `set_custom_socket_factory` are trio's own.
+`trio_uring.socket.socket()` is an `UringSocket`, a real subclass of `trio.socket.SocketType`, in
+any trio.run, enabled or not. The constants, the resolution of names and `set_custom_socket_factory`
+are trio's own.
 
 Rules of this file: what makes a socket is here; everything else is trio's, re-exported.
 """

@@ -1,11 +1,12 @@
-"""For tests: FakeRing, a ring without a kernel; SimulatedNetwork, a network in memory; run_deterministically, a run to repeat.
+"""For tests: FakeRing, a ring without a kernel; SimulatedNetwork, a network in memory;
+run_deterministically, a run to repeat.
 
-FakeRing speaks the Ring protocol over descriptors that are connected in memory, scripted or at random from a seed, and it
-checks the duties of its caller: one operation a direction, a state that allows it, buffers held to the end, no cancel of a
-stranger.
+FakeRing speaks the Ring protocol over descriptors that are connected in memory, scripted or at
+random from a seed, and it checks the duties of its caller: one operation a direction, a state that
+allows it, buffers held to the end, no cancel of a stranger.
 
-Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere. Operations make progress in
-`drain` only.
+Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere.
+Operations make progress in `drain` only.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class FakeRing:
         seed: of everything random.
         short: probability that a send takes only a part, or a receive gives only a part.
         slow: probability that an operation that could complete does not, this time.
-        refuse: probability that submit finds no room, and that flush finds the kernel short of something.
-        faults: errno to probability: an operation fails with it (EINTR, EAGAIN, ECONNRESET, ...). ENOBUFS strikes only
-            receives that take a provided buffer.
+        refuse: probability that submit finds no room, and that flush finds the kernel short of
+        something.
+        faults: errno to probability: an operation fails with it (EINTR, EAGAIN, ECONNRESET, ...).
+            ENOBUFS strikes only receives that take a provided buffer.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class FakeRing:
     # -- the world
 
     def connect(self, first: int, second: int, capacity: int = _CAPACITY) -> None:
-        """Connects two descriptors: what one sends, the other receives. They need not be connected really."""
+        """Connects two descriptors: what one sends, the other receives. They need not be connected
+        really."""
         self._ends[first], self._ends[second] = _End(capacity), _End(capacity)
         self._ends[first].peer, self._ends[second].peer = self._ends[second], self._ends[first]
 
@@ -108,7 +111,8 @@ class FakeRing:
         self._signal()
 
     def script(self, opcode: Opcode, results: Iterable[int]) -> None:
-        """The next operations of this opcode complete at once with these results, and nothing else happens."""
+        """The next operations of this opcode complete at once with these results, and nothing else
+        happens."""
         self._script.setdefault(opcode, deque()).extend(results)
 
     # -- the Ring protocol
@@ -313,7 +317,8 @@ class FakeRing:
 
 
 def use_ring(ring: Any) -> None:
-    """Makes `ring` the ring of this trio.run. To be called before anything of trio_uring was used in it.
+    """Makes `ring` the ring of this trio.run. To be called before anything of trio_uring was used
+    in it.
 
     Raises:
         RuntimeError: outside of trio, or this run has a ring already.

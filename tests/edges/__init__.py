@@ -1,1 +1,2 @@
-"""Tests of what is around the streams: TLS, Unix listeners, shared ports, split streams, child processes, standard streams."""
+"""Tests of what is around the streams: TLS, Unix listeners, shared ports, split streams, child
+processes, standard streams."""

@@ -109,7 +109,8 @@ async def test_cancelled() -> None:
 
 
 async def test_two_servers_share_the_connections() -> None:
-    """The kernel spreads them by a hash of their addresses: of 64 none for one of two servers has odds of 2**-63."""
+    """The kernel spreads them by a hash of their addresses: of 64 none for one of two servers has
+    odds of 2**-63."""
     served = [0, 0]
 
     async def handler(index: int, stream: SocketStream) -> None:

@@ -60,7 +60,8 @@ async def test_a_stapled_pair_is_a_stream(check: Callable[..., Awaitable[None]])
 
 
 async def test_one_way() -> None:
-    """Over halves whose other halves live on: closing must tell the peer although the socket stays open."""
+    """Over halves whose other halves live on: closing must tell the peer although the socket stays
+    open."""
     kept: list[Any] = []
 
     def ends(left: socket.socket, right: socket.socket) -> tuple[SendStream, ReceiveStream]:
@@ -209,7 +210,8 @@ async def test_closing_the_socket_itself(make: Callable[[socket.socket], Any]) -
 
 
 async def test_the_socket_beside_the_halves() -> None:
-    """What a task does with the socket directly is not disturbed by a half of the other direction."""
+    """What a task does with the socket directly is not disturbed by a half of the other
+    direction."""
     left, peer = unix_sockets()
     sock = UringSocket(left)
     send, receive = SocketStream(sock).split()

@@ -1,6 +1,7 @@
 """Unix listeners: whose file it is, who may connect, and what is left afterwards.
 
-Rules: other servers are plain sockets of this process; permissions are read from the file, since root may do everything.
+Rules: other servers are plain sockets of this process; permissions are read from the file, since
+root may do everything.
 """
 
 # ruff: noqa: ASYNC240
@@ -238,7 +239,8 @@ async def test_the_mode(
 async def test_there_is_no_moment_in_which_others_could_connect(
     path: Path, umask: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Right after bind the file has no more permissions than asked for, and nobody can connect yet."""
+    """Right after bind the file has no more permissions than asked for, and nobody can connect
+    yet."""
     umask(0o002)
     seen = []
     settle = _unix._settle_mode
@@ -275,7 +277,8 @@ async def test_the_target_of_a_link_in_its_place_keeps_its_mode(
 
 @pytest.fixture
 def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a chroot, with a C library that needs /proc, too, for what it could not ask the kernel."""
+    """As in a chroot, with a C library that needs /proc, too, for what it could not ask the
+    kernel."""
     chmod = os.chmod
 
     def without(name: Any, mode: int, *, follow_symlinks: bool = True, **named: Any) -> None:
@@ -299,7 +302,8 @@ async def test_the_mode_without_proc(path: Path, umask: Callable[[int], int]) ->
 async def test_without_proc_and_where_others_could_put_a_link(
     path: Path, umask: Callable[[int], int]
 ) -> None:
-    """A mode that the umask takes nothing of needs no second step; and a sticky directory is safe."""
+    """A mode that the umask takes nothing of needs no second step; and a sticky directory is
+    safe."""
     umask(0o077)
     path.parent.chmod(0o770)
     with pytest.raises(PermissionError, match="without /proc") as caught:

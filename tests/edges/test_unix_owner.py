@@ -53,7 +53,8 @@ LIVE = [(socket.SOCK_STREAM, True), (socket.SOCK_STREAM, False), (socket.SOCK_DG
 
 @pytest.mark.parametrize(("kind", "listen"), LIVE)
 async def test_a_live_servers_file_is_not(path: Path, kind: int, listen: bool) -> None:
-    """Nor is that of a server that does not listen yet. The server does not see that it was asked."""
+    """Nor is that of a server that does not listen yet. The server does not see that it was
+    asked."""
     with bound(path, kind, listen) as server:
         before = path.lstat()
         with pytest.raises(OSError, match="in use: another socket is bound there") as caught:

@@ -78,7 +78,8 @@ async def connected(
 
 
 def clog(stream: Tls) -> None:
-    """As support.clog, in whole records; the one that the socket did not take goes with the next send."""
+    """As support.clog, in whole records; the one that the socket did not take goes with the next
+    send."""
     tickets, stream._delayed_outgoing = stream._delayed_outgoing or b"", None
     while True:
         stream._ssl_object.write(b"c")

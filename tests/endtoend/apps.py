@@ -1,4 +1,5 @@
-"""Two ASGI applications with the same routes, one of Starlette and one of Quart-Trio, and hypercorn to serve them.
+"""Two ASGI applications with the same routes, one of Starlette and one of Quart-Trio, and hypercorn
+to serve them.
 
     GET  /              b"hello"
     GET  /peer          the client's host and port
@@ -58,7 +59,8 @@ async def chunks(count: int) -> AsyncIterator[bytes]:
 
 
 class Endless:
-    """No generator: Starlette leaves one to the garbage collector when the client is gone, which trio warns of."""
+    """No generator: Starlette leaves one to the garbage collector when the client is gone, which
+    trio warns of."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch

@@ -1,4 +1,5 @@
-"""Every async test here runs in an enabled run: trio_uring.Enable() is among trio's instruments, as a user would have it."""
+"""Every async test here runs in an enabled run: trio_uring.Enable() is among trio's instruments, as
+a user would have it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What the end-to-end tests share: the enabled run, the proof that nothing went past the ring, certificates, data.
+"""What the end-to-end tests share: the enabled run, the proof that nothing went past the ring,
+certificates, data.
 
-Rules: the libraries are used as they come, by their documented interfaces. Each test runs in `enabled_run`, which fails if an
-I/O call was made on a trio socket that is not ours, or if ours did nothing; so no test has to say it once more.
+Rules: the libraries are used as they come, by their documented interfaces. Each test runs in
+`enabled_run`, which fails if an I/O call was made on a trio socket that is not ours, or if ours did
+nothing; so no test has to say it once more.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 LARGE = 10 * MIB
-SECONDS_MAX = 30.0  # for what takes well under one: a test that waits for something that never comes fails by name
+# for what takes well under one: a test that waits for something that never comes fails by name
+SECONDS_MAX = 30.0
 
 
 @contextlib.contextmanager
 def stock_calls() -> Iterator[list[str]]:
-    """Meanwhile, notes every I/O call of a trio socket that is done by trio itself, and counts those of ours."""
+    """Meanwhile, notes every I/O call of a trio socket that is done by trio itself, and counts
+    those of ours."""
     helper, connect = _SocketType._nonblocking_helper, _SocketType.connect
     calls: list[str] = []
 
@@ -112,7 +116,8 @@ def check(calls: list[str]) -> None:
 def enabled_run(
     main: Callable[..., Awaitable[Any]], *args: Any, instruments: Any = (), **kwargs: Any
 ) -> Any:
-    """checked_run of an enabled run, in which all I/O of trio sockets is ours, and there is some."""
+    """checked_run of an enabled run, in which all I/O of trio sockets is ours, and there is
+    some."""
     with stock_calls() as calls:
         result = checked_run(
             _proven, main, *args, instruments=[trio_uring.Enable(), *instruments], **kwargs
@@ -143,7 +148,8 @@ async def _proven(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
 
 class Certificates:
-    """A certificate authority, and the contexts of a server that it signed for and of a client that trusts it."""
+    """A certificate authority, and the contexts of a server that it signed for and of a client that
+    trusts it."""
 
     def __init__(self, authority: trustme.CA, folder: Path) -> None:
         self._authority = authority
@@ -170,7 +176,8 @@ _DATA = random.Random(0).randbytes(LARGE)
 
 
 def payload(count: int) -> bytes:
-    """`count` bytes, LARGE at most; a run of them that is lost, doubled or moved changes their digest."""
+    """`count` bytes, LARGE at most; a run of them that is lost, doubled or moved changes their
+    digest."""
     return _DATA[:count]
 
 

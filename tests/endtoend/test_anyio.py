@@ -1,6 +1,8 @@
-"""anyio on trio, enabled by `backend_options`: its TCP and Unix listeners and streams, datagrams, TLS and descriptors.
+"""anyio on trio, enabled by `backend_options`: its TCP and Unix listeners and streams, datagrams,
+TLS and descriptors.
 
-Rules: tests are plain functions, because anyio.run is what is tested; `enabled` runs their coroutine by it.
+Rules: tests are plain functions, because anyio.run is what is tested; `enabled` runs their
+coroutine by it.
 """
 
 from __future__ import annotations

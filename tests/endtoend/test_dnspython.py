@@ -1,4 +1,5 @@
-"""dnspython, its trio backend, against a small DNS server of this file: UDP, TCP, TLS, and its resolver."""
+"""dnspython, its trio backend, against a small DNS server of this file: UDP, TCP, TLS, and its
+resolver."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ class Server:
 
 
 async def bound_to_one_port(server: Server) -> trio.SocketListener:
-    """Binds the server's UDP socket and a listener to the same port, which is to be free for both."""
+    """Binds the server's UDP socket and a listener to the same port, which is to be free for
+    both."""
     for _ in range(100):
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         try:

@@ -1,4 +1,5 @@
-"""httpx's client on the ring, under servers that are not: those of the standard library, in threads.
+"""httpx's client on the ring, under servers that are not: those of the standard library, in
+threads.
 
 Rules: what httpx does with a server of ours is in test_hypercorn.py.
 """

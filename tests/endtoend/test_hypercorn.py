@@ -1,4 +1,5 @@
-"""hypercorn's trio worker under httpx, both unmodified, both on the ring: Starlette and Quart-Trio applications."""
+"""hypercorn's trio worker under httpx, both unmodified, both on the ring: Starlette and Quart-Trio
+applications."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Programs in which trio's own sockets and ours are used side by side.
 
-Rules: these runs are started by the tests themselves, as a program would, and `stock_calls` tells who did the I/O.
+Rules: these runs are started by the tests themselves, as a program would, and `stock_calls` tells
+who did the I/O.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def test_closing_and_cancelling_either_kind() -> None:
 
 
 def test_a_run_that_is_enabled_and_one_that_is_not_at_the_same_time() -> None:
-    """A server in one thread, a client in another, each as its own run says; and after them all is as it was."""
+    """A server in one thread, a client in another, each as its own run says; and after them all is
+    as it was."""
     ports: list[int] = []
     ready, kinds = threading.Event(), {}
 

@@ -176,7 +176,8 @@ async def test_a_client_that_is_gone_without_a_word() -> None:
 
 
 async def test_a_cancelled_send() -> None:
-    """The peer reads nothing: the send blocks and is cancelled. Half a message is gone, so no closing handshake is certain."""
+    """The peer reads nothing: the send blocks and is cancelled. Half a message is gone, so no
+    closing handshake is certain."""
 
     async def handler(request: WebSocketRequest) -> None:
         await request.accept()

@@ -1,1 +1,2 @@
-"""Tests of the network layer. A package, so that its modules can share `networks` and the other helpers."""
+"""Tests of the network layer. A package, so that its modules can share `networks` and the other
+helpers."""

@@ -1,4 +1,5 @@
-"""What the tests of the observers share: streams that do as they are told, and a run without a ring.
+"""What the tests of the observers share: streams that do as they are told, and a run without a
+ring.
 
 Rules of this file: a fake has no checkpoint of its own.
 """

@@ -1,13 +1,16 @@
 """The networks that the behaviour suite runs over, and what its tests share.
 
-A test is an async function whose first argument is a `World`: it makes the networks of that one test, all of one kind. The
-decorator `everywhere` makes a test for each kind of it; `on` for some. Other arguments can be parametrised as usual.
+A test is an async function whose first argument is a `World`: it makes the networks of that one
+test, all of one kind. The decorator `everywhere` makes a test for each kind of it; `on` for some.
+Other arguments can be parametrised as usual.
 
-Rules: a test does not know which network it has; `world.is_simulated` may change sizes, never what is expected. Nothing sleeps
-for luck, and nothing is asserted of the wall clock. A simulated network runs under a MockClock and a seeded scheduler
-(TRIO_URING_SEED=<n> for another seed), where a deadlock is a TooSlowError at once. What holds for every test is checked here:
-no descriptor is left, nothing is left in the ring, networks that are not the ring's open none, counters add up, every
-connection that was counted as opened was counted as closed, and an audited simulation that runs twice has one digest.
+Rules: a test does not know which network it has; `world.is_simulated` may change sizes, never what
+is expected. Nothing sleeps for luck, and nothing is asserted of the wall clock. A simulated network
+runs under a MockClock and a seeded scheduler (TRIO_URING_SEED=<n> for another seed), where a
+deadlock is a TooSlowError at once. What holds for every test is checked here: no descriptor is
+left, nothing is left in the ring, networks that are not the ring's open none, counters add up,
+every connection that was counted as opened was counted as closed, and an audited simulation that
+runs twice has one digest.
 """
 
 from __future__ import annotations
@@ -146,7 +149,8 @@ class World:
         await trio.testing.wait_all_tasks_blocked(0 if self.is_simulated else PROMPT)
 
     async def pause(self, most: int = 4) -> None:
-        """A few passes of the scheduler, and sometimes a moment, without which simulated bytes would never arrive."""
+        """A few passes of the scheduler, and sometimes a moment, without which simulated bytes
+        would never arrive."""
         for _ in range(self.random.randrange(most)):
             await trio.lowlevel.checkpoint()
         if self.random.random() < 0.3:

@@ -1,7 +1,9 @@
-"""Streams that do what a test says and write down what they were asked; and pairs of streams of every kind.
+"""Streams that do what a test says and write down what they were asked; and pairs of streams of
+every kind.
 
-Rules: a scripted stream gives one piece for each receive, or the first part of one, and takes it only in the step in which it
-returns it: a cancelled receive takes nothing. Nothing here knows a clock.
+Rules: a scripted stream gives one piece for each receive, or the first part of one, and takes it
+only in the step in which it returns it: a cancelled receive takes nothing. Nothing here knows a
+clock.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 
 class HiccupError(Exception):
-    """An error after which a stream goes on: what wraps it must neither lose a byte nor take it for the end."""
+    """An error after which a stream goes on: what wraps it must neither lose a byte nor take it for
+    the end."""
 
 
 class ScriptedReceiver(trio.abc.ReceiveStream):
@@ -99,7 +102,8 @@ class ScriptedIntoReceiver(ScriptedReceiver):
     """Also receives into memory.
 
     Attributes:
-        into: the memory that each receive_into was given (its owner, its size); not the memory itself, which is not ours.
+        into: the memory that each receive_into was given (its owner, its size); not the memory
+            itself, which is not ours.
     """
 
     def __init__(self, pieces: Iterable[bytes] = (), *, ended: bool = False) -> None:
@@ -130,7 +134,8 @@ class Late(ScriptedReceiver):
 async def until_resumed(
     coro: Coroutine[Any, Any, Any], between: Callable[[], Coroutine[Any, Any, Any]]
 ) -> Any:
-    """Runs a call to its first checkpoint, then `between`, then the rest of the call. The order is not the scheduler's."""
+    """Runs a call to its first checkpoint, then `between`, then the rest of the call. The order is
+    not the scheduler's."""
     coro.send(None)
     await between()
     try:

@@ -1,7 +1,8 @@
-"""What the tests of the simulated network share: the run, connected pairs, and what errors look like.
+"""What the tests of the simulated network share: the run, connected pairs, and what errors look
+like.
 
-Rules: every test runs under run_deterministically, on a clock that jumps; a time that is asserted is one that the arguments
-imply. Nothing sleeps for luck.
+Rules: every test runs under run_deterministically, on a clock that jumps; a time that is asserted
+is one that the arguments imply. Nothing sleeps for luck.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Audited and AuditedStream: the digest, the events, who may listen, and that a seed has one digest.
+"""Audited and AuditedStream: the digest, the events, who may listen, and that a seed has one
+digest.
 
-Rules of this file: `reference` is the encoding as the module's docstring has it, written again, with copies and without care.
+Rules of this file: `reference` is the encoding as the module's docstring has it, written again,
+with copies and without care.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Behaviour of every network: closing, half-closing, and what that means to tasks that are blocked and to the peer."""
+"""Behaviour of every network: closing, half-closing, and what that means to tasks that are blocked
+and to the peer."""
 
 from __future__ import annotations
 

@@ -175,7 +175,8 @@ async def test_dial_to_a_closed_listener(world: World) -> None:
 
 @everywhere
 async def test_connect_timeout(world: World) -> None:
-    """Connections that nobody accepts fill the backlog; the next one has to wait, on every network."""
+    """Connections that nobody accepts fill the backlog; the next one has to wait, on every
+    network."""
     network = world.make(connect_timeout=0.05, backlog=1)
     listener = await network.bind(ANY_PORT)
     waiting: list[NetworkStream] = []
@@ -244,7 +245,8 @@ async def dial_into(network: Any, listener: NetworkListener, opened: list[Networ
 
 @everywhere
 async def test_a_reset_before_the_accept(world: World) -> None:
-    """The connection may be accepted all the same, and then it is broken or ended; the listener goes on."""
+    """The connection may be accepted all the same, and then it is broken or ended; the listener
+    goes on."""
     network = world.make(so_linger=0)
     listener = await network.bind(ANY_PORT)
     async with closing(listener):

@@ -1,6 +1,8 @@
-"""Behaviour of every network: cancels, timeouts and collisions at any moment; what went in comes out, by count and checksum.
+"""Behaviour of every network: cancels, timeouts and collisions at any moment; what went in comes
+out, by count and checksum.
 
-Rules: who is cancelled and when comes from the world's seed (TRIO_URING_SEED); a loop ends by the number of cancels.
+Rules: who is cancelled and when comes from the world's seed (TRIO_URING_SEED); a loop ends by the
+number of cancels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Behaviour of every network: receiving, peeking, exact reads, and what comes after the end or an error."""
+"""Behaviour of every network: receiving, peeking, exact reads, and what comes after the end or an
+error."""
 
 from __future__ import annotations
 
@@ -454,7 +455,8 @@ async def test_a_part_before_a_reset_is_not_lost(world: World) -> None:
 
 @everywhere
 async def test_receiving_after_an_error_raises_it_again(world: World) -> None:
-    """A kernel says it once, and then b"": as if the peer had ended properly, and what came were all."""
+    """A kernel says it once, and then b"": as if the peer had ended properly, and what came were
+    all."""
     async with connected(world.make(so_linger=0)) as (client, server):
         await server.aclose()
         await expect(trio.BrokenResourceError, client.receive_some)
@@ -478,8 +480,9 @@ async def test_receiving_after_an_error_of_a_send_raises_it(world: World) -> Non
         await expect(trio.BrokenResourceError, client.receive_exactly, 1)
 
 
-# BUG: after a send that failed no receive asks the socket any more, which may have an answer: a server that refuses a request
-# before it has read all of it answers, and closes. (In the simulation a reset takes what was not received with it.)
+# BUG: after a send that failed no receive asks the socket any more, which may have an answer: a
+# server that refuses a request before it has read all of it answers, and closes. (In the simulation
+# a reset takes what was not received with it.)
 @on(REAL)
 async def test_an_answer_can_be_read_although_the_send_failed(world: World) -> None:
     async with connected(world.make()) as (client, server):

@@ -1,7 +1,8 @@
-"""BufferedReceiveStream over streams that a test scripts: how it receives, and what it says when it cannot.
+"""BufferedReceiveStream over streams that a test scripts: how it receives, and what it says when it
+cannot.
 
-Rules: the wrapped stream writes down what it was asked for. Nothing here needs a kernel, but the run is checked like every
-other. Timeouts are of a MockClock.
+Rules: the wrapped stream writes down what it was asked for. Nothing here needs a kernel, but the
+run is checked like every other. Timeouts are of a MockClock.
 """
 
 from __future__ import annotations

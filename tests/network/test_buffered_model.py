@@ -1,10 +1,12 @@
-"""BufferedReceiveStream in lockstep with plain bytes, whatever is called or cut short, and in whatever pieces data comes.
+"""BufferedReceiveStream in lockstep with plain bytes, whatever is called or cut short, and in
+whatever pieces data comes.
 
-The model is what arrived and was not returned yet, and how much of it the wrapped stream gave. After every rule nothing runs
-any more (wait_all_tasks_blocked), and the one call there is must have ended exactly when the model says so, with what it says.
+The model is what arrived and was not returned yet, and how much of it the wrapped stream gave.
+After every rule nothing runs any more (wait_all_tasks_blocked), and the one call there is must have
+ended exactly when the model says so, with what it says.
 
-Rules: time is a MockClock that only a rule moves. The run is in a thread of its own, because a rule is not a coroutine; the
-two never run at once.
+Rules: time is a MockClock that only a rule moves. The run is in a thread of its own, because a rule
+is not a coroutine; the two never run at once.
 """
 
 from __future__ import annotations
@@ -311,7 +313,8 @@ class BufferedMachine(RuleBasedStateMachine):
         assert self.held <= max(self.held_before - len(result), self.buffer_size - 1, 0)
 
     def ends(self, error: BaseException | None) -> None:
-        """The call was cut short, by cancellation if there is no error: nothing was lost, and the stream goes on."""
+        """The call was cut short, by cancellation if there is no error: nothing was lost, and the
+        stream goes on."""
         assert self.call
         assert self.call.ended
         assert self.call.error is error
@@ -327,7 +330,8 @@ class BufferedMachine(RuleBasedStateMachine):
             or self.closed
         ):
             return
-        # A read of an exact size waits: its last receive asked for what is missing, or for a buffer if that is more.
+        # A read of an exact size waits: its last receive asked for what is missing, or for a buffer
+        # if that is more.
         missing, asked = max(self.call.size - self.held, self.buffer_size), self.peer.requests[-1]
         assert asked is not None
         assert min(missing, PIECE) <= asked <= missing

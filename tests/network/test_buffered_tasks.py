@@ -1,6 +1,8 @@
-"""BufferedReceiveStream and the scheduler: checkpoints, cancellation, timeouts, two tasks, and a close under a call.
+"""BufferedReceiveStream and the scheduler: checkpoints, cancellation, timeouts, two tasks, and a
+close under a call.
 
-Rules: the wrapped stream is scripted. Time is a MockClock: it moves when nothing else can (autojump_clock), or by hand.
+Rules: the wrapped stream is scripted. Time is a MockClock: it moves when nothing else can
+(autojump_clock), or by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""ChunkQueue against plain bytes: whatever is done to it, it holds the same bytes in the same order.
+"""ChunkQueue against plain bytes: whatever is done to it, it holds the same bytes in the same
+order.
 
 Rules: no I/O. The model is one bytes object, and each operation of it one slice.
 """
@@ -17,7 +18,8 @@ from trio_uring._bytes.chunks import MERGE_BELOW, MERGED_MAX, ChunkQueue
 
 pytestmark = pytest.mark.no_ring
 
-# Sizes around those at which a chunk is merged; two letters, so that delimiters match across chunks.
+# Sizes around those at which a chunk is merged; two letters, so that delimiters match across
+# chunks.
 counts = st.one_of(
     st.integers(0, 3),
     st.integers(0, 40),

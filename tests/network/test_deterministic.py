@@ -147,7 +147,8 @@ def test_the_same_seed_is_the_same_run():
 
 
 def test_a_connection_does_not_depend_on_the_others():
-    """The same bytes on connection 0 arrive in the same parts at the same times, with or without a second connection."""
+    """The same bytes on connection 0 arrive in the same parts at the same times, with or without a
+    second connection."""
 
     def parts(*, disturbed: bool) -> list[tuple[float, bytes]]:
         async def main() -> list[tuple[float, bytes]]:

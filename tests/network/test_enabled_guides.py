@@ -1,7 +1,9 @@
-"""The guides' programs once more, with every trio.run in them enabled: what is documented works there as well.
+"""The guides' programs once more, with every trio.run in them enabled: what is documented works
+there as well.
 
-Rules of this file: in this process, with warnings as errors. That they work as they are is what tests/test_docs.py looks at;
-the examples of docs/testing.md are pytest's, and test_pytest_plugin runs them, enabled too.
+Rules of this file: in this process, with warnings as errors. That they work as they are is what
+tests/test_docs.py looks at; the examples of docs/testing.md are pytest's, and test_pytest_plugin
+runs them, enabled too.
 """
 
 from __future__ import annotations

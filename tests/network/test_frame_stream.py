@@ -1,6 +1,8 @@
-"""FrameStream: messages both ways over every kind of stream, their limits, their ends, and how few operations they are.
+"""FrameStream: messages both ways over every kind of stream, their limits, their ends, and how few
+operations they are.
 
-Rules: what must be on the wire is computed from the format, not by the codec. Operations are what the ring counted.
+Rules: what must be on the wire is computed from the format, not by the codec. Operations are what
+the ring counted.
 """
 
 from __future__ import annotations

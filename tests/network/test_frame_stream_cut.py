@@ -1,7 +1,8 @@
-"""FrameStream whose calls are cut short: a send within a message breaks that direction, a receive loses nothing.
+"""FrameStream whose calls are cut short: a send within a message breaks that direction, a receive
+loses nothing.
 
-Rules: a call is cut short when nothing runs any more, by a MockClock that a test moves, or after a count of passes. What the
-peer holds says how much was sent, not the stream alone.
+Rules: a call is cut short when nothing runs any more, by a MockClock that a test moves, or after a
+count of passes. What the peer holds says how much was sent, not the stream alone.
 """
 
 from __future__ import annotations

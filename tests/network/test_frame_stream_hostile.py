@@ -1,6 +1,8 @@
-"""FrameStream and a hostile peer: the right messages, the right error, and memory bounded by the limit and one receive.
+"""FrameStream and a hostile peer: the right messages, the right error, and memory bounded by the
+limit and one receive.
 
-Rules: a plain decoder that has all bytes at once says what is right. Memory is what tracemalloc counts.
+Rules: a plain decoder that has all bytes at once says what is right. Memory is what tracemalloc
+counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """send_frame and receive_frame over every kind of stream: what arrives, and in how few operations.
 
-Rules: what must be on the wire is computed from the format, not by the codec. Operations are what the ring counted.
+Rules: what must be on the wire is computed from the format, not by the codec. Operations are what
+the ring counted.
 """
 
 from __future__ import annotations

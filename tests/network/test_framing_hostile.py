@@ -1,6 +1,8 @@
-"""The codec fed with bytes that a hostile peer chose: the right frames, the right error, and no more memory than it sent.
+"""The codec fed with bytes that a hostile peer chose: the right frames, the right error, and no
+more memory than it sent.
 
-Rules: no clock and no I/O. A plain decoder that has all bytes at once says what is right. Memory is what tracemalloc counts.
+Rules: no clock and no I/O. A plain decoder that has all bytes at once says what is right. Memory is
+what tracemalloc counts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ MIB = 2**20
 
 
 def plain_decode(data: bytes, limit: int, prefix: Prefix) -> tuple[list[bytes], str, bytes]:
-    """What a decoder must find: the frames, how it ends ("", "too large", "malformed"), and what is left at the end."""
+    """What a decoder must find: the frames, how it ends ("", "too large", "malformed"), and what is
+    left at the end."""
     frames, start = [], 0
     while True:
         size, at = 0, start
@@ -188,7 +191,8 @@ def test_a_frame_that_drips_is_held_once(step: int, size: int, prefix: Prefix) -
 
 
 def test_small_frames_that_are_taken_leave_little_behind() -> None:
-    """A peer that always leaves a part of a frame in the decoder: what was taken before must not pile up."""
+    """A peer that always leaves a part of a frame in the decoder: what was taken before must not
+    pile up."""
     decoder = FrameDecoder(100, "varint")
     stream = encoded_size(7, "varint") + b"1234567"
     data = stream * 40_000
@@ -210,7 +214,8 @@ def test_small_frames_that_are_taken_leave_little_behind() -> None:
 
 
 def test_a_drip_is_not_joined_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linear in what came: between the first and the last byte of a frame, nothing takes, joins or looks at its bytes."""
+    """Linear in what came: between the first and the last byte of a frame, nothing takes, joins or
+    looks at its bytes."""
     from trio_uring._bytes.chunks import ChunkQueue
 
     calls = []

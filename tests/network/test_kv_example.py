@@ -1,7 +1,8 @@
-"""The key-value server of the examples: over the ring, over a simulated network, and as the process that a reader runs.
+"""The key-value server of the examples: over the ring, over a simulated network, and as the process
+that a reader runs.
 
-Rules of this file: what the server does is tested over both networks; what needs time to pass, over the simulated one, whose
-clock is virtual.
+Rules of this file: what the server does is tested over both networks; what needs time to pass, over
+the simulated one, whose clock is virtual.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ SECONDS_MAX = 30  # for a process to answer or to end
 async def served(
     make: Callable[[], trio_uring.Network], scenario: Any, address: Any = ADDRESS, **options: Any
 ) -> float:
-    """Runs a scenario beside a server, which it has to stop. Returns when the server ended (trio's clock, in seconds)."""
+    """Runs a scenario beside a server, which it has to stop. Returns when the server ended (trio's
+    clock, in seconds)."""
 
     async def serve(*, task_status: Any) -> None:
         await server.serve(address, task_status=task_status)

@@ -1,6 +1,8 @@
-"""What holds for every observer: nobody can tell a wrapped stream from the stream, but by what was observed.
+"""What holds for every observer: nobody can tell a wrapped stream from the stream, but by what was
+observed.
 
-Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps. Nothing sleeps for luck.
+Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps.
+Nothing sleeps for luck.
 """
 
 from __future__ import annotations
@@ -149,7 +151,8 @@ async def test_a_plain_stream_does_not_seem_to_be_more(wrap):
 @pytest.mark.parametrize("wrap", WRAPPERS)
 @without_ring
 async def test_on_any_stream_it_is_a_stream_of_this_package(wrap):
-    """What asks a class for what it can do (BufferedReceiveStream, FrameStream) is told the truth."""
+    """What asks a class for what it can do (BufferedReceiveStream, FrameStream) is told the
+    truth."""
     left, right = map(wrap, trio.testing.memory_stream_pair())
     for timeout in (None, 5.0, math.inf):
         await left.send_all(b"0123456789", timeout=timeout)

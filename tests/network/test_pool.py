@@ -1,8 +1,9 @@
-"""BufferPool: what it hands out, when it comes back, and that nobody gets memory that somebody else can still reach.
+"""BufferPool: what it hands out, when it comes back, and that nobody gets memory that somebody else
+can still reach.
 
-Rules of this file: "in use" is compared with what the test itself holds, never with an earlier answer of the pool. A test that
-wants the garbage collector calls it, and the others run without: what they expect happens at once. Addresses are asked for
-through ctypes, and only to compare them.
+Rules of this file: "in use" is compared with what the test itself holds, never with an earlier
+answer of the pool. A test that wants the garbage collector calls it, and the others run without:
+what they expect happens at once. Addresses are asked for through ctypes, and only to compare them.
 """
 
 from __future__ import annotations
@@ -398,7 +399,8 @@ class Reviver:
 
 @no_ring
 def test_a_finaliser_in_a_dead_cycle_can_use_and_revive_a_view() -> None:
-    """The collector calls finalisers while the dead objects still reach each other: the memory must not be free before."""
+    """The collector calls finalisers while the dead objects still reach each other: the memory must
+    not be free before."""
     pool = one_buffer()
     for _ in range(20):  # in which order it calls them is its own affair
         saved: list[memoryview | None] = []

@@ -1,6 +1,7 @@
 """BufferPool against a model: no two live buffers overlap.
 
-Rules of this file: "in use" is compared with what the test itself holds, never with an earlier answer of the pool.
+Rules of this file: "in use" is compared with what the test itself holds, never with an earlier
+answer of the pool.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Model(RuleBasedStateMachine):
-    """Buffers are dictionaries here: what was written into each, and the views that are left of it, by their place in it."""
+    """Buffers are dictionaries here: what was written into each, and the views that are left of it,
+    by their place in it."""
 
     @initialize(
         sizes=st.sampled_from([(64, 64), (64, 256), (128, 512), (4096, 8192)]),
@@ -41,7 +43,8 @@ class Model(RuleBasedStateMachine):
         self.garbage: list[int] = []  # classes of the buffers that wait for the collector
         self.made = self.refused = self.oversized = self.heap = 0
         gc.disable()
-        gc.freeze()  # so that the collections here do not go through all of pytest's and hypothesis's objects
+        # so that the collections here do not go through all of pytest's and hypothesis's objects
+        gc.freeze()
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):

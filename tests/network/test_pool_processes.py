@@ -1,6 +1,7 @@
 """BufferPool in threads, in forked children, and at the end of the interpreter.
 
-Rules of this file: "in use" is compared with what the test itself holds, never with an earlier answer of the pool.
+Rules of this file: "in use" is compared with what the test itself holds, never with an earlier
+answer of the pool.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Buffers of a BufferPool on the ring: what the kernel holds is never given out again.
 
-Rules of this file: "in use" is compared with what the test itself holds, never with an earlier answer of the pool.
+Rules of this file: "in use" is compared with what the test itself holds, never with an earlier
+answer of the pool.
 """
 
 from __future__ import annotations
@@ -203,7 +204,8 @@ async def relay(
 
 
 async def test_many_relays_through_one_small_pool_mix_nothing_up() -> None:
-    """Each relays a text of its own through buffers of a pool that is often exhausted, and is now and then cancelled."""
+    """Each relays a text of its own through buffers of a pool that is often exhausted, and is now
+    and then cancelled."""
     pool = BufferPool(min_size=1024, max_size=4096, max_bytes_per_class=4096)
     texts = [(b"%03d;" % number) * 8000 for number in range(12)]
     results: dict[int, bytes] = {}

@@ -1,4 +1,5 @@
-"""The collectors: names and units by Prometheus' conventions, true values, and scrapes from any thread that never hang.
+"""The collectors: names and units by Prometheus' conventions, true values, and scrapes from any
+thread that never hang.
 
 Rules of this file: what is exported is read back by prometheus-client's own parser.
 """

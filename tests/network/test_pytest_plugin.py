@@ -1,7 +1,9 @@
-"""The pytest plugin, as a user's pytest runs it: each test here starts pytest in a process of its own, warnings are errors.
+"""The pytest plugin, as a user's pytest runs it: each test here starts pytest in a process of its
+own, warnings are errors.
 
-Rules of this file: the plugins are given one by one (PYTEST_DISABLE_PLUGIN_AUTOLOAD), so that nothing depends on what else is
-installed; but for the one test that looks at the entry point. What is asserted is what the user reads.
+Rules of this file: the plugins are given one by one (PYTEST_DISABLE_PLUGIN_AUTOLOAD), so that
+nothing depends on what else is installed; but for the one test that looks at the entry point. What
+is asserted is what the user reads.
 """
 
 from __future__ import annotations
@@ -187,7 +189,8 @@ def test_clean_tests_pass(run_pytest: Pytest) -> None:
 
 
 def test_fixtures_in_any_order(run_pytest: Pytest) -> None:
-    """Fixtures that are torn down beside, before and after each other, slowly, and hold streams until then."""
+    """Fixtures that are torn down beside, before and after each other, slowly, and hold streams
+    until then."""
     source = """
         @pytest.fixture
         async def slow(nursery):
@@ -300,7 +303,8 @@ def test_what_is_left_behind_fails_the_test_and_is_named(run_pytest: Pytest) -> 
 
 
 def test_what_runs_the_test_stays_what_it_was(run_pytest: Pytest) -> None:
-    """A `run` of the user's own, clocks and instruments are passed on; without trio_mode the marker alone is enough."""
+    """A `run` of the user's own, clocks and instruments are passed on; without trio_mode the marker
+    alone is enough."""
     source = """
         RUNS = []
 
@@ -557,7 +561,8 @@ def test_listed(run_pytest: Pytest) -> None:
 
 
 def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
-    """What the plugin itself brings is the standard library's; the package above it opens no ring and no descriptor."""
+    """What the plugin itself brings is the standard library's; the package above it opens no ring
+    and no descriptor."""
     source = """
         import sys
 
@@ -581,7 +586,8 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
 
 
 def test_module_imports_nothing_more() -> None:
-    """The cost of the module itself, in modules: none that pytest and the package have not loaded anyway."""
+    """The cost of the module itself, in modules: none that pytest and the package have not loaded
+    anyway."""
     code = """
         import sys, pytest, trio_uring
         before = set(sys.modules)

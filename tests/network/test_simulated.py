@@ -1,4 +1,5 @@
-"""Connections of the simulated network: trio's own suites, exact times, bounded buffers, and every byte's whereabouts.
+"""Connections of the simulated network: trio's own suites, exact times, bounded buffers, and every
+byte's whereabouts.
 
 Rules of this file: those of simulated_support.
 """

@@ -1,7 +1,8 @@
-"""What only networks of sockets have: options that the kernel confirms, host names, IPv6, and descriptors that are given back.
+"""What only networks of sockets have: options that the kernel confirms, host names, IPv6, and
+descriptors that are given back.
 
-Rules: the kernel says what was set (getsockopt, TCP_INFO, a plain socket at the other end), not the code. Both networks do the
-same; that they do it everywhere is in test_behaviour_*.
+Rules: the kernel says what was set (getsockopt, TCP_INFO, a plain socket at the other end), not the
+code. Both networks do the same; that they do it everywhere is in test_behaviour_*.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ async def lingering_and_full(
 
 @both
 async def test_a_lingering_close_does_not_stop_the_other_tasks(world: World) -> None:
-    """The peer does not read: aclose waits, the scheduler goes on, and a cancel ends the waiting."""
+    """The peer does not read: aclose waits, the scheduler goes on, and a cancel ends the
+    waiting."""
     before = open_descriptors()
     async with lingering_and_full(world) as (stream, _):
         closed = trio.Event()
@@ -182,7 +184,8 @@ async def test_a_lingering_close_ends_when_the_peer_resets(world: World) -> None
 
 @both
 async def test_lingering_closes_leave_threads_for_others(world: World) -> None:
-    """More of them than trio has threads, to peers that do not read, which would stop every getaddrinfo of the process."""
+    """More of them than trio has threads, to peers that do not read, which would stop every
+    getaddrinfo of the process."""
     network = world.make(so_linger=60)
     with contextlib.ExitStack() as peers, socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -428,7 +431,8 @@ def test_a_read_buffer_of_none() -> None:
 
 @pytest.fixture
 def full() -> Iterator[socket.socket]:
-    """A listener that accepts nothing, with its backlog full: the kernel says so, and a further connect gets no answer."""
+    """A listener that accepts nothing, with its backlog full: the kernel says so, and a further
+    connect gets no answer."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.socket())
         server.bind(ANY_PORT)

@@ -1,7 +1,8 @@
-"""send_all_vectored over every kind of stream: what it becomes there, and that errors, time and buffers are handled alike.
+"""send_all_vectored over every kind of stream: what it becomes there, and that errors, time and
+buffers are handled alike.
 
-Rules: what reaches the operating system is counted where it is called (the ring's statistics, a socket's send and sendmsg), and
-the other end says what came.
+Rules: what reaches the operating system is counted where it is called (the ring's statistics, a
+socket's send and sendmsg), and the other end says what came.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Where the C extension is not built: everything but the ring works, and the ring says why it does not.
+"""Where the C extension is not built: everything but the ring works, and the ring says why it does
+not.
 
 Rules of this file: each test in a process of its own, in which the extension cannot be imported.
 """

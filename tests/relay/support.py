@@ -1,6 +1,7 @@
 """What the tests of copies share: a line of two connections with a copy between them, and its ends.
 
-Rules: the ends are plain sockets or descriptors outside of the ring, or streams that a test reads and writes itself.
+Rules: the ends are plain sockets or descriptors outside of the ring, or streams that a test reads
+and writes itself.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ KINDS = ["tcp", "unix", "pipe", "fifo"]
 
 
 class Line:
-    """`near` -> source ... sink -> `far`: what is written to the descriptor `near` reaches the descriptor `far` by a copy."""
+    """`near` -> source ... sink -> `far`: what is written to the descriptor `near` reaches the
+    descriptor `far` by a copy."""
 
     def __init__(self, kind: str, buffer: int | None = None) -> None:
         if kind in ("tcp", "unix"):

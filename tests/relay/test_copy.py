@@ -38,7 +38,8 @@ WAYS = ["splice", "buffers"]
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Bulk through pipes; or not, because SIGPIPE is not ignored: splice(2) could end the process."""
+    """Bulk through pipes; or not, because SIGPIPE is not ignored: splice(2) could end the
+    process."""
     before = signal.getsignal(signal.SIGPIPE)
     if request.param == "buffers":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -47,7 +48,8 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def by_pump(way: str, kind: str) -> bool:
-    """Whether it is no loop: out of a pipe, which may have other readers, pumps are by splice(2) only."""
+    """Whether it is no loop: out of a pipe, which may have other readers, pumps are by splice(2)
+    only."""
     return (
         way != "loop"
         and trio_uring._driver.run.current_driver().pumps
@@ -169,7 +171,8 @@ async def test_the_task_wakes_once(way):
 
 @pumps_only
 async def test_a_step_does_not_need_a_pass():
-    """trio's loop goes on with what was chained, if no task has anything to do. The task way makes a pass for each step."""
+    """trio's loop goes on with what was chained, if no task has anything to do. The task way makes
+    a pass for each step."""
     by_task = trio_uring._driver.run.current_driver().task_way is not None
     async with line() as ends, trio.open_nursery() as nursery:
         copying = Copying(ends, nursery, max_bytes=100_000)
@@ -416,7 +419,8 @@ async def test_cancelled_after_the_end_of_the_source_with_bytes_to_send(way):
     "without a ring nothing is done before a task runs, and so a cancel comes first"
 )
 async def test_cancelled_when_all_was_done_it_returns():
-    """The cancellation is left for the next checkpoint. With DEFER_TASKRUN a cancel would always come first."""
+    """The cancellation is left for the next checkpoint. With DEFER_TASKRUN a cancel would always
+    come first."""
     install(UringRing("coop"))
     async with line() as ends, trio.open_nursery() as nursery:
         copying = Copying(ends, nursery)

@@ -1,7 +1,7 @@
 """What a copy that is over has left: nothing, and it takes no garbage collection to see it.
 
-Rules of this file: the collector is off. A stream that somebody still refers to keeps its descriptor, so every way in which a
-copy may end is looked at.
+Rules of this file: the collector is off. A stream that somebody still refers to keeps its
+descriptor, so every way in which a copy may end is looked at.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""copy_stream by receive and send between streams of this package: where nothing completes by itself, it is done so.
+"""copy_stream by receive and send between streams of this package: where nothing completes by
+itself, it is done so.
 
-Rules of this file: the loop is forced, so that it is tested on the ring as well; the tests of pumps that have to hold of it are
-made tests here as well.
+Rules of this file: the loop is forced, so that it is tested on the ring as well; the tests of pumps
+that have to hold of it are made tests here as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""relay, and copy_stream where a stream is not of this package: the loop does what the pump does."""
+"""relay, and copy_stream where a stream is not of this package: the loop does what the pump
+does."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """relay: a connection that is reset after its half-close, while nothing is sent to it.
 
-Rules of this file: the sockets are TCP's, where a half-close and what comes after it are different things.
+Rules of this file: the sockets are TCP's, where a half-close and what comes after it are different
+things.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def reset(stream: Any) -> None:
 
 
 async def broken(between: Between) -> trio.BrokenResourceError:
-    """A relay of which one client half-closes, and goes away with a reset; the other one is silent all the time."""
+    """A relay of which one client half-closes, and goes away with a reset; the other one is silent
+    all the time."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(between.run, trio.BrokenResourceError)
         await between.client.send_all(b"question")
@@ -94,7 +96,8 @@ async def test_on_every_kind_of_stream_that_has_a_socket(kind, order):
 @pytest.mark.parametrize("kinds", PAIRS)
 @pytest.mark.parametrize("sockets", [tcp_sockets, unix_sockets])
 async def test_an_end_is_no_reset(kinds, sockets):
-    """The client sends its end, or is gone for good; the server answers with its own end: that is all in order."""
+    """The client sends its end, or is gone for good; the server answers with its own end: that is
+    all in order."""
     for gone in (False, sockets is unix_sockets):
         between = Between(kinds, sockets)
         async with trio.open_nursery() as nursery:

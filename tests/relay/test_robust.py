@@ -1,6 +1,8 @@
-"""The driver fails, the run ends or crashes, the process forks, Ctrl-C comes: with copies under way.
+"""The driver fails, the run ends or crashes, the process forks, Ctrl-C comes: with copies under
+way.
 
-Rules of this file: as of tests/robustness: each in a process of its own, which checks that nothing is left.
+Rules of this file: as of tests/robustness: each in a process of its own, which checks that nothing
+is left.
 """
 
 from __future__ import annotations
@@ -250,7 +252,8 @@ def test_interrupts_lose_nothing() -> None:
     position = 0
     interrupts = 0
 
-    @trio.lowlevel.enable_ki_protection  # the copy is to be interrupted, not what the test counts with
+    # the copy is to be interrupted, not what the test counts with
+    @trio.lowlevel.enable_ki_protection
     async def feed() -> None:
         nonlocal position
         while position < len(data):

@@ -1,7 +1,8 @@
 """send_file: sendfile's semantics, on sockets and pipes, from the page cache and past it.
 
-Rules of this file: files are regular ones in tmp_path. `cold` drops a file from the page cache, so that it has to be read. A
-kind with "loop" in its name is a stream whose driver is told that it has no pumps.
+Rules of this file: files are regular ones in tmp_path. `cold` drops a file from the page cache, so
+that it has to be read. A kind with "loop" in its name is a stream whose driver is told that it has
+no pumps.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ async def test_a_socket_may_receive_while_the_file_is_read(path: Path) -> None:
 
 @pytest.fixture(params=["direct", "through a buffer"])
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """SIGPIPE at its default is one of the reasons not to use sendfile(2): it would end the process."""
+    """SIGPIPE at its default is one of the reasons not to use sendfile(2): it would end the
+    process."""
     before = signal.getsignal(signal.SIGPIPE)
     if request.param != "direct":
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -1,7 +1,9 @@
-"""The worlds that the contract suite runs in: a ring of each kind, and connected descriptors that it understands.
+"""The worlds that the contract suite runs in: a ring of each kind, and connected descriptors that
+it understands.
 
-Rules of this file: a world is the ring, `pair()` for two connected descriptors, and `settle()`, which flushes and drains until
-everything that can complete has. Nothing sleeps: a real ring is waited for in the kernel.
+Rules of this file: a world is the ring, `pair()` for two connected descriptors, and `settle()`,
+which flushes and drains until everything that can complete has. Nothing sleeps: a real ring is
+waited for in the kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class World:
         return a.fileno(), b.fileno()
 
     def settle(self, *awaited: Operation) -> list[Operation]:
-        """Flushes and drains until every awaited operation is done; returns what was drained, in order."""
+        """Flushes and drains until every awaited operation is done; returns what was drained, in
+        order."""
         done: list[Operation] = []
         for _ in range(1000):
             self.ring.flush()

@@ -1,7 +1,9 @@
-"""What io_uring_enter may answer: a signal, a shortage, a part, the end. Nothing is lost, and nothing spins.
+"""What io_uring_enter may answer: a signal, a shortage, a part, the end. Nothing is lost, and
+nothing spins.
 
-Rules of this file: the answers are put in at the seam to C; what they do not touch is the kernel's. One that is not asked for
-again within the answers that a test has is a failure of the test (`Answers` runs out), so a loop that spins is found.
+Rules of this file: the answers are put in at the seam to C; what they do not touch is the kernel's.
+One that is not asked for again within the answers that a test has is a failure of the test
+(`Answers` runs out), so a loop that spins is found.
 """
 
 from __future__ import annotations
@@ -275,7 +277,8 @@ class Missing:
 
     @staticmethod
     def miss(real: types.SimpleNamespace, c: object, target: int) -> int:
-        """A cancel of what there is not; its completion has the token that the right one would have."""
+        """A cancel of what there is not; its completion has the token that the right one would
+        have."""
         entry = _ring.ffi.new(
             "struct tu_entry *", (Opcode.ASYNC_CANCEL | 0xFFFFFFFF << 32, 0, 0, 0)
         )

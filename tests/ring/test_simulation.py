@@ -1,8 +1,10 @@
-"""The driver and the streams over a seeded FakeRing with faults: thousands of small worlds, each the same every time.
+"""The driver and the streams over a seeded FakeRing with faults: thousands of small worlds, each
+the same every time.
 
-Rules of this file: MockClock with autojump, no kernel ring, no wall clock; everything is run twice, with the ring as trio's
-loop and with a task that waits for it. A failing seed is in the test's message; run it alone with
-TRIO_URING_SEEDS=seed:seed+1. A longer run on request: TRIO_URING_SEEDS=0:200000.
+Rules of this file: MockClock with autojump, no kernel ring, no wall clock; everything is run twice,
+with the ring as trio's loop and with a task that waits for it. A failing seed is in the test's
+message; run it alone with TRIO_URING_SEEDS=seed:seed+1. A longer run on request:
+TRIO_URING_SEEDS=0:200000.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def way(request, monkeypatch):
 
 
 class World:
-    """Two streams over one FakeRing, a sender and a receiver that are cancelled at random, and what each has seen."""
+    """Two streams over one FakeRing, a sender and a receiver that are cancelled at random, and what
+    each has seen."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -148,7 +151,8 @@ def test_no_byte_is_lost_whatever_the_ring_does():
 )
 @pytest.mark.parametrize("opcode", ["SEND", "RECV"])
 def test_every_errno_has_its_exception(code, opcode):
-    """Injected at completion: a documented exception, the stream stays closable, and nothing hangs."""
+    """Injected at completion: a documented exception, the stream stays closable, and nothing
+    hangs."""
 
     async def main() -> None:
         ring = FakeRing()

@@ -1,7 +1,7 @@
 """What only the kernel's ring can do: setup on lesser kernels, its limits, its memory, its owner.
 
-Rules of this file: kernels that we do not have are played by a stand-in for the C library that refuses what they would refuse;
-everything else is the real one.
+Rules of this file: kernels that we do not have are played by a stand-in for the C library that
+refuses what they would refuse; everything else is the real one.
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def test_every_buffer_comes_back(group, count):
 
 
 def test_an_empty_group_says_so_and_takes_nothing():
-    """More receives at once than buffers: the rest fail with ENOBUFS, and their bytes stay in their sockets."""
+    """More receives at once than buffers: the rest fail with ENOBUFS, and their bytes stay in their
+    sockets."""
     ring = UringRing()
     pairs = [socket.socketpair() for _ in range(LARGE_COUNT + 4)]
     ops = []
@@ -237,7 +238,8 @@ def test_an_empty_group_says_so_and_takes_nothing():
 
 
 def test_a_cancel_that_never_finds_a_files_read_is_asked_for_once(tmp_path, kernel_world):
-    """A read that waits for a disk is where no cancel looks: asking again at once would go on until the disk answers."""
+    """A read that waits for a disk is where no cancel looks: asking again at once would go on until
+    the disk answers."""
     ring, path = kernel_world.ring, tmp_path / "file"
     path.write_bytes(bytes(4096))
     with path.open("rb") as file:

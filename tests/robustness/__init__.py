@@ -1,1 +1,2 @@
-"""Robustness tests: what happens to a ring driver when runs end badly, processes misbehave and limits are reached."""
+"""Robustness tests: what happens to a ring driver when runs end badly, processes misbehave and
+limits are reached."""

@@ -3,10 +3,11 @@
     @in_child()
     async def test_something(flags): ...      # the body runs in a child, under trio.run; a plain function without
 
-Rules of this file: standard library, trio and the package only. A child fails if its body raises; if anything is left of its
-run (descriptors, rings, operations, pinned buffers, kernel threads); if an exception was ignored somewhere; or if the package
-or trio logged a warning that the body did not ask for with `expect_log`. A child that hangs is shown with its stacks and the
-state of its rings, and is a failure: no clock decides anything else.
+Rules of this file: standard library, trio and the package only. A child fails if its body raises;
+if anything is left of its run (descriptors, rings, operations, pinned buffers, kernel threads); if
+an exception was ignored somewhere; or if the package or trio logged a warning that the body did not
+ask for with `expect_log`. A child that hangs is shown with its stacks and the state of its rings,
+and is a failure: no clock decides anything else.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _by_readiness() -> bool:
 
 
 BY_READINESS = _by_readiness()  # TRIO_URING_BACKEND says so, or io_uring cannot be had
-# A ladder of setup flags, and the way to wait: the ring is trio's loop, or a task waits for it. For `use_ring`.
+# A ladder of setup flags, and the way to wait: the ring is trio's loop, or a task waits for it. For
+# `use_ring`.
 _COOP, _PLAIN, _TASK_PLAIN = (
     pytest.param(flags, marks=pytest.mark.long) for flags in ("coop", "plain", "task plain")
 )
@@ -64,7 +66,8 @@ HANG_SECONDS = (
 def in_child(
     expect: int = 0, hang_seconds: float = HANG_SECONDS
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Makes a test of `scenario`, whose arguments must be JSON. `expect`: the exit code, or -signal."""
+    """Makes a test of `scenario`, whose arguments must be JSON. `expect`: the exit code, or
+    -signal."""
 
     def decorate(scenario: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(scenario)
@@ -194,7 +197,8 @@ def logged(text: str) -> int:
 
 
 def expect_log(text: str) -> int:
-    """Takes the log records with `text`, of which there must be at least one; returns how many there were."""
+    """Takes the log records with `text`, of which there must be at least one; returns how many
+    there were."""
     found = [record for record in _logged.records if text in record.getMessage()]
     assert found, (
         f"nothing with {text!r} was logged: {[record.getMessage() for record in _logged.records]}"
@@ -240,7 +244,8 @@ def rss() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# ---- the package's insides, for what cannot be reached from outside; the only place that knows their names
+# ---- the package's insides, for what cannot be reached from outside; the only place that knows
+# their names
 
 
 def open_rings() -> list[Any]:
@@ -249,7 +254,8 @@ def open_rings() -> list[Any]:
 
 
 def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options: Any) -> None:
-    """Drivers that are made from now on open their rings so. `flags`: one of EVERY_FLAGS. By readiness, there are none."""
+    """Drivers that are made from now on open their rings so. `flags`: one of EVERY_FLAGS. By
+    readiness, there are none."""
     if BY_READINESS:
         return
     ladder = flags.removeprefix("task ")
@@ -278,7 +284,8 @@ def remove_hooks() -> bool:
 
 
 class Passes(trio.abc.Instrument):
-    """Counts trio's passes: what must not spin, or must come within so many of them, is counted in these."""
+    """Counts trio's passes: what must not spin, or must come within so many of them, is counted in
+    these."""
 
     count = 0
 

@@ -1,9 +1,10 @@
-"""A test's child by fork, from a process that has imported everything: to start Python anew for each costs more than most
-tests.
+"""A test's child by fork, from a process that has imported everything: to start Python anew for
+each costs more than most tests.
 
-Rules of this file: the process that forks has no thread, no ring and no run of trio; it imports, forks and waits, for one child
-at a time. There is one for each process of tests, and it ends with that, because then its socket does. A child ends as Python
-ends, and everything that it says goes to a file.
+Rules of this file: the process that forks has no thread, no ring and no run of trio; it imports,
+forks and waits, for one child at a time. There is one for each process of tests, and it ends with
+that, because then its socket does. A child ends as Python ends, and everything that it says goes to
+a file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Child:
         self.pid = int(self._told(60))
 
     def wait(self, timeout: float) -> int:
-        """The exit code, or -signal. Raises TimeoutError after so many seconds; it can be called again."""
+        """The exit code, or -signal. Raises TimeoutError after so many seconds; it can be called
+        again."""
         return int(self._told(timeout))
 
     def _told(self, timeout: float) -> bytes:
@@ -58,7 +60,8 @@ class Server:
     def start(
         self, module: str, name: str, arguments: dict[str, object], output: IO[bytes]
     ) -> Child:
-        """A child that runs the scenario of `module.name` with these arguments, which must be JSON, and writes to `output`."""
+        """A child that runs the scenario of `module.name` with these arguments, which must be JSON,
+        and writes to `output`."""
         request = json.dumps([module, name, arguments]).encode()
         socket.send_fds(self._control, [request], [output.fileno()])
         return Child(self._control)

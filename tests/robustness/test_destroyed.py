@@ -1,7 +1,9 @@
-"""Coroutines destroyed while they wait: coro.close(), closed and garbage-collected generators, forgotten streams.
+"""Coroutines destroyed while they wait: coro.close(), closed and garbage-collected generators,
+forgotten streams.
 
-Rules of this file: a coroutine is driven by hand to the point where it parks, so that destroying it is deterministic. What
-the kernel still holds then belongs to the ring; what it gives later belongs to the stream.
+Rules of this file: a coroutine is driven by hand to the point where it parks, so that destroying it
+is deterministic. What the kernel still holds then belongs to the ring; what it gives later belongs
+to the stream.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ SENDS = (Opcode.SEND, Opcode.SENDMSG)  # which never wait: a poll does, after on
 
 
 async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:
-    """Runs `operation` to where it waits for the kernel, and if wanted until its operation is submitted and not done."""
+    """Runs `operation` to where it waits for the kernel, and if wanted until its operation is
+    submitted and not done."""
     message = operation.send(None)
     while True:
         result = None
@@ -65,7 +68,8 @@ async def until_idle() -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child(hang_seconds=10)
 async def test_a_coroutine_that_is_destroyed_while_its_entry_is_written(flags: str) -> None:
-    """As a garbage collection may do at any allocation: the memory that the entry names stays pinned."""
+    """As a garbage collection may do at any allocation: the memory that the entry names stays
+    pinned."""
     use_ring(flags=flags)
     stream, peer = pair()
     buffer = bytearray(10)

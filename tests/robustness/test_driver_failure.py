@@ -1,6 +1,8 @@
-"""The driver fails: everyone who waits is told at once, nothing spins, nothing hangs, and nothing leaks in silence.
+"""The driver fails: everyone who waits is told at once, nothing spins, nothing hangs, and nothing
+leaks in silence.
 
-Rules of this file: no spinning is shown by counting trio's passes while a timer of another kind runs, never by a clock.
+Rules of this file: no spinning is shown by counting trio's passes while a timer of another kind
+runs, never by a clock.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ async def expect_broken(operation: Any, *arguments: Any) -> None:
 async def break_under_blocked_tasks(
     break_it: Any,
 ) -> list[tuple[trio_uring.SocketStream, socket.socket]]:
-    """Tasks blocked in receives and sends; `break_it`, one more operation, and all of them must wake."""
+    """Tasks blocked in receives and sends; `break_it`, one more operation, and all of them must
+    wake."""
     pairs = [pair() for _ in range(BLOCKED)]
     async with trio.open_nursery() as nursery:
         for index, (stream, _) in enumerate(pairs):
@@ -68,7 +71,8 @@ def forbid_enter() -> None:
 
 
 async def broken_and_quiet(break_it: Any) -> None:
-    """After the failure: operations fail at once, closing works, and data for the lost operations spins nothing."""
+    """After the failure: operations fail at once, closing works, and data for the lost operations
+    spins nothing."""
     pairs = await break_under_blocked_tasks(break_it)
     for stream, _ in pairs[:4]:
         await expect_broken(stream.receive_some)
@@ -89,7 +93,8 @@ async def broken_and_quiet(break_it: Any) -> None:
 
 
 def some_time() -> None:
-    """Some real time passes in another thread: long enough for thousands of passes, were there any."""
+    """Some real time passes in another thread: long enough for thousands of passes, were there
+    any."""
     select.select([], [], [], 0.2)
 
 
@@ -161,7 +166,8 @@ class SilentRing(BackendRing):
 
 @in_child(hang_seconds=10)
 def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
-    """trio crashes with a receive in flight that never completes: the end comes, and the leak is loud."""
+    """trio crashes with a receive in flight that never completes: the end comes, and the leak is
+    loud."""
     use_ring(SilentRing)
     ours, theirs = socket.socketpair()
 
@@ -183,7 +189,8 @@ def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
 
 @in_child(hang_seconds=10)
 async def test_an_operation_that_cannot_be_submitted_fails_alone() -> None:
-    """Its error is its own task's, at once: nothing else wakes trio here. Another task's operation goes on."""
+    """Its error is its own task's, at once: nothing else wakes trio here. Another task's operation
+    goes on."""
     stream, peer = pair()
     other, other_peer = pair()
     async with trio.open_nursery() as nursery:
@@ -224,7 +231,8 @@ def test_a_run_can_end_after_the_driver_failed_with_tasks_blocked() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        with pytest.raises(BaseException):  # noqa: B017, PT011  # Cancelled is absorbed, BrokenResourceError is not
+        # Cancelled is absorbed, BrokenResourceError is not
+        with pytest.raises(BaseException):  # noqa: B017, PT011
             trio.run(main)
     expect_log("driver has failed")
     theirs.close()

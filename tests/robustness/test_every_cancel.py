@@ -1,7 +1,8 @@
 """Every kind of operation, cancelled once and then used: a cancel changes nothing.
 
-Rules of this file: the cancel comes when the operation is in the kernel (or, as a second case, still queued), and the same
-stream then does what was asked. At the end of each test nothing is in flight.
+Rules of this file: the cancel comes when the operation is in the kernel (or, as a second case,
+still queued), and the same stream then does what was asked. At the end of each test nothing is in
+flight.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MOMENTS = ("queued", "in flight")
 
 
 async def cancelled(operation: Callable[[], Awaitable[Any]], moment: str) -> None:
-    """Runs the operation, and cancels it at that moment; it must be cancelled, because it cannot be done."""
+    """Runs the operation, and cancels it at that moment; it must be cancelled, because it cannot be
+    done."""
     scopes: list[trio.CancelScope] = []
 
     async def run() -> None:
@@ -137,7 +139,8 @@ async def test_accept(flags: str) -> None:
 
 @in_child()
 async def test_accept_cancelled_while_connections_arrive() -> None:
-    """Every connection is accepted once or waits in the backlog: none is lost, and no descriptor."""
+    """Every connection is accepted once or waits in the backlog: none is lost, and no
+    descriptor."""
     [listener] = await trio_uring.open_tcp_listeners(0, host=HOST)
     address = listener.socket.getsockname()
     accepted: list[Any] = []
@@ -168,7 +171,8 @@ async def accept_into(listener: trio_uring.SocketListener, accepted: list[Any]) 
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_connect(flags: str) -> None:
-    """A full backlog holds the connect up; once cancelled, its socket is closed, and a later connect works."""
+    """A full backlog holds the connect up; once cancelled, its socket is closed, and a later
+    connect works."""
     use_ring(flags=flags)
     listener = socket.socket()
     listener.bind((HOST, 0))

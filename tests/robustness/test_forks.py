@@ -1,7 +1,9 @@
-"""Forks in the middle of a run: the child goes on in its parent's run, or leaves it, and the parent does not notice.
+"""Forks in the middle of a run: the child goes on in its parent's run, or leaves it, and the parent
+does not notice.
 
-Rules of this file: a child ends with os._exit, whose code says what it saw. The parent waits for it with its thread blocked, so
-that what the kernel tells of the parent's ring and of trio's epoll instance is the same before and after, to the letter.
+Rules of this file: a child ends with os._exit, whose code says what it saw. The parent waits for it
+with its thread blocked, so that what the kernel tells of the parent's ring and of trio's epoll
+instance is the same before and after, to the letter.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ OK, FAILED = 0, 13
 
 
 def state(link: str) -> list[str]:
-    """What the kernel tells of this process's descriptors of a kind: what was submitted, and what is registered."""
+    """What the kernel tells of this process's descriptors of a kind: what was submitted, and what
+    is registered."""
     infos = [Path(f"/proc/self/fdinfo/{fd}") for fd, target in open_fds().items() if link in target]
     lines = [f"{info.name} {line}" for info in infos for line in info.read_text().splitlines()]
     return [line for line in lines if line.split()[1] in ("SqHead:", "SqTail:", "SQEs:", "tfd:")]
@@ -40,7 +43,8 @@ class Forked(BaseException):
 
 
 async def fork(in_the_child: Callable[[], Awaitable[None]]) -> None:
-    """Runs it in a forked child, which goes on in this run; it is over there when this has raised."""
+    """Runs it in a forked child, which goes on in this run; it is over there when this has
+    raised."""
     before = state("io_uring"), state("eventpoll")
     pid = os.fork()
     if pid == 0:
@@ -99,7 +103,8 @@ async def use_new_streams() -> None:
 
 
 async def use_all_of_trio() -> None:
-    """What the child's run needs of trio's own epoll instance, and would take away from the parent's."""
+    """What the child's run needs of trio's own epoll instance, and would take away from the
+    parent's."""
     await trio.to_thread.run_sync(trio.from_thread.run_sync, lambda: None)
     left, right = trio.socket.socketpair()
     with left, right, trio.move_on_after(0.01) as scope:
@@ -170,7 +175,8 @@ def test_a_child_goes_on_in_its_parents_run_and_leaves_it(flags: str, what: str)
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child(hang_seconds=15)
 async def test_new_streams_work_in_a_child_that_stays_in_the_run(flags: str) -> None:
-    """Also with a task that waits for the ring, where the child shares trio's epoll instance as in any run of trio."""
+    """Also with a task that waits for the ring, where the child shares trio's epoll instance as in
+    any run of trio."""
     use_ring(flags=flags)
     stream, peer = pair()
     async with trio.open_nursery() as nursery:

@@ -1,9 +1,11 @@
 """Peers that have half-closed and do not read: whoever sends to them waits, at no cost.
 
-io_uring's polls always include POLLRDHUP, so that one for room to write is over at once when the peer has sent its end, or when
-we have shut down our own receiving. What goes on trying then is a processor at 100 %, or a kernel thread for each peer.
+io_uring's polls always include POLLRDHUP, so that one for room to write is over at once when the
+peer has sent its end, or when we have shut down our own receiving. What goes on trying then is a
+processor at 100 %, or a kernel thread for each peer.
 
-Rules of this file: what the waiting costs is asked of the kernel: processor time of a second, and io_uring's worker threads.
+Rules of this file: what the waiting costs is asked of the kernel: processor time of a second, and
+io_uring's worker threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A split stream, of which one half is closed and freed: nothing that a garbage collector runs touches what the other one uses.
+"""A split stream, of which one half is closed and freed: nothing that a garbage collector runs
+touches what the other one uses.
 
-Rules of this file: the half is freed for certain (a weak reference says so) while the other one is blocked, and between two of
-its calls.
+Rules of this file: the half is freed for certain (a weak reference says so) while the other one is
+blocked, and between two of its calls.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ async def free(halves: list[Any], which: int, close: bool) -> None:
 
 
 async def forget(halves: list[Any]) -> None:
-    """Closes the half that is left. If the other one was never closed, there is a warning in the end, as of any socket."""
+    """Closes the half that is left. If the other one was never closed, there is a warning in the
+    end, as of any socket."""
     for half in halves:
         if half is not None:
             await half.aclose()

@@ -1,7 +1,8 @@
-"""When a run is idle: a clock that jumps and wait_all_tasks_blocked take the word of whoever waits for the kernel.
+"""When a run is idle: a clock that jumps and wait_all_tasks_blocked take the word of whoever waits
+for the kernel.
 
-Rules of this file: stock trio says what is right. A program writes down what happened and when (by its mock clock), once over
-trio's own streams and once over the ring's, and both must be the same.
+Rules of this file: stock trio says what is right. A program writes down what happened and when (by
+its mock clock), once over trio's own streams and once over the ring's, and both must be the same.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def stock_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 
 class Program:
-    """Sleeps, sends, receives, times out and asks for idleness; in an order that only the mock clock decides."""
+    """Sleeps, sends, receives, times out and asks for idleness; in an order that only the mock
+    clock decides."""
 
     def __init__(self, make_pair: Pair) -> None:
         self.make_pair = make_pair
@@ -96,7 +98,8 @@ def test_a_clock_that_jumps(flags: str, threshold: float) -> None:
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
 @in_child(hang_seconds=20)
 def test_idleness_under_a_clock_that_stands_still(flags: str) -> None:
-    """The cushion is real time: in a run with a ring and a task blocked in it, it passes as in any other."""
+    """The cushion is real time: in a run with a ring and a task blocked in it, it passes as in any
+    other."""
     use_ring(flags=flags)
 
     async def main() -> None:

@@ -1,7 +1,8 @@
-"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and the promises of section F of
-failure-modes.md that are about numbers.
+"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and the promises
+of section F of failure-modes.md that are about numbers.
 
-Rules of this file: a limit is made small rather than the load large, and the statistics must say that it was really reached.
+Rules of this file: a limit is made small rather than the load large, and the statistics must say
+that it was really reached.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ async def test_more_cancels_at_once_than_the_queue_has_slots(flags: str) -> None
 @pytest.mark.parametrize("entries", [1, 2, 4, 8])
 @in_child(hang_seconds=5)
 async def test_a_ring_smaller_than_its_reserve_is_refused_or_works(entries: int) -> None:
-    """Some slots are for cancels only; a ring with no others must not be a driver that spins for ever."""
+    """Some slots are for cancels only; a ring with no others must not be a driver that spins for
+    ever."""
     try:
         BackendRing(sq_entries=entries).close()
     except ValueError:
@@ -143,7 +145,8 @@ async def transfer(
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_hardly_any_buffers(flags: str) -> None:
-    """Two small buffers for 64 connections: receives fail for want of one and are made again; everyone gets everything."""
+    """Two small buffers for 64 connections: receives fail for want of one and are made again;
+    everyone gets everything."""
     _ring.SMALL_COUNT = 2  # type: ignore[misc]
     _ring.LARGE_COUNT = 1  # type: ignore[misc]
     use_ring(flags=flags)
@@ -247,7 +250,8 @@ async def test_two_receives_on_one_stream_are_refused_and_lose_nothing() -> None
 
 
 class Compared(TaskOperation):
-    """An operation that counts how often it is compared with another: what a search in a list does, and a dict does not."""
+    """An operation that counts how often it is compared with another: what a search in a list does,
+    and a dict does not."""
 
     __slots__ = ()
     count = 0
@@ -316,6 +320,7 @@ async def test_cancelling_many_operations_in_one_pass_is_linear(flags: str) -> N
     assert statistics.in_flight == 0
     assert statistics.operations["POLL_ADD"].cancelled == count
     print(statistics.enters - before)
-    # With DEFER_TASKRUN an enter that does not wait for many takes 20 completions at a time, since Linux 6.13.
+    # With DEFER_TASKRUN an enter that does not wait for many takes 20 completions at a time, since
+    # Linux 6.13.
     assert statistics.enters - before < count / 16
     await close_all(stream, peer)

@@ -1,7 +1,9 @@
-"""Nothing is left after a run, however it ends: no operation in flight, descriptor, pinned buffer, or kernel thread.
+"""Nothing is left after a run, however it ends: no operation in flight, descriptor, pinned buffer,
+or kernel thread.
 
-Rules of this file: every test ends a run in another way in the middle of load, and `Watch` (child.py) looks at what is left.
-The buffers of the load are bytearrays that the test keeps: one that is still pinned cannot be resized.
+Rules of this file: every test ends a run in another way in the middle of load, and `Watch`
+(child.py) looks at what is left. The buffers of the load are bytearrays that the test keeps: one
+that is still pinned cannot be resized.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ class Load:
 
 
 def types_raised(main: Any, *arguments: Any) -> set[type[BaseException]]:
-    """What a run raised, without groups; and without tracebacks, whose frames would hold buffers and streams."""
+    """What a run raised, without groups; and without tracebacks, whose frames would hold buffers
+    and streams."""
     found: set[type[BaseException]] = set()
     try:
         trio.run(main, *arguments)
@@ -190,7 +193,8 @@ def test_after_a_system_task_crashed() -> None:
 
 
 async def break_trio() -> None:
-    """An abort function that answers nonsense: trio's scheduler gives up on the spot, with all tasks where they are."""
+    """An abort function that answers nonsense: trio's scheduler gives up on the spot, with all
+    tasks where they are."""
     with trio.CancelScope() as scope:
         scope.cancel()
         await trio.lowlevel.wait_task_rescheduled(lambda _: "nonsense")  # type: ignore[arg-type, return-value]
@@ -241,7 +245,8 @@ def test_after_ctrl_c_in_the_middle_of_load() -> None:
 
 @in_child()
 def test_after_ctrl_c_while_the_main_task_sleeps() -> None:
-    """trio gives KeyboardInterrupt to the main task, which is blocked in the kernel at that time."""
+    """trio gives KeyboardInterrupt to the main task, which is blocked in the kernel at that
+    time."""
     ours, theirs = socket.socketpair()
 
     async def main() -> None:
@@ -352,7 +357,8 @@ async def test_after_a_close_under_a_blocked_accept_and_pipe() -> None:
 async def resize_in_except(
     operation: Any, buffer: bytearray, error: type[Exception], cause: Any
 ) -> None:
-    """Resizes the buffer where programs do: in the except clause, while the exception's traceback holds the frames."""
+    """Resizes the buffer where programs do: in the except clause, while the exception's traceback
+    holds the frames."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cause)
         try:

@@ -1,7 +1,9 @@
-"""Peers that flood, drip, storm, stop reading or half close, and signals that stop us: nothing grows, starves, spins or dies.
+"""Peers that flood, drip, storm, stop reading or half close, and signals that stop us: nothing
+grows, starves, spins or dies.
 
-Rules of this file: peers are other processes or plain sockets. What must stay bounded is read from the kernel (resident
-memory, processor time, threads), with a bound that has a reason; the clock decides nothing.
+Rules of this file: peers are other processes or plain sockets. What must stay bounded is read from
+the kernel (resident memory, processor time, threads), with a bound that has a reason; the clock
+decides nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from .child import FLAGS, expect_log, in_child, iou_threads, open_fds, rss, stre
 from .peer import HOST, echo_peer, peer
 
 FLOOD = 256 * 2**20
-# A stream may hold 32 KiB unread, the pool of provided buffers is 4 MiB, the rest is Python's own unsteadiness.
+# A stream may hold 32 KiB unread, the pool of provided buffers is 4 MiB, the rest is Python's own
+# unsteadiness.
 RSS_GROWTH_MAX = 16 * 2**20
 
 
@@ -61,7 +64,8 @@ async def until_clogged(process: Any) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_a_flood_is_pushed_back_and_then_arrives_whole(flags: str, reads_before: int) -> None:
-    """256 MiB from a peer before anyone reads, or after a few reads: the bytes wait in the sockets, not in this process."""
+    """256 MiB from a peer before anyone reads, or after a few reads: the bytes wait in the sockets,
+    not in this process."""
     use_ring(flags=flags)
     await warm_up()
     before = rss()
@@ -110,7 +114,8 @@ async def others_are_served() -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_unread_streams_starve_nobody(flags: str) -> None:
-    """200 peers that fill streams which read once or twice and never again; the pool is there for the one that reads."""
+    """200 peers that fill streams which read once or twice and never again; the pool is there for
+    the one that reads."""
     use_ring(flags=flags)
     pairs = [socket.socketpair() for _ in range(200)]
     unread = [trio_uring.SocketStream(ours) for ours, _ in pairs]
@@ -193,7 +198,8 @@ async def test_a_storm_of_a_thousand_connects_is_served(flags: str) -> None:
 
 @in_child()
 async def test_peers_that_drip_bytes_pin_no_kernel_threads() -> None:
-    """32 peers send, and 32 read, a few bytes at a time, 200 times: MSG_WAITALL would cost a thread each."""
+    """32 peers send, and 32 read, a few bytes at a time, 200 times: MSG_WAITALL would cost a thread
+    each."""
     dripping = [socket.socketpair() for _ in range(32)]
     slow = [socket.socketpair() for _ in range(32)]
     streams = [trio_uring.SocketStream(ours) for ours, _ in (*dripping, *slow)]
@@ -236,7 +242,8 @@ class FrozenClock(trio.abc.Clock):
 
 @in_child()
 def test_no_descriptors_for_accept() -> None:
-    """EMFILE: an attempt, 0.1 s of sleep, an attempt; every connection is served as soon as there are descriptors."""
+    """EMFILE: an attempt, 0.1 s of sleep, an attempt; every connection is served as soon as there
+    are descriptors."""
     clock = FrozenClock()
     trio.run(starve_accept, clock, clock=clock)
     assert expect_log("accept returned EMFILE") == 4

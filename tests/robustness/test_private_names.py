@@ -1,7 +1,8 @@
-"""What of trio is private may be missing: each name in turn. The import works, streams work, and it is told what is lost.
+"""What of trio is private may be missing: each name in turn. The import works, streams work, and it
+is told what is lost.
 
-Rules of this file: each in a new interpreter, in which a stand-in for trio's module hides the name before trio_uring is
-imported (without.py). trio itself goes on with its own.
+Rules of this file: each in a new interpreter, in which a stand-in for trio's module hides the name
+before trio_uring is imported (without.py). trio itself goes on with its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from trio_uring import _trio
 from . import without
 
 ROOT = Path(__file__).parents[1]
-# Those of sockets are hidden in tests/sockets/test_private_names.py: trio's own sockets would not work without.
+# Those of sockets are hidden in tests/sockets/test_private_names.py: trio's own sockets would not
+# work without.
 NAMES = [
     (module, private.name.removeprefix(f"{module}."))
     for private in _trio.NAMES

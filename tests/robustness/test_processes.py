@@ -1,6 +1,7 @@
 """Processes that fork, die, are killed, or exit with operations in flight; and SIGPIPE.
 
-Rules of this file: what is said about an end is read from exit codes and from the other end of the sockets.
+Rules of this file: what is said about an end is read from exit codes and from the other end of the
+sockets.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ async def echo_messages(stream: trio_uring.SocketStream, count: int) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_fork_in_a_run(flags: str) -> None:
-    """The child gets a clear error, and its parent does not notice: no wake-up stolen, no entry submitted in its name."""
+    """The child gets a clear error, and its parent does not notice: no wake-up stolen, no entry
+    submitted in its name."""
     use_ring(flags=flags)
     with echo_peer(4) as socks:
         streams = [trio_uring.SocketStream(sock) for sock in socks]
@@ -154,7 +156,8 @@ def serve_until_killed(write_fd: int) -> None:
 
 @in_child()
 def test_a_killed_server_takes_its_connections_with_it() -> None:
-    """SIGKILL in the middle of load, ten times: every client sees the end, and no port or descriptor stays behind."""
+    """SIGKILL in the middle of load, ten times: every client sees the end, and no port or
+    descriptor stays behind."""
     for _ in range(10):
         read_fd, write_fd = os.pipe()
         pid = os.fork()
@@ -224,7 +227,8 @@ async def test_a_broken_pipe_is_an_error(many: bool) -> None:
 
 @in_child(expect=-signal.SIGPIPE)
 async def test_a_broken_pipe_kills_if_the_program_asks_for_it() -> None:
-    """As os.write and trio's FdStream: a program that sets SIGPIPE to its default wants to die so (`... | head`)."""
+    """As os.write and trio's FdStream: a program that sets SIGPIPE to its default wants to die so
+    (`... | head`)."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     read_fd, write_fd = os.pipe()
     os.close(read_fd)

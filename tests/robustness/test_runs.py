@@ -1,7 +1,8 @@
-"""Every kind of trio.run: one after another, in threads at once, as a guest, under MockClock, and at its very end.
+"""Every kind of trio.run: one after another, in threads at once, as a guest, under MockClock, and
+at its very end.
 
-Rules of this file: a lost wake-up is a hang, and the child's. trio's own random order of tasks is seeded, and the seed is an
-argument of the test.
+Rules of this file: a lost wake-up is a hang, and the child's. trio's own random order of tasks is
+seeded, and the seed is an argument of the test.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def test_a_stream_goes_on_in_the_next_run() -> None:
 
 @in_child(hang_seconds=10)
 def test_a_pipe_that_was_waited_for_goes_on_in_the_next_run() -> None:
-    """The poll that waits for it goes along: it can be cancelled, and ends when the pipe is closed."""
+    """The poll that waits for it goes along: it can be cancelled, and ends when the pipe is
+    closed."""
     reading, writing = os.pipe()
     stream = trio_uring.ReceiveStream(reading)
 
@@ -167,7 +169,8 @@ def test_a_pipe_that_was_waited_for_goes_on_in_the_next_run() -> None:
 @pytest.mark.parametrize("flags", OF_TASK)
 @in_child()
 def test_as_the_guest_of_another_loop(flags: str) -> None:
-    """The host sleeps in queue.get, not in the kernel's ring; trio's epoll is in a worker thread."""
+    """The host sleeps in queue.get, not in the kernel's ring; trio's epoll is in a worker
+    thread."""
     use_ring(flags=flags)
     todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
     outcomes: list[Any] = []
@@ -211,7 +214,8 @@ def test_a_guest_run_never_has_the_ring_for_its_loop() -> None:
 @pytest.mark.parametrize("flags", OF_TASK)
 @in_child(hang_seconds=15)
 def test_a_hosts_cancel_is_seen_at_once(flags: str, what: str) -> None:
-    """The host cancels while trio waits in its thread, with nothing that would wake it: one that is not seen hangs."""
+    """The host cancels while trio waits in its thread, with nothing that would wake it: one that is
+    not seen hangs."""
     use_ring(flags=flags)
     todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
     outcomes: list[Any] = []
@@ -338,7 +342,8 @@ async def test_the_instrument_is_removed_in_the_middle_of_load(moment: str, flag
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
-    """Two seconds in the step of a task after which the run is over: nothing is raised, and the ring is closed."""
+    """Two seconds in the step of a task after which the run is over: nothing is raised, and the
+    ring is closed."""
     use_ring(flags=flags)
     ours, theirs = socket.socketpair()
 
@@ -359,7 +364,8 @@ def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
 async def farewell(
     stream: trio_uring.SocketStream, peer: socket.socket, heard: list[bytes], talks: bool
 ) -> None:
-    """Sends, perhaps, and receives data that only comes after a while from another thread; then closes."""
+    """Sends, perhaps, and receives data that only comes after a while from another thread; then
+    closes."""
     with trio.CancelScope(shield=True):
         if talks:
             await stream.send_all(b"goodbye")
@@ -437,7 +443,8 @@ def test_async_generators_use_streams_while_they_are_finalised(flags: str, talks
 
 @in_child(hang_seconds=15)
 def test_a_server_in_a_system_task_ends_with_the_run() -> None:
-    """Its connections are idle, busy or half done; nobody but trio tells it that the run is over."""
+    """Its connections are idle, busy or half done; nobody but trio tells it that the run is
+    over."""
     socks: list[socket.socket] = []
 
     async def echo(stream: trio_uring.SocketStream) -> None:

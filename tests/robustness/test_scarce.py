@@ -34,7 +34,8 @@ from .seccomp import SWAPON, deny
 @pytest.mark.parametrize("free", range(6))
 @in_child()
 def test_few_descriptors_are_free(free: int) -> None:
-    """Whichever descriptor is refused (a ring's, the self-test's): a sentence, never a crash of trio."""
+    """Whichever descriptor is refused (a ring's, the self-test's): a sentence, never a crash of
+    trio."""
     auto()
 
     async def main() -> None:
@@ -91,7 +92,8 @@ def test_no_locked_memory_is_allowed() -> None:
 @pytest.mark.parametrize("kib", [64, 128, 256])
 @in_child()
 def test_little_locked_memory_is_allowed(kib: int) -> None:
-    """The ring steps down until it fits; run after run, though the kernel gives locked memory back only after a while."""
+    """The ring steps down until it fits; run after run, though the kernel gives locked memory back
+    only after a while."""
     auto()
     become_nobody(kib * 1024)
     for run in range(30):

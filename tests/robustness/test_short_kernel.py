@@ -1,7 +1,9 @@
-"""A kernel that is interrupted, busy or short of memory in the middle of a run: nothing is lost, nothing spins, nothing hangs.
+"""A kernel that is interrupted, busy or short of memory in the middle of a run: nothing is lost,
+nothing spins, nothing hangs.
 
-Rules of this file: io_uring_enter answers so at the seam to C, and else is the kernel's. What spins is found by counting: of
-enters for so many messages, and of passes while a thread of another kind waits.
+Rules of this file: io_uring_enter answers so at the seam to C, and else is the kernel's. What spins
+is found by counting: of enters for so many messages, and of passes while a thread of another kind
+waits.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ PASSING = [*SHORTAGES, "EINTR", "ETIME"]
 
 
 class Enters:
-    """Stands in for io_uring_enter: `answer` may give a code in its place; None: the kernel is entered."""
+    """Stands in for io_uring_enter: `answer` may give a code in its place; None: the kernel is
+    entered."""
 
     def __init__(self, answer: Callable[[], str | None]) -> None:
         self.answer = answer
@@ -89,7 +92,8 @@ async def test_now_and_then(flags: str, code: str) -> None:
 
 
 async def pass_some_time() -> int:
-    """How many passes there are in a fifth of a second, in which a thread waits and nothing else happens."""
+    """How many passes there are in a fifth of a second, in which a thread waits and nothing else
+    happens."""
     passes = Passes()
     trio.lowlevel.add_instrument(passes)
     await trio.to_thread.run_sync(select.select, [], [], [], 0.2)
@@ -105,7 +109,8 @@ PASSES_MAX = 300  # in that time, of which each takes a millisecond; one that sp
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_for_a_while(flags: str, code: str, count: int) -> None:
-    """With little that waits for it, and with more than the queue has slots. The rest of trio goes on meanwhile."""
+    """With little that waits for it, and with more than the queue has slots. The rest of trio goes
+    on meanwhile."""
     use_ring(flags=flags)
     short = False
     enters = Enters(lambda: code if short else None)
@@ -166,7 +171,8 @@ async def test_in_the_middle_of_a_copy(flags: str, code: str) -> None:
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_a_close_while_the_kernel_is_short(flags: str, code: str) -> None:
-    """The entry with the number of what is closed has not gone yet: it is closed when it has, and wakes its task then."""
+    """The entry with the number of what is closed has not gone yet: it is closed when it has, and
+    wakes its task then."""
     use_ring(flags=flags)
     short = False
     Enters(lambda: code if short else None)
@@ -186,7 +192,8 @@ async def test_a_close_while_the_kernel_is_short(flags: str, code: str) -> None:
 
 @in_child()
 async def test_what_names_a_descriptor_is_in_the_kernel_before_it_is_closed() -> None:
-    """Also when one enter takes a part of what is written: the entries that are left may name it."""
+    """Also when one enter takes a part of what is written: the entries that are left may name
+    it."""
     stream, peer = pair()
     await stream.send_all(b"x")
     ours, ready, closed = driver(), True, []
@@ -238,7 +245,8 @@ async def test_idle_is_not_told_while_entries_wait(flags: str, code: str) -> Non
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_a_cancel_that_enters_together_with_its_target(flags: str) -> None:
-    """In the same pass, or within the next, whatever the kernel makes of it: thousands, of which none is lost."""
+    """In the same pass, or within the next, whatever the kernel makes of it: thousands, of which
+    none is lost."""
     use_ring(flags=flags)
     streams, peers = [], []
     for _ in range(200):

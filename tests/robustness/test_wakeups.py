@@ -1,8 +1,9 @@
-"""No wake-up is lost: data from another process, 100,000 messages there and back, on every set of setup flags and both ways
-to wait.
+"""No wake-up is lost: data from another process, 100,000 messages there and back, on every set of
+setup flags and both ways to wait.
 
-Rules of this file: the data comes from a process that shares nothing with ours (a test in one thread cannot see a lost
-wake-up). A loss is a hang, and the child's: nothing of ours ticks that could cover it.
+Rules of this file: the data comes from a process that shares nothing with ours (a test in one
+thread cannot see a lost wake-up). A loss is a hang, and the child's: nothing of ours ticks that
+could cover it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A program in a new interpreter in which trio lacks one of its private names: python -c "... main(module, name)".
+"""A program in a new interpreter in which trio lacks one of its private names: python -c "...
+main(module, name)".
 
 Rules of this file: importing it imports neither trio nor trio_uring.
 """
@@ -89,7 +90,8 @@ async def wait_by_a_task() -> None:
 
 
 async def fork() -> None:
-    """The child shares trio's epoll instance with its parent, as in any run of trio; it is not to stay."""
+    """The child shares trio's epoll instance with its parent, as in any run of trio; it is not to
+    stay."""
     await use()
     pid = os.fork()
     if pid == 0:

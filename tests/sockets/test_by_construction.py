@@ -1,4 +1,5 @@
-"""What is trio's and the socket module's own: audit events, addresses, errnos and words, and who makes the sockets.
+"""What is trio's and the socket module's own: audit events, addresses, errnos and words, and who
+makes the sockets.
 
 Rules: an audit hook cannot be taken away, so that programs with one are processes of their own.
 """
@@ -118,7 +119,8 @@ class Factory(trio.abc.SocketFactory):
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_custom_factory_is_asked(enabled: bool, ours: bool, tmp_path: Path) -> None:
-    """By every way to a socket that asks it in trio. What it makes of trio's class is ours where the maker is."""
+    """By every way to a socket that asks it in trio. What it makes of trio's class is ours where
+    the maker is."""
     package: Any = trio_uring if ours else trio
 
     async def main() -> None:
@@ -255,7 +257,8 @@ async def test_a_scope_that_is_none(library: ModuleType, scope: Any) -> None:
 
 @on_both
 async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
-    """ENOBUFS is the socket's own answer, once; what did not fit is gone, and the socket goes on."""
+    """ENOBUFS is the socket's own answer, once; what did not fit is gone, and the socket goes
+    on."""
     if not hasattr(socket, "AF_NETLINK"):
         pytest.skip("no such family here")
     with (

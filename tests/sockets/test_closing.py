@@ -1,4 +1,5 @@
-"""Closing: by whom a socket may be closed, and that whoever waits on it, or on what is built on it, wakes.
+"""Closing: by whom a socket may be closed, and that whoever waits on it, or on what is built on it,
+wakes.
 
 Rules: those of support.py. What is closed by a thread is closed in a run of the test's own.
 """

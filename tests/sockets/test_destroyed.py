@@ -1,7 +1,9 @@
-"""Calls of a socket whose coroutine is destroyed while they wait: nothing of a stream is lost or doubled, nothing stays open.
+"""Calls of a socket whose coroutine is destroyed while they wait: nothing of a stream is lost or
+doubled, nothing stays open.
 
-Rules: a coroutine is driven by hand to where it waits; the next call comes in the same pass. Until it is closed, the test's own
-task is what its operation would wake: what completes it in between is done without waiting, or the operation forgets the task.
+Rules: a coroutine is driven by hand to where it waits; the next call comes in the same pass. Until
+it is closed, the test's own task is what its operation would wake: what completes it in between is
+done without waiting, or the operation forgets the task.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ async def received(sock: Any, call: str, count: int) -> bytes:
 
 
 async def test_a_frame_that_is_kept_keeps_no_buffer() -> None:
-    """As a traceback does: the caller may resize its buffer as soon as the kernel is done with it."""
+    """As a traceback does: the caller may resize its buffer as soon as the kernel is done with
+    it."""
     with Sockets(trio_uring.socket) as sockets:
         _, right = sockets.pair("tcp")
         buffer = bytearray(10)
@@ -288,7 +291,8 @@ async def test_a_stream_goes_on_where_the_socket_was(call: str, into: bool, when
 
 
 async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
-    """One task waits for it, it is reaped, and another task receives before the first resumes: the order of bytes stays."""
+    """One task waits for it, it is reaped, and another task receives before the first resumes: the
+    order of bytes stays."""
     with Sockets(trio_uring.socket) as sockets:
         left, right = sockets.pair("unix")
         coro = right.recv(10)

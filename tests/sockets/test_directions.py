@@ -1,4 +1,5 @@
-"""One task a direction, on a UringSocket and the stream on it together; closing and detaching under those that wait.
+"""One task a direction, on a UringSocket and the stream on it together; closing and detaching under
+those that wait.
 
 Rules: what is expected of trio's own sockets, too, is in test_parity_errors.py.
 """
@@ -33,7 +34,8 @@ def ours() -> Sockets:
 async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> None:
     """Not when the task resumes: one that was woken earlier in the same pass may take it.
 
-    A stream's bytes belong to the task whose receive they completed. A message stays in the socket until a task takes it.
+    A stream's bytes belong to the task whose receive they completed. A message stays in the socket
+    until a task takes it.
     """
     with ours() as sockets:
         left, right = sockets.pair(kind)
@@ -46,7 +48,8 @@ async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> N
             nursery.start_soon(receive)
             await trio.testing.wait_all_tasks_blocked()
             os.write(left.fileno(), b"a")
-            # Reaped in the middle of this pass, by an operation that is done at once; the task has not run since.
+            # Reaped in the middle of this pass, by an operation that is done at once; the task has
+            # not run since.
             other, peer = sockets.pair("unix")
             os.write(peer.fileno(), b"x")
             lease = right.lease
@@ -200,7 +203,8 @@ async def test_a_duplicate_has_directions_of_its_own() -> None:
 
 @of_kind
 async def test_a_forgotten_socket_is_freed_at_once(kind: str) -> None:
-    """Without the garbage collector, as trio's are, with the warning that the socket module gives."""
+    """Without the garbage collector, as trio's are, with the warning that the socket module
+    gives."""
     left, right = map(trio_uring.UringSocket, stdlib_pair(kind))
     gc.disable()
     try:
@@ -275,7 +279,8 @@ async def test_a_forgotten_stream_is_freed_at_once() -> None:
 @of_streams
 @pytest.mark.parametrize("provided", [True, False])
 def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
-    """All that wait get what comes in one pass, when the ring is out of large buffers, or has none."""
+    """All that wait get what comes in one pass, when the ring is out of large buffers, or has
+    none."""
 
     async def scenario() -> None:
         install(UringRing(LADDER, provide_buffers=provided))
@@ -355,7 +360,8 @@ async def test_what_the_ring_takes() -> None:
 
 
 async def test_a_connect_that_was_interrupted_is_taken_up_again() -> None:
-    """As by a plain socket of trio's: the kernel goes on connecting, and the next connect waits for it."""
+    """As by a plain socket of trio's: the kernel goes on connecting, and the next connect waits for
+    it."""
     with ours() as sockets:
         server = await sockets.bound("tcp")
         server.listen(0)

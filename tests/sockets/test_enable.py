@@ -1,6 +1,8 @@
-"""Enabling: which objects an enabled run makes, and that no other run, and nothing after it, notices.
+"""Enabling: which objects an enabled run makes, and that no other run, and nothing after it,
+notices.
 
-Rules: a test that enables does so in a run of its own. `stock()` is what trio makes without us; every test ends with it.
+Rules: a test that enables does so in a run of its own. `stock()` is what trio makes without us;
+every test ends with it.
 """
 
 from __future__ import annotations
@@ -306,7 +308,8 @@ def test_fakenet() -> None:
 
 
 def test_other_runs_at_the_same_time() -> None:
-    """Enabled and stock runs in threads, each with what it should have, whatever the others do meanwhile."""
+    """Enabled and stock runs in threads, each with what it should have, whatever the others do
+    meanwhile."""
     failures: list[BaseException] = []
     together = threading.Barrier(6)
 

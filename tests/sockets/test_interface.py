@@ -1,4 +1,5 @@
-"""What a UringSocket is: every method of trio's socket is ours or inherited on purpose, with trio's own signature.
+"""What a UringSocket is: every method of trio's socket is ours or inherited on purpose, with trio's
+own signature.
 
 Rules: the lists are written out, so that a method that trio adds is decided about.
 """

@@ -83,7 +83,8 @@ async def test_every_send(library: ModuleType, kind: str) -> None:
 @on_both
 @of_kind
 async def test_nothing_at_all(library: ModuleType, kind: str) -> None:
-    """Empty buffers, as far as the socket has a meaning for them; and a receive of nothing takes nothing."""
+    """Empty buffers, as far as the socket has a meaning for them; and a receive of nothing takes
+    nothing."""
     with Sockets(library) as sockets:
         left, right = sockets.pair(kind)
         assert await left.send(b"") == 0
@@ -105,7 +106,8 @@ async def test_nothing_at_all(library: ModuleType, kind: str) -> None:
 @on_both
 @of_streams
 async def test_a_stream_of_many_sizes(library: ModuleType, kind: str) -> None:
-    """What comes is what went, whatever buffers are used: sends of 1 byte to 1 MiB, receives of all kinds."""
+    """What comes is what went, whatever buffers are used: sends of 1 byte to 1 MiB, receives of all
+    kinds."""
     data = pattern(3 * 2**20)
     with Sockets(library) as sockets:
         left, right = sockets.pair(kind)

@@ -1,6 +1,7 @@
 """A trio that has not got one of the private names: nothing fails, and what is lost is told.
 
-Rules: a trio of another shape is made of this one, in a process of its own, before the package is imported.
+Rules: a trio of another shape is made of this one, in a process of its own, before the package is
+imported.
 """
 
 from __future__ import annotations

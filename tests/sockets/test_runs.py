@@ -1,4 +1,5 @@
-"""A UringSocket across runs: one after another, in threads, in a forked child, as a guest, interrupted, with a failed driver.
+"""A UringSocket across runs: one after another, in threads, in a forked child, as a guest,
+interrupted, with a failed driver.
 
 Rules: what would end the test's process, or fork it, happens in a child.
 """
@@ -100,7 +101,8 @@ def test_threads_with_runs_of_their_own() -> None:
 
 @in_child()
 def test_forked_children_have_the_sockets_too() -> None:
-    """A server that forks its workers, with the listening socket that the parent has used, and waits on still."""
+    """A server that forks its workers, with the listening socket that the parent has used, and
+    waits on still."""
 
     async def parent() -> None:
         with Sockets(trio_uring.socket) as sockets:

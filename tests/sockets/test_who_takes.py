@@ -1,7 +1,9 @@
-"""What the ring takes, and what it only tells of: connections and messages are for whoever is there to have them.
+"""What the ring takes, and what it only tells of: connections and messages are for whoever is there
+to have them.
 
-Rules: workers share a socket that they inherit, and are processes, forked where there is no run. One that is stopped is known
-to be stopped (waitpid), and one that waits has said so. No clock decides: a client that gets no answer hangs its test.
+Rules: workers share a socket that they inherit, and are processes, forked where there is no run.
+One that is stopped is known to be stopped (waitpid), and one that waits has said so. No clock
+decides: a client that gets no answer hangs its test.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ HOW = ("accept", "listener", "recvfrom", "recv", "recv_into")
 
 
 class Worker:
-    """A process that answers with its name whatever comes to the shared socket, once it has said that it waits."""
+    """A process that answers with its name whatever comes to the shared socket, once it has said
+    that it waits."""
 
     def __init__(self, shared: socket.socket, how: str, name: bytes) -> None:
         said, says = os.pipe()
@@ -217,7 +220,8 @@ def kernel_workers() -> int:
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @in_child()
 async def test_peers_that_have_half_closed_and_do_not_read(kind: str) -> None:
-    """A send that waits for them costs nothing, takes no thread, and goes on when they read. Or they hang up."""
+    """A send that waits for them costs nothing, takes no thread, and goes on when they read. Or
+    they hang up."""
     with contextlib.ExitStack() as stack:
         pairs = []
         for _ in range(64):

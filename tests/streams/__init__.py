@@ -1,1 +1,2 @@
-"""Tests of the streams, listeners and openers on the kernel's own ring. A package, so that its modules can share `support`."""
+"""Tests of the streams, listeners and openers on the kernel's own ring. A package, so that its
+modules can share `support`."""

@@ -1,7 +1,9 @@
-"""Run as a program by test_serve: a server that runs out of descriptors, under a clock that only the program moves.
+"""Run as a program by test_serve: a server that runs out of descriptors, under a clock that only
+the program moves.
 
-Rules: trio's rule is one attempt, one log record and 0.1 s of sleep for each failure of capacity. It is checked by counting
-attempts against the clock, and then that a connection that waited is served when there are descriptors again.
+Rules: trio's rule is one attempt, one log record and 0.1 s of sleep for each failure of capacity.
+It is checked by counting attempts against the clock, and then that a connection that waited is
+served when there are descriptors again.
 """
 
 from __future__ import annotations

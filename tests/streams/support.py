@@ -1,7 +1,9 @@
-"""What the stream tests share: connected pairs, clogging, waiting for a state of the ring, and the check after each run.
+"""What the stream tests share: connected pairs, clogging, waiting for a state of the ring, and the
+check after each run.
 
-Rules: nothing in here sleeps for luck. To wait is to give the scheduler passes until a condition holds, and to fail by name
-when it does not within PASSES_MAX of them. Every pair owns its descriptors until a stream takes them.
+Rules: nothing in here sleeps for luck. To wait is to give the scheduler passes until a condition
+holds, and to fail by name when it does not within PASSES_MAX of them. Every pair owns its
+descriptors until a stream takes them.
 """
 
 from __future__ import annotations
@@ -192,7 +194,8 @@ async def closing(*resources: trio.abc.AsyncResource | socket.socket) -> AsyncIt
 
 @contextlib.asynccontextmanager
 async def receiving(stream: trio_uring.SocketStream) -> AsyncIterator[list[bytes]]:
-    """Meanwhile a task is blocked in a receive on `stream`; at the end it has received, and the list has what."""
+    """Meanwhile a task is blocked in a receive on `stream`; at the end it has received, and the
+    list has what."""
     got: list[bytes] = []
 
     async def receive() -> None:
@@ -208,7 +211,8 @@ async def receiving(stream: trio_uring.SocketStream) -> AsyncIterator[list[bytes
 
 
 def clog(fd: int) -> int:
-    """Writes to `fd` until it takes no more, and returns how many bytes it took. Its blocking mode stays as it was."""
+    """Writes to `fd` until it takes no more, and returns how many bytes it took. Its blocking mode
+    stays as it was."""
     blocking, taken = os.get_blocking(fd), 0
     os.set_blocking(fd, False)
     with contextlib.suppress(BlockingIOError):
@@ -219,7 +223,8 @@ def clog(fd: int) -> int:
 
 
 def clog_tcp(sender: socket.socket, receiver: socket.socket) -> int:
-    """As clog; also waits until every byte is either acknowledged or stuck: acknowledgements on their way make room again."""
+    """As clog; also waits until every byte is either acknowledged or stuck: acknowledgements on
+    their way make room again."""
     taken = clog(sender.fileno())
     for _ in range(5000):
         if taken == _queued(sender, termios.TIOCOUTQ) + _queued(receiver, termios.FIONREAD):
@@ -257,7 +262,8 @@ async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 def pattern(count: int, start: int = 0) -> bytes:
-    """`count` bytes that tell where in the stream they belong: a run that was lost, doubled or moved does not match."""
+    """`count` bytes that tell where in the stream they belong: a run that was lost, doubled or
+    moved does not match."""
     first = start // 8
     words = b"".join(number.to_bytes(8, "big") for number in range(first, (start + count) // 8 + 1))
     return words[start - 8 * first :][:count]

@@ -1,6 +1,8 @@
-"""Closing and breaking: who is woken, with what, what the peer sees, and that it can be done at any moment.
+"""Closing and breaking: who is woken, with what, what the peer sees, and that it can be done at any
+moment.
 
-Rules: "promptly" is counted in passes of the scheduler, and never in seconds. A test runs over each transport that can do it.
+Rules: "promptly" is counted in passes of the scheduler, and never in seconds. A test runs over each
+transport that can do it.
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ async def test_closing_an_end_of_a_pipe_wakes_its_task() -> None:
 
 
 async def test_closing_before_the_operation_reached_the_kernel() -> None:
-    """The task that closes runs before or after the one that receives; either way that one learns of it."""
+    """The task that closes runs before or after the one that receives; either way that one learns
+    of it."""
     for _ in range(100):
         left, peer = unix_sockets()
         stream = SocketStream(left)
@@ -267,7 +270,8 @@ async def test_a_reset_breaks_the_sender(data: Any) -> None:
 
 
 async def test_a_reset_wakes_both_directions() -> None:
-    """The kernel reports a reset once. Whoever comes second sees a closed connection, as with trio's own streams."""
+    """The kernel reports a reset once. Whoever comes second sees a closed connection, as with
+    trio's own streams."""
     left, peer = tcp_sockets(65536)
     stream, woken = SocketStream(left), []
 

@@ -1,12 +1,14 @@
 """A long run of cancels on both sides at once: what goes in comes out, by count and by checksum.
 
-Rules: both ends are on the ring, both are cancelled again and again at random, often just as bytes come from outside of the
-ring (a cancel that the ring sends beside the data would always win). What decides is a seed, which is printed:
-TRIO_URING_SEED=<n> repeats a run. The run ends when it has seen enough cancels, never by the clock, and it fails if the
-cancels did not reach the kernel or never lost to data, for then it would have shown nothing.
+Rules: both ends are on the ring, both are cancelled again and again at random, often just as bytes
+come from outside of the ring (a cancel that the ring sends beside the data would always win). What
+decides is a seed, which is printed: TRIO_URING_SEED=<n> repeats a run. The run ends when it has
+seen enough cancels, never by the clock, and it fails if the cancels did not reach the kernel or
+never lost to data, for then it would have shown nothing.
 
-With DEFER_TASKRUN no cancel loses in the kernel: data only completes an operation when the ring is entered, and the cancel is
-submitted first in that same call. So there is a run on a ring without it, where the data is there before the cancel is.
+With DEFER_TASKRUN no cancel loses in the kernel: data only completes an operation when the ring is
+entered, and the cancel is submitted first in that same call. So there is a run on a ring without
+it, where the data is there before the cancel is.
 """
 
 from __future__ import annotations
@@ -53,10 +55,13 @@ uring_only = pytest.mark.uring_only("without a ring there is one way")
 
 
 class Side:
-    """One end: it works until both ends have been cancelled often enough, and keeps the sum of its bytes."""
+    """One end: it works until both ends have been cancelled often enough, and keeps the sum of its
+    bytes."""
 
     other: Side
-    exactly = False  # whether receive_exactly is among the receives; then only the stream knows which bytes come next
+    # whether receive_exactly is among the receives; then only the stream knows which bytes come
+    # next
+    exactly = False
 
     def __init__(self, sock: socket, seed: str) -> None:
         self.sock = sock
@@ -110,7 +115,8 @@ class Side:
         self.wins += scope.cancel_called and not scope.cancelled_caught
 
     async def cancel_after(self, count: int, scope: trio.CancelScope) -> None:
-        """Half of the cancels come right after the kernel has bytes for this side, which the ring has not yet reported."""
+        """Half of the cancels come right after the kernel has bytes for this side, which the ring
+        has not yet reported."""
         await passes(count)
         if self.other.idle and self.random.random() < 0.5:
             with contextlib.suppress(BlockingIOError):
@@ -136,7 +142,8 @@ class Receiver(Side):
 
 
 async def finish(sender: Side, receiver: Side) -> None:
-    """The last of it, without cancels: a send to its end, then everything to the end of the stream."""
+    """The last of it, without cancels: a send to its end, then everything to the end of the
+    stream."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end_sending, sender)
         async for chunk in receiver.stream:

@@ -1,6 +1,7 @@
 """Streams that nobody closed: they warn, as sockets do, and their descriptors do not stay open.
 
-Rules: a descriptor is told by what it refers to; its number alone may have been taken by somebody else.
+Rules: a descriptor is told by what it refers to; its number alone may have been taken by somebody
+else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Listeners: what accept gives, and that a connection or a descriptor is never lost, whoever cancels or closes when.
+"""Listeners: what accept gives, and that a connection or a descriptor is never lost, whoever
+cancels or closes when.
 
-Rules: connections are made by plain sockets without waiting (loopback completes them at once), so that their number is known.
-Races are seeded, and the seed is printed.
+Rules: connections are made by plain sockets without waiting (loopback completes them at once), so
+that their number is known. Races are seeded, and the seed is printed.
 """
 
 from __future__ import annotations

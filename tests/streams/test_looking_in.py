@@ -175,7 +175,8 @@ async def refusals(stream: SocketStream, words: str) -> list[int]:
 
 
 async def test_a_stream_used_in_another_threads_run() -> None:
-    """The run that first used it owns it, for every operation: two rings may not work on one stream."""
+    """The run that first used it owns it, for every operation: two rings may not work on one
+    stream."""
     left, right = unix_streams()
     async with closing(left, right):
         await left.send_all(b"mine")

@@ -1,7 +1,9 @@
-"""open_tcp_stream and open_unix_socket: who is tried in which order, who wins, what is closed, what the errors say.
+"""open_tcp_stream and open_unix_socket: who is tried in which order, who wins, what is closed, what
+the errors say.
 
-Rules: names resolve through a resolver of the test's own, and time is trio's MockClock: an attempt that must hang connects to
-a listener whose backlog is full, and a delay passes when the test says so. Every descriptor is counted after each test.
+Rules: names resolve through a resolver of the test's own, and time is trio's MockClock: an attempt
+that must hang connects to a listener whose backlog is full, and a delay passes when the test says
+so. Every descriptor is counted after each test.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def server(host: str = "127.0.0.1") -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def black_hole(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
-    """An address at which a connect neither succeeds nor fails: one connection fills the backlog, and then SYNs are dropped."""
+    """An address at which a connect neither succeeds nor fails: one connection fills the backlog,
+    and then SYNs are dropped."""
     with socket.socket() as listener, socket.socket() as filler:
         listener.bind((host, 0))
         listener.listen(0)

@@ -1,8 +1,10 @@
-"""Property tests: whatever is sent and received, and however it is cut short, no byte is lost, doubled or moved.
+"""Property tests: whatever is sent and received, and however it is cut short, no byte is lost,
+doubled or moved.
 
-Rules: tiny buffers, so that every send is many partial writes. The other end is trio's own stream: it knows nothing of the
-ring. A cut comes after a count of passes, or from inside the peer right after it moved bytes, never from a clock that
-matters. What was sent is what `bytes_sent` says, and the next send goes on from there.
+Rules: tiny buffers, so that every send is many partial writes. The other end is trio's own stream:
+it knows nothing of the ring. A cut comes after a count of passes, or from inside the peer right
+after it moved bytes, never from a clock that matters. What was sent is what `bytes_sent` says, and
+the next send goes on from there.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ cuts = st.one_of(
 
 @dataclass
 class Cutter:
-    """Cuts one call short: by itself at once, after some passes, or when the peer has moved bytes a number of times."""
+    """Cuts one call short: by itself at once, after some passes, or when the peer has moved bytes a
+    number of times."""
 
     moves_left: int = 0
     scope: trio.CancelScope | None = field(default=None)
@@ -182,7 +185,9 @@ def test_the_receiver_gets_what_bytes_sent_says(
         assert len(got) == total
         assert got == whole[:total]
         assert total == len(whole) or not finish
-        gc.collect()  # the views that this test itself made for what was left are in cycles with exceptions, on 3.13
+        # the views that this test itself made for what was left are in cycles with exceptions, on
+        # 3.13
+        gc.collect()
         for item in buffers:  # nothing holds on to them any more
             if isinstance(item, bytearray):
                 item.append(0)
@@ -250,7 +255,8 @@ async def receive_with_cuts(stream: Any, calls: list[Any], cutter: Cutter) -> by
 async def check_cut_receives(
     receive: Any, stream: Any, peer: Any, pieces: list[tuple[int, int]], calls: list[Any]
 ) -> None:
-    """What `peer` writes in pieces comes out of `stream` whole and in order, however the receives are cut short."""
+    """What `peer` writes in pieces comes out of `stream` whole and in order, however the receives
+    are cut short."""
     cutter, got = Cutter(), b""
     async with closing(stream, peer):
         async with trio.open_nursery() as nursery:

@@ -1,8 +1,8 @@
-"""By readiness: what a stream does with a descriptor that others share, that is closed behind its back, or that cannot be
-waited for.
+"""By readiness: what a stream does with a descriptor that others share, that is closed behind its
+back, or that cannot be waited for.
 
-Rules of this file: every run asks for that backend, whatever the tests run on. Nothing sleeps; that nobody is woken for nothing
-is counted in trio's passes.
+Rules of this file: every run asks for that backend, whatever the tests run on. Nothing sleeps; that
+nobody is woken for nothing is counted in trio's passes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ async def test_a_reader_is_not_woken_by_room_nor_a_writer_by_data() -> None:
 
 
 async def test_a_duplicate_that_is_open_elsewhere_wakes_nobody() -> None:
-    """The descriptor was closed, and its file is open under another number, where data comes that nobody here waits for."""
+    """The descriptor was closed, and its file is open under another number, where data comes that
+    nobody here waits for."""
     ours, theirs = unix_sockets()
     kept = socket.socket(fileno=os.dup(ours.fileno()))
     stream = trio_uring.SocketStream(ours)
@@ -242,7 +243,8 @@ async def test_a_read_takes_no_more_than_it_is_asked_for(pipe) -> None:
 
 
 async def test_a_token_is_left_to_whoever_reads_first(pipe) -> None:
-    """Another process's read wins over a task that was woken for nothing, and the task goes on waiting."""
+    """Another process's read wins over a task that was woken for nothing, and the task goes on
+    waiting."""
     reader, writer = pipe_streams(pipe)
     async with reader, writer:
         got: list[bytes] = []

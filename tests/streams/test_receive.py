@@ -1,6 +1,8 @@
-"""The receives: how much they return and where, the end of the stream, and what an interrupted one keeps for the next.
+"""The receives: how much they return and where, the end of the stream, and what an interrupted one
+keeps for the next.
 
-Rules: the peer is a plain socket or descriptor, whose sends are complete when they return: what a receive finds is known.
+Rules: the peer is a plain socket or descriptor, whose sends are complete when they return: what a
+receive finds is known.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 async def takes_nothing(
     error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Awaitable[Any]]
 ) -> None:
-    """`call`, a receive on the stream that it is given, raises `error`, and the stream's data stays there."""
+    """`call`, a receive on the stream that it is given, raises `error`, and the stream's data stays
+    there."""
     stream, peer = stream_and_peer()
     async with closing(stream, peer):
         peer.send(b"data")
@@ -105,7 +108,8 @@ async def test_the_end_of_the_stream_stays(kind: str) -> None:
 
 
 async def test_bulk_and_small_messages_by_turns() -> None:
-    """The receive path chooses its buffers by what came before; what comes out may not depend on it."""
+    """The receive path chooses its buffers by what came before; what comes out may not depend on
+    it."""
     stream, peer = stream_and_peer()
     whole, start = pattern(500_000), 0
     async with closing(stream, peer):
@@ -130,7 +134,8 @@ async def test_async_for() -> None:
 
 
 async def test_a_stream_that_is_not_read_pushes_back() -> None:
-    """Before the first read and after one, what a peer can send is what the kernel's own buffers hold."""
+    """Before the first read and after one, what a peer can send is what the kernel's own buffers
+    hold."""
     stream, peer = stream_and_peer()
     async with closing(stream, peer):
         room = clog(peer.fileno())

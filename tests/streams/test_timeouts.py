@@ -1,7 +1,8 @@
-"""Timeouts: of a stream and of a call, over the whole call, with an exact account of what went before.
+"""Timeouts: of a stream and of a call, over the whole call, with an exact account of what went
+before.
 
-Rules: time is trio's MockClock, moved by hand, so that a timeout fires when the test says so and at no other time; one test
-uses the real clock, and nothing in it depends on how long anything takes.
+Rules: time is trio's MockClock, moved by hand, so that a timeout fires when the test says so and at
+no other time; one test uses the real clock, and nothing in it depends on how long anything takes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The command: `python -m tests.trio_suite`, in the repository's root. Exit status 0 if each run is as good as stock trio's.
+"""The command: `python -m tests.trio_suite`, in the repository's root. Exit status 0 if each run is
+as good as stock trio's.
 
 Rules of this file: it prints one line for each run, and then what is wrong, whole.
 """

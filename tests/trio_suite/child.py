@@ -1,10 +1,12 @@
-"""The child process: trio's own tests in pytest as trio runs them, with ours swapped in, and a line of JSON for each test.
+"""The child process: trio's own tests in pytest as trio runs them, with ours swapped in, and a line
+of JSON for each test.
 
     python -I child.py stock|sockets|streams FILE [PYTEST ARGUMENTS]
 
-Rules of this file: a test gets ours by the public switch alone, `trio.run(..., instruments=[trio_uring.Enable()])`; what it
-made and submitted is counted, never changed. No plugin, no setting and no conftest of this repository applies. It imports
-nothing of this package, so that the process can be isolated (-I).
+Rules of this file: a test gets ours by the public switch alone, `trio.run(...,
+instruments=[trio_uring.Enable()])`; what it made and submitted is counted, never changed. No
+plugin, no setting and no conftest of this repository applies. It imports nothing of this package,
+so that the process can be isolated (-I).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from trio_uring._streams import enable as _enable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Each package of trio's tests, and what of it is left out, with the reason. All else is run, what a later trio adds too.
+# Each package of trio's tests, and what of it is left out, with the reason. All else is run, what a
+# later trio adds too.
 PACKAGES: dict[str, dict[str, str]] = {
     "trio._core._tests": {},
     "trio._tests": {
@@ -44,8 +47,8 @@ PACKAGES: dict[str, dict[str, str]] = {
 
 OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener)
 
-# trio runs the tasks of a pass in a random order, on which it can depend whether a test comes to its operations. Another seed,
-# another order.
+# trio runs the tasks of a pass in a random order, on which it can depend whether a test comes to
+# its operations. Another seed, another order.
 SEED = os.environ.get("TRIO_URING_SEED", "0")
 
 # For one test: the longest takes 2. No timeout of trio's can end a lost wake-up.
@@ -109,7 +112,8 @@ def _tell_of_each_call(place: object, name: str, tell: Callable[[Any], object]) 
 
 
 class _Driven:
-    """What is known of a driver, which it does not keep: garbage is what some of trio's tests are about."""
+    """What is known of a driver, which it does not keep: garbage is what some of trio's tests are
+    about."""
 
     def __init__(self, driver: Any) -> None:
         self.backend: str = driver.backend.backend
@@ -125,7 +129,8 @@ class _Driven:
 
 
 def swap_in(streams: bool) -> None:
-    """Every run from now on has ours enabled, whether a test starts it by trio, by trio.lowlevel or by trio._core."""
+    """Every run from now on has ours enabled, whether a test starts it by trio, by trio.lowlevel or
+    by trio._core."""
     for module, name in ((trio, "run"), (trio.lowlevel, "start_guest_run")):
         enabling = _enabling(vars(module)[name], streams)
         for place in (module, trio._core):
@@ -142,7 +147,8 @@ def _enabling(stock: Callable[..., Any], streams: bool) -> Callable[..., Any]:
 
 
 class _Start(trio.abc.Instrument):
-    """Makes the driver at once, so that all of trio's tests run on it: else the first operation would."""
+    """Makes the driver at once, so that all of trio's tests run on it: else the first operation
+    would."""
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         if task.parent_nursery is not None:  # the first such is the main task
@@ -165,7 +171,8 @@ def modules() -> list[str]:
 
 
 class Recorder:
-    """A pytest plugin that writes what came of each test, and at the end how many descriptors are left."""
+    """A pytest plugin that writes what came of each test, and at the end how many descriptors are
+    left."""
 
     def __init__(self, file: TextIO, usage: Usage) -> None:
         self._file, self._usage = file, usage

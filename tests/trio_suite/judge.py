@@ -1,7 +1,8 @@
 """What a run with ours has to be, beside one of stock trio: the same passes, and ours really used.
 
-`floors.json` holds the counts of tests that really used ours, which must not fall: for each measure (see Result), run and one
-of trio's test modules. There is no list of exceptions: what passes on stock trio passes here.
+`floors.json` holds the counts of tests that really used ours, which must not fall: for each measure
+(see Result), run and one of trio's test modules. There is no list of exceptions: what passes on
+stock trio passes here.
 
 Rules of this file: pure; it reads runs and answers with sentences.
 """
@@ -38,7 +39,8 @@ def complaints(stock: Run, run: Run, floors: Floors, *, whole: bool = True) -> l
     """Why `run`, with ours, is not as good as `stock`. Empty if it is.
 
     Args:
-        whole: all tests were run, so that some must have used a ring, and the floors can be checked.
+        whole: all tests were run, so that some must have used a ring, and the floors can be
+            checked.
     """
     if found := [*unfinished(stock), *unfinished(run)]:
         return found

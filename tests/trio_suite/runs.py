@@ -76,7 +76,8 @@ class Run:
     results: Mapping[str, Result]
     """By `module::test`."""
     descriptors: int | None
-    """How many more were open at the end than at the beginning. None: the run did not come to its end."""
+    """How many more were open at the end than at the beginning. None: the run did not come to its
+    end."""
     seconds: float
     output: str
 
@@ -88,7 +89,8 @@ class Run:
         return sum(result.outcome == outcome for result in self.results.values())
 
     def counts(self, measure: str) -> dict[str, int]:
-        """How many tests of each of trio's test modules really used ours. `measure`: one of MEASURES."""
+        """How many tests of each of trio's test modules really used ours. `measure`: one of
+        MEASURES."""
         counts: dict[str, int] = {}
         for test, result in self.results.items():
             module = test.partition("::")[0]
@@ -100,7 +102,8 @@ def run(mode: str, backend: str | None = None, arguments: Sequence[str] = ()) ->
     """Runs trio's tests in a child.
 
     Args:
-        mode: stock, sockets (ours in place of trio.socket's) or streams (those, and our streams and listeners).
+        mode: stock, sockets (ours in place of trio.socket's) or streams (those, and our streams and
+        listeners).
         backend: uring or readiness; None for stock.
         arguments: more of pytest's arguments.
     """

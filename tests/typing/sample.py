@@ -1,4 +1,5 @@
-"""A program that uses the public API, for type checkers: beside trio's own types, and beside trio-typing's stubs.
+"""A program that uses the public API, for type checkers: beside trio's own types, and beside
+trio-typing's stubs.
 
 Rules of this file: it is checked, and never run.
 """

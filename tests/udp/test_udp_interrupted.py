@@ -130,7 +130,8 @@ async def test_a_refused_datagram_is_told(receive):
 
 
 async def test_what_came_before_an_error_is_returned_first():
-    """A connected socket has a datagram and an error: the error is told once, and not in place of the datagram."""
+    """A connected socket has a datagram and an error: the error is told once, and not in place of
+    the datagram."""
     async with await opened() as peer, await opened() as client:
         await peer.send_to(b"first", client.getsockname())
         await client.socket.connect(peer.getsockname())
@@ -182,7 +183,8 @@ class Receiver:
 
 
 async def test_cancelled_receives_lose_nothing():
-    """Cancelled just as datagrams come from outside of the ring: all of them are received, in order, once."""
+    """Cancelled just as datagrams come from outside of the ring: all of them are received, in
+    order, once."""
     sent = 0
     async with await opened() as server:
         receiver = Receiver(server)
@@ -237,7 +239,8 @@ async def park(coro):
 @pytest.mark.uring_only("a coroutine that is destroyed in a wait of trio's own leaves it behind")
 @RECEIVES
 async def test_a_destroyed_receive_keeps_what_it_had(receive):
-    """The coroutine of a blocked call is closed (coro.close()) as a datagram comes, before the kernel has cancelled it."""
+    """The coroutine of a blocked call is closed (coro.close()) as a datagram comes, before the
+    kernel has cancelled it."""
     async with await opened() as server:
         with plain_sender(server) as sender:
             for _ in range(3):

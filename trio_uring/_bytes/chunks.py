@@ -1,14 +1,17 @@
 """Bytes in the order in which they came, taken from the front in any sizes.
 
-Rules of this file: standard library only, no I/O. Every operation is linear in the bytes it moves, also for a peer that sends
-byte by byte: small chunks are merged, so that a chunk's own overhead is a small part of what is held.
+Rules of this file: standard library only, no I/O. Every operation is linear in the bytes it moves,
+also for a peer that sends byte by byte: small chunks are merged, so that a chunk's own overhead is
+a small part of what is held.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-MERGE_BELOW = 512  # bytes: a smaller chunk is copied to the end of the one before it; its object would be much of its size
+# bytes: a smaller chunk is copied to the end of the one before it; its object would be much of its
+# size
+MERGE_BELOW = 512
 MERGED_MAX = (
     2**16
 )  # bytes at which a merged chunk is full: what was taken from its front is let go with it
@@ -103,7 +106,8 @@ class ChunkQueue:
         self._start = self.size = 0
 
     def _join(self) -> None:
-        """Makes one chunk of all. A bytearray grows in place: searching a long line again and again stays linear."""
+        """Makes one chunk of all. A bytearray grows in place: searching a long line again and again
+        stays linear."""
         first = self._chunks.popleft()
         if type(first) is not bytearray:
             first = bytearray(first)

@@ -1,13 +1,14 @@
 """A pool of buffers for receives and sends: bounded, in size classes, without locks.
 
-How a buffer comes back. Each one that is handed out is exported by a small ctypes array of its own, which lies over its part of
-the class's memory. Every view of the buffer, every slice and the pin of an operation in the kernel keep that array alive, and
-its finaliser gives the memory back. So memory is never given out again while anything can still reach it, and nobody has to
-say when that is.
+How a buffer comes back. Each one that is handed out is exported by a small ctypes array of its own,
+which lies over its part of the class's memory. Every view of the buffer, every slice and the pin of
+an operation in the kernel keep that array alive, and its finaliser gives the memory back. So memory
+is never given out again while anything can still reach it, and nobody has to say when that is.
 
-Rules of this file: the garbage collector never sees an exporter (`_SizeClass.take` says why), and nothing else gives memory
-back. A finaliser may run at any moment and in any thread, also in the middle of a method here: it makes one atomic call of a
-deque, and the methods take no lock. Standard library only.
+Rules of this file: the garbage collector never sees an exporter (`_SizeClass.take` says why), and
+nothing else gives memory back. A finaliser may run at any moment and in any thread, also in the
+middle of a method here: it makes one atomic call of a deque, and the methods take no lock. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -46,26 +47,28 @@ class BufferClassStatistics:
 class BufferPool:
     """Memory that is used again, in size classes of powers of two, each with a bound.
 
-    A buffer goes back to the pool when the last view of it is gone, and not before. A memoryview is a context manager, so that
-    the end of a block can be that moment:
+    A buffer goes back to the pool when the last view of it is gone, and not before. A memoryview is
+    a context manager, so that the end of a block can be that moment:
 
         with pool.alloc(65536) as view:
             count = await stream.receive_into(view)
             await stream.send_all(view[:count])
 
-    What still holds a slice of the view after the block, or an operation that the kernel still has, keeps the buffer for as
-    long as it needs it. As with every memoryview, the end of the block raises BufferError if something that is not a memoryview
-    (cffi's `from_buffer`, `pickle.PickleBuffer`) still exports the view itself; the buffer goes back when that is gone.
-    A view that is simply forgotten gives its buffer back when Python destroys it.
+    What still holds a slice of the view after the block, or an operation that the kernel still has,
+    keeps the buffer for as long as it needs it. As with every memoryview, the end of the block
+    raises BufferError if something that is not a memoryview (cffi's `from_buffer`,
+    `pickle.PickleBuffer`) still exports the view itself; the buffer goes back when that is gone. A
+    view that is simply forgotten gives its buffer back when Python destroys it.
 
-    The contents of a new buffer are not zeros but whatever was there in an earlier use, from this process and this pool only.
-    So send only what you have written: of a buffer that a receive filled in part, `view[:count]`. Where buffers hold secrets,
-    overwrite them before they go.
+    The contents of a new buffer are not zeros but whatever was there in an earlier use, from this
+    process and this pool only. So send only what you have written: of a buffer that a receive
+    filled in part, `view[:count]`. Where buffers hold secrets, overwrite them before they go.
 
-    A class takes its memory at the first use, as address space; each page of it becomes memory when it is first written to,
-    and stays until the pool and all its buffers are gone. The buffer used last is handed out first. Nothing needs closing.
-    Threads may share a pool; while several use it, `allocations` and the counts of refusals are exact under the GIL only.
-    A forked child has a copy of its own.
+    A class takes its memory at the first use, as address space; each page of it becomes memory when
+    it is first written to, and stays until the pool and all its buffers are gone. The buffer used
+    last is handed out first. Nothing needs closing. Threads may share a pool; while several use it,
+    `allocations` and the counts of refusals are exact under the GIL only. A forked child has a copy
+    of its own.
     """
 
     def __init__(
@@ -76,8 +79,8 @@ class BufferPool:
         Args:
             min_size: bytes of the smallest buffers; a power of two, at least 64.
             max_size: bytes of the largest buffers; a power of two, at least `min_size`.
-            max_bytes_per_class: bytes that all buffers of one class may have together, at least 1. A class has at least one
-                buffer, whatever its size.
+            max_bytes_per_class: bytes that all buffers of one class may have together, at least 1.
+                A class has at least one buffer, whatever its size.
 
         Raises:
             TypeError, ValueError: a number is not an integer, or not one of those.
@@ -100,15 +103,16 @@ class BufferPool:
     def try_alloc(self, size: int) -> memoryview | None:
         """Hands out a buffer of the smallest class that holds `size` bytes.
 
-        A larger class does not help out when that one is exhausted: else a burst of small buffers would take the large ones,
-        and one flood would exhaust every class.
+        A larger class does not help out when that one is exhausted: else a burst of small buffers
+        would take the large ones, and one flood would exhaust every class.
 
         Args:
             size: bytes, at least 1.
 
         Returns:
-            A writable view of exactly `size` bytes, format "B", aligned to the size of its class or to a page, whichever is
-            less. None: all buffers of the class are in use, or `size` is more than the pool's `max_size`.
+            A writable view of exactly `size` bytes, format "B", aligned to the size of its class or
+            to a page, whichever is less. None: all buffers of the class are in use, or `size` is
+            more than the pool's `max_size`.
 
         Raises:
             TypeError, ValueError: `size` is not an integer, or less than 1.
@@ -124,9 +128,11 @@ class BufferPool:
         return self._classes[index if index > 0 else 0].take(size)
 
     def alloc(self, size: int) -> memoryview:
-        """As try_alloc, but what the pool has not comes from the heap: for callers who need no bound.
+        """As try_alloc, but what the pool has not comes from the heap: for callers who need no
+        bound.
 
-        A buffer from the heap has no alignment to rely on, and its memory is not used again. `heap_allocations` counts them.
+        A buffer from the heap has no alignment to rely on, and its memory is not used again.
+        `heap_allocations` counts them.
 
         Args:
             size: bytes, at least 1.
@@ -151,7 +157,8 @@ class BufferPool:
 
     @property
     def heap_allocations(self) -> int:
-        """Buffers that `alloc` took from the heap: too large for the pool, or their class was exhausted."""
+        """Buffers that `alloc` took from the heap: too large for the pool, or their class was
+        exhausted."""
         return self._heap_allocations
 
     def statistics(self) -> tuple[BufferClassStatistics, ...]:
@@ -172,7 +179,8 @@ class _SizeClass:
         ] = {}  # one item, once there is any: a dict for its atomic `setdefault`
 
     def take(self, size: int) -> memoryview | None:
-        # Two threads may both find none. One of them wins; what the other made goes away before a buffer of it is handed out.
+        # Two threads may both find none. One of them wins; what the other made goes away before a
+        # buffer of it is handed out.
         memory = self.memory.get("slab") or self.memory.setdefault(
             "slab", _Memory(self.size, self.capacity)
         )
@@ -181,12 +189,15 @@ class _SizeClass:
         except IndexError:
             self.exhausted += 1
             return None
-        # A KeyboardInterrupt exactly here loses this buffer to the pool. It cannot make it free twice, which would be worse.
+        # A KeyboardInterrupt exactly here loses this buffer to the pool. It cannot make it free
+        # twice, which would be worse.
         exporter = memory.exporter.from_buffer(memory.slab, offset)
-        # The garbage collector calls the finalisers of a dead cycle while its objects can still reach each other. An object in
-        # it with a `__del__` of its own could use a view, or even bring it back to life, after the exporter's finaliser had
-        # given the memory away. An exporter that the collector does not see is finalised by its reference count only, when its
-        # last view is really gone. It holds nothing but the slab, so it is never what closes a cycle.
+        # The garbage collector calls the finalisers of a dead cycle while its objects can still
+        # reach each other. An object in it with a `__del__` of its own could use a view, or even
+        # bring it back to life, after the exporter's finaliser had given the memory away. An
+        # exporter that the collector does not see is finalised by its reference count only, when
+        # its last view is really gone. It holds nothing but the slab, so it is never what closes a
+        # cycle.
         _untrack(exporter)
         self.allocations += 1
         return memoryview(exporter).cast("B")[:size]
@@ -203,7 +214,8 @@ class _Memory:
     """One slab of memory, cut into buffers of one size, and the offsets of those that are free."""
 
     def __init__(self, size: int, capacity: int) -> None:
-        # Private: Python's default for anonymous maps is shared, and a forked child would write into its parent's buffers.
+        # Private: Python's default for anonymous maps is shared, and a forked child would write
+        # into its parent's buffers.
         self.slab = mmap.mmap(-1, size * capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.free = deque(
             range((capacity - 1) * size, -1, -size)
@@ -214,7 +226,8 @@ class _Memory:
 
 
 def _exporter_type(size: int, base: int, free: deque[int]) -> type[ctypes.Array[ctypes.c_char]]:
-    """The type of the arrays that lie over the buffers of a slab at `base`, and give their offsets back to `free`."""
+    """The type of the arrays that lie over the buffers of a slab at `base`, and give their offsets
+    back to `free`."""
     # No global names in the finaliser: at the end of the interpreter they may be gone.
     give_back, addressof = free.append, _addressof
 

@@ -1,10 +1,13 @@
-"""The timeout rule that all streams of this package share, and how one layer knows of the layer below what it can do.
+"""The timeout rule that all streams of this package share, and how one layer knows of the layer
+below what it can do.
 
-A call's `timeout` is in seconds, for the whole call. None: the stream's default; math.inf: no limit.
+A call's `timeout` is in seconds, for the whole call. None: the stream's default; math.inf: no
+limit.
 
-Rules of this file: what a stream can do is asked of its class. A wrapper that passes unknown attributes on to what it wraps
-(`__getattr__`) would otherwise be bypassed, or be given arguments that it does not take. A wrapper of this package (`Wrapper`)
-can do what the stream can that it wraps, and that one is asked.
+Rules of this file: what a stream can do is asked of its class. A wrapper that passes unknown
+attributes on to what it wraps (`__getattr__`) would otherwise be bypassed, or be given arguments
+that it does not take. A wrapper of this package (`Wrapper`) can do what the stream can that it
+wraps, and that one is asked.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class TimedReceive:
-    """Base of the streams whose receive calls take `timeout=`, with `receive_timeout` as the default."""
+    """Base of the streams whose receive calls take `timeout=`, with `receive_timeout` as the
+    default."""
 
 
 class TimedSend:
@@ -45,7 +49,8 @@ def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
 async def in_time(
     takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object
 ) -> Any:
-    """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own streams, is given from outside."""
+    """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own
+    streams, is given from outside."""
     if takes_timeout:
         return await method(*args, timeout=timeout)
     with within(timeout):
@@ -80,7 +85,8 @@ def receive_default(stream: object) -> float | None:
 
 
 def untimed(stream: object) -> dict[str, Any]:
-    """Arguments for a receive whose time is already running: the stream must not add its own limit."""
+    """Arguments for a receive whose time is already running: the stream must not add its own
+    limit."""
     return {"timeout": math.inf} if isinstance(stream, TimedReceive) else {}
 
 
@@ -113,7 +119,8 @@ def unwrapped(stream: Any, end: Callable[[Any], Any]) -> Any:
 
 
 def can_take_back(stream: object) -> bool:
-    """Whether bytes can be put back in front of what it receives: it has `_put_back` and `receive_exactly` then."""
+    """Whether bytes can be put back in front of what it receives: it has `_put_back` and
+    `receive_exactly` then."""
     below = unwrapped(stream, receiving_end)
     return isinstance(below, TimedReceive) and hasattr(type(below), "_put_back")
 

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def release_view(view: memoryview) -> None:
-    """Ends our export of a caller's buffer, unless the kernel has it still because the call's coroutine was destroyed."""
+    """Ends our export of a caller's buffer, unless the kernel has it still because the call's
+    coroutine was destroyed."""
     with contextlib.suppress(BufferError):
         view.release()
 
 
 def release_views(views: Iterable[memoryview]) -> None:
-    """Releases them all: a traceback may keep the frame that has them, and the caller may resize its buffers all the same."""
+    """Releases them all: a traceback may keep the frame that has them, and the caller may resize
+    its buffers all the same."""
     for view in views:
         release_view(view)

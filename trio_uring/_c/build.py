@@ -1,4 +1,5 @@
-"""Builds `trio_uring._uring`, the C extension, with cffi in API mode (run by setup.py, never imported at run time).
+"""Builds `trio_uring._uring`, the C extension, with cffi in API mode (run by setup.py, never
+imported at run time).
 
 The declarations come from ring.h as it stands: one header, read by cffi and included by ring.c.
 """

@@ -1,7 +1,8 @@
 """`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it,
 and if it is not used why.
 
-Rules of this file: it opens rings and closes them. It never fails: what cannot be read is said to be unknown.
+Rules of this file: it opens rings and closes them. It never fails: what cannot be read is said to
+be unknown.
 """
 
 from __future__ import annotations
@@ -101,14 +102,16 @@ def _describe_ring() -> list[str]:
 
 
 def feature_names(bits: int) -> list[str]:
-    """The names of the IORING_FEAT_* bits; a bit without a name in this version is given as a number."""
+    """The names of the IORING_FEAT_* bits; a bit without a name in this version is given as a
+    number."""
     names = [name for bit, name in enumerate(FEATURE_NAMES) if bits >> bit & 1]
     unknown = bits >> len(FEATURE_NAMES) << len(FEATURE_NAMES)
     return [*names, f"{unknown:#x}"] if unknown else names
 
 
 def _describe_names() -> list[str]:
-    """Every private name of trio's that is used; and what is lost without one that this trio has not got."""
+    """Every private name of trio's that is used; and what is lost without one that this trio has
+    not got."""
     lines = [f"  found    {private.name}" for private in NAMES if private.found]
     for private in NAMES:
         if not private.found:

@@ -1,8 +1,10 @@
-"""`python -m trio_uring demo`: serves real files to many clients, on our streams and on trio's own, and compares.
+"""`python -m trio_uring demo`: serves real files to many clients, on our streams and on trio's own,
+and compares.
 
-Rules of this file: both kinds of streams get the same work, in turns, each turn with a new server process and a new
-trio.run, so that neither runs in the other's shadow. System calls are counted in runs of their own, because strace slows down
-what it watches. A wrong checksum makes the whole demo fail.
+Rules of this file: both kinds of streams get the same work, in turns, each turn with a new server
+process and a new trio.run, so that neither runs in the other's shadow. System calls are counted in
+runs of their own, because strace slows down what it watches. A wrong checksum makes the whole demo
+fail.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Work:
     seed: int
 
     def downloads(self, bytes_wanted: int) -> list[Download]:
-        """Files in a random order, again and again until there are enough bytes; some of them are to be cut."""
+        """Files in a random order, again and again until there are enough bytes; some of them are
+        to be cut."""
         rng = random.Random(self.seed)
         downloads: list[Download] = []
         while bytes_wanted > 0:
@@ -252,7 +255,8 @@ def trace_calls(work: Work, stack: str, progress: Progress) -> Trace:
 
 @contextmanager
 def _pinned() -> Iterator[int]:
-    """Leaves one CPU to the server, which is the value, and takes the others. -1 if there is only one."""
+    """Leaves one CPU to the server, which is the value, and takes the others. -1 if there is only
+    one."""
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         yield -1

@@ -1,8 +1,8 @@
 """The file server and the file client of the demo, the same code for both kinds of streams.
 
-The protocol is that of examples/file_protocol.py. Rules of this file: nothing here knows which streams it runs on but `Stack`;
-a path that is not in the index does not exist, so there is nothing to traverse to; sizes that a peer sends are bounded
-before memory is taken for them.
+The protocol is that of examples/file_protocol.py. Rules of this file: nothing here knows which
+streams it runs on but `Stack`; a path that is not in the index does not exist, so there is nothing
+to traverse to; sizes that a peer sends are bounded before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PATH_MAX = 1024  # bytes of a path; a longer one ends the connection
 FILES_MAX = (
     20_000  # files of an index: each is one memory map of the server, and the kernel allows 65,530
 )
-JOIN_MAX = 65536  # bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
+# bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
+JOIN_MAX = 65536
 CHUNKS_MIN = 8  # receives that a file with a cut is made to take, so that the cut is in its middle
 
 NOT_SERVED = {"site-packages", "__pycache__"}
@@ -48,7 +49,8 @@ class File:
 
 @dataclass(frozen=True)
 class Stack:
-    """One of the two kinds of streams: what opens them, what serves them, and how one sends a header and a body."""
+    """One of the two kinds of streams: what opens them, what serves them, and how one sends a
+    header and a body."""
 
     name: str
     connect: Callable[[str, int], Awaitable[Any]]
@@ -61,7 +63,8 @@ async def _send_list(stream: trio_uring.SocketStream, header: bytes, body: memor
 
 
 async def _send_joined(stream: trio.SocketStream, header: bytes, body: memoryview) -> None:
-    """The best that a user of trio's streams can do: a copy where it is cheaper than a second send, two sends elsewhere."""
+    """The best that a user of trio's streams can do: a copy where it is cheaper than a second send,
+    two sends elsewhere."""
     if len(body) <= JOIN_MAX:
         await stream.send_all(b"".join((header, body)))
     else:
@@ -78,10 +81,11 @@ STACKS = {
 
 
 def scan(directory: Path, suffixes: tuple[str, ...], bytes_max: int) -> list[File]:
-    """The files below `directory` that end with one of `suffixes` (none: all files), folder by folder, in order of their names.
+    """The files below `directory` that end with one of `suffixes` (none: all files), folder by
+    folder, in order of their names.
 
-    Files that are empty or cannot be read are left out, and so is what would make it more than `bytes_max` bytes or
-    FILES_MAX files in all. Links to directories are not followed.
+    Files that are empty or cannot be read are left out, and so is what would make it more than
+    `bytes_max` bytes or FILES_MAX files in all. Links to directories are not followed.
 
     Raises:
         OSError: the directory cannot be listed.
@@ -256,7 +260,8 @@ class Download:
                 return
             if self.cut is not None and self.received >= self.cut:
                 self.cut = None
-                # Not now but in the next pass, from outside: by then this task waits, with its receive in the kernel.
+                # Not now but in the next pass, from outside: by then this task waits, with its
+                # receive in the kernel.
                 trio.lowlevel.current_trio_token().run_sync_soon(cancel)
             chunk = await stream.receive_some(most)
             if not chunk:

@@ -1,7 +1,8 @@
 """What the demo prints: the progress bar and the report.
 
-Rules of this file: a terminal gets one line that is written over, anything else gets a line for each step and no control
-characters. Every number has its unit, and every comparison says which way is better.
+Rules of this file: a terminal gets one line that is written over, anything else gets a line for
+each step and no control characters. Every number has its unit, and every comparison says which way
+is better.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Trace:
 
 
 class Progress:
-    """A progress bar on a terminal, now and then a line elsewhere. On standard error: the report is what is printed.
+    """A progress bar on a terminal, now and then a line elsewhere. On standard error: the report is
+    what is printed.
 
     Args:
         total: bytes of all steps that count.

@@ -1,9 +1,11 @@
-"""The demo's server, in a process of its own so that its CPU time and its system calls are the server's and nobody else's.
+"""The demo's server, in a process of its own so that its CPU time and its system calls are the
+server's and nobody else's.
 
     python -m trio_uring._demo.server STACK CPU [DIRECTORY]
 
-Reads the list of files as one line of JSON from its standard input, prints {"port": ...}, serves until its standard input ends
-(its parent closed it, or died), and prints its report. Nothing between `MARK_START` and `MARK_STOP` is start-up or report.
+Reads the list of files as one line of JSON from its standard input, prints {"port": ...}, serves
+until its standard input ends (its parent closed it, or died), and prints its report. Nothing
+between `MARK_START` and `MARK_STOP` is start-up or report.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import trio_uring
 
 from .files import STACKS, File, Server
 
-# Paths that do not exist: looking at them makes a system call that strace can see, and nothing else.
+# Paths that do not exist: looking at them makes a system call that strace can see, and nothing
+# else.
 MARK_START = "/trio_uring-demo-start"
 MARK_STOP = "/trio_uring-demo-stop"
 

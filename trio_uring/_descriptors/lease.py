@@ -1,11 +1,11 @@
 """A descriptor that is open, the operations that use it, and how it closes.
 
-A socket and the stream on it share one lease, so that closing either wakes the tasks that wait on both, and neither takes a
-direction that a task has on the other.
+A socket and the stream on it share one lease, so that closing either wakes the tasks that wait on
+both, and neither takes a direction that a task has on the other.
 
-Rules of this file: it knows no method of a socket and no stream. The descriptor is closed once, through the driver, which
-takes back or cancels what is using it first. Nothing here refers to the socket or stream that has the lease: one that is
-forgotten is freed at once.
+Rules of this file: it knows no method of a socket and no stream. The descriptor is closed once,
+through the driver, which takes back or cancels what is using it first. Nothing here refers to the
+socket or stream that has the lease: one that is forgotten is freed at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING)
 
 
 def in_use(op: TaskOperation) -> bool:
-    """Whether a task waits for it, or the kernel has it. A run that is over, or the parent's of a forked child, has nothing."""
+    """Whether a task waits for it, or the kernel has it. A run that is over, or the parent's of a
+    forked child, has nothing."""
     return (op.task is not None or op.state.in_kernel or op.by_trio) and not op.driver.closed
 
 
@@ -50,8 +51,9 @@ class Lease:
         operations: those of the streams on it, also when they are not in use.
         reading, writing: what the socket itself does in this direction, or did last.
         kept: bytes that a receive of the socket's got whose coroutine was destroyed.
-        copying: the directions that a copy has, also while it waits for the other stream (True is reading, False writing),
-            each with what it wants called when the direction is closed meanwhile.
+        copying: the directions that a copy has, also while it waits for the other stream (True is
+            reading, False writing), each with what it wants called when the direction is closed
+            meanwhile.
         closed: close was called; the descriptor may be open still, for a moment.
     """
 
@@ -98,14 +100,16 @@ class Lease:
         return TaskOperation(self.live_driver() or self._next_driver(), opcode, fd, self.owner)
 
     def _next_driver(self) -> AnyDriver:
-        """This run's; or the parent's, which refuses, in a forked child: the parent may have operations on the descriptor."""
+        """This run's; or the parent's, which refuses, in a forked child: the parent may have
+        operations on the descriptor."""
         return (
             next((op.driver for op in self.operations if op.driver.disowned), None)
             or current_driver()
         )
 
     def live_driver(self) -> Any:
-        """The driver that this descriptor is used with, if its run goes on: no other may work on it meanwhile."""
+        """The driver that this descriptor is used with, if its run goes on: no other may work on it
+        meanwhile."""
         for op in (self.reading, self.writing):
             if op is not None and in_use(op):
                 return op.driver
@@ -162,14 +166,16 @@ class Lease:
             raise busy()
 
     def check_socket(self, reading: bool) -> None:
-        """Raises trio.BusyResourceError if a task has this direction by way of the socket itself."""
+        """Raises trio.BusyResourceError if a task has this direction by way of the socket
+        itself."""
         op = self.reading if reading else self.writing
         if op is not None and in_use(op):
             raise busy()
 
     @enable_ki_protection
     def close(self) -> None:
-        """Closes the descriptor. Operations on it end with ECANCELED, or with what they have done."""
+        """Closes the descriptor. Operations on it end with ECANCELED, or with what they have
+        done."""
         self.closed = True
         self.release(self._close)
         self.tell_copies(True, False)

@@ -1,8 +1,8 @@
 """What drives a trio.run: the kernel's ring, or where that cannot be had readiness, and why.
 
-Rules of this file: importing looks at nothing. io_uring is trusted only after it has received a byte
-and woken a thread for it (containers and emulations answer in many ways); whatever goes wrong with
-it is a reason for readiness, never a crash.
+Rules of this file: importing looks at nothing. io_uring is trusted only after it has received a
+byte and woken a thread for it (containers and emulations answer in many ways); whatever goes wrong
+with it is a reason for readiness, never a crash.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _log = logging.getLogger("trio_uring")
 BACKENDS = ("uring", "readiness", "auto")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
-RETRY_SECONDS = 10.0  # after which "auto" asks again for memory that was refused: asking takes a while, see _ring._open
+# after which "auto" asks again for memory that was refused: asking takes a while, see _ring._open
+RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def open_ring(
 
 @enable_ki_protection
 def probe(backend: str | None = None) -> BackendInfo:
-    """What open_ring would open now. It opens it, and closes it again; it raises what open_ring raises."""
+    """What open_ring would open now. It opens it, and closes it again; it raises what open_ring
+    raises."""
     ring, info = _open(backend, "defer")
     if ring is not None:
         ring.close()
@@ -195,7 +197,8 @@ def _raise_again(found: _Found) -> str | None:
 
 
 def _empty(ring: UringRing) -> None:
-    """Closes the ring of a self-test, which may have failed; if it gives nothing back, it is leaked as any other would be."""
+    """Closes the ring of a self-test, which may have failed; if it gives nothing back, it is leaked
+    as any other would be."""
     deadline = time.monotonic() + TRIAL_SECONDS
     with contextlib.suppress(RingBrokenError):
         for op in list(ring.table.values()):

@@ -1,10 +1,12 @@
-"""Chained operations: what completes one is a function, called in the reap, which may queue the next. No task wakes in between.
+"""Chained operations: what completes one is a function, called in the reap, which may queue the
+next. No task wakes in between.
 
 Rules of this file:
 
-- The function of a chained operation is called once, whatever becomes of the operation: see `ChainEngine.chain`. Only whoever
-  withdraws the operation is not told.
-- It is called when the engine's own lists may be changed: never from within the loop over the queue.
+- The function of a chained operation is called once, whatever becomes of the operation: see
+  `ChainEngine.chain`. Only whoever withdraws the operation is not told.
+- It is called when the engine's own lists may be changed: never from within the loop over the
+  queue.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class ChainedOperation(TaskOperation):
     """An operation whose completion calls `finished`, in the reap.
 
     Attributes:
-        closed: called when the stream whose operation it is was closed, whether the operation is waiting or not.
+        closed: called when the stream whose operation it is was closed, whether the operation is
+            waiting or not.
     """
 
     __slots__ = ("closed", "finished", "waiting")
@@ -75,13 +78,15 @@ class ChainEngine(Engine):
     def chain(self, op: ChainedOperation) -> None:
         """Queues an operation whose completion calls `op.finished()`.
 
-        It is called once: after the completion, and then `op.unwrap()` is the result; when the descriptor was closed before
-        (the result is -ECANCELED); when the ring refuses the operation, the driver fails or the run is over (`op.unwrap()`
-        raises or is -ECANCELED, and `op.state` tells whether the kernel may still have the buffers). It must not raise. It may
+        It is called once: after the completion, and then `op.unwrap()` is the result; when the
+        descriptor was closed before (the result is -ECANCELED); when the ring refuses the
+        operation, the driver fails or the run is over (`op.unwrap()` raises or is -ECANCELED, and
+        `op.state` tells whether the kernel may still have the buffers). It must not raise. It may
         chain further operations, `unchain` others, and `resume` a task.
 
         Raises:
-            trio.BrokenResourceError: the driver has failed; RuntimeError: the run is over. The function is not called.
+            trio.BrokenResourceError: the driver has failed; RuntimeError: the run is over. The
+            function is not called.
         """
         if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
@@ -93,7 +98,8 @@ class ChainEngine(Engine):
 
     @enable_ki_protection
     def unchain(self, op: ChainedOperation) -> None:
-        """Stops a chained operation. What the ring has not seen is withdrawn; any other is still to be waited for."""
+        """Stops a chained operation. What the ring has not seen is withdrawn; any other is still to
+        be waited for."""
         if not op.waiting or self.failure is not None:  # a failed driver tells everyone by itself
             return
         if op.state.in_kernel:

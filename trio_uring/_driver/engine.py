@@ -1,15 +1,18 @@
-"""The engine: queues operations, parks tasks on them, enters the kernel and wakes the tasks again. `_driver` runs it.
+"""The engine: queues operations, parks tasks on them, enters the kernel and wakes the tasks again.
+`_driver` runs it.
 
 Rules of this file:
 
-- A task leaves an operation that the ring has seen only on that operation's own completion, as in trio's IOCP driver
-  (`trio/_core/_io_windows.py`, wait_overlapped). A cancel is a request: abort asks the ring and returns Abort.FAILED; the
-  completion is the truth. A result that arrived wins; only ECANCELED after a cancel raises Cancelled. Abort.SUCCEEDED is for
-  an operation that is still in the queue.
-- No exception leaves `flush` and `reap`: tasks parked with Abort.FAILED are woken by nobody else. A failure wakes everyone with
-  an error, and every later operation fails with it.
+- A task leaves an operation that the ring has seen only on that operation's own completion, as in
+  trio's IOCP driver (`trio/_core/_io_windows.py`, wait_overlapped). A cancel is a request: abort
+  asks the ring and returns Abort.FAILED; the completion is the truth. A result that arrived wins;
+  only ECANCELED after a cancel raises Cancelled. Abort.SUCCEEDED is for an operation that is still
+  in the queue.
+- No exception leaves `flush` and `reap`: tasks parked with Abort.FAILED are woken by nobody else. A
+  failure wakes everyone with an error, and every later operation fails with it.
 - What touches the queue or the ring is protected from KeyboardInterrupt.
-- An operation that is not in the kernel holds no buffer: the caller may resize it as soon as the call is over.
+- An operation that is not in the kernel holds no buffer: the caller may resize it as soon as the
+  call is over.
 """
 
 from __future__ import annotations
@@ -47,12 +50,14 @@ _log = logging.getLogger("trio_uring")
 
 _ECANCELED = -errno.ECANCELED
 
-# By completion only what is this process's own: a pipe may have other readers, and this thread may be busy.
+# By completion only what is this process's own: a pipe may have other readers, and this thread may
+# be busy.
 _BY_CALLS = frozenset({int(Opcode.READ)})
 
 
 class TaskOperation(Operation):
-    """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task resumes."""
+    """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task
+    resumes."""
 
     __slots__ = ("by_trio", "driver", "lease", "poll", "raise_cancel", "task")
     waiting = False  # of a chained operation (_chains): its function has not been called yet
@@ -62,7 +67,8 @@ class TaskOperation(Operation):
         self.driver = driver
         self.task: trio.lowlevel.Task | None = None
         self.raise_cancel: Callable[[], NoReturn] | None = None
-        # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at once.
+        # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at
+        # once.
         self.lease: weakref.ref[Any] | None = None
         self.by_trio = False  # a poll whose task waits by trio's own means instead
         self.poll: TaskOperation | None = (
@@ -91,7 +97,8 @@ class TaskOperation(Operation):
         self.buffer = self.buffers = self.pin = None
 
 
-# trio asks of an outcome that it has unwrap(), nothing else; an Outcome object for each wake-up would be one more allocation.
+# trio asks of an outcome that it has unwrap(), nothing else; an Outcome object for each wake-up
+# would be one more allocation.
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
 
@@ -112,7 +119,8 @@ class Engine:
         self.queue: dict[TaskOperation, None] = {}  # in the order in which they were made
         self.dirty = False  # the ring holds entries that were not flushed
         self.woke = False  # a task, in this pass
-        # The opcodes that are not the ring's for a task. (A call would not reach what is connected in a fake's memory.)
+        # The opcodes that are not the ring's for a task. (A call would not reach what is connected
+        # in a fake's memory.)
         by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self.pumps = not ring.info.lacking  # it can do all that a chain of operations is made of
@@ -137,11 +145,13 @@ class Engine:
 
     @enable_ki_protection
     def begin(self, op: TaskOperation) -> bool:
-        """Queues the operation for the current task, which must then park at once: ``await wait_task_rescheduled(op.abort)``.
+        """Queues the operation for the current task, which must then park at once: ``await
+        wait_task_rescheduled(op.abort)``.
 
-        For the paths where one coroutine more is felt; the others call `perform`. False: nothing was done, since it is not the
-        ring's, or the driver of this run has none: call `op.driver.perform_by_call`. Whoever parks by hand
-        calls `abandon` if op.task is not None afterwards: the coroutine was destroyed.
+        For the paths where one coroutine more is felt; the others call `perform`. False: nothing
+        was done, since it is not the ring's, or the driver of this run has none: call
+        `op.driver.perform_by_call`. Whoever parks by hand calls `abandon` if op.task is not None
+        afterwards: the coroutine was destroyed.
         """
         if self.attention is not None or get_ident() != self.thread:
             self._attend(op)
@@ -161,8 +171,8 @@ class Engine:
 
         A checkpoint, always. The operation's buffers are held until the kernel is done with them.
 
-        Cancellation: the kernel is asked to stop; what it had done by then is returned and the cancellation is left for the
-        next checkpoint. Cancelled is raised only if nothing was done.
+        Cancellation: the kernel is asked to stop; what it had done by then is returned and the
+        cancellation is left for the next checkpoint. Cancelled is raised only if nothing was done.
         """
         if not self.begin(op):
             return int(await op.driver.perform_by_call(op))
@@ -195,7 +205,8 @@ class Engine:
         res = await self.perform(poll)
         if res < 0 or res & (events | ALWAYS):
             return res
-        # io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not.
+        # io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked
+        # for. epoll's are not.
         poll.by_trio = True
         try:
             return await wait_by_trio(poll.fd, events)
@@ -203,14 +214,16 @@ class Engine:
             poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
-        """The task's coroutine was destroyed (coro.close()): the ring holds what the operation needs until it is done."""
+        """The task's coroutine was destroyed (coro.close()): the ring holds what the operation
+        needs until it is done."""
         op.task = op.raise_cancel = None
         if get_ident() != self.thread or not self.withdraw(op):
             self._abandoned.append(
                 (op, op.token)
             )  # this use of it: the next one is somebody else's
             self.has_errands = True
-            self.come_back()  # it may be a garbage collection that destroys it, when we are about to wait
+            # it may be a garbage collection that destroys it, when we are about to wait
+            self.come_back()
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -254,9 +267,10 @@ class Engine:
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
         """Closes a descriptor that operations may be using.
 
-        close(2) alone cancels nothing and holds back the FIN, and an entry that was not submitted would find a stranger
-        under the same number. So: what is queued is taken back, what is in the kernel is flushed and cancelled, the
-        descriptor is closed, and one more reap collects what the cancels did. Tasks that wait get ECANCELED.
+        close(2) alone cancels nothing and holds back the FIN, and an entry that was not submitted
+        would find a stranger under the same number. So: what is queued is taken back, what is in
+        the kernel is flushed and cancelled, the descriptor is closed, and one more reap collects
+        what the cancels did. Tasks that wait get ECANCELED.
         """
         if self.closed or self.failure is not None or get_ident() != self.thread:
             close()
@@ -305,7 +319,8 @@ class Engine:
         self._guard(self._call_at_flush)
 
     def at_flush(self, function: Callable[[], object]) -> None:
-        """Has a function called when this pass is flushed. For destroyed coroutines: from any thread, at any point."""
+        """Has a function called when this pass is flushed. For destroyed coroutines: from any
+        thread, at any point."""
         self._at_flush.append(function)
         self.has_errands = True
         self.come_back()
@@ -319,7 +334,8 @@ class Engine:
         self.ring.flush()
         self.wrote()
         if self.dirty and self.task_way is not None:
-            self.come_back()  # the kernel was short of something: the wait that follows must end at once
+            # the kernel was short of something: the wait that follows must end at once
+            self.come_back()
 
     def write_queue(self) -> None:
         """What is queued becomes entries, as far as the ring takes it."""
@@ -422,7 +438,8 @@ class Engine:
             self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
 
     def fail(self, exc: BaseException) -> None:
-        """The ring is gone. Everyone who waits is told; what the kernel may still write to stays pinned by the ring."""
+        """The ring is gone. Everyone who waits is told; what the kernel may still write to stays
+        pinned by the ring."""
         self.failure = exc
         self.attention = self._refuse_failed
         _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
@@ -444,7 +461,8 @@ class Engine:
             self.task_way.idle()
 
     def _attend(self, op: TaskOperation) -> None:
-        """Does what has to be done before an operation when all is not as usual, or says why it cannot be made."""
+        """Does what has to be done before an operation when all is not as usual, or says why it
+        cannot be made."""
         try:
             if not self.closed and get_ident() != self.thread:
                 raise RuntimeError(

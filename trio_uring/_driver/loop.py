@@ -7,15 +7,17 @@ A pass of trio's scheduler:
                          their tasks rescheduled
     process_events       what trio's own epoll had to say
 
-trio's epoll instance is watched by a poll in the ring, and read only when that has fired. So there is one place to wait, and no
-descriptor, timer, instrument or task of ours that could fail to wake it.
+trio's epoll instance is watched by a poll in the ring, and read only when that has fired. So there
+is one place to wait, and no descriptor, timer, instrument or task of ours that could fail to wake
+it.
 
 Rules of this file:
 
-- What get_events returns is true if and only if anything happened: trio takes false for "the time is up" (a MockClock jumps,
-  wait_all_tasks_blocked returns).
-- No Exception leaves it. A ring that has failed, or is a forked parent's, is out of the way: trio's own manager goes on.
-  What is not an Exception is not the ring's either: it is a signal handler's (sys.exit), and ends the run as it always does.
+- What get_events returns is true if and only if anything happened: trio takes false for "the time
+  is up" (a MockClock jumps, wait_all_tasks_blocked returns).
+- No Exception leaves it. A ring that has failed, or is a forked parent's, is out of the way: trio's
+  own manager goes on. What is not an Exception is not the ring's either: it is a signal handler's
+  (sys.exit), and ends the run as it always does.
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ class Loop(Manager):
                 return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
             if timeout <= 0:
                 return _HAPPENED if happened or unwritten else ()
-            # Else it was a signal, a cancel's own completion, or chained operations: no task has anything to do, and a pass
-            # of trio's would cost more than the next step of a chain.
+            # Else it was a signal, a cancel's own completion, or chained operations: no task has
+            # anything to do, and a pass of trio's would cost more than the next step of a chain.
 
     def process_events(self, events: Any) -> None:
         if events and events is not _HAPPENED:

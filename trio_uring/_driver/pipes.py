@@ -1,7 +1,8 @@
-"""Pipes that splice(2) needs between two descriptors: taken for as long as there are bytes in one, shared by a run's copies.
+"""Pipes that splice(2) needs between two descriptors: taken for as long as there are bytes in one,
+shared by a run's copies.
 
-Rules of this file: a pipe in the pool is empty. No pipe to be had (descriptors, memory of pipes) is no error: the copy then
-uses buffers. Standard library only.
+Rules of this file: a pipe in the pool is empty. No pipe to be had (descriptors, memory of pipes) is
+no error: the copy then uses buffers. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import contextlib
 import os
 
 PIPE_SIZE = 2**18  # bytes that one copy moves at a time, and that a sink which takes nothing holds
-PIPES_MAX = 64  # of one run, at the same time: 128 descriptors, and 16 MiB, which is a user's limit of pipe memory in Linux / 4
+# of one run, at the same time: 128 descriptors, and 16 MiB, which is a user's limit of pipe memory
+# in Linux / 4
+PIPES_MAX = 64
 IDLE_MAX = 4  # kept open while nobody uses them
 
 SPLICE_NOW = 2 | 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
@@ -28,12 +31,14 @@ class Pipe:
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
     def fill(self, fd: int, count: int) -> int:
-        """Takes up to `count` bytes out of `fd`, and says how many; 0 at its end. Raises OSError, BlockingIOError too."""
+        """Takes up to `count` bytes out of `fd`, and says how many; 0 at its end. Raises OSError,
+        BlockingIOError too."""
         self.held = os.splice(fd, self._write, min(count, PIPE_SIZE), flags=SPLICE_NOW)
         return self.held
 
     def empty(self, fd: int) -> int:
-        """Gives `fd` what it takes now, and says how many bytes. Raises OSError, BlockingIOError too."""
+        """Gives `fd` what it takes now, and says how many bytes. Raises OSError, BlockingIOError
+        too."""
         count = os.splice(self._read, fd, self.held, flags=SPLICE_NOW)
         self.held -= count
         return count

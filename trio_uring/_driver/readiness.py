@@ -1,10 +1,13 @@
-"""Operations by readiness: tried by the socket module's or os's own call, and waited for as trio's own sockets wait.
+"""Operations by readiness: tried by the socket module's or os's own call, and waited for as trio's
+own sockets wait.
 
-All that there is where io_uring cannot be had: no ring, no epoll instance of ours, no C. And what is done so on a ring as well,
-because a completion would take what others may be meant to have (a pipe that several processes read).
+All that there is where io_uring cannot be had: no ring, no epoll instance of ours, no C. And what
+is done so on a ring as well, because a completion would take what others may be meant to have (a
+pipe that several processes read).
 
-Rules of this file: nothing here is Linux's alone. The thread is never blocked, except by a regular file, which cannot be waited
-for. No descriptor's mode is changed: it may be shared with other processes.
+Rules of this file: nothing here is Linux's alone. The thread is never blocked, except by a regular
+file, which cannot be waited for. No descriptor's mode is changed: it may be shared with other
+processes.
 """
 
 from __future__ import annotations
@@ -136,7 +139,8 @@ def write_now(fd: int, buffers: list[Any]) -> int:
 
 
 def _check_ready(fd: int, events: int) -> bool:
-    """Raises BlockingIOError if a call would wait. Whether it could, with more than PIPE_BUF bytes or with less luck."""
+    """Raises BlockingIOError if a call would wait. Whether it could, with more than PIPE_BUF bytes
+    or with less luck."""
     if not os.get_blocking(fd):
         return False
     poller = select.poll()
@@ -178,7 +182,8 @@ def attempt(op: Any) -> bool:
 
 
 async def wait_by_trio(fd: int, events: int) -> int:
-    """Waits as trio's own sockets do. The events, or < 0: the descriptor was closed meanwhile, or cannot be waited for."""
+    """Waits as trio's own sockets do. The events, or < 0: the descriptor was closed meanwhile, or
+    cannot be waited for."""
     try:
         await (wait_writable if events == select.POLLOUT else wait_readable)(fd)
     except trio.ClosedResourceError:
@@ -193,7 +198,8 @@ async def wait_by_trio(fd: int, events: int) -> int:
 async def perform_by_readiness(
     op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]
 ) -> int:
-    """Performs an operation by its call, and returns its result: >= 0, or -errno. A checkpoint, always.
+    """Performs an operation by its call, and returns its result: >= 0, or -errno. A checkpoint,
+    always.
 
     Args:
         wait: waits until the descriptor may be ready; < 0: it has failed, with that result.
@@ -215,7 +221,8 @@ async def perform_by_readiness(
 
 
 class ReadinessDriver:
-    """Does the operations of one trio.run by readiness. What streams ask of a driver; the other is the ring's."""
+    """Does the operations of one trio.run by readiness. What streams ask of a driver; the other is
+    the ring's."""
 
     completes = pumps = False
     provided_buffers = True  # a receive need not bring memory while it waits
@@ -305,7 +312,8 @@ class ReadinessDriver:
         return True
 
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
-        """Closes a descriptor, or shuts down one direction of it. Whoever waits in `ops` wakes with -ECANCELED."""
+        """Closes a descriptor, or shuts down one direction of it. Whoever waits in `ops` wakes with
+        -ECANCELED."""
         for op in ops:
             if self.waiting.pop(op, None) is not None:
                 op.task = None

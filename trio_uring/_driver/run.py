@@ -1,7 +1,8 @@
 """The driver: how operations are done in one trio.run, from the first one to the end of the run.
 
-By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop (_driver/loop.py), or a task waits for
-it (_driver/task_way.py). Or, where there is no ring, by readiness (_driver/readiness.py).
+By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop
+(_driver/loop.py), or a task waits for it (_driver/task_way.py). Or, where there is no ring, by
+readiness (_driver/readiness.py).
 
 Rules of this file:
 
@@ -74,7 +75,8 @@ class Driver(ChainEngine):
     # -- the end
 
     def close(self) -> None:
-        """The end of the run: cancels what is left, waits for it, closes the ring or leaks it loudly."""
+        """The end of the run: cancels what is left, waits for it, closes the ring or leaks it
+        loudly."""
         if self.closed:
             return
         self.attention = _refuse_ending
@@ -91,7 +93,8 @@ class Driver(ChainEngine):
         self._cancel_abandoned()
         self.give_up_queue()
         if isinstance(self.failure, RingBrokenError):
-            raise self.failure  # entries that it did not take may name descriptors that are closed by now
+            # entries that it did not take may name descriptors that are closed by now
+            raise self.failure
         op: Any
         for op in list(self.ring.table.values()):
             op.task = None  # it cannot be woken any more
@@ -135,7 +138,8 @@ class Driver(ChainEngine):
 
 
 def _move_to_current_run(op: TaskOperation) -> None:
-    """The run that the stream was used in is over: this one goes on with it, as with trio's own sockets."""
+    """The run that the stream was used in is over: this one goes on with it, as with trio's own
+    sockets."""
     if op.state.in_kernel:
         raise RuntimeError(
             "this stream has an operation that the kernel did not give back at the end of an earlier trio.run"
@@ -164,12 +168,14 @@ _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring dri
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
-"""The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with `request_backend`."""
+"""The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with
+`request_backend`."""
 
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
     "trio_uring driver's way", None
 )
-"""How this trio.run is to wait for its ring: "auto" or "task"; None: as the environment variable TRIO_URING_DRIVER says."""
+"""How this trio.run is to wait for its ring: "auto" or "task"; None: as the environment variable
+TRIO_URING_DRIVER says."""
 
 
 def request_backend(backend: str) -> None:
@@ -215,8 +221,8 @@ def current_driver() -> AnyDriver:
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring is asked for and cannot be had, or there is no ring at all; the message says why and
-            what to change.
+        RingUnavailableError: io_uring is asked for and cannot be had, or there is no ring at all;
+            the message says why and what to change.
         ValueError: another backend is asked for than there is.
     """
     try:
@@ -255,12 +261,12 @@ def check_way(way: str) -> None:
 def backend_info() -> BackendInfo:
     """What drives the streams of this trio.run, io_uring or readiness, and if it is readiness why.
 
-    Outside of trio, and in a run that has not used a stream yet: what would be chosen now. It is found out by opening a ring
-    and closing it.
+    Outside of trio, and in a run that has not used a stream yet: what would be chosen now. It is
+    found out by opening a ring and closing it.
 
     Raises:
-        RingUnavailableError: io_uring is asked for (`TRIO_URING_BACKEND=uring`) and cannot be had, or the package was
-            installed without its C extension.
+        RingUnavailableError: io_uring is asked for (`TRIO_URING_BACKEND=uring`) and cannot be had,
+            or the package was installed without its C extension.
         ValueError: another backend is asked for than there is.
     """
     try:

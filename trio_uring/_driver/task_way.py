@@ -1,17 +1,21 @@
-"""The public way to wait for the ring, by nothing private of trio's: a system task, and an instrument.
+"""The public way to wait for the ring, by nothing private of trio's: a system task, and an
+instrument.
 
     tasks run            they queue operations and park
     before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
     epoll_wait           trio's own; the system task waits there for the ring's descriptor
     after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this same pass
 
-For guest runs, where trio waits in another thread; for a trio whose runner has another shape; and for whoever asks for it.
+For guest runs, where trio waits in another thread; for a trio whose runner has another shape; and
+for whoever asks for it.
 
 Rules of this file:
 
-- The system task is enough to reap, and the hooks save a pass. The hooks flush: whoever queues an operation puts them back.
-- The system task stays, shielded, until nothing is queued or in flight: a task that waits for a completion can be cancelled
-  only by that completion. Called upon later (a system task's cleanup, an async generator), it comes back.
+- The system task is enough to reap, and the hooks save a pass. The hooks flush: whoever queues an
+  operation puts them back.
+- The system task stays, shielded, until nothing is queued or in flight: a task that waits for a
+  completion can be cancelled only by that completion. Called upon later (a system task's cleanup,
+  an async generator), it comes back.
 - Nothing here is due at a certain time: an idle run stays idle.
 """
 
@@ -29,11 +33,13 @@ if TYPE_CHECKING:
     from .engine import TaskOperation
     from .run import Driver
 
-_LATE_WAIT = 0.05  # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
+# seconds that one pass may block when no task can wait for the ring any more; see _flush_late
+_LATE_WAIT = 0.05
 
 
 class TaskWay(trio.abc.Instrument):
-    """Waits for the ring of one driver. As an instrument, nothing in it may raise: trio would switch it off."""
+    """Waits for the ring of one driver. As an instrument, nothing in it may raise: trio would
+    switch it off."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -50,7 +56,8 @@ class TaskWay(trio.abc.Instrument):
     def disown(self) -> None:
         self._idle_scope = None
         with contextlib.suppress(RuntimeError):  # the child has none of the parent's tasks
-            # Ours ends. A ring of the child's own may get the number of the parent's, which is closed by now.
+            # Ours ends. A ring of the child's own may get the number of the parent's, which is
+            # closed by now.
             trio.lowlevel.notify_closing(self._driver.ring.fileno())
 
     def rehook(self) -> None:
@@ -81,7 +88,8 @@ class TaskWay(trio.abc.Instrument):
                 self._reaped = False
         except trio.Cancelled:
             self.rehook()
-            # Asked again after each scope: a task that was woken last may have queued the next before we ran.
+            # Asked again after each scope: a task that was woken last may have queued the next
+            # before we ran.
             while self._working() and (driver.ring.table or driver.queue):
                 with trio.CancelScope(shield=True) as self._idle_scope:
                     await self._wait()
@@ -102,7 +110,8 @@ class TaskWay(trio.abc.Instrument):
         return self._driver.failure is None and not self._driver.closed
 
     def _restart(self, _: TaskOperation) -> None:
-        """The run is ending and a task (a system task, an async generator) still wants something done."""
+        """The run is ending and a task (a system task, an async generator) still wants something
+        done."""
         self._driver.attention = None
         self._spawn()
 
@@ -114,7 +123,8 @@ class TaskWay(trio.abc.Instrument):
         if timeout > 0 and driver.ring.short:
             time.sleep(SHORT_PAUSE)
         if self._late and self._working() and driver.ring.table:
-            # No task can wait for the ring any more: wait in the kernel, briefly, and make trio come back.
+            # No task can wait for the ring any more: wait in the kernel, briefly, and make trio
+            # come back.
             driver.wait_in_kernel(_LATE_WAIT)
             driver.come_back()
 

@@ -199,7 +199,8 @@ def _enter(ring: UringRing, op: Operation) -> None:
 
 
 class _Sender:
-    """Sends a byte from another thread; if there is none to be had from this one, which is awake."""
+    """Sends a byte from another thread; if there is none to be had from this one, which is
+    awake."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock

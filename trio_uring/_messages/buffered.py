@@ -1,8 +1,9 @@
-"""Reads of an exact size, up to a delimiter, and small ones served from one receive, over any trio.abc.ReceiveStream.
+"""Reads of an exact size, up to a delimiter, and small ones served from one receive, over any
+trio.abc.ReceiveStream.
 
-Rules of this file: a byte that the wrapped stream gave is either in the queue or returned by the call that took it; an
-interrupted call (cancelled, timed out, ended, failed) puts back what it had, in order. One task receives at a time. Nothing is
-received ahead of need when `buffer_size` is 0.
+Rules of this file: a byte that the wrapped stream gave is either in the queue or returned by the
+call that took it; an interrupted call (cancelled, timed out, ended, failed) puts back what it had,
+in order. One task receives at a time. Nothing is received ahead of need when `buffer_size` is 0.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ _T = TypeVar("_T")
 class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     """Wraps a stream that receives, for protocols that read headers, lines and records.
 
-    Small reads are served from one receive of `buffer_size` bytes. A read that is at least as large as the buffer, while
-    nothing is buffered, goes straight to the wrapped stream: into the caller's memory (receive_into) or without a copy of
-    what it returned (receive_some).
+    Small reads are served from one receive of `buffer_size` bytes. A read that is at least as large
+    as the buffer, while nothing is buffered, goes straight to the wrapped stream: into the caller's
+    memory (receive_into) or without a copy of what it returned (receive_some).
 
     Args:
         stream: the stream, owned from now on: receive only through this one.
-        buffer_size: bytes to receive at once for smaller reads. 0: unbuffered, never a byte more is received than was asked
-            for; `peek` is always empty.
-        receive_timeout: seconds that one call may take, if it says nothing else; None: the default of the wrapped stream, if it
-            has one.
+        buffer_size: bytes to receive at once for smaller reads. 0: unbuffered, never a byte more is
+            received than was asked for; `peek` is always empty.
+        receive_timeout: seconds that one call may take, if it says nothing else; None: the default
+            of the wrapped stream, if it has one.
 
-    It holds at most `buffer_size` bytes, and what an interrupted exact read had. What is buffered is returned whatever the
-    `timeout` of the call: there is nothing to wait for.
+    It holds at most `buffer_size` bytes, and what an interrupted exact read had. What is buffered
+    is returned whatever the `timeout` of the call: there is nothing to wait for.
     """
 
-    # Sockets tell once that a connection is broken, and then seem to have ended. Where the stream is known to be one, it is
-    # told each time.
+    # Sockets tell once that a connection is broken, and then seem to have ended. Where the stream
+    # is known to be one, it is told each time.
     _stays_broken = False
 
     def __init__(
@@ -99,7 +100,8 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     async def receive_some(
         self, max_bytes: int | None = None, *, timeout: float | None = None
     ) -> bytes:
-        """Returns some bytes: buffered ones if there are any, or the next that come (trio.abc.ReceiveStream).
+        """Returns some bytes: buffered ones if there are any, or the next that come
+        (trio.abc.ReceiveStream).
 
         Args:
             max_bytes: the most bytes to return, at least 1; None: as the stream likes.
@@ -126,10 +128,12 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
 
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
-        """As receive_some, into `buffer`: on a stream of this package without a copy in between, if `buffer` is large.
+        """As receive_some, into `buffer`: on a stream of this package without a copy in between, if
+        `buffer` is large.
 
         Args:
-            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call returns.
+            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call
+            returns.
             timeout: as of receive_some.
 
         Returns:
@@ -156,8 +160,8 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
             timeout: seconds for the whole call; None: `receive_timeout`; math.inf: no limit.
 
         Raises:
-            IncompleteReadError: the stream ended before. What came is in it, and stays in the stream for the next call.
-            As receive_some.
+            IncompleteReadError: the stream ended before. What came is in it, and stays in the
+            stream for the next call. As receive_some.
 
         Cancellation: no byte is lost: what came is kept, and the next call begins with it.
         """
@@ -175,16 +179,18 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
 
         Args:
             delimiter: one byte or more.
-            max_bytes: the most bytes to return, with the delimiter: a peer's line is no longer than you allow.
+            max_bytes: the most bytes to return, with the delimiter: a peer's line is no longer than
+            you allow.
             timeout: seconds for the whole call; None: `receive_timeout`; math.inf: no limit.
 
         Returns:
-            The bytes, the delimiter at their end. An unbuffered stream receives a few bytes at a time for it.
+            The bytes, the delimiter at their end. An unbuffered stream receives a few bytes at a
+            time for it.
 
         Raises:
             DelimiterNotFound: it is not in the first `max_bytes` bytes, which stay in the stream.
-            IncompleteReadError: the stream ended before it. What came is in it, and stays in the stream.
-            As receive_some.
+            IncompleteReadError: the stream ended before it. What came is in it, and stays in the
+            stream. As receive_some.
 
         Cancellation: no byte is lost: what came is kept, and the next call begins with it.
         """
@@ -241,7 +247,8 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
             self._queue.clear()
 
     async def _take(self, count: int, timeout: float | None, prefix: int = 0) -> bytes:
-        """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there is nothing to time."""
+        """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there
+        is nothing to time."""
         check_timeout(timeout)
         self._begin()
         try:
@@ -252,7 +259,8 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
             self._end()
 
     async def _more(self, max_bytes: int) -> bytes:
-        """Receives into the queue. What comes when another task has closed the stream comes too late."""
+        """Receives into the queue. What comes when another task has closed the stream comes too
+        late."""
         chunk = bytes(await self._source.receive_some(max_bytes, **self._untimed))
         self._check_open()
         if not chunk:
@@ -304,8 +312,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     async def _exactly(self, count: int) -> bytes:
         queue = self._queue
         while queue.size < count:
-            # Large ones bring no byte that belongs to the next read, which can then go straight to its own memory. Not all
-            # at once: trio's streams allocate what they are asked for, however little has come.
+            # Large ones bring no byte that belongs to the next read, which can then go straight to
+            # its own memory. Not all at once: trio's streams allocate what they are asked for,
+            # however little has come.
             size = max(min(count - queue.size, EXACT_MAX), self._buffer_size)
             if not await self._more(size):
                 raise IncompleteReadError(queue.peek(queue.size), count)

@@ -1,8 +1,9 @@
 """A channel of messages over a stream.
 
-Rules of this file: an interrupted receive loses no message. An interrupted send that may have sent a part of a message breaks
-the sending side: the peer would take what follows for the rest of that message. Only a stream that got all as one call, and
-counts what went, is believed when it says that nothing did.
+Rules of this file: an interrupted receive loses no message. An interrupted send that may have sent
+a part of a message breaks the sending side: the peer would take what follows for the rest of that
+message. Only a stream that got all as one call, and counts what went, is believed when it says that
+nothing did.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-# Bytes up to which a buffer is joined with its neighbours: a buffer of its own costs the operation more than the copy does
-# (and over TLS a record). Measured in docs/design.md.
+# Bytes up to which a buffer is joined with its neighbours: a buffer of its own costs the operation
+# more than the copy does (and over TLS a record). Measured in docs/design.md.
 JOIN_MAX = 1024
 
 _T = TypeVar("_T")
@@ -39,8 +40,8 @@ class FrameStream(trio.abc.Channel[bytes]):
         max_size: bytes that a message may have, inclusive, in both directions.
         prefix: "u32be" (four bytes, big-endian) or "varint" (unsigned LEB128).
 
-    It receives as much as the stream gives at once, so that small messages cost a fraction of a receive each. A connection
-    holds at most one incomplete message and one receive of the stream.
+    It receives as much as the stream gives at once, so that small messages cost a fraction of a
+    receive each. A connection holds at most one incomplete message and one receive of the stream.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     @property
     def pending(self) -> int:
-        """Bytes that are here of messages that were not received yet, complete or not; 0: between two messages."""
+        """Bytes that are here of messages that were not received yet, complete or not; 0: between
+        two messages."""
         return self._decoder.pending + (0 if self._next is None else len(self._next))
 
     @enable_ki_protection
@@ -77,11 +79,13 @@ class FrameStream(trio.abc.Channel[bytes]):
 
         Raises:
             FrameTooLarge: nothing was sent.
-            trio.BrokenResourceError: an earlier send was interrupted within a frame, or the connection is broken.
-            trio.TooSlowError, trio.BusyResourceError, trio.ClosedResourceError: as send_all.
+            trio.BrokenResourceError: an earlier send was interrupted within a frame, or the
+            connection is broken. trio.TooSlowError, trio.BusyResourceError,
+            trio.ClosedResourceError: as send_all.
 
-        Cancellation: the message was sent, or not at all; or in part, and then every later send raises
-        trio.BrokenResourceError. Streams that do not say how much went are taken to have sent a part.
+        Cancellation: the message was sent, or not at all; or in part, and then every later send
+        raises trio.BrokenResourceError. Streams that do not say how much went are taken to have
+        sent a part.
         """
         buffers = encode_frame(value, self._max_size, self._prefix)
         if len(buffers) == 2 and type(value) is bytes and len(value) <= JOIN_MAX:
@@ -93,7 +97,8 @@ class FrameStream(trio.abc.Channel[bytes]):
     async def send_many(
         self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None
     ) -> None:
-        """Sends many messages, in order, as one operation (of large ones, one for each 1,024 buffers or 4 MiB).
+        """Sends many messages, in order, as one operation (of large ones, one for each 1,024
+        buffers or 4 MiB).
 
         Messages up to 1 KiB are copied into one buffer: bound what you give it at once.
 
@@ -113,13 +118,15 @@ class FrameStream(trio.abc.Channel[bytes]):
         """Returns the next message.
 
         Args:
-            timeout: seconds; None: the stream's `receive_timeout`, if it has one; math.inf: no limit.
+            timeout: seconds; None: the stream's `receive_timeout`, if it has one; math.inf: no
+                limit.
 
         Raises:
             trio.EndOfChannel: the stream ended between two messages.
             IncompleteReadError: the stream ended within a message.
-            FrameTooLarge, FrameError: the peer sent what it must not. Every later receive raises it again.
-            trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as receive_some.
+            FrameTooLarge, FrameError: the peer sent what it must not. Every later receive raises it
+            again. trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
+            trio.ClosedResourceError: as receive_some.
 
         Cancellation: no message is lost, nor a part of one.
         """
@@ -127,7 +134,8 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     @enable_ki_protection
     async def receive_many(self, *, timeout: float | None = None) -> list[bytes]:
-        """Returns every complete message that is already here, or waits for the next: never an empty list.
+        """Returns every complete message that is already here, or waits for the next: never an
+        empty list.
 
         Args, Raises, Cancellation: as of receive. What came before an error is returned first.
         """
@@ -156,7 +164,8 @@ class FrameStream(trio.abc.Channel[bytes]):
         await self.stream.aclose()
 
     async def _send(self, data: bytes | list[Any], timeout: float | None) -> None:
-        """Sends whole messages, and finds out whether the peer can still follow when that was interrupted."""
+        """Sends whole messages, and finds out whether the peer can still follow when that was
+        interrupted."""
         check_timeout(timeout)
         if self._closed:
             raise trio.ClosedResourceError("this channel was already closed")

@@ -1,6 +1,8 @@
-"""Frames over streams: a prefix and a payload leave in one vectored operation, and arrive as they were sent.
+"""Frames over streams: a prefix and a payload leave in one vectored operation, and arrive as they
+were sent.
 
-Rules of this file: the codec is `framing`. An interrupted receive keeps its place: no byte of a frame is lost.
+Rules of this file: the codec is `framing`. An interrupted receive keeps its place: no byte of a
+frame is lost.
 """
 
 from __future__ import annotations
@@ -47,19 +49,20 @@ async def send_frame(
 
     Args:
         stream: any trio.abc.SendStream; see send_all_vectored for how each kind is served.
-        payload: one buffer, or a sequence of buffers that are one frame together. It may be empty. Borrowed until the call
-            returns.
+        payload: one buffer, or a sequence of buffers that are one frame together. It may be empty.
+            Borrowed until the call returns.
         max_size: bytes that the payload may have, inclusive.
         prefix: "u32be" (four bytes, big-endian) or "varint" (unsigned LEB128).
         timeout: seconds; None: the stream's `send_timeout`, if it has one; math.inf: no limit.
 
     Raises:
         FrameTooLarge: the payload is larger than max_size. Nothing was sent.
-        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as send_all.
+        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
+        trio.ClosedResourceError: as send_all.
         TypeError: `payload` is not a buffer or a sequence of buffers. Nothing was sent.
 
-    Cancellation: a part of the frame may have been sent; then only closing the stream is left to do. `bytes_sent` of the stream
-    says how much, if the stream has it.
+    Cancellation: a part of the frame may have been sent; then only closing the stream is left to
+    do. `bytes_sent` of the stream says how much, if the stream has it.
     """
     buffers = encode_frame(payload, check_max_size(max_size), prefix)
     target: Any = stream
@@ -101,26 +104,32 @@ async def receive_frame(
 ) -> bytes:
     """Receives one frame, and not a byte more than that.
 
-    Best over a stream that buffers (BufferedReceiveStream, the streams of a Network); for many frames see FrameStream.
+    Best over a stream that buffers (BufferedReceiveStream, the streams of a Network); for many
+    frames see FrameStream.
 
     Args:
         stream: any trio.abc.ReceiveStream.
-        max_size: bytes that the payload may have, inclusive. Memory grows with what came, never ahead of it.
+        max_size: bytes that the payload may have, inclusive. Memory grows with what came, never
+        ahead of it.
         prefix: as of send_frame.
-        timeout: seconds for the whole call; None: the stream's `receive_timeout`, if it has one; math.inf: no limit.
+        timeout: seconds for the whole call; None: the stream's `receive_timeout`, if it has one;
+            math.inf: no limit.
 
     Returns:
         The payload.
 
     Raises:
-        FrameTooLarge: the prefix says more than max_size. Nothing was allocated for it; a later call finds the same prefix.
+        FrameTooLarge: the prefix says more than max_size. Nothing was allocated for it; a later
+        call finds the same prefix.
         FrameError: the varint prefix is malformed.
         IncompleteReadError: the stream ended; its `partial` is b"" if it ended between two frames.
-        TypeError: the stream is not of this package and has no weak references: wrap it in a BufferedReceiveStream.
-        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as receive_some.
+        TypeError: the stream is not of this package and has no weak references: wrap it in a
+        BufferedReceiveStream. trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
+        trio.ClosedResourceError: as receive_some.
 
-    Cancellation: no byte is lost: the next receive_frame on the same stream object goes on where this one was. A stream that
-    cannot take bytes back (one that is not of this package) must then be read with receive_frame only.
+    Cancellation: no byte is lost: the next receive_frame on the same stream object goes on where
+    this one was. A stream that cannot take bytes back (one that is not of this package) must then
+    be read with receive_frame only.
     """
     check_max_size(max_size)
     check_prefix(prefix)
@@ -159,8 +168,9 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
             reader._put_back([head])
 
 
-# By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it; None while a call goes on.
-# An entry is there for no longer than a frame is begun, and goes with its stream (the weak references' callbacks see to it).
+# By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it;
+# None while a call goes on. An entry is there for no longer than a frame is begun, and goes with
+# its stream (the weak references' callbacks see to it).
 _kept: dict[int, bytes | None] = {}
 _watched: dict[int, weakref.ref[Any]] = {}
 

@@ -1,7 +1,8 @@
 """A list of buffers to any stream that sends, never joined.
 
-Rules of this file: what can send a list at once is found by what it is (our streams, trio.SocketStream) or by the method that
-it has (`send_all_vectored`, which is how wrappers forward it). The timeout rule is the same for all.
+Rules of this file: what can send a list at once is found by what it is (our streams,
+trio.SocketStream) or by the method that it has (`send_all_vectored`, which is how wrappers forward
+it). The timeout rule is the same for all.
 """
 
 from __future__ import annotations
@@ -30,21 +31,26 @@ async def send_all_vectored(
 ) -> None:
     """Sends buffers in order, without joining them, on any trio.abc.SendStream.
 
-    On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the socket takes only a part);
-    a stream with a method `send_all_vectored(buffers, *, timeout=None)` is asked to do it, and a trio.StapledStream passes it
-    on. A trio.SSLStream encrypts the buffers one after another, each into a record of its own or more; with TLS 1.3 over a
-    stream of this package, the records go out as one operation (256 KiB at a time). A record costs about 20 us and 22 bytes:
-    join what is small, 1 KiB or less, before it comes here. Any other stream gets the buffers one after another.
+    On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the
+    socket takes only a part); a stream with a method `send_all_vectored(buffers, *, timeout=None)`
+    is asked to do it, and a trio.StapledStream passes it on. A trio.SSLStream encrypts the buffers
+    one after another, each into a record of its own or more; with TLS 1.3 over a stream of this
+    package, the records go out as one operation (256 KiB at a time). A record costs about 20 us and
+    22 bytes: join what is small, 1 KiB or less, before it comes here. Any other stream gets the
+    buffers one after another.
 
     Args:
         stream: where to send.
-        buffers: C-contiguous ones of any item size; empty ones are skipped, and there is no limit on their number. They are
-            borrowed until the call returns: the caller must not change them.
-        timeout: seconds for the whole call; None: the default of a stream that has one; math.inf: no limit.
+        buffers: C-contiguous ones of any item size; empty ones are skipped, and there is no limit
+            on their number. They are borrowed until the call returns: the caller must not change
+            them.
+        timeout: seconds for the whole call; None: the default of a stream that has one; math.inf:
+            no limit.
 
     Raises:
-        trio.TooSlowError: the time was up; what part of the data went is in `stream.bytes_sent` if the stream has that.
-        trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as the stream's send_all.
+        trio.TooSlowError: the time was up; what part of the data went is in `stream.bytes_sent` if
+        the stream has that. trio.BusyResourceError, trio.BrokenResourceError,
+        trio.ClosedResourceError: as the stream's send_all.
         TypeError: something is not a buffer, or `buffers` is itself one. Nothing was sent.
 
     Cancellation: as of the stream's send_all; some of the data may have been sent.
@@ -64,20 +70,23 @@ async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | No
     """stream.send_all(data), by the same timeout rule."""
     target = sending_end(stream)
     if isinstance(target, TimedSend):
-        await target.send_all(data, timeout=timeout)  # type: ignore[attr-defined]  # pyright: ignore
+        # pyright: ignore
+        await target.send_all(data, timeout=timeout)  # type: ignore[attr-defined]
     else:
         with within(timeout):
             await target.send_all(data)
 
 
 def counts_bytes(stream: trio.abc.SendStream) -> bool:
-    """Whether the stream gets a list as one call: then its `bytes_sent`, if it has one, is of all that was to be sent."""
+    """Whether the stream gets a list as one call: then its `bytes_sent`, if it has one, is of all
+    that was to be sent."""
     target = sending_end(stream)
     return isinstance(target, SendSide) or hasattr(type(target), "send_all_vectored")
 
 
 def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
-    """How much of the last send_all_vectored went; None: the stream does not say, or not of all of it."""
+    """How much of the last send_all_vectored went; None: the stream does not say, or not of all of
+    it."""
     if not counts_bytes(stream):
         return None
     count: int | None = getattr(sending_end(stream), "bytes_sent", None)
@@ -85,7 +94,8 @@ def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
 
 
 def counting(stream: Any) -> Any:
-    """A stream that counts what it sends: of a trio.SocketStream one that does it on it, any other stream itself."""
+    """A stream that counts what it sends: of a trio.SocketStream one that does it on it, any other
+    stream itself."""
     if isinstance(stream, trio.SocketStream) and not isinstance(stream, SendSide):
         return TrioTransport(stream)
     return stream
@@ -130,7 +140,8 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
 
 
 async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
-    """Puts the cork into the stream of ours that a TLS stream sends on, if there is one, and returns that."""
+    """Puts the cork into the stream of ours that a TLS stream sends on, if there is one, and
+    returns that."""
     if not isinstance(stream, trio.SSLStream):
         return None
     transport = sending_end(stream.transport_stream)
@@ -141,7 +152,8 @@ async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
     except trio.NeedHandshakeError:
         await stream.do_handshake()
         version = stream.version()
-    # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what it wrote.
+    # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what
+    # it wrote.
     if version != "TLSv1.3" or transport._cork is not None:
         return None
     transport._cork = Cork()
@@ -234,7 +246,8 @@ class TrioTransport(trio.abc.HalfCloseableStream):
 
 
 def byte_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
-    """The buffers that are not empty, as memory of bytes, which is what other streams know how to slice."""
+    """The buffers that are not empty, as memory of bytes, which is what other streams know how to
+    slice."""
     views = []
     for view in buffer_views(data):
         with view:

@@ -1,6 +1,7 @@
 """trio.run with a seeded scheduler and a clock that jumps: the same run each time.
 
-Rules of this file: the only place that touches private names of trio's scheduler; what it changes it puts back.
+Rules of this file: the only place that touches private names of trio's scheduler; what it changes
+it puts back.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ def run_deterministically(
     seed: int = 0,
     instruments: Sequence[trio.abc.Instrument] = (),
 ) -> ResultT:
-    """trio.run, the same each time: time is a MockClock that jumps over every wait, and the seed decides which task runs first.
+    """trio.run, the same each time: time is a MockClock that jumps over every wait, and the seed
+    decides which task runs first.
 
-    It is exact as long as the program takes no time, randomness or input from outside: real sockets, threads, the `random`
-    module's own generator, the order of a set of strings. The ring is outside, too. A program that waits for what never comes
-    never ends: with trio.fail_after around it the clock jumps there, and the deadlock is a trio.TooSlowError at once.
+    It is exact as long as the program takes no time, randomness or input from outside: real
+    sockets, threads, the `random` module's own generator, the order of a set of strings. The ring
+    is outside, too. A program that waits for what never comes never ends: with trio.fail_after
+    around it the clock jumps there, and the deadlock is a trio.TooSlowError at once.
 
-    trio has no public switch for this. What is used is what trio's own integration with Hypothesis uses, private names in
-    trio._core._run: `_ALLOW_DETERMINISTIC_SCHEDULING` sorts the tasks that can run before they are shuffled, and `_r` is the
-    generator that shuffles them. Both are as before when it returns. They belong to the process: one run at a time.
+    trio has no public switch for this. What is used is what trio's own integration with Hypothesis
+    uses, private names in trio._core._run: `_ALLOW_DETERMINISTIC_SCHEDULING` sorts the tasks that
+    can run before they are shuffled, and `_r` is the generator that shuffles them. Both are as
+    before when it returns. They belong to the process: one run at a time.
 
     Args:
         async_fn, args: as of trio.run.
@@ -59,7 +63,8 @@ def run_deterministically(
 
 @contextlib.contextmanager
 def seeded_scheduler(seed: int) -> Iterator[None]:
-    """Within it, the order in which trio runs tasks comes from the seed. Errors: as of run_deterministically."""
+    """Within it, the order in which trio runs tasks comes from the seed. Errors: as of
+    run_deterministically."""
     names = scheduler()
     generator = getattr(names, "_r", None)
     if not isinstance(generator, random.Random):

@@ -1,6 +1,8 @@
-"""The hosts of a simulated network: who listens where, which ports are taken, the paths between hosts, and the faults on them.
+"""The hosts of a simulated network: who listens where, which ports are taken, the paths between
+hosts, and the faults on them.
 
-Rules of this file: those of _network/simulated.py. Names of hosts are looked up here only. A fault that would hit nothing is an error.
+Rules of this file: those of _network/simulated.py. Names of hosts are looked up here only. A fault
+that would hit nothing is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
     from .transport import SimulatedTransport
 
-BACKLOG = 128  # connections that wait to be accepted where the config does not say: the default of old kernels
+# connections that wait to be accepted where the config does not say: the default of old kernels
+BACKLOG = 128
 EPHEMERAL = range(49152, 65536)  # ports that are given out, as IANA has them
 HOME = "127.0.0.1"  # the host of a program that names none
 ANY = ""  # in tables: every host
@@ -46,7 +49,8 @@ Pair = tuple[str, str]
 
 
 class Hosts:
-    """Who listens where, which ports are taken, and the paths between hosts. The host ANY stands for all of them."""
+    """Who listens where, which ports are taken, and the paths between hosts. The host ANY stands
+    for all of them."""
 
     def __init__(self) -> None:
         self.listeners: dict[Address, SimulatedListener] = {}
@@ -180,7 +184,8 @@ class SimulatedListener(NetworkListener):
 
     @enable_ki_protection
     async def accept(self) -> NetworkStream:
-        """Waits for a connection; dials that found the backlog full go on. See NetworkListener.accept.
+        """Waits for a connection; dials that found the backlog full go on. See
+        NetworkListener.accept.
 
         Raises:
             trio.BusyResourceError: another task is accepting on this listener.
@@ -208,7 +213,8 @@ class SimulatedListener(NetworkListener):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Closes the listener: connections that were not accepted are reset, dials that wait are refused.
+        """Closes the listener: connections that were not accepted are reset, dials that wait are
+        refused.
 
         Cancellation: it is closed even if the scope is already cancelled.
         """

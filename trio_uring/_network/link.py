@@ -1,7 +1,9 @@
-"""What lies between two ends of a simulated connection: the path between two hosts, and a pipe for each direction.
+"""What lies between two ends of a simulated connection: the path between two hosts, and a pipe for
+each direction.
 
-Rules of this file: nothing runs in the background. What is under way carries the time at which it arrives, and whoever waits
-for it waits until then. Everything random comes from the generators of the connection, one for each direction and end.
+Rules of this file: nothing runs in the background. What is under way carries the time at which it
+arrives, and whoever waits for it waits until then. Everything random comes from the generators of
+the connection, one for each direction and end.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class LinkSettings:
         return low if low == high else random.uniform(low, high)
 
     def draw_part(self, random: Random, count: int) -> int:
-        """How many of `count` bytes an operation moves: all, or with probability `short` a part, as often tiny as large."""
+        """How many of `count` bytes an operation moves: all, or with probability `short` a part, as
+        often tiny as large."""
         if count < 2 or random.random() >= self.short:
             return count
         return random.randint(1, count >> random.randrange(count.bit_length()))
@@ -73,7 +76,8 @@ class Path:
         return bool(self.silenced)
 
     async def cross(self, seconds: float) -> None:
-        """Waits as long as a message is under way, there and back. One that a cut stops is sent again after the heal.
+        """Waits as long as a message is under way, there and back. One that a cut stops is sent
+        again after the heal.
 
         The path may have been cut in the moment of the arrival: look before you go on.
         """
@@ -119,13 +123,16 @@ class Path:
 
 
 class Pipe:
-    """One direction: bytes, then perhaps an end or a reset, which arrive in the order in which they were sent.
+    """One direction: bytes, then perhaps an end or a reset, which arrive in the order in which they
+    were sent.
 
     Attributes:
         host: the one that sends.
-        size: bytes in flight, arrived, and taken by a receive that has not returned; at most the settings' buffer_size.
+        size: bytes in flight, arrived, and taken by a receive that has not returned; at most the
+        settings' buffer_size.
         arrived: the bytes that can be received.
-        end_at, reset_at: when the end and the reset arrive, in seconds; math.inf: stopped by a cut; None: not sent.
+        end_at, reset_at: when the end and the reset arrive, in seconds; math.inf: stopped by a cut;
+            None: not sent.
     """
 
     def __init__(
@@ -200,7 +207,8 @@ class Pipe:
         self.size = 0
 
     def _arrival(self, count: int, now: float) -> float:
-        """When `count` bytes arrive that leave now: the wire takes its time, and then they travel."""
+        """When `count` bytes arrive that leave now: the wire takes its time, and then they
+        travel."""
         if self.host in self._path.silenced:
             return math.inf
         if self.settings.bandwidth is not None:

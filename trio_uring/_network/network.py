@@ -1,7 +1,9 @@
-"""A network as a value: what programs bind, dial and talk through without knowing whether it is the ring, trio or simulated.
+"""A network as a value: what programs bind, dial and talk through without knowing whether it is the
+ring, trio or simulated.
 
-Rules of this file: nothing here opens a socket. All networks give the same stream class, BufferedNetworkStream, so that reads,
-timeouts and errors follow the same rules on all of them; they differ in its transport alone.
+Rules of this file: nothing here opens a socket. All networks give the same stream class,
+BufferedNetworkStream, so that reads, timeouts and errors follow the same rules on all of them; they
+differ in its transport alone.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def check_address(address: Address) -> Address:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """How a network makes its connections. Every value has the default that trio's own functions have.
+    """How a network makes its connections. Every value has the default that trio's own functions
+    have.
 
     Raises:
         ValueError, TypeError: a value that no network could use.
@@ -53,9 +56,10 @@ class NetworkConfig:
     tcp_nodelay: bool = True
     """Small sends leave at once (TCP_NODELAY)."""
     so_linger: int | None = None
-    """SO_LINGER. None: the system's default, which goes on delivering in the background after a close. 0: a close resets the
-    connection (RST), for peers that do not read. More: seconds for which aclose waits until the peer has
-    everything (a SimulatedNetwork does not wait, and delivers all the same)."""
+    """SO_LINGER. None: the system's default, which goes on delivering in the background after a
+    close. 0: a close resets the connection (RST), for peers that do not read. More: seconds for
+    which aclose waits until the peer has everything (a SimulatedNetwork does not wait, and delivers
+    all the same)."""
     connect_timeout: float | None = None
     """Seconds for one dial; None: no limit but the system's."""
     read_timeout: float | None = None
@@ -85,10 +89,11 @@ class NetworkConfig:
 
 
 class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
-    """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads and timeouts.
+    """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads
+    and timeouts.
 
-    Every `timeout` is in seconds, for the whole call. None: the default of the network's config; math.inf: no limit. When it
-    is up, trio.TooSlowError.
+    Every `timeout` is in seconds, for the whole call. None: the default of the network's config;
+    math.inf: no limit. When it is up, trio.TooSlowError.
     """
 
     send_timeout: float | None
@@ -119,7 +124,8 @@ class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
     async def send_all(
         self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
     ) -> None:
-        """Sends one buffer, or a sequence of buffers in order, without joining them. See SendStream.send_all."""
+        """Sends one buffer, or a sequence of buffers in order, without joining them. See
+        SendStream.send_all."""
 
     @abc.abstractmethod
     async def send_all_vectored(
@@ -174,7 +180,8 @@ class NetworkListener(trio.abc.Listener[NetworkStream]):
 
 
 class Network(abc.ABC):
-    """Where a program listens and connects. Give it to a program as a value, and tests give it another.
+    """Where a program listens and connects. Give it to a program as a value, and tests give it
+    another.
 
     Attributes:
         config: of every connection that this network makes.
@@ -187,8 +194,9 @@ class Network(abc.ABC):
         """Listens on an address.
 
         Args:
-            address: host and port. Port 0: one is chosen, see the listener's `local_address`. The host "" is all
-                IPv4 interfaces, "::" all IPv6 ones; of a name that has several addresses, the first is taken.
+            address: host and port. Port 0: one is chosen, see the listener's `local_address`. The
+                host "" is all IPv4 interfaces, "::" all IPv6 ones; of a name that has several
+                addresses, the first is taken.
 
         Raises:
             OSError: the address is in use (EADDRINUSE), not of this machine, or unknown.
@@ -275,7 +283,8 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
                 with within(timeout):
                     await transport.send_all(data)
         except trio.BrokenResourceError:
-            self._broken = True  # the socket has told it now: a receive gets what has come, and then would find an end
+            # the socket has told it now: a receive gets what has come, and then would find an end
+            self._broken = True
             raise
 
     async def send_all_vectored(

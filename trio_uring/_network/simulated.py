@@ -1,7 +1,8 @@
-"""A network in memory for tests: seeded, and with trio's MockClock and a seeded scheduler the same in every run.
+"""A network in memory for tests: seeded, and with trio's MockClock and a seeded scheduler the same
+in every run.
 
-Rules of this file: no socket, no thread, no wall clock, no task of its own. A connection draws from generators of its own
-(`_Generators`), so that it does not depend on how others interleave.
+Rules of this file: no socket, no thread, no wall clock, no task of its own. A connection draws from
+generators of its own (`_Generators`), so that it does not depend on how others interleave.
 """
 
 from __future__ import annotations
@@ -33,28 +34,34 @@ from .transport import connect
 
 
 class SimulatedNetwork(Network):
-    """A network in memory, for tests: what TCP does, with the faults and the timing that you choose.
+    """A network in memory, for tests: what TCP does, with the faults and the timing that you
+    choose.
 
-    It needs no ring and works with any clock. Under trio.testing.MockClock its times are exact, and under
-    `run_deterministically` two runs with the same seed do the same in the same order.
+    It needs no ring and works with any clock. Under trio.testing.MockClock its times are exact, and
+    under `run_deterministically` two runs with the same seed do the same in the same order.
 
-    Hosts are names of your choice ("server", "10.0.0.1"), and need not be declared. The network itself is the host
-    "127.0.0.1"; `host(name)` gives a view of it from another. "localhost" and "::1" mean the host that says them. A listener
-    that the network itself binds to "", "0.0.0.0" or "::" is reached under every name; one of a view, under the view's.
+    Hosts are names of your choice ("server", "10.0.0.1"), and need not be declared. The network
+    itself is the host "127.0.0.1"; `host(name)` gives a view of it from another. "localhost" and
+    "::1" mean the host that says them. A listener that the network itself binds to "", "0.0.0.0" or
+    "::" is reached under every name; one of a view, under the view's.
 
-    As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a close while there are
-    bytes that were not received, and every close with `so_linger=0`. A reset takes what was not received with it. A close
-    never waits, whatever `so_linger` says. A dial to a host that is cut off waits forever unless there is a connect_timeout.
+    As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a
+    close while there are bytes that were not received, and every close with `so_linger=0`. A reset
+    takes what was not received with it. A close never waits, whatever `so_linger` says. A dial to a
+    host that is cut off waits forever unless there is a connect_timeout.
 
     Args:
         seed: of everything random. Each connection's behaviour comes from the seed and its number.
         config: of connections and listeners. A `backlog` of None is 128, of 0 it is 1.
-        latency: seconds that a message takes one way; a pair of them is a range, drawn for each. Bytes stay in order.
+        latency: seconds that a message takes one way; a pair of them is a range, drawn for each.
+        Bytes stay in order.
         bandwidth: bytes per second, for each direction of a connection; None: no limit.
-        buffer_size: bytes in flight and not received, at most, for each direction of a connection; then a send waits.
-        short: probability that a send puts only a part on its way before it goes on, or a receive returns only a part of
-            what is there. The size of the part is random.
-        race: probability that a receive which has its bytes can still be cancelled, and puts them back then.
+        buffer_size: bytes in flight and not received, at most, for each direction of a connection;
+        then a send waits.
+        short: probability that a send puts only a part on its way before it goes on, or a receive
+            returns only a part of what is there. The size of the part is random.
+        race: probability that a receive which has its bytes can still be cancelled, and puts them
+            back then.
 
     Raises:
         ValueError: an argument is out of range.
@@ -92,7 +99,8 @@ class SimulatedNetwork(Network):
         return f"<SimulatedNetwork seed={self.seed}>"
 
     def host(self, name: str, *, config: NetworkConfig | None = None) -> Network:
-        """This network, seen from the host `name`: its dials come from there, and it binds to addresses of that host only.
+        """This network, seen from the host `name`: its dials come from there, and it binds to
+        addresses of that host only.
 
         Args:
             name: any but a wildcard.
@@ -118,7 +126,8 @@ class SimulatedNetwork(Network):
         return await self._bind(None, self.config, address)
 
     async def dial(self, address: Address) -> NetworkStream:
-        """Connects to an address, from the host 127.0.0.1; it takes one round trip. See Network.dial.
+        """Connects to an address, from the host 127.0.0.1; it takes one round trip. See
+        Network.dial.
 
         While the hosts are cut off from each other, or the listener's backlog is full, it waits.
 
@@ -135,30 +144,34 @@ class SimulatedNetwork(Network):
     def partition(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
         """Cuts hosts off from each other, until `heal`.
 
-        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends and resets, and dials, which
-        have to get there and back.
+        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends
+        and resets, and dials, which have to get there and back.
 
         Args:
-            a, b: a host, or several: each of `a` is cut off from each of `b`. A wildcard ("0.0.0.0", which a listener may
-                say as its address, "::" or "") means every host but the other one, also those that are not known yet.
-            one_way: only what `a` sends to `b` is stopped. Acknowledgements are not simulated: what `b` sends arrives,
-                and makes room for more when it is received.
+            a, b: a host, or several: each of `a` is cut off from each of `b`. A wildcard
+                ("0.0.0.0", which a listener may say as its address, "::" or "") means every host
+                but the other one, also those that are not known yet.
+            one_way: only what `a` sends to `b` is stopped. Acknowledgements are not simulated: what
+                `b` sends arrives, and makes room for more when it is received.
 
         Raises:
-            ValueError: a name that nobody has used, with `host`, `bind` or `dial`, or no name at all: this fault would hit
-                nothing. A partition that comes before everything else is for hosts that `host` has named.
+            ValueError: a name that nobody has used, with `host`, `bind` or `dial`, or no name at
+                all: this fault would hit nothing. A partition that comes before everything else is
+                    for hosts that `host` has named.
         """
         self._hosts.cut(a, b, one_way)
 
     def heal(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
-        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time on the wire) from now.
+        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time
+        on the wire) from now.
 
         Args, Raises: as of partition. `one_way`: what `b` sends to `a` stays stopped, if it is.
         """
         self._hosts.heal(a, b, one_way)
 
     def reset(self, a: HostNames, b: HostNames) -> None:
-        """Breaks all connections between the hosts now, for both ends: what was not received is gone, blocked tasks wake.
+        """Breaks all connections between the hosts now, for both ends: what was not received is
+        gone, blocked tasks wake.
 
         Of one connection: `stream.transport.reset()`.
 
@@ -167,7 +180,8 @@ class SimulatedNetwork(Network):
         self._hosts.reset(a, b)
 
     def refuse(self, address: Address) -> None:
-        """From now on dials to `address` are refused, whoever listens there; a wildcard means the port of every host.
+        """From now on dials to `address` are refused, whoever listens there; a wildcard means the
+        port of every host.
 
         Raises:
             ValueError: of the host, as of partition.
@@ -236,7 +250,8 @@ class SimulatedNetwork(Network):
     async def _reach(
         self, path: Path, generator: random.Random, target: Address
     ) -> SimulatedListener:
-        """Waits until a listener takes the connection. From its return on nothing may wait: there is room now."""
+        """Waits until a listener takes the connection. From its return on nothing may wait: there
+        is room now."""
         while True:
             await path.cross(
                 self._settings.draw_latency(generator) + self._settings.draw_latency(generator)

@@ -1,7 +1,7 @@
 """The networks that are made of sockets: on the ring, and on plain trio.
 
-Rules of this file: both make the same sockets with the same options, in the same order; only who drives them differs.
-TrioNetwork touches nothing of the ring.
+Rules of this file: both make the same sockets with the same options, in the same order; only who
+drives them differs. TrioNetwork touches nothing of the ring.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ _BACKLOG_MAX = (
 
 
 class LingeringStream(BufferedNetworkStream):
-    """A stream whose aclose waits until the peer has everything, but for no longer than `so_linger` seconds.
+    """A stream whose aclose waits until the peer has everything, but for no longer than `so_linger`
+    seconds.
 
-    The option itself is of no use here: close(2) would block the thread, and so every task. Instead the stream closes as
-    always, while a second descriptor keeps the socket until the kernel has nothing left to send or the time is up.
+    The option itself is of no use here: close(2) would block the thread, and so every task. Instead
+    the stream closes as always, while a second descriptor keeps the socket until the kernel has
+    nothing left to send or the time is up.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class LingeringStream(BufferedNetworkStream):
                 last.close()
 
     def _duplicate(self) -> stdlib_socket.socket | None:
-        """The socket under a descriptor of its own; None: it is closed already, or there are no descriptors left."""
+        """The socket under a descriptor of its own; None: it is closed already, or there are no
+        descriptors left."""
         transport: Any = self.transport
         sock = transport.socket
         try:
@@ -86,7 +89,8 @@ class LingeringStream(BufferedNetworkStream):
 
 
 def _unsent(sock: stdlib_socket.socket) -> int:
-    """Bytes that the peer has not acknowledged; 0 where the system does not tell: there nothing is waited for."""
+    """Bytes that the peer has not acknowledged; 0 where the system does not tell: there nothing is
+    waited for."""
     if (
         sys.platform != "linux"
         or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE
@@ -221,9 +225,11 @@ class UringNetwork(SocketNetwork):
 
 
 class TrioNetwork(SocketNetwork):
-    """TCP by trio's own functions: where io_uring is not to be had, and for comparing. It uses nothing of Linux.
+    """TCP by trio's own functions: where io_uring is not to be had, and for comparing. It uses
+    nothing of Linux.
 
-    In an enabled run these give the streams of this package, as they do for everybody, and so it is on the ring.
+    In an enabled run these give the streams of this package, as they do for everybody, and so it is
+    on the ring.
     """
 
     def _listener(self, sock: stdlib_socket.socket) -> trio.SocketListener:
@@ -248,7 +254,8 @@ def _names_checked(host: str) -> Iterator[None]:
 
 
 def _address(name: Any) -> Address:
-    """Host and port of a socket's name, with the scope of an IPv6 one: a link-local address means nothing without it."""
+    """Host and port of a socket's name, with the scope of an IPv6 one: a link-local address means
+    nothing without it."""
     host, port = name[:2]
     if len(name) == 4 and name[3] and "%" not in host:
         with contextlib.suppress(OSError):  # that interface is gone
@@ -257,7 +264,8 @@ def _address(name: Any) -> Address:
 
 
 def _one_error(error: OSError, host: str, port: int) -> OSError:
-    """The error of a dial. If every attempt failed in the same way, that is its errno, and so its class."""
+    """The error of a dial. If every attempt failed in the same way, that is its errno, and so its
+    class."""
     codes = {exc.errno for exc in getattr(error.__cause__, "exceptions", ())}
     if error.errno is not None or len(codes) != 1:
         return error

@@ -1,7 +1,9 @@
-"""One end of a simulated connection: what TCP does for a stream, over the two pipes of a connection in memory.
+"""One end of a simulated connection: what TCP does for a stream, over the two pipes of a connection
+in memory.
 
-Rules of this file: state changes only between two schedule points, and every change wakes whom it concerns, who then looks
-again. A byte is in flight, arrived, in the hands of one receive, or returned. Errors last; the end of the stream does, too.
+Rules of this file: state changes only between two schedule points, and every change wakes whom it
+concerns, who then looks again. A byte is in flight, arrived, in the hands of one receive, or
+returned. Errors last; the end of the stream does, too.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     async def send_all_vectored(
         self, buffers: Iterable[Buffer], *, timeout: float | None = None
     ) -> None:
-        """As send_all of a list. `timeout` is in seconds; None and math.inf: no limit; trio.TooSlowError when it is up.
+        """As send_all of a list. `timeout` is in seconds; None and math.inf: no limit;
+        trio.TooSlowError when it is up.
 
         Cancellation: as of send_all.
         """
@@ -173,7 +176,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def send_eof(self) -> None:
-        """Ends what this end sends (trio.abc.HalfCloseableStream). Errors as of send_all; once more does nothing.
+        """Ends what this end sends (trio.abc.HalfCloseableStream). Errors as of send_all; once more
+        does nothing.
 
         Cancellation: nothing was ended.
         """
@@ -221,7 +225,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             self._receiving = False
 
     def _can_return(self) -> bool:
-        """Whether bytes or the end are here. Once the end was returned it stays: a reset after it is the sender's affair."""
+        """Whether bytes or the end are here. Once the end was returned it stays: a reset after it
+        is the sender's affair."""
         self._check_open()
         if self._ended:
             return True
@@ -239,7 +244,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             return b""
         count = pipe.settings.draw_part(pipe.receiver, min(max_bytes, pipe.arrived.size))
         chunk = pipe.arrived.take(count)
-        # Of a ring the completion may be there when the task is cancelled: the bytes have left the socket already.
+        # Of a ring the completion may be there when the task is cancelled: the bytes have left the
+        # socket already.
         races = pipe.receiver.random() < pipe.settings.race
         if races or not waited:
             self._taken = count
@@ -263,7 +269,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     # -- the end
 
     async def aclose(self) -> None:
-        """Closes this end. What was sent still arrives, unless there are bytes that were not received, or so_linger is 0.
+        """Closes this end. What was sent still arrives, unless there are bytes that were not
+        received, or so_linger is 0.
 
         Cancellation: it is closed even if the scope is already cancelled.
         """
@@ -272,7 +279,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     def close(self, *, abort: bool = False) -> None:
-        """Closes at once, with a reset if `abort`, or if what has arrived was not received, or so_linger is 0."""
+        """Closes at once, with a reset if `abort`, or if what has arrived was not received, or
+        so_linger is 0."""
         if self._closed:
             return
         now = trio.current_time()
@@ -299,7 +307,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self.peer._break(errno.ECONNRESET)
 
     def answer_late_data(self) -> None:
-        """If this end is closed, the first bytes that still come are answered with a reset when they arrive."""
+        """If this end is closed, the first bytes that still come are answered with a reset when
+        they arrive."""
         if self._closed and self.incoming.first_arrival() < math.inf:
             self.outgoing.put_reset(max(self.incoming.first_arrival(), trio.current_time()))
 

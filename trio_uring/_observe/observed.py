@@ -1,8 +1,10 @@
-"""Wrappers that tell an observer (counters, an audit) of every operation on a network or a stream: attempt, success, failure.
+"""Wrappers that tell an observer (counters, an audit) of every operation on a network or a stream:
+attempt, success, failure.
 
-Rules of this file: a wrapper adds no checkpoint, holds no byte and changes no result and no error. What the wrapped stream
-returned has happened and is a success, however late a cancellation comes. Observers never see an iterator, and a stream's
-feature is there only if the wrapped stream has it. send_all and receive_some make no closure and no second coroutine.
+Rules of this file: a wrapper adds no checkpoint, holds no byte and changes no result and no error.
+What the wrapped stream returned has happened and is a success, however late a cancellation comes.
+Observers never see an iterator, and a stream's feature is there only if the wrapped stream has it.
+send_all and receive_some make no closure and no second coroutine.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ Observer = Metrics | Audit
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an operation's exception means. A destroyed coroutine (GeneratorExit) was cancelled, in its way."""
+    """What an operation's exception means. A destroyed coroutine (GeneratorExit) was cancelled, in
+    its way."""
     if isinstance(error, trio.TooSlowError):
         return "timed_out"
     if isinstance(error, (trio.Cancelled, GeneratorExit)):
@@ -66,9 +69,11 @@ if TYPE_CHECKING:
 else:
 
     class _if_wrapped_has:
-        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must tell the truth.
+        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must
+        tell the truth.
 
-        Of the methods that receive, what counts is the stream that a trio.StapledStream receives from.
+        Of the methods that receive, what counts is the stream that a trio.StapledStream receives
+        from.
         """
 
         def __init__(self, method):
@@ -91,7 +96,8 @@ class _Wrapper:
     wrapped: Any
 
     def __getattr__(self, name: str) -> Any:
-        # A property of ours that raised AttributeError is not to be looked for further down: it knows why.
+        # A property of ours that raised AttributeError is not to be looked for further down: it
+        # knows why.
         if name == "wrapped" or hasattr(type(self), name):
             raise AttributeError(f"{type(self).__name__} has no {name} here")
         return getattr(self.wrapped, name)
@@ -282,7 +288,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         return self._source.peek(max_bytes)  # type: ignore[no-any-return]
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Only where can_take_back says so. Bytes that went back count again when they are received again."""
+        """Only where can_take_back says so. Bytes that went back count again when they are received
+        again."""
         self._source._put_back(chunks)
 
 
@@ -337,14 +344,16 @@ class _ObservedNetwork(_Wrapper, Network):
 class MeteredStream(_ObservedStream):
     """Counts what is sent and received on any trio.abc.Stream.
 
-    It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists, `timeout=` and `receive_into`
-    work on any stream; another method that the wrapped stream has not is not there (AttributeError). Bytes count when the call
-    that moved them returns; `peek` and a second `aclose` count nothing. What an interrupted `copy_stream` or `receive_frame`
-    puts back counts again when it is received again.
+    It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists,
+    `timeout=` and `receive_into` work on any stream; another method that the wrapped stream has not
+    is not there (AttributeError). Bytes count when the call that moved them returns; `peek` and a
+    second `aclose` count nothing. What an interrupted `copy_stream` or `receive_frame` puts back
+    counts again when it is received again.
 
     Args:
         stream: the stream, owned from now on; the attribute `wrapped`.
-        metrics: where to count, an attribute too; None: a new one. No network made the stream: it counts as no connection.
+        metrics: where to count, an attribute too; None: a new one. No network made the stream: it
+            counts as no connection.
     """
 
     def __init__(self, stream: trio.abc.Stream, metrics: Metrics | None = None) -> None:
@@ -363,7 +372,8 @@ class MeteredStream(_ObservedStream):
 
 
 class AuditedStream(_ObservedStream):
-    """Hashes what is sent and received on any trio.abc.Stream, which it forwards as MeteredStream does.
+    """Hashes what is sent and received on any trio.abc.Stream, which it forwards as MeteredStream
+    does.
 
     Args:
         stream: the stream, owned from now on; the attribute `wrapped`.
@@ -376,10 +386,12 @@ class AuditedStream(_ObservedStream):
 
 
 class Metered(_ObservedNetwork):
-    """A network that counts what is done on another: connections, bytes, operations, timeouts and errors.
+    """A network that counts what is done on another: connections, bytes, operations, timeouts and
+    errors.
 
-    Its listeners and streams count, too. What a network has beside bind and dial (the hosts of a SimulatedNetwork) is
-    the wrapped network's, and does not count: wrap what you bind and dial with.
+    Its listeners and streams count, too. What a network has beside bind and dial (the hosts of a
+    SimulatedNetwork) is the wrapped network's, and does not count: wrap what you bind and dial
+    with.
 
     Args:
         network: the network; the attribute `wrapped`.
@@ -397,7 +409,8 @@ class Metered(_ObservedNetwork):
 
 
 class Audited(_ObservedNetwork):
-    """A network that hashes all that is done on another, and gives the events to subscribers. It wraps as Metered does.
+    """A network that hashes all that is done on another, and gives the events to subscribers. It
+    wraps as Metered does.
 
     Args:
         network: the network; the attribute `wrapped`.
@@ -419,7 +432,8 @@ async def _told(
     method: Callable[..., Awaitable[Any]],
     *args: object,
 ) -> Any:
-    """Tells of the attempt and of a failure. The success is told by the caller, who knows what it brought."""
+    """Tells of the attempt and of a failure. The success is told by the caller, who knows what it
+    brought."""
     observer.attempt(operation, address)
     try:
         return await method(*args)
@@ -429,7 +443,8 @@ async def _told(
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:
-    """What observers see of send_all's argument: its buffers. Something unfit is shown as it is; the stream complains."""
+    """What observers see of send_all's argument: its buffers. Something unfit is shown as it is;
+    the stream complains."""
     try:
         return tuple(buffer_list(data))
     except TypeError:

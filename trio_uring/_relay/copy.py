@@ -1,9 +1,11 @@
 """Copying a stream to another, one way and both ways.
 
-Between streams of this package a pump does it, in the ring; with any other stream a loop does, with the same results.
+Between streams of this package a pump does it, in the ring; with any other stream a loop does, with
+the same results.
 
-Rules of this file: a byte that was taken from the source and that the sink has not taken goes back in front of the source. Only
-a sink that cannot say what it took of a send that was cut off is an exception: what may have been sent is never sent twice.
+Rules of this file: a byte that was taken from the source and that the sink has not taken goes back
+in front of the source. Only a sink that cannot say what it took of a send that was cut off is an
+exception: what may have been sent is never sent twice.
 """
 
 from __future__ import annotations
@@ -50,43 +52,50 @@ async def copy_stream(
 ) -> int:
     """Copies everything that `source` gives to `sink`, until `source` ends.
 
-    Between two streams of this package (SocketStream, SendStream, ReceiveStream; a trio.StapledStream of them) no Python task
-    wakes for the bytes, and this one once, at the end: small messages are received and sent in the ring, bulk is moved by
-    splice(2). Any other stream is served by a loop of receive and send.
+    Between two streams of this package (SocketStream, SendStream, ReceiveStream; a
+    trio.StapledStream of them) no Python task wakes for the bytes, and this one once, at the end:
+    small messages are received and sent in the ring, bulk is moved by splice(2). Any other stream
+    is served by a loop of receive and send.
 
-    Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source` or sending to `sink` in
-    another task raises trio.BusyResourceError, by way of `.socket` as well. Of a source that is not of this package, and of a
-    sink that is neither that nor a trio.SocketStream, this is true only while the copy waits for it.
+    Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source`
+    or sending to `sink` in another task raises trio.BusyResourceError, by way of `.socket` as well.
+    Of a source that is not of this package, and of a sink that is neither that nor a
+    trio.SocketStream, this is true only while the copy waits for it.
 
-    Memory: at most 256 KiB between the two, in buffers or in a pipe, whatever the sink's speed; none while `source` is idle.
+    Memory: at most 256 KiB between the two, in buffers or in a pipe, whatever the sink's speed;
+    none while `source` is idle.
 
     Args:
         source: any trio.abc.ReceiveStream. What it has kept of interrupted calls goes first.
-        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams and wrappers) counts the whole copy, from 0
-            when the call begins.
+        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams and wrappers)
+            counts the whole copy, from 0 when the call begins.
         max_bytes: stop after so many; no byte more is taken from `source`. None: at its end.
-        progress: called in this task with the number of bytes that the sink has taken so far, each time that there are more,
-            but at most once in a pass of trio's scheduler, and with the final number before an error or a cancellation leaves.
-            An exception that it raises stops the copy and leaves copy_stream. It must not block.
+        progress: called in this task with the number of bytes that the sink has taken so far, each
+            time that there are more, but at most once in a pass of trio's scheduler, and with the
+            final number before an error or a cancellation leaves. An exception that it raises stops
+            the copy and leaves copy_stream. It must not block.
 
     Returns:
         How many bytes the sink has taken.
 
     Raises:
-        trio.BrokenResourceError, trio.ClosedResourceError: one of the streams is broken, or was closed. Between two streams of
-            this package the message says which one. What came before the source's error has been sent.
+        trio.BrokenResourceError, trio.ClosedResourceError: one of the streams is broken, or was
+        closed. Between two streams of
+            this package the message says which one. What came before the source's error has been
+            sent.
         trio.BusyResourceError: another task is receiving from `source`, or sending to `sink`.
         ValueError, TypeError: `max_bytes` is negative, or not an integer.
 
-    The streams' own `receive_timeout` and `send_timeout` do not apply: the copy is one call, and may rest as long as the source
-    does. Put a cancel scope around it.
+    The streams' own `receive_timeout` and `send_timeout` do not apply: the copy is one call, and
+    may rest as long as the source does. Put a cancel scope around it.
 
-    Cancellation: no byte is lost or doubled. What was taken from `source` and not taken by `sink` is given by the next receive
-    on `source`; how much the sink took is in its `bytes_sent` and the last that `progress` was told. If all had been copied, it
-    returns. A source that is not of this package cannot take bytes back: they are kept for the next copy_stream, relay or
-    receive_frame on it (wrap it in a BufferedReceiveStream to have them in any receive). A sink that is neither of this package
-    nor a trio.SocketStream (TLS, memory) cannot say how much of the send that was cut off it took; those bytes, at most 64 KiB,
-    are not sent again.
+    Cancellation: no byte is lost or doubled. What was taken from `source` and not taken by `sink`
+    is given by the next receive on `source`; how much the sink took is in its `bytes_sent` and the
+    last that `progress` was told. If all had been copied, it returns. A source that is not of this
+    package cannot take bytes back: they are kept for the next copy_stream, relay or receive_frame
+    on it (wrap it in a BufferedReceiveStream to have them in any receive). A sink that is neither
+    of this package nor a trio.SocketStream (TLS, memory) cannot say how much of the send that was
+    cut off it took; those bytes, at most 64 KiB, are not sent again.
     """
     if max_bytes is not None and operator.index(max_bytes) < 0:
         raise ValueError("max_bytes must be >= 0")
@@ -106,7 +115,8 @@ async def _pump(
     max_bytes: int | None,
     progress: Callable[[int], object] | None,
 ) -> int:
-    """Takes both directions; the pump frees them at its end, which may be later than ours if our coroutine is destroyed."""
+    """Takes both directions; the pump frees them at its end, which may be later than ours if our
+    coroutine is destroyed."""
     await take_sending(sink)  # first, because it begins to count
     try:
         await take_receiving(source)
@@ -144,19 +154,23 @@ async def relay(
 ) -> Relayed:
     """Copies both ways between two streams, until both directions have ended.
 
-    The end of one stream is carried over with the other's `send_eof`, and the opposite direction goes on. A stream without
-    send_eof (TLS) cannot be told: then the relay lasts until it ends by itself. Nothing is closed.
+    The end of one stream is carried over with the other's `send_eof`, and the opposite direction
+    goes on. A stream without send_eof (TLS) cannot be told: then the relay lasts until it ends by
+    itself. Nothing is closed.
 
     Args:
-        a, b: any trio.abc.Stream; see copy_stream for how each pair is served, and for the memory, for each direction.
-        progress: as of copy_stream, with two numbers: the bytes copied from `a` to `b` and from `b` to `a`.
+        a, b: any trio.abc.Stream; see copy_stream for how each pair is served, and for the memory,
+        for each direction.
+        progress: as of copy_stream, with two numbers: the bytes copied from `a` to `b` and from `b`
+            to `a`.
 
     Returns:
         The bytes copied each way, a tuple (a_to_b, b_to_a).
 
     Raises:
-        As copy_stream: an error in one direction ends the other, and is raised. It is the first one, alone, not in a group. A
-        reset of a connection that has half-closed before is found at once on Linux, also while nothing is sent to it.
+        As copy_stream: an error in one direction ends the other, and is raised. It is the first
+        one, alone, not in a group. A reset of a connection that has half-closed before is found at
+        once on Linux, also while nothing is sent to it.
 
     Cancellation: as of copy_stream, in each direction.
     """
@@ -201,10 +215,12 @@ async def relay(
 
 
 async def _until_reset(stream: trio.abc.Stream) -> None:
-    """Watches a stream that has ended, and to which nothing may be sent for long: nobody else would notice a reset.
+    """Watches a stream that has ended, and to which nothing may be sent for long: nobody else would
+    notice a reset.
 
-    A poll of the ring's cannot wait for it, because POLLRDHUP is in each; an epoll instance that is asked for no event tells of
-    EPOLLERR and EPOLLHUP alone. Returns where there is nothing to watch, or the socket has nothing to tell but its end.
+    A poll of the ring's cannot wait for it, because POLLRDHUP is in each; an epoll instance that is
+    asked for no event tells of EPOLLERR and EPOLLHUP alone. Returns where there is nothing to
+    watch, or the socket has nothing to tell but its end.
 
     Raises:
         trio.BrokenResourceError: the connection is broken.

@@ -1,7 +1,7 @@
 """A file that is to be sent: which file objects are one, and what of it is still to be sent.
 
-Rules of this file: the file is used through a descriptor of our own, so that the caller may close his at any time. Every
-position is ours and explicit.
+Rules of this file: the file is used through a descriptor of our own, so that the caller may close
+his at any time. Every position is ours and explicit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _probe = bytearray(1)
 
 
 def synchronous(file: Any) -> Any:
-    """The file object within one whose methods are asynchronous, as trio.open_file's and anyio's are."""
+    """The file object within one whose methods are asynchronous, as trio.open_file's and anyio's
+    are."""
     if not inspect.iscoroutinefunction(getattr(file, "seek", None)):
         return file
     wrapped = getattr(file, "wrapped", None)
@@ -98,7 +99,8 @@ class Part:
             self.ended = not self.left
 
     def in_cache(self, size: int) -> bool:
-        """Whether both ends of the next `size` bytes are in memory; what lies between was read ahead with them, as a rule."""
+        """Whether both ends of the next `size` bytes are in memory; what lies between was read
+        ahead with them, as a rule."""
         try:
             if os.preadv(self.fd, [_probe], self.offset, os.RWF_NOWAIT):
                 os.preadv(self.fd, [_probe], self.offset + size - 1, os.RWF_NOWAIT)
@@ -118,8 +120,8 @@ class Part:
             size: bytes.
 
         Returns:
-            How many were sent; None: it cannot be done this way. Fewer is a full sink, or the end of
-            the file; then `ended` is true.
+            How many were sent; None: it cannot be done this way. Fewer is a full sink, or the end
+            of the file; then `ended` is true.
 
         Raises:
             OSError: the sink's, BlockingIOError among them.

@@ -1,9 +1,11 @@
-"""The two ends of a loop that copies, over any kind of stream: they take bytes, count them, and keep others out.
+"""The two ends of a loop that copies, over any kind of stream: they take bytes, count them, and
+keep others out.
 
-A pump has both directions from its first byte to its last. A loop makes many calls, and keeps a stream's direction in between
-as well (`Hold`), where the stream has one that can be kept.
+A pump has both directions from its first byte to its last. A loop makes many calls, and keeps a
+stream's direction in between as well (`Hold`), where the stream has one that can be kept.
 
-Rules of this file: what may have been sent is never called unsent. What was received and not sent is given back.
+Rules of this file: what may have been sent is never called unsent. What was received and not sent
+is given back.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """A direction that is one task's from `begin` to `end`, between its calls too: others get trio.BusyResourceError.
+    """A direction that is one task's from `begin` to `end`, between its calls too: others get
+    trio.BusyResourceError.
 
-    The task's own calls are made with the hold as context manager. It frees the direction for the call to take, and has it
-    back when the call is over: no other task runs in between.
+    The task's own calls are made with the hold as context manager. It frees the direction for the
+    call to take, and has it back when the call is over: no other task runs in between.
 
     Args:
-        below: the stream that has the direction; one that has none that can be kept is left as it is.
+        below: the stream that has the direction; one that has none that can be kept is left as it
+        is.
         flag: where that stream says that the direction is taken.
         begin, end: take and free the direction.
     """
@@ -90,7 +94,8 @@ def _sending_hold(stream: Any) -> Hold:
 
 
 class UntilClosed:
-    """See LoopSink.until_closed. A pump is told by its driver; a loop may be waiting in any stream's receive."""
+    """See LoopSink.until_closed. A pump is told by its driver; a loop may be waiting in any
+    stream's receive."""
 
     def __init__(self, sink: SendSide) -> None:
         self._sink = sink
@@ -160,7 +165,8 @@ class LoopSource:
 
 
 class LoopSink:
-    """A stream to send to, for the time of a `with` block. Its `bytes_sent`, if it has one, is of the whole block.
+    """A stream to send to, for the time of a `with` block. Its `bytes_sent`, if it has one, is of
+    the whole block.
 
     Attributes:
         total: bytes that the stream has taken.
@@ -194,7 +200,8 @@ class LoopSink:
         self._hold.end()
 
     def until_closed(self) -> contextlib.AbstractContextManager[object]:
-        """A block that ends with trio.ClosedResourceError when the stream is closed while it waits for something else."""
+        """A block that ends with trio.ClosedResourceError when the stream is closed while it waits
+        for something else."""
         below = self._hold.below
         return UntilClosed(below) if isinstance(below, SendSide) else contextlib.nullcontext()
 

@@ -1,14 +1,19 @@
-"""A pump: moves bytes into a stream by chained operations, while the task that asked for it stays parked.
+"""A pump: moves bytes into a stream by chained operations, while the task that asked for it stays
+parked.
 
-The task parks once. What completes is handled in the engine's reap, by `_advance` of the subclass, which chains the next
-operations. The task wakes when all is over, or, for a progress callback, at most once a pass.
+The task parks once. What completes is handled in the engine's reap, by `_advance` of the subclass,
+which chains the next operations. The task wakes when all is over, or, for a progress callback, at
+most once a pass.
 
 Rules of this file:
 
-- The pump is over when none of its operations is in the kernel or in the queue: not before, whoever asked it to stop. Then it
-  settles, at once and in the reap: what it had taken and not passed on goes back, and the streams are free again.
-- Nothing leaves a function that the reap calls: what goes wrong becomes the pump's error, and stops it.
-- What is done wins over a cancel: a pump that came to its end, or has an error to tell, raises no Cancelled.
+- The pump is over when none of its operations is in the kernel or in the queue: not before, whoever
+  asked it to stop. Then it settles, at once and in the reap: what it had taken and not passed on
+  goes back, and the streams are free again.
+- Nothing leaves a function that the reap calls: what goes wrong becomes the pump's error, and stops
+  it.
+- What is done wins over a cancel: a pump that came to its end, or has an error to tell, raises no
+  Cancelled.
 - No code of the user's runs in the reap.
 """
 
@@ -76,11 +81,13 @@ class Pump:
     # -- for the subclass
 
     def _advance(self) -> None:
-        """Chains what can be done next. With nothing in flight afterwards, the pump is at its end."""
+        """Chains what can be done next. With nothing in flight afterwards, the pump is at its
+        end."""
         raise NotImplementedError
 
     def _settle(self) -> None:
-        """Nothing is in flight any more, or never will be told of: gives back what is held, and frees the streams."""
+        """Nothing is in flight any more, or never will be told of: gives back what is held, and
+        frees the streams."""
         raise NotImplementedError
 
     def _operation(
@@ -91,7 +98,8 @@ class Pump:
         fd: int = -1,
         owner: object = None,
     ) -> ChainedOperation:
-        """An operation on a stream, or another descriptor, whose result goes to `handle`; closing the stream ends it."""
+        """An operation on a stream, or another descriptor, whose result goes to `handle`; closing
+        the stream ends it."""
         if fd < 0:
             fd, owner = side._fd, side._owner
         op = ChainedOperation(self.engine, opcode, fd, owner, lambda: self._finished(op, handle))
@@ -172,7 +180,8 @@ class Pump:
             ready()
 
     def _poll_by_epoll(self, side: Side, op: ChainedOperation) -> None:
-        """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked for. epoll's are not."""
+        """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked
+        for. epoll's are not."""
         self._epoll = poller = select.epoll()
         poller.register(side._fd, op.flags)
         op.fd, op.owner, op.flags, op.entry = (
@@ -201,7 +210,8 @@ class Pump:
             self.engine.resume(task, self)
 
     def _idle(self) -> bool:
-        for _, op in self._operations:  # noqa: SIM110  # asked after every completion, where a generator is felt
+        # asked after every completion, where a generator is felt
+        for _, op in self._operations:  # noqa: SIM110
             if op.waiting:
                 return False
         return True
@@ -219,7 +229,8 @@ class Pump:
             self._error = self._error or exc
         for side, op in self._operations:
             side._operations.remove(op)
-            op.forget()  # or each would keep the pump, and the pump its streams, until a garbage collection
+            # or each would keep the pump, and the pump its streams, until a garbage collection
+            op.forget()
         self._operations.clear()
         if self._epoll is not None:
             self._epoll.close()
@@ -230,7 +241,8 @@ class Pump:
 
     @enable_ki_protection
     async def run(self, progress: Callable[[int], object] | None) -> int:
-        """Pumps to the end. The streams' directions must be taken already; they are free when the pump is over."""
+        """Pumps to the end. The streams' directions must be taken already; they are free when the
+        pump is over."""
         self._told = None if progress is None else 0
         try:
             self._advance()
@@ -330,7 +342,8 @@ async def take_receiving(source: ReceiveSide) -> None:
 
 
 async def take_sending(sink: SendSide) -> None:
-    """Takes a stream's sending direction for a pump, which gives it back when it settles. `bytes_sent` begins anew."""
+    """Takes a stream's sending direction for a pump, which gives it back when it settles.
+    `bytes_sent` begins anew."""
     begin_sending(sink)
     try:
         if sink._orphan_send is not None:
@@ -374,8 +387,8 @@ def _check_run(side: Side) -> None:
 
 
 def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
-    """Whether this run's driver moves bytes from one to the other without a task. Not by a completion, out of a pipe that may
-    have other readers."""
+    """Whether this run's driver moves bytes from one to the other without a task. Not by a
+    completion, out of a pipe that may have other readers."""
     driver = current_driver()
     if not isinstance(driver, Driver) or not driver.pumps:
         return False
@@ -385,10 +398,12 @@ def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
 
 
 def takes_splices(ring: Ring, side: Side) -> bool:
-    """Whether splice(2) and sendfile(2) on this stream cannot block the thread, or kill the process.
+    """Whether splice(2) and sendfile(2) on this stream cannot block the thread, or kill the
+    process.
 
-    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program wants it otherwise. Sockets must be non-blocking, as
-    trio's are; for pipes splice has a flag of its own; devices may block in it all the same.
+    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program wants it otherwise. Sockets
+    must be non-blocking, as trio's are; for pipes splice has a flag of its own; devices may block
+    in it all the same.
     """
     if (
         ring.info.backend == "fake"

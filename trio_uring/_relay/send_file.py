@@ -1,14 +1,18 @@
-"""Sending a file to a stream: sendfile(2) for what is in the page cache, a read in the ring for what is not.
+"""Sending a file to a stream: sendfile(2) for what is in the page cache, a read in the ring for
+what is not.
 
-sendfile(2) copies nothing, and blocks the thread while it waits for the disk. So the cache is asked first (preadv2 with
-RWF_NOWAIT); what it does not have is read in the ring, which waits in the kernel, and sent from the buffer. The file is never
+sendfile(2) copies nothing, and blocks the thread while it waits for the disk. So the cache is asked
+first (preadv2 with RWF_NOWAIT); what it does not have is read in the ring, which waits in the
+kernel, and sent from the buffer. The file is never
 mapped: a mapping of a file that somebody truncates ends the process with SIGBUS.
 
-Three ways. To a stream of this package, where the driver completes, a pump: nobody wakes for the bytes. To one where the driver
-tells readiness only, a loop in the caller's task: sendfile(2) while the socket takes it, and what is not in the cache is read
-in a worker thread. To any other stream a loop of read and send_all.
+Three ways. To a stream of this package, where the driver completes, a pump: nobody wakes for the
+bytes. To one where the driver tells readiness only, a loop in the caller's task: sendfile(2) while
+the socket takes it, and what is not in the cache is read in a worker thread. To any other stream a
+loop of read and send_all.
 
-Rules of this file: the file object's position is set once, at the end. A read that may wait is never made in trio's thread.
+Rules of this file: the file object's position is set once, at the end. A read that may wait is
+never made in trio's thread.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ DIRECT_SIZE = (
 LOOP_SIZE = 2**16  # bytes of one read for a stream that is not ours
 READ_SIZE = (
     2**18
-)  # bytes read and sent at a time where sendfile cannot be used; they are held while they are being sent
+    # bytes read and sent at a time where sendfile cannot be used; they are held while they are being
+    # sent
+)
 
 
 @enable_ki_protection
@@ -56,36 +62,42 @@ async def send_file(
 ) -> int:
     """Sends a part of a file, or all of it, as socket.sendfile does.
 
-    On a stream of this package (SocketStream, SendStream) no Python task wakes for the bytes, and none of them is copied as
-    long as the file is in the page cache. What is not is read without blocking the thread. On any other stream a loop reads and
-    sends.
+    On a stream of this package (SocketStream, SendStream) no Python task wakes for the bytes, and
+    none of them is copied as long as the file is in the page cache. What is not is read without
+    blocking the thread. On any other stream a loop reads and sends.
 
-    The pages themselves are sent: a part of the file that is changed before the peer has received it may go out changed.
+    The pages themselves are sent: a part of the file that is changed before the peer has received
+    it may go out changed.
 
     Args:
         stream: any trio.abc.SendStream. It is busy meanwhile, and not closed.
-        file: a regular file, opened for reading: a file object in binary mode (of open, trio.open_file, tempfile), whose
-            buffer and position are not looked at, or a descriptor. The caller may close it at any time.
-        offset: in bytes, where to begin. The default is the beginning of the file, not its position, as in socket.sendfile.
+        file: a regular file, opened for reading: a file object in binary mode (of open,
+            trio.open_file, tempfile), whose buffer and position are not looked at, or a descriptor.
+            The caller may close it at any time.
+        offset: in bytes, where to begin. The default is the beginning of the file, not its
+        position, as in socket.sendfile.
         count: bytes to send; None: to the end of the file.
         progress: as of copy_stream.
 
     Returns:
-        How many bytes the stream has taken: fewer than `count` if the file ends before (also if it is truncated meanwhile). A
-        file object's position is then offset + that number, also after an error or a cancellation, unless it is 0; a
-        descriptor's position stays as it was.
+        How many bytes the stream has taken: fewer than `count` if the file ends before (also if it
+        is truncated meanwhile). A file object's position is then offset + that number, also after
+        an error or a cancellation, unless it is 0; a descriptor's position stays as it was.
 
     Raises:
-        trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError: as the stream's send_all.
+        trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError: as the stream's
+        send_all.
         OSError: the file cannot be read.
         ValueError: a file in text mode, not a regular file, or a negative number.
-        TypeError: not a file, or an object that makes its bytes from those of the file that it has (gzip, bz2, lzma).
+        TypeError: not a file, or an object that makes its bytes from those of the file that it has
+            (gzip, bz2, lzma).
 
     The stream's `send_timeout` does not apply: put a cancel scope around the call.
 
-    Cancellation: `bytes_sent` of the stream (of this package's streams), the file object's position and the last that
-    `progress` was told say how far it came. Nothing of the file is in flight when the call has ended: a read that has begun is
-    waited for, as it is with trio's own files, also if that is a network file whose server does not answer.
+    Cancellation: `bytes_sent` of the stream (of this package's streams), the file object's position
+    and the last that `progress` was told say how far it came. Nothing of the file is in flight when
+    the call has ended: a read that has begun is waited for, as it is with trio's own files, also if
+    that is a network file whose server does not answer.
     """
     if operator.index(offset) < 0 or (count is not None and operator.index(count) < 0):
         raise ValueError("offset and count must be >= 0")
@@ -207,7 +219,8 @@ class FilePump(Pump):
 
 
 class FileLoop:
-    """Sends a file to a stream whose driver tells readiness only. It has the sending direction from its making to its end.
+    """Sends a file to a stream whose driver tells readiness only. It has the sending direction from
+    its making to its end.
 
     Attributes:
         total: bytes that the sink has taken.
@@ -283,7 +296,8 @@ class FileLoop:
 
 
 def _takes_sendfile(sink: SendSide) -> bool:
-    """Whether sendfile(2) to it cannot block the thread, or kill the process: it has no MSG_NOSIGNAL.
+    """Whether sendfile(2) to it cannot block the thread, or kill the process: it has no
+    MSG_NOSIGNAL.
 
     Where nothing says what is in the page cache, it could block: reads in a worker thread do not.
     """

@@ -1,16 +1,20 @@
 """From one stream to another, in the reap.
 
-Two ways. Messages: a receive's completion chains the send of its bytes, and the next receive. Bulk: a poll's completion has
-splice(2) move what is there through a pipe, without a copy; done directly, because the kernel gives IORING_OP_SPLICE to a
-worker thread. A copy begins with the first, goes to the second when it fills small buffers, and back.
+Two ways. Messages: a receive's completion chains the send of its bytes, and the next receive. Bulk:
+a poll's completion has splice(2) move what is there through a pipe, without a copy; done directly,
+because the kernel gives IORING_OP_SPLICE to a worker thread. A copy begins with the first, goes to
+the second when it fills small buffers, and back.
 
 Rules of this file:
 
-- At most CHUNKS_MAX chunks are held, one that is being sent and one that has been or is being received; or one pipe. A sink
-  that takes nothing stops the source's receive, and so the source's peer.
+- At most CHUNKS_MAX chunks are held, one that is being sent and one that has been or is being
+  received; or one pipe. A sink that takes nothing stops the source's receive, and so the source's
+  peer.
 - Nothing is held while the source is idle: the kernel takes a provided buffer when there is data.
-- Bytes that were received and not sent go back in front of the source. Never more is received than may be sent.
-- What had come before an error of the source is sent before the error is told, as a loop of receive and send would.
+- Bytes that were received and not sent go back in front of the source. Never more is received than
+  may be sent.
+- What had come before an error of the source is sent before the error is told, as a loop of receive
+  and send would.
 """
 
 from __future__ import annotations
@@ -119,7 +123,8 @@ class StreamPump(BufferChoice, Pump):
         elif self._stopping:
             pass
         elif res == -errno.ENOBUFS and op.group != NO_GROUP:
-            # All buffers of the group were taken in this reap. They are back by the next; there are more small ones.
+            # All buffers of the group were taken in this reap. They are back by the next; there are
+            # more small ones.
             self._use_first(op)
         elif -res in AGAIN_ERRNOS and not self._source._closed:
             self._chain(self._source, self._readable)
@@ -215,7 +220,8 @@ class StreamPump(BufferChoice, Pump):
             self._use(self._receive, LARGE_GROUP)
 
     def _settle(self) -> None:
-        """Gives back what was received and not sent. What a failed driver left in the kernel may have been sent: not that."""
+        """Gives back what was received and not sent. What a failed driver left in the kernel may
+        have been sent: not that."""
         held, self._held = self._held, []
         pipe, self._pipe = self._pipe, None
         try:

@@ -1,7 +1,8 @@
 """Objects become addresses: what an entry says, and what an operation pins.
 
-Rules of this file: rule S1 of _ring/uring.py. What an entry points at is in `op.pin`, or kept by the operation itself (`op.entry`,
-`op.vector`), which the ring's table holds; nothing here looks at a task or enters the kernel.
+Rules of this file: rule S1 of _ring/uring.py. What an entry points at is in `op.pin`, or kept by
+the operation itself (`op.entry`, `op.vector`), which the ring's table holds; nothing here looks at
+a task or enters the kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def make_entry(op: Operation) -> Any:
 
 
 def pin_vector(op: Operation) -> tuple[Any, int]:
-    """Pins [what SENDMSG and WRITEV point at, the buffers...]; returns the entry's address and length."""
+    """Pins [what SENDMSG and WRITEV point at, the buffers...]; returns the entry's address and
+    length."""
     pins: list[Any] = [_from_buffer(buffer) for buffer in op.buffers or ()]
     if len(pins) == 2 and not op.start:
         vector = op.vector = op.vector or _new(_VECTOR, {"iov": 4})

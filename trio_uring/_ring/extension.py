@@ -1,6 +1,7 @@
 """The C extension; or, where it was not built, what says so when the ring is wanted.
 
-Only rings need it: networks on trio's sockets or in memory, frames and the rest work on any platform that trio runs on.
+Only rings need it: networks on trio's sockets or in memory, frames and the rest work on any
+platform that trio runs on.
 
 Rules of this file: importing never fails. `ffi` and `lib` are for `_ring/entries.py` and the rings.
 """

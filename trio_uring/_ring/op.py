@@ -1,8 +1,9 @@
 """An operation: one thing asked of the kernel, and the table of the states it goes through.
 
-Rules of this file: standard library only, no task, no address. An operation carries what the layers above know (opcode,
-descriptor, the caller's buffers) and what the ring fills in (token, pin, result). It is reusable: a stream keeps one
-operation for each direction, which is also what keeps two of a kind out of the kernel.
+Rules of this file: standard library only, no task, no address. An operation carries what the layers
+above know (opcode, descriptor, the caller's buffers) and what the ring fills in (token, pin,
+result). It is reusable: a stream keeps one operation for each direction, which is also what keeps
+two of a kind out of the kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _SENDING, _RECEIVING, _NEITHER = Direction
 
 
 class Opcode(enum.IntEnum):
-    """The operations that this package uses, by the kernel's names and numbers (linux/io_uring.h)."""
+    """The operations that this package uses, by the kernel's names and numbers
+    (linux/io_uring.h)."""
 
     since: str
     """The first kernel that has it."""
@@ -66,14 +68,16 @@ LARGE_GROUP = 1  # a few large provided buffers, for bulk
 
 
 class OperationStateError(RuntimeError):
-    """A step that the table of states does not list: a defect of this package, never of its user."""
+    """A step that the table of states does not list: a defect of this package, never of its
+    user."""
 
 
 class State:
-    """A state of an operation. Its attributes are the steps out of it; a step that is not listed raises.
+    """A state of an operation. Its attributes are the steps out of it; a step that is not listed
+    raises.
 
-    The table below is the only place where a transition is written. Taking a step costs one attribute look-up:
-    ``op.state = op.state.submitted``.
+    The table below is the only place where a transition is written. Taking a step costs one
+    attribute look-up: ``op.state = op.state.submitted``.
     """
 
     submitted: State
@@ -117,7 +121,8 @@ for _state, _reachable in STEPS.items():
 
 
 class Operation:
-    """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what came of it."""
+    """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what
+    came of it."""
 
     __slots__ = (
         "born",
@@ -147,7 +152,8 @@ class Operation:
         self.owner = (
             owner  # holds the descriptor open for as long as the ring's table holds this operation
         )
-        self.buffer: Any = None  # bytes, or a C-contiguous memoryview of any format; held until the last completion
+        # bytes, or a C-contiguous memoryview of any format; held until the last completion
+        self.buffer: Any = None
         self.buffers: Sequence[Any] | None = (
             None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
         )

@@ -1,6 +1,8 @@
-"""The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring shares.
+"""The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring
+shares.
 
-UringRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over every ring.
+UringRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over
+every ring.
 
 Rules of this file: no ring, no task, no address.
 """
@@ -94,23 +96,28 @@ class Ring(Protocol):
     short: bool  # the last enter did not do all that it was asked: the kernel is short of something
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when drain() has something to do; not of a ring with DEFER_TASKRUN."""
+        """The descriptor that becomes readable when drain() has something to do; not of a ring with
+        DEFER_TASKRUN."""
         ...
 
     def submit(self, op: Operation) -> bool:
-        """Pins and queues the operation. False: no room now, nothing changed; flush and try again."""
+        """Pins and queues the operation. False: no room now, nothing changed; flush and try
+        again."""
         ...
 
     def cancel(self, op: Operation) -> None:
-        """Asks for the operation to be stopped. Its own completion is the answer. Never refused, never dropped."""
+        """Asks for the operation to be stopped. Its own completion is the answer. Never refused,
+        never dropped."""
         ...
 
     def watch(self, fd: int) -> bool:
-        """Queues the watch on a descriptor, which is over when it is readable: `watched`. False: as of submit."""
+        """Queues the watch on a descriptor, which is over when it is readable: `watched`. False: as
+        of submit."""
         ...
 
     def flush(self) -> bool:
-        """Enters the kernel with everything queued. False: the kernel would not take it all now; drain and try again."""
+        """Enters the kernel with everything queued. False: the kernel would not take it all now;
+        drain and try again."""
         ...
 
     def ready(self) -> bool:
@@ -118,8 +125,8 @@ class Ring(Protocol):
         ...
 
     def turn(self, timeout: float, done: list[Operation]) -> bool:
-        """Enters the kernel with everything queued, waits there until there is a completion, and then drains. All in one
-        call of the kernel, unless there are more cancels than slots.
+        """Enters the kernel with everything queued, waits there until there is a completion, and
+        then drains. All in one call of the kernel, unless there are more cancels than slots.
 
         Args:
             timeout: seconds to wait, at most. 0: it only enters if there is something to do there.
@@ -128,12 +135,15 @@ class Ring(Protocol):
         ...
 
     def drain(self, done: list[Operation]) -> bool:
-        """Takes every completion and appends the operations that are done to `done`, unpinned and forgotten by the ring.
+        """Takes every completion and appends the operations that are done to `done`, unpinned and
+        forgotten by the ring.
 
-        The list is the caller's so that none is lost if this raises. True: there is something to be flushed again.
+        The list is the caller's so that none is lost if this raises. True: there is something to be
+        flushed again.
         """
         ...
 
     def close(self) -> bool:
-        """Closes the ring. False: something was in flight, and the ring and its buffers have been leaked on purpose."""
+        """Closes the ring. False: something was in flight, and the ring and its buffers have been
+        leaked on purpose."""
         ...

@@ -32,7 +32,8 @@ class OperationCounts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A snapshot of what the ring and the driver of this run have done. All counts are since the run's first operation."""
+    """A snapshot of what the ring and the driver of this run have done. All counts are since the
+    run's first operation."""
 
     operations: Mapping[str, OperationCounts]
     """By the kernel's name of the opcode; those that were used."""
@@ -43,7 +44,8 @@ class Statistics:
     pinned: int
     """Operations that hold a caller's buffers now."""
     direct: int
-    """Operations that were done by a system call of their own, as all are without a ring; they are in `operations`, too."""
+    """Operations that were done by a system call of their own, as all are without a ring; they are
+    in `operations`, too."""
     enters: int
     """Calls of io_uring_enter."""
     passes: int
@@ -53,7 +55,8 @@ class Statistics:
     sq_full: int
     """Times that the submission queue was flushed in the middle of a pass because it was full."""
     cq_overflows: int
-    """Times that the kernel held completions back because the completion queue was full. None is lost."""
+    """Times that the kernel held completions back because the completion queue was full. None is
+    lost."""
     short_writes: int
     """Sends that the kernel did only in part; the stream sent the rest."""
     bytes_sent: int

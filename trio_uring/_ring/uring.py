@@ -1,15 +1,16 @@
 """The kernel's ring: operations go in as entries, and come back as completions.
 
-Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no decision. How objects become
-addresses is in _ring/entries.py.
+Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no
+decision. How objects become addresses is in _ring/entries.py.
 
 S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
-    freed), and the operation is in the ring's table from its entry being written to its last completion. A coroutine's
-    frame is no pin: coro.close() drops it.
+    freed), and the operation is in the ring's table from its entry being written to its last
+    completion. A coroutine's frame is no pin: coro.close() drops it.
 S2  A ring with anything in flight is reachable from this module (`_open_rings`).
 S3  Pins are released on one line, in `_collect`.
 S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own completion has its target's with
-    the highest bit set. It proves nothing; only that the target was not found makes the cancel be asked for again.
+    the highest bit set. It proves nothing; only that the target was not found makes the cancel be
+    asked for again.
 S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
 S6  Only the thread and the process that opened a ring touch it.
 S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop the kernel from writing
@@ -85,14 +86,17 @@ LADDERS: dict[str, tuple[int, ...]] = {
 }
 
 SQ_ENTRIES_MIN = 16
-CQ_FACTOR = 16  # completions (16 bytes each) per submission slot: a pass of thousands of connections without overflow
+# completions (16 bytes each) per submission slot: a pass of thousands of connections without
+# overflow
+CQ_FACTOR = 16
 CANCELS_RESERVED = 8  # submission slots that only a cancel may take
 DRAIN_MAX = 1024  # completions copied by one call
 
 _REQUIRED_FEATURES = _FEAT_NODROP | _FEAT_SUBMIT_STABLE | _FEAT_FAST_POLL | _FEAT_EXT_ARG
 _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
 _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # enter's answers that are no failure
-# One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait for.
+# One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait
+# for.
 _ALL = 1024
 _FOREVER = 86400.0  # seconds: an enter that waits so long (trio asks for no more) has no timeout
 _WATCH = (
@@ -183,7 +187,8 @@ class UringRing:
         )
 
     def _provide_buffers(self) -> bool:
-        """Registers the groups of buffers. False on kernels before 5.19: receives then bring their own memory."""
+        """Registers the groups of buffers. False on kernels before 5.19: receives then bring their
+        own memory."""
         large_start = SMALL_COUNT * SMALL_SIZE
         self._large_base = (
             large_start - SMALL_COUNT * LARGE_SIZE
@@ -197,7 +202,8 @@ class UringRing:
         if lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory) < 0:
             self._free_pool()  # nothing would ever use it
             return False
-        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time costs four times that.
+        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time
+        # costs four times that.
         self._pool = ffi.buffer(memory, POOL_SIZE)
         large = lib.tu_buffers(
             self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start
@@ -215,8 +221,9 @@ class UringRing:
             return False
         before, state = op.state, op.state.submitted
         token = self._token = self._token + 1
-        # From here on it is the ring's: a garbage collection while it is being written may destroy its
-        # task's coroutine, and what is not in the kernel would be taken back, and its buffers let go.
+        # From here on it is the ring's: a garbage collection while it is being written may destroy
+        # its task's coroutine, and what is not in the kernel would be taken back, and its buffers
+        # let go.
         op.token, op.state = token, state
         try:
             entry = op.entry or make_entry(op)
@@ -307,13 +314,15 @@ class UringRing:
         return False
 
     def _entered(self, taken: int) -> bool:
-        """Takes the answer of an io_uring_enter. False: the kernel is short of something for now."""
+        """Takes the answer of an io_uring_enter. False: the kernel is short of something for
+        now."""
         if taken >= 0:
             self._unsubmitted -= taken
             self.short = not taken and self._unsubmitted > 0
             return not self.short
         self._unsubmitted = self._entries - lib.tu_sq_space(self._c)
-        # EINTR: SIGSTOP and SIGCONT under load make it, and every signal. ETIME: the time to wait is up.
+        # EINTR: SIGSTOP and SIGCONT under load make it, and every signal. ETIME: the time to wait
+        # is up.
         self.short = -taken in _SHORT_OF
         if -taken in _PASSING:
             return not self.short
@@ -351,7 +360,9 @@ class UringRing:
                         errno.EBADR, "the kernel dropped completions for want of memory"
                     )
                 if not self._enter() and not _tu_more(self._c) & 1:
-                    break  # it is short of memory, and would be in a second attempt: the next pass asks again
+                    # it is short of memory, and would be in a second attempt: the next pass asks
+                    # again
+                    break
             elif not more:
                 break
         if self._missed:
@@ -359,7 +370,8 @@ class UringRing:
         return bool(self._late_cancels)
 
     def _ask_again(self) -> None:
-        """A cancel that entered together with its target may miss it: its target is here still, and knows of nothing."""
+        """A cancel that entered together with its target may miss it: its target is here still, and
+        knows of nothing."""
         for target in self._missed:
             op = self.table.get(target)
             if op is not None and op.state is CANCELLING and not _is_of_file(op):
@@ -403,7 +415,8 @@ class UringRing:
                 self.counters.count_failure(op, res)
 
     def _take_own(self, token: int, res: int) -> None:
-        """A completion that is nobody's operation: a cancel's own, which proves nothing, or the watched descriptor's."""
+        """A completion that is nobody's operation: a cancel's own, which proves nothing, or the
+        watched descriptor's."""
         if token == _WATCH:
             self.watching, self.watched = False, True
         elif res == -errno.ENOENT:
@@ -428,7 +441,8 @@ class UringRing:
         return True
 
     def _free(self) -> None:
-        # Forgotten first, and then freed: a fork in another thread comes in between, and its child would free it again.
+        # Forgotten first, and then freed: a fork in another thread comes in between, and its child
+        # would free it again.
         c, self._c = self._c, None
         _open_rings.discard(self)
         self._view.release()
@@ -441,26 +455,30 @@ class UringRing:
             self._pool_memory = ffi.NULL
 
     def disown(self) -> None:
-        """In a forked child: forgets the ring without touching its maps, which are the parent's and not mapped here."""
+        """In a forked child: forgets the ring without touching its maps, which are the parent's and
+        not mapped here."""
         c, self._c = self._c, None
         if c is not None:
             lib.tu_disown(c)
 
 
 def _keep_for_ever(ring: UringRing) -> None:
-    """`_open_rings` is emptied when the interpreter ends, and the kernel may go on until the process does."""
+    """`_open_rings` is emptied when the interpreter ends, and the kernel may go on until the
+    process does."""
     with contextlib.suppress(ImportError, AttributeError):  # without ctypes, or CPython
         ctypes = importlib.import_module("ctypes")
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
 
 
 def _is_of_file(op: Operation) -> bool:
-    """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time would not end before it does."""
+    """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time
+    would not end before it does."""
     return op.opcode == Opcode.READ and op.offset != POSITION
 
 
 def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
-    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK), until a ring opens."""
+    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK),
+    until a ring opens."""
     out, info = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
     result, patience = -errno.EINVAL, 10
     for setup_flags in LADDERS[flags]:

@@ -1,12 +1,15 @@
-"""Holds back what a TLS stream sends, so that the records of one list of buffers go out as one operation.
+"""Holds back what a TLS stream sends, so that the records of one list of buffers go out as one
+operation.
 
-A trio.SSLStream encrypts one buffer at a time and hands its transport the record. With the cork in, the transport keeps what
-the task that is sending the list gives it, and the last record takes all of it along, within the TLS stream's own lock and
-error handling. What another task sends in between (an answer to the peer's protocol messages) is not held back, nor what came
-before it. It takes no more of the TLS stream than that it calls send_all of its transport.
+A trio.SSLStream encrypts one buffer at a time and hands its transport the record. With the cork in,
+the transport keeps what the task that is sending the list gives it, and the last record takes all
+of it along, within the TLS stream's own lock and error handling. What another task sends in between
+(an answer to the peer's protocol messages) is not held back, nor what came before it. It takes no
+more of the TLS stream than that it calls send_all of its transport.
 
-Rules of this file: bytes leave in the order in which they came. Nothing is dropped: if the list is interrupted, what was
-encrypted goes out with the stream's next send, since the peer counts the records.
+Rules of this file: bytes leave in the order in which they came. Nothing is dropped: if the list is
+interrupted, what was encrypted goes out with the stream's next send, since the peer counts the
+records.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from trio.lowlevel import Task, current_task
 
 CORK_MAX = (
     2**18
-)  # bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender down
+    # bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
+    # down
+)
 
 
 class Cork:

@@ -1,18 +1,22 @@
 """Enabling: the ring under a whole trio program, for one run.
 
-Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a trio.SocketStream or trio.SocketListener
-makes ours. Two things do that, and nothing is rebound, so names that a library imported earlier work as well:
+Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a
+trio.SocketStream or trio.SocketListener makes ours. Two things do that, and nothing is rebound, so
+names that a library imported earlier work as well:
 
 - the `__init__` of trio's socket class, which is every way to a trio socket (socket, socketpair,
   from_stdlib_socket, fromfd, accept, dup): a socket that was made in an enabled run becomes an
   UringSocket, which is a subclass;
-- the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of ours.
+- the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of
+  ours.
 
-trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: it is for trio.socket.socket() only, and there is
-one of it. Sockets of a factory that makes trio's are ours as well; others (FakeNet's) stay what they are.
+trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: it is for
+trio.socket.socket() only, and there is one of it. Sockets of a factory that makes trio's are ours
+as well; others (FakeNet's) stay what they are.
 
-Rules of this file: both are in place while any enabled run goes on, ask in each call whether *this* run is one, and are taken
-away with the last one. Other runs, in other threads too, get what they always got.
+Rules of this file: both are in place while any enabled run goes on, ask in each call whether *this*
+run is one, and are taken away with the last one. Other runs, in other threads too, get what they
+always got.
 """
 
 from __future__ import annotations
@@ -56,19 +60,23 @@ _stock_init = SocketType_.__init__
 
 
 class Enable(trio.abc.Instrument):
-    """Enables trio_uring in a trio.run that is given it: ``trio.run(main, instruments=[trio_uring.Enable()])``.
+    """Enables trio_uring in a trio.run that is given it: ``trio.run(main,
+    instruments=[trio_uring.Enable()])``.
 
-    Inside that run every trio socket, trio.SocketStream and trio.SocketListener that is made is one of ours, whoever makes it.
-    It may be given to several runs, one after another or at the same time in several threads.
+    Inside that run every trio socket, trio.SocketStream and trio.SocketListener that is made is one
+    of ours, whoever makes it. It may be given to several runs, one after another or at the same
+    time in several threads.
 
     Args:
         backend: "uring", "readiness" or "auto", for this run; None: as the environment variable
             TRIO_URING_BACKEND says, or auto.
-        streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's, over our sockets.
-        driver: how the run waits for its ring. "auto": the ring is trio's loop, in the place of its own I/O manager, where
-            this trio can have it so. "task": a system task waits for it, and an instrument enters the kernel; nothing but
-            public interfaces of trio is used for that. It costs more: about 1.6 times the CPU of one connection. None: as the
-            environment variable TRIO_URING_DRIVER says, or auto.
+        streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's, over
+        our sockets.
+        driver: how the run waits for its ring. "auto": the ring is trio's loop, in the place of its
+            own I/O manager, where this trio can have it so. "task": a system task waits for it, and
+            an instrument enters the kernel; nothing but public interfaces of trio is used for that.
+            It costs more: about 1.6 times the CPU of one connection. None: as the environment
+            variable TRIO_URING_DRIVER says, or auto.
 
     Raises:
         ValueError: no such backend, or no such driver.
@@ -93,14 +101,15 @@ class Enable(trio.abc.Instrument):
 
 
 def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
-    """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is allowed.
+    """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is
+    allowed.
 
     Args:
         backend, streams, driver: as of Enable.
 
     Raises:
-        RuntimeError: outside of trio; or trio_uring was used in this run already, with another backend or driver than is asked
-            for.
+        RuntimeError: outside of trio; or trio_uring was used in this run already, with another
+            backend or driver than is asked for.
         ValueError, RingUnavailableError: as of Enable.
     """
     _start(Enable(backend, streams=streams, driver=driver))

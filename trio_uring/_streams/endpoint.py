@@ -1,7 +1,7 @@
 """What every stream and listener is made of: a descriptor, who owns it, and how it closes.
 
-Rules of this file: it knows no direction. The descriptor is closed once, by the owner, and through the driver, which takes
-back or cancels what is using it first.
+Rules of this file: it knows no direction. The descriptor is closed once, by the owner, and through
+the driver, which takes back or cancels what is using it first.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .._driver.engine import TaskOperation
 
 
-# Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which wakes a bulk sender for every
-# few packets; measured in docs/design.md.
+# Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which
+# wakes a bulk sender for every few packets; measured in docs/design.md.
 NOTSENT_LOWAT = 2**20
 
 _INTERNET = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
@@ -89,7 +89,8 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
 
 
 def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
-    """As adopt_socket, and takes a descriptor too: of a stream socket, a pipe, a FIFO or a character device."""
+    """As adopt_socket, and takes a descriptor too: of a stream socket, a pipe, a FIFO or a
+    character device."""
     if not isinstance(source, int) or isinstance(source, bool):
         return adopt_socket(source, what)
     mode = os.fstat(source).st_mode
@@ -188,7 +189,8 @@ class Endpoint:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The trio socket, for options and addresses. Close it through the stream, which may have operations on it.
+        """The trio socket, for options and addresses. Close it through the stream, which may have
+        operations on it.
 
         Raises:
             AttributeError: this stream's descriptor is not a socket.
@@ -201,7 +203,8 @@ class Endpoint:
         return self._lease.operation(opcode, self._fd)
 
     def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
-        """At the end of a call: the operation that is not over, because the call's coroutine was destroyed (coro.close())."""
+        """At the end of a call: the operation that is not over, because the call's coroutine was
+        destroyed (coro.close())."""
         for op in ops:
             if op is not None and op.task is not None:
                 op.driver.abandon(op)
@@ -214,13 +217,15 @@ class Endpoint:
             raise trio.ClosedResourceError("this stream was already closed")
 
     def _error(self, res: int) -> BaseException:
-        """The exception for a negative result. ECANCELED reaches us only when the descriptor was closed under the task."""
+        """The exception for a negative result. ECANCELED reaches us only when the descriptor was
+        closed under the task."""
         if self._closed or res == -errno.ECANCELED:
             return trio.ClosedResourceError("another task closed this stream")
         return stream_error(-res, of_socket=self._is_socket)
 
     async def _poll(self, events: int) -> None:
-        """Waits for poll(2) events, or an interruption. Cancellation: nothing is lost, there is nothing to lose."""
+        """Waits for poll(2) events, or an interruption. Cancellation: nothing is lost, there is
+        nothing to lose."""
         op = self._operation(Opcode.POLL_ADD)
         op.flags = events
         try:

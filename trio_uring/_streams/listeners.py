@@ -17,7 +17,8 @@ from .._errors import CLOSED_ERRNOS
 from .endpoint import Endpoint, SocketLike, adopt_socket
 from .streams import SocketStream
 
-# As trio's SocketListener: a connection that failed before it was accepted is no concern of the listener's.
+# As trio's SocketListener: a connection that failed before it was accepted is no concern of the
+# listener's.
 _IGNORABLE = frozenset(
     getattr(errno, name)
     for name in (
@@ -34,7 +35,8 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
     """Accepts connections on a listening socket: the ring's counterpart of trio.SocketListener.
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_STREAM that listens. The listener owns it from now on.
+        sock: a stdlib or trio socket of type SOCK_STREAM that listens. The listener owns it from
+            now on.
 
     Raises:
         TypeError, ValueError: it is something else.
@@ -53,8 +55,9 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
         Raises:
             trio.BusyResourceError: another task waits for one on this listener.
             trio.ClosedResourceError: this listener was closed.
-            OSError: accept failed, for instance with EMFILE. Connections that failed before they were accepted are
-                skipped; trio.serve_listeners logs the errors of capacity and tries again after 0.1 s.
+            OSError: accept failed, for instance with EMFILE. Connections that failed before they
+                were accepted are skipped; trio.serve_listeners logs the errors of capacity and
+                tries again after 0.1 s.
 
         Cancellation: a connection that arrived meanwhile is returned, or left to the next accept.
         """

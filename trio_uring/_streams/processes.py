@@ -1,7 +1,8 @@
 """Child processes whose pipes are streams on the ring.
 
-Rules of this file: the process is trio's own (trio.Process); only the parent's ends of the pipes are ours. O_NONBLOCK is set on
-neither end: a child that shares its end with others sees a pipe as a shell would make it.
+Rules of this file: the process is trio's own (trio.Process); only the parent's ends of the pipes
+are ours. O_NONBLOCK is set on neither end: a child that shares its end with others sees a pipe as a
+shell would make it.
 """
 
 from __future__ import annotations
@@ -37,22 +38,26 @@ async def open_process(
     stderr: int | _HasFileno | None = None,
     **options: Any,
 ) -> trio.Process:
-    """Starts a child process (trio.lowlevel.open_process), with streams of this package where a pipe is asked for.
+    """Starts a child process (trio.lowlevel.open_process), with streams of this package where a
+    pipe is asked for.
 
     Args:
         command: a list of the program and its arguments; a string with shell=True.
-        stdin, stdout, stderr: subprocess.PIPE, subprocess.DEVNULL, a descriptor, or something with `fileno()`; None: as this
-            process has it. stderr may be subprocess.STDOUT.
+        stdin, stdout, stderr: subprocess.PIPE, subprocess.DEVNULL, a descriptor, or something with
+            `fileno()`; None: as this process has it. stderr may be subprocess.STDOUT.
         options: those of subprocess.Popen; pipes are always of bytes and unbuffered.
 
     Returns:
-        A trio.Process. `stdin` is a trio_uring.SendStream, `stdout` and `stderr` are trio_uring.ReceiveStream, and `stdio` is
-        a trio.StapledStream of the first two; each is None without its pipe. Nobody closes them for you.
+        A trio.Process. `stdin` is a trio_uring.SendStream, `stdout` and `stderr` are
+        trio_uring.ReceiveStream, and `stdio` is a trio.StapledStream of the first two; each is None
+        without its pipe. Nobody closes them for you.
 
     Raises:
-        OSError: the program cannot be started. TypeError, ValueError: as of trio. No pipe is left open.
+        OSError: the program cannot be started. TypeError, ValueError: as of trio. No pipe is left
+            open.
 
-    Cancellation: cancelled before it begins, nothing was started; from then on it is not cancellable.
+    Cancellation: cancelled before it begins, nothing was started; from then on it is not
+    cancellable.
     """
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
         child_in = child_out = child_err = None

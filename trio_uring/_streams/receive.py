@@ -1,8 +1,9 @@
 """The receiving half of a stream: into the kernel's choice of buffer, or into the caller's.
 
-Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits for it: a stream that is not
-read holds nothing in this process, and its peer's bytes stay in the sockets, which is the backpressure. A byte that the
-kernel gave belongs to the stream until a call returns it.
+Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits
+for it: a stream that is not read holds nothing in this process, and its peer's bytes stay in the
+sockets, which is the backpressure. A byte that the kernel gave belongs to the stream until a call
+returns it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         """Waits until there is data, and returns some of it (trio.abc.ReceiveStream).
 
         Args:
-            max_bytes: the most bytes to return, at least 1. None: as the stream likes, at most LARGE_SIZE (128 KiB).
+            max_bytes: the most bytes to return, at least 1. None: as the stream likes, at most
+            LARGE_SIZE (128 KiB).
             timeout: seconds; None: the stream's `receive_timeout`; math.inf: no limit.
 
         Returns:
@@ -71,8 +73,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
             trio.ClosedResourceError: this stream was closed.
             TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
 
-        Cancellation: no byte is lost. Bytes that arrive while it is being cancelled are returned, or kept for the next
-        receive.
+        Cancellation: no byte is lost. Bytes that arrive while it is being cancelled are returned,
+        or kept for the next receive.
         """
         if max_bytes is None:
             max_bytes = RECEIVE_MAX
@@ -118,7 +120,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
                 self._keep_chunk(op)
 
     def _begin_receive(self) -> TaskOperation:
-        """Takes the receiving direction, if it may be taken, and returns the operation that receives."""
+        """Takes the receiving direction, if it may be taken, and returns the operation that
+        receives."""
         if self._receiving:
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         if self._closed or self._fileno() != self._fd:
@@ -173,7 +176,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
 
         Args:
-            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call returns.
+            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call
+            returns.
             timeout: as of receive_some.
 
         Returns:
@@ -196,14 +200,15 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
 
         Args:
             count: bytes, at least 0. Memory is taken as the bytes come, never ahead of them.
-            timeout: seconds for the whole call; None: the stream's `receive_timeout`; math.inf: no limit.
+            timeout: seconds for the whole call; None: the stream's `receive_timeout`; math.inf: no
+                limit.
 
         Raises:
-            IncompleteReadError: the stream ended before. The bytes that came are in it, and stay in the stream.
-            As receive_some.
+            IncompleteReadError: the stream ended before. The bytes that came are in it, and stay in
+            the stream. As receive_some.
 
-        Cancellation: no byte is lost: what came is kept, and the next receive begins with it. It is the only data that a
-        stream ever holds while nobody reads, and is less than `count`.
+        Cancellation: no byte is lost: what came is kept, and the next receive begins with it. It is
+        the only data that a stream ever holds while nobody reads, and is less than `count`.
         """
         if operator.index(count) < 0:
             raise ValueError("count must be >= 0")
@@ -236,7 +241,8 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         if self._closed:
             raise self._error(res)
         if res == -errno.ENOBUFS and op.group != NO_GROUP:
-            # All buffers of the group were taken in this pass. They are back by the next one; there are more small ones.
+            # All buffers of the group were taken in this pass. They are back by the next one; there
+            # are more small ones.
             self._use_first(op)
         elif -res in AGAIN_ERRNOS:
             await self._poll(select.POLLIN)
@@ -322,7 +328,8 @@ def copy_into(view: memoryview, chunk: bytes) -> int:
 
 
 def _take_own(op: TaskOperation, own: memoryview) -> bytes:
-    """What was received into memory that the call brought. Taken once: the result says whether it still is to be."""
+    """What was received into memory that the call brought. Taken once: the result says whether it
+    still is to be."""
     count, op.res = op.res, 0
     return bytes(own[:count])
 

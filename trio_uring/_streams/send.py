@@ -1,7 +1,9 @@
-"""The sending half of a stream: one buffer or a list of them, in order, past short writes, without a copy.
+"""The sending half of a stream: one buffer or a list of them, in order, past short writes, without
+a copy.
 
-Rules of this file: at most one send of a stream is in the kernel. Every byte that the kernel took is counted in `bytes_sent`
-before anything else can happen. No MSG_WAITALL: the kernel would block a worker thread for each slow reader.
+Rules of this file: at most one send of a stream is in the kernel. Every byte that the kernel took
+is counted in `bytes_sent` before anything else can happen. No MSG_WAITALL: the kernel would block a
+worker thread for each slow reader.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
 VECTOR_BYTES_MAX = (
     2**22
 )  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
-# Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it tries and tries, and gives the
-# send to a worker thread, which waits for a peer that may never read.
+# Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it
+# tries and tries, and gives the send to a worker thread, which waits for a peer that may never
+# read.
 SEND_FLAGS = stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_DONTWAIT
 SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
 
@@ -61,14 +64,17 @@ class SendSide(TimedSend, Endpoint):
     async def send_all(
         self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
     ) -> None:
-        """Sends one buffer, or a sequence of buffers in order, as one operation and without joining or copying them.
+        """Sends one buffer, or a sequence of buffers in order, as one operation and without joining
+        or copying them.
 
         Args:
-            data: anything with the buffer protocol that is C-contiguous, of any item size (bytes, bytearray, memoryview,
-                array, mmap, a NumPy array), or a sequence of such. Empty ones are skipped; there is no limit on their
-                number or size. They are borrowed until the call returns: an exported bytearray cannot be resized, but a
-                buffer that is changed meanwhile goes out changed.
-            timeout: seconds for the whole call; None: the stream's `send_timeout`; math.inf: no limit.
+            data: anything with the buffer protocol that is C-contiguous, of any item size (bytes,
+                bytearray, memoryview, array, mmap, a NumPy array), or a sequence of such. Empty
+                ones are skipped; there is no limit on their number or size. They are borrowed until
+                the call returns: an exported bytearray cannot be resized, but a buffer that is
+                changed meanwhile goes out changed.
+            timeout: seconds for the whole call; None: the stream's `send_timeout`; math.inf: no
+                limit.
 
         Raises:
             trio.TooSlowError: the time was up. `bytes_sent` says how much went.
@@ -77,8 +83,8 @@ class SendSide(TimedSend, Endpoint):
             trio.ClosedResourceError: this stream was closed, or its sending half was.
             TypeError: `data` is not a buffer or a sequence of buffers. Nothing was sent.
 
-        Cancellation: what the kernel had taken has been sent and is counted in `bytes_sent`; a later send works, and
-        whether the protocol can go on is the caller's to decide.
+        Cancellation: what the kernel had taken has been sent and is counted in `bytes_sent`; a
+        later send works, and whether the protocol can go on is the caller's to decide.
         """
         if timeout is None:
             timeout = self.send_timeout
@@ -89,7 +95,8 @@ class SendSide(TimedSend, Endpoint):
         cork = self._cork
         if cork is not None:
             if cork.holds(data):
-                return  # without a checkpoint: it is the TLS stream that calls, and it has made its own
+                # without a checkpoint: it is the TLS stream that calls, and it has made its own
+                return
             data = cork.take()
             if cork.task is None:
                 self._cork = None
@@ -136,7 +143,8 @@ class SendSide(TimedSend, Endpoint):
         self._check_can_send()
 
     def _begin_send(self, many: bool = False) -> TaskOperation:
-        """Takes the sending direction, if it may be taken, and returns the operation that sends one buffer, or many."""
+        """Takes the sending direction, if it may be taken, and returns the operation that sends one
+        buffer, or many."""
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending data on this stream")
         if (
@@ -170,7 +178,8 @@ class SendSide(TimedSend, Endpoint):
             release_views(views)
 
     async def _send_views(self, views: list[memoryview], res: int | None) -> None:
-        """Sends `views`. `res` is the result of an operation on the first of them that was already made."""
+        """Sends `views`. `res` is the result of an operation on the first of them that was already
+        made."""
         index = start = 0
         op = self._one or self._make_one()
         while True:
@@ -250,7 +259,8 @@ class SendSide(TimedSend, Endpoint):
 
 
 def _plain_length(data: object) -> int:
-    """Bytes of a short list of bytes objects, which the ring can pin as they are; 0: it is something else."""
+    """Bytes of a short list of bytes objects, which the ring can pin as they are; 0: it is
+    something else."""
     length = 0
     if type(data) is list or type(data) is tuple:
         for item in data:
@@ -263,7 +273,8 @@ def _plain_length(data: object) -> int:
 
 
 def buffer_views(data: object) -> list[memoryview]:
-    """The buffers of `data` that are not empty, exported: from now on none of them can be resized."""
+    """The buffers of `data` that are not empty, exported: from now on none of them can be
+    resized."""
     views = [buffer_view(item) for item in buffer_list(data)]
     return [view for view in views if view.nbytes]
 
@@ -300,7 +311,8 @@ def buffer_view(item: object) -> memoryview:
 
 
 def advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]:
-    """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on with."""
+    """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on
+    with."""
     while index < len(views) and start >= views[index].nbytes:
         start -= views[index].nbytes
         release_view(views[index])  # what is sent need not be held

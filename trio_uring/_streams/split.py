@@ -1,10 +1,11 @@
 """One socket under two streams, one for each direction, which close independently.
 
-Why a shared lease and not dup(2): no second descriptor for each connection, a split that cannot fail with EMFILE, one trio
-socket that knows for both whether the sending direction is shut down, and closing that socket still wakes everyone.
+Why a shared lease and not dup(2): no second descriptor for each connection, a split that cannot
+fail with EMFILE, one trio socket that knows for both whether the sending direction is shut down,
+and closing that socket still wakes everyone.
 
-Rules of this file: a half that is closed first ends what its direction does and shuts it down; the half that is closed last
-closes the socket.
+Rules of this file: a half that is closed first ends what its direction does and shuts it down; the
+half that is closed last closes the socket.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class HalfLease(Lease):
         self._halves_open = halves_open
         halves_open.append(how)
 
-    # What `.socket` does itself is the whole lease's: neither half may receive or send at the same time.
+    # What `.socket` does itself is the whole lease's: neither half may receive or send at the same
+    # time.
 
     @property
     def reading(self) -> TaskOperation | None:  # type: ignore[override]
@@ -91,8 +93,8 @@ class HalfLease(Lease):
         with contextlib.suppress(OSError):  # the connection is gone already
             self._socket.shutdown(self._how)
             if self._how == stdlib_socket.SHUT_RD and self._socket.family == stdlib_socket.AF_UNIX:
-                # A peer whose buffer is full waits for room, and would not see that it can send no more. As it cannot, there
-                # is an end to this.
+                # A peer whose buffer is full waits for room, and would not see that it can send no
+                # more. As it cannot, there is an end to this.
                 while os.read(self._socket.fileno(), 2**16):
                     pass
 

@@ -1,12 +1,13 @@
 """The standard streams of this process, as streams.
 
-A process may be started without one of them (`prog >&-`, some daemons and services). Its number then belongs to whatever the
-program opens first, so the number says nothing. Python looked when it started: it sets `sys.__stdout__` to None, and so we ask
-that.
+A process may be started without one of them (`prog >&-`, some daemons and services). Its number
+then belongs to whatever the program opens first, so the number says nothing. Python looked when it
+started: it sets `sys.__stdout__` to None, and so we ask that.
 
-Rules of this file: the descriptors 0, 1 and 2 are shared with other processes (the shell, the rest of a pipeline). Their flags
-are never changed, and they are never closed: a stream here is on a duplicate of its own, or on the terminal opened anew. Even a
-socket is used as a plain descriptor, since a trio socket would set O_NONBLOCK.
+Rules of this file: the descriptors 0, 1 and 2 are shared with other processes (the shell, the rest
+of a pipeline). Their flags are never changed, and they are never closed: a stream here is on a
+duplicate of its own, or on the terminal opened anew. Even a socket is used as a plain descriptor,
+since a trio socket would set O_NONBLOCK.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _PTMX = (
 def open_stdin() -> ReceiveStream:
     """Standard input (descriptor 0) as a stream: a terminal, a pipe, a file, a socket or /dev/null.
 
-    A file is read from its current position. What Python's own `sys.stdin` has read ahead is not seen here: use one of them.
-    Closing the stream leaves descriptor 0 open. On a terminal, a receive returns a line, and the end of the stream is Ctrl-D.
+    A file is read from its current position. What Python's own `sys.stdin` has read ahead is not
+    seen here: use one of them. Closing the stream leaves descriptor 0 open. On a terminal, a
+    receive returns a line, and the end of the stream is Ctrl-D.
 
     Raises:
-        OSError: this process was started without standard input, or has closed it (EBADF); or it is a directory (EISDIR).
+        OSError: this process was started without standard input, or has closed it (EBADF); or it is
+            a directory (EISDIR).
 
     Cancellation: a blocked read is cancellable, from a terminal too, and loses nothing.
     """
@@ -40,16 +43,20 @@ def open_stdin() -> ReceiveStream:
 
 
 def open_stdout() -> SendStream:
-    """Standard output (descriptor 1) as a stream: a terminal, a pipe, a file, a socket or /dev/null.
+    """Standard output (descriptor 1) as a stream: a terminal, a pipe, a file, a socket or
+    /dev/null.
 
-    Nothing is buffered: `sys.stdout.flush()` what was printed before, to keep the order. Closing the stream leaves descriptor 1
-    open, so that a reader at the other end of a pipe sees its end when this process ends.
+    Nothing is buffered: `sys.stdout.flush()` what was printed before, to keep the order. Closing
+    the stream leaves descriptor 1 open, so that a reader at the other end of a pipe sees its end
+    when this process ends.
 
     Raises:
-        OSError: this process was started without standard output, or has closed it (EBADF); or it is a directory (EISDIR).
+        OSError: this process was started without standard output, or has closed it (EBADF); or it
+            is a directory (EISDIR).
 
-    Cancellation: as of SendStream. A terminal that may not be opened anew (another user's, after su) is the exception: if it
-    takes no more (Ctrl-S), a write blocks the whole program, as print() does.
+    Cancellation: as of SendStream. A terminal that may not be opened anew (another user's, after
+    su) is the exception: if it takes no more (Ctrl-S), a write blocks the whole program, as print()
+    does.
     """
     return SendStream._over(_duplicate(1, sys.__stdout__, "standard output"))
 
@@ -75,8 +82,8 @@ def _duplicate(fd: int, at_start: object, name: str) -> Descriptor:
 def _reopen(fd: int) -> int:
     """The same terminal, opened anew, so that it can be non-blocking here alone.
 
-    The kernel takes a terminal for a file whose writes need not wait, and then waits: a write of more than there is room for
-    would block io_uring_enter, and with it every task.
+    The kernel takes a terminal for a file whose writes need not wait, and then waits: a write of
+    more than there is room for would block io_uring_enter, and with it every task.
     """
     import fcntl  # Windows has none, and must be able to import this module
 

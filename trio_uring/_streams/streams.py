@@ -1,6 +1,7 @@
 """The streams: trio's abstract classes over the two halves.
 
-Rules of this file: names, signatures and errors are trio's; what is more than trio's is said in the docstrings of the halves.
+Rules of this file: names, signatures and errors are trio's; what is more than trio's is said in the
+docstrings of the halves.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class SendStream(SendSide, trio.abc.SendStream):
     """Sends on a stream socket, a pipe or a FIFO.
 
     Args:
-        fd_or_sock: a descriptor, a stdlib socket or a trio socket, which this stream owns from now on. O_NONBLOCK is never
-            set on a descriptor that is not a socket: the other processes that share a pipe would be set with it.
+        fd_or_sock: a descriptor, a stdlib socket or a trio socket, which this stream owns from now
+            on. O_NONBLOCK is never set on a descriptor that is not a socket: the other processes
+            that share a pipe would be set with it.
 
     Raises:
         TypeError, ValueError: it is something else.
@@ -63,10 +65,12 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
 class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     """A connected stream socket: the ring's counterpart of trio.SocketStream.
 
-    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 1 MiB (trio: 16 KiB; see docs/design.md for what that costs).
+    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 1 MiB (trio: 16 KiB; see docs/design.md for what
+    that costs).
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_STREAM, connected. The stream owns it from now on.
+        sock: a stdlib or trio socket of type SOCK_STREAM, connected. The stream owns it from now
+            on.
 
     Raises:
         TypeError, ValueError: it is something else.
@@ -91,12 +95,13 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     def split(self) -> tuple[SendStream, ReceiveStream]:
         """Splits the stream into its two directions, which close independently of each other.
 
-        Closing the first sends the end of the stream (as send_eof). Closing the second stops receiving (SHUT_RD): a peer that
-        goes on sending gets an error on a Unix socket, and over TCP is stopped once the socket's buffers are full, since TCP
-        cannot refuse one direction. The socket is closed when both are. `trio.StapledStream` joins them again.
+        Closing the first sends the end of the stream (as send_eof). Closing the second stops
+        receiving (SHUT_RD): a peer that goes on sending gets an error on a Unix socket, and over
+        TCP is stopped once the socket's buffers are full, since TCP cannot refuse one direction.
+        The socket is closed when both are. `trio.StapledStream` joins them again.
 
-        This stream is handed over, with its timeouts and what it had kept of interrupted receives: using it afterwards gives
-        trio.ClosedResourceError, and closing it does nothing.
+        This stream is handed over, with its timeouts and what it had kept of interrupted receives:
+        using it afterwards gives trio.ClosedResourceError, and closing it does nothing.
 
         Returns:
             The sending and the receiving half. Both have `.socket`, the same one.
@@ -164,7 +169,8 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
 
 
 class _SendHalf(SendStream):
-    """What split() gives. With send_eof, a trio.StapledStream of the halves is a HalfCloseableStream by all of trio's rules."""
+    """What split() gives. With send_eof, a trio.StapledStream of the halves is a
+    HalfCloseableStream by all of trio's rules."""
 
     async def send_eof(self) -> None:
         """As of SocketStream."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]  # trio brings it
+    # trio brings it
+    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
 DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
 
@@ -37,16 +38,19 @@ async def open_tcp_stream(
     happy_eyeballs_delay: float | None = DEFAULT_DELAY,
     local_address: str | None = None,
 ) -> SocketStream:
-    """Connects to a host and port over TCP, trying its addresses as trio.open_tcp_stream does (RFC 6555).
+    """Connects to a host and port over TCP, trying its addresses as trio.open_tcp_stream does (RFC
+    6555).
 
     Args:
         host: an IPv4 address, an IPv6 address or a hostname.
         port: the port.
-        happy_eyeballs_delay: seconds to wait for one attempt before the next is made beside it; None: 0.25.
+        happy_eyeballs_delay: seconds to wait for one attempt before the next is made beside it;
+        None: 0.25.
         local_address: the local address to connect from; None: the system's choice.
 
     Raises:
-        OSError: no attempt succeeded; each one's error is in the exception group that it is raised from.
+        OSError: no attempt succeeded; each one's error is in the exception group that it is raised
+        from.
         TypeError, ValueError: an argument of a wrong type.
         RingUnavailableError: there is no ring: see trio_uring.backend_info().
 
@@ -76,7 +80,8 @@ async def open_tcp_stream(
 
 
 class _Race:
-    """The attempts of one open_tcp_stream. The first to connect wins, and the others are cancelled."""
+    """The attempts of one open_tcp_stream. The first to connect wins, and the others are
+    cancelled."""
 
     def __init__(self, local_address: str | None) -> None:
         self._local_address = local_address
@@ -128,7 +133,8 @@ class _Race:
 
 
 def _alternate_families(targets: list[Any]) -> None:
-    """RFC 6555, section 5.4: the second attempt is of another family than the first, if there is one."""
+    """RFC 6555, section 5.4: the second attempt is of another family than the first, if there is
+    one."""
     for index, target in enumerate(targets):
         if target[0] != targets[0][0]:
             targets.insert(1, targets.pop(index))
@@ -182,14 +188,16 @@ async def open_tcp_listeners(
     backlog: int | None = None,
     reuse_port: bool = False,
 ) -> list[SocketListener]:
-    """Opens listeners for TCP connections; arguments and errors are those of trio.open_tcp_listeners.
+    """Opens listeners for TCP connections; arguments and errors are those of
+    trio.open_tcp_listeners.
 
     Args:
         port: the port; 0: the kernel chooses one for each address.
         host: the local interface; None: the wildcard addresses of IPv4 and IPv6.
         backlog: connections that may wait to be accepted; None: as many as the system allows.
-        reuse_port: SO_REUSEPORT: several processes of one user may listen on the same port, if all of them ask for it, and the
-            kernel spreads the connections over them. What waits in the backlog of a listener that is closed is reset.
+        reuse_port: SO_REUSEPORT: several processes of one user may listen on the same port, if all
+            of them ask for it, and the kernel spreads the connections over them. What waits in the
+            backlog of a listener that is closed is reset.
 
     Cancellation: what was opened is closed.
     """
@@ -244,7 +252,8 @@ async def _listen(
 
 
 def backlog_length(backlog: int | None) -> int:
-    """As trio: None is as many as the system allows, which may keep the number in 16 bits without looking."""
+    """As trio: None is as many as the system allows, which may keep the number in 16 bits without
+    looking."""
     if not isinstance(backlog, int) and backlog is not None:
         raise TypeError(f"backlog must be an int or None, not {backlog!r}")
     return 0xFFFF if backlog is None else min(backlog, 0xFFFF)
@@ -263,8 +272,8 @@ async def serve_tcp(
     """Serves TCP connections, each with a task that runs `handler(stream)`, until it is cancelled.
 
     Args:
-        handler: called with each connection. The stream is closed when it returns; an exception that it lets out ends the
-            server, as with trio.serve_tcp.
+        handler: called with each connection. The stream is closed when it returns; an exception
+            that it lets out ends the server, as with trio.serve_tcp.
         port, host, backlog, reuse_port: as of open_tcp_listeners.
         handler_nursery: where the handlers run; None: in a nursery of this call.
         task_status: for nursery.start; it gives the list of listeners.

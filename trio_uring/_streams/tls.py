@@ -32,7 +32,8 @@ async def open_ssl_over_tcp_stream(
     Args:
         host: where to connect to; the server must have a certificate for it.
         port: the port.
-        https_compatible: True: the end of the connection need not be announced by close_notify, as in HTTPS.
+        https_compatible: True: the end of the connection need not be announced by close_notify, as
+        in HTTPS.
         ssl_context: None: ssl.create_default_context().
         happy_eyeballs_delay: as of open_tcp_stream.
 
@@ -94,7 +95,8 @@ async def serve_ssl_over_tcp(
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[trio.SSLListener[SocketStream]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves TLS connections over TCP, each with a task that runs `handler(stream)`, until it is cancelled.
+    """Serves TLS connections over TCP, each with a task that runs `handler(stream)`, until it is
+    cancelled.
 
     Args:
         handler: as of serve_tcp. The handshake is made within it, with the first send or receive.

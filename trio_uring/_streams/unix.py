@@ -1,4 +1,5 @@
-"""Unix listeners: a path that is taken over only from the dead, with its permissions from the first moment, and removed again.
+"""Unix listeners: a path that is taken over only from the dead, with its permissions from the first
+moment, and removed again.
 
 How: bind(2) decides who has a path that is free. Whether somebody owns a socket file that is in the
 way is asked with a datagram socket: connect(2) says ECONNREFUSED if no socket is bound to the file,
@@ -16,11 +17,14 @@ the directory cannot be locked (it may not be read; NFS; another program holds i
 LOCK_SECONDS), bind(2) decides still, and a stale file is taken over as other programs do it, with a
 moment between asking and removing.
 
-Permissions: on Linux bind(2) creates the file with the mode of the socket's own inode, less the umask. So fchmod(2) on the
-socket comes first, and what the umask took is put back between bind(2) and listen(2), when every connect is refused still.
-Rejected: the umask (it is the whole process's), and a temporary name with rename(2) (getsockname would tell that name).
+Permissions: on Linux bind(2) creates the file with the mode of the socket's own inode, less the
+umask. So fchmod(2) on the socket comes first, and what the umask took is put back between bind(2)
+and listen(2), when every connect is refused still.
+Rejected: the umask (it is the whole process's), and a temporary name with rename(2) (getsockname
+would tell that name).
 
-Rules of this file: what is not a socket is never removed. Opening is done in a thread, since a file system may block.
+Rules of this file: what is not a socket is never removed. Opening is done in a thread, since a file
+system may block.
 """
 
 from __future__ import annotations
@@ -61,8 +65,9 @@ class _UnixListener(SocketListener):
 
     @enable_ki_protection
     def _close(self) -> None:
-        # Before the socket is closed: it holds the inode, so that the number cannot be another file's, and no other server
-        # takes the file for a stale one meanwhile. A forked child does not remove what its parent listens on.
+        # Before the socket is closed: it holds the inode, so that the number cannot be another
+        # file's, and no other server takes the file for a stale one meanwhile. A forked child does
+        # not remove what its parent listens on.
         if not self._closed and self._process == os.getpid():
             with contextlib.suppress(OSError):
                 if _identity(self._path) == self._identity:
@@ -75,23 +80,26 @@ async def open_unix_listeners(
 ) -> list[SocketListener]:
     """Opens a listener on a Unix socket.
 
-    A socket file at `path` that nobody is bound to any more is replaced. Of several servers that start at the same time one
-    gets the path. The file is removed when the listener is closed, unless another has taken its place. Linux only.
+    A socket file at `path` that nobody is bound to any more is replaced. Of several servers that
+    start at the same time one gets the path. The file is removed when the listener is closed,
+    unless another has taken its place. Linux only.
 
     Args:
-        path: where; at most 107 bytes. A name that begins with a zero byte is an abstract one, without a file.
-        mode: permissions of the file, such as 0o600; who may write to it may connect. Nobody else can at any moment. None: as
-            the umask has it.
+        path: where; at most 107 bytes. A name that begins with a zero byte is an abstract one,
+        without a file.
+        mode: permissions of the file, such as 0o600; who may write to it may connect. Nobody else
+            can at any moment. None: as the umask has it.
         backlog: connections that may wait to be accepted; None: as many as the system allows.
 
     Returns:
         A list with one listener.
 
     Raises:
-        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is never removed; EPERM:
-            `mode` is more than the umask allows, there is no /proc, and others may change the directory; other numbers as
-            of bind(2).
-        ValueError: an empty path or one with a zero byte, a mode that is none, or a mode for an abstract name.
+        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is
+            never removed; EPERM: `mode` is more than the umask allows, there is no /proc, and
+            others may change the directory; other numbers as of bind(2).
+        ValueError: an empty path or one with a zero byte, a mode that is none, or a mode for an
+            abstract name.
 
     Cancellation: a checkpoint comes first; from then on it is not cancellable.
     """
@@ -120,7 +128,8 @@ async def serve_unix(
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves connections to a Unix socket, each with a task that runs `handler(stream)`, until it is cancelled.
+    """Serves connections to a Unix socket, each with a task that runs `handler(stream)`, until it
+    is cancelled.
 
     Args:
         path, mode, backlog: as of open_unix_listeners.
@@ -156,7 +165,8 @@ def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
 def _listen(
     path: bytes, mode: int | None, backlog: int
 ) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
-    """A socket that listens on `path`, where that is whatever the current directory will be, and the file's identity."""
+    """A socket that listens on `path`, where that is whatever the current directory will be, and
+    the file's identity."""
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
         if mode is not None:
@@ -271,11 +281,13 @@ def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
 
 
 def _chmod_by_name(path: bytes, mode: int) -> None:
-    """Changes a file's permissions, never those of a link's target that somebody puts in its place."""
+    """Changes a file's permissions, never those of a link's target that somebody puts in its
+    place."""
     directory, name = os.path.split(path)
     fd = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY)
     try:
-        # By Linux 6.6 and a C library that knows it; others ask /proc, and fail in one of these ways.
+        # By Linux 6.6 and a C library that knows it; others ask /proc, and fail in one of these
+        # ways.
         with contextlib.suppress(NotImplementedError, ValueError, OSError):
             os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
             return

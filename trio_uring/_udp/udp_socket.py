@@ -1,7 +1,7 @@
 """UDP sockets: datagrams, many at a time.
 
-Rules of this file: what opens, names and closes a socket; sending and receiving are in files of their own. The socket is a
-UringSocket, so names are resolved, bound and connected as trio does.
+Rules of this file: what opens, names and closes a socket; sending and receiving are in files of
+their own. The socket is a UringSocket, so names are resolved, bound and connected as trio does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]  # trio brings it
+    # trio brings it
+    from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
 _FAMILIES = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
 
@@ -36,18 +37,19 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     """A UDP socket over IPv4 or IPv6. One task may send while another receives.
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. This one owns it from now on.
-            One of trio's own class becomes an UringSocket, and stays the same object.
-        gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), to be split here: much less work for each.
-            Whoever receives from `.socket` directly gets them joined.
+        sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. This one
+            owns it from now on. One of trio's own class becomes an UringSocket, and stays the same
+            object.
+        gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), to be split here:
+            much less work for each. Whoever receives from `.socket` directly gets them joined.
 
     Raises:
         TypeError, ValueError: it is something else.
         trio.ClosedResourceError: it was closed.
 
-    What is not received waits in the socket's buffer (SO_RCVBUF), and what does not fit there is dropped by the kernel, as UDP
-    does. A datagram is sent and received by the socket module's own call; where that would block,
-    the task waits on the ring.
+    What is not received waits in the socket's buffer (SO_RCVBUF), and what does not fit there is
+    dropped by the kernel, as UDP does. A datagram is sent and received by the socket module's own
+    call; where that would block, the task waits on the ring.
     """
 
     def __init__(self, sock: SocketLike, *, gro: bool = True) -> None:
@@ -132,18 +134,23 @@ async def open_udp_socket(
     """Opens a UDP socket.
 
     Args:
-        local_address: (host, port) to bind; host None is the wildcard address, port 0 the kernel's choice. None: the kernel
-            chooses when something is sent.
-        remote_address: (host, port) to connect to. Then sends need no address, and only datagrams from there are received.
-        family: socket.AF_INET or AF_INET6; AF_UNSPEC: as the addresses are, AF_INET if there are none.
-        reuse_port: several sockets may bind the same address, and the kernel distributes what comes (SO_REUSEPORT).
+        local_address: (host, port) to bind; host None is the wildcard address, port 0 the kernel's
+            choice. None: the kernel chooses when something is sent.
+        remote_address: (host, port) to connect to. Then sends need no address, and only datagrams
+        from there are received.
+        family: socket.AF_INET or AF_INET6; AF_UNSPEC: as the addresses are, AF_INET if there are
+        none.
+        reuse_port: several sockets may bind the same address, and the kernel distributes what comes
+        (SO_REUSEPORT).
         broadcast: allow sending to broadcast addresses (SO_BROADCAST).
         gro: as of UDPSocket.
 
-    A host may be a name; the addresses it has are tried in order, and the first that can be bound and connected is taken.
+    A host may be a name; the addresses it has are tried in order, and the first that can be bound
+    and connected is taken.
 
     Raises:
-        OSError: no address could be bound and connected; each one's error is in the exception group that it is raised from.
+        OSError: no address could be bound and connected; each one's error is in the exception group
+        that it is raised from.
         ValueError: another family.
 
     Cancellation: what was opened is closed.
