@@ -1,207 +1,178 @@
-"""A descriptor that is open, the operations that use it, and how it closes.
+"""A descriptor that is open, with two directions and an owner, and how it closes.
 
-A socket and the stream on it share one lease, so that closing either wakes the tasks that wait on
-both, and neither takes a direction that a task has on the other.
+A socket and the streams on it share one lease, so that closing any of them wakes the tasks that
+wait on all, and none takes a direction that a task has on another.
 
 Rules of this file: it knows no method of a socket and no stream. The descriptor is closed once,
-through the driver, which takes back or cancels what is using it first. Nothing here refers to the
+through the engine, which takes back or cancels what is using it first. Nothing here refers to the
 socket or stream that has the lease: one that is forgotten is freed at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
+import os
 import socket as stdlib_socket
-import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._driver.engine import TaskOperation
+from .._driver.phases import CHILD, FAILED
 from .._driver.run import current_driver
-from .._ring.op import RECEIVING, SENDING, Opcode
+from .direction import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._driver.run import AnyDriver
-
-# Plain ints: an IntEnum's hash is a call of Python code.
-_READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING))
-
-
-def in_use(op: TaskOperation) -> bool:
-    """Whether a task waits for it, or the kernel has it. A run that is over, or the parent's of a
-    forked child, has nothing."""
-    return (op.task is not None or op.state.in_kernel or op.by_trio) and not op.driver.closed
+    from .._driver.operation import TaskOperation
+    from .._driver.run import AnyEngine
 
 
 class Lease:
-    """The operations on one descriptor.
+    """The directions of one descriptor.
 
     Args:
         owner: what keeps the descriptor open for as long as the ring holds an operation on it.
         close: closes the descriptor.
-        shutdown: ends a socket's connection; None: it is not a socket.
+        fileno: the descriptor's number now; another one than at first: it is closed.
+        shutdown: ends a socket's connection, or one direction of it; None: it is not a socket.
 
     Attributes:
-        operations: those of the streams on it, also when they are not in use.
-        reading, writing: what the socket itself does in this direction, or did last.
-        kept: bytes that a receive of the socket's got whose coroutine was destroyed.
-        copying: the directions that a copy has, also while it waits for the other stream (True is
-            reading, False writing), each with what it wants called when the direction is closed
-            meanwhile.
-        closed: close was called; the descriptor may be open still, for a moment.
+        receiving, sending: the directions.
+        noun: what to call it in messages.
+        split: its directions close independently; the second one closes the descriptor.
     """
 
-    closes_descriptor = True  # when it is closed; else it may be in use still
-
     __slots__ = (
-        "__weakref__",
-        "_close",
-        "_shutdown",
-        "closed",
-        "copying",
-        "kept",
-        "operations",
-        "owner",
-        "reading",
-        "writing",
-    )
+        "__weakref__", "_close", "_shutdown", "fd", "fileno", "noun", "owner", "receiving",
+        "sending", "split",
+    )  # fmt: skip
 
     def __init__(
         self,
-        owner: object,
+        owner: Any,
         close: Callable[[], object],
+        fileno: Callable[[], int],
         shutdown: Callable[[int], object] | None = None,
     ) -> None:
         self.owner = owner
-        self.operations: list[TaskOperation] = []
-        self.reading: TaskOperation | None = None
-        self.writing: TaskOperation | None = None
-        self.kept = b""
-        self.copying: dict[bool, Callable[[], object] | None] = {}
-        self.closed = False
+        self.fileno = fileno
+        self.fd = fileno()
+        self.noun = "stream"
+        self.split = False
         self._close = close
         self._shutdown = shutdown
+        self.receiving = Direction(self, True, shutdown is not None)
+        self.sending = Direction(self, False, shutdown is not None)
 
-    def operation(self, opcode: int, fd: int) -> TaskOperation:
-        """A new operation of a stream's on this descriptor, for the driver of this run."""
-        op = self.direct_operation(opcode, fd)
-        self.operations.append(op)
-        op.lease = weakref.ref(self)
-        return op
+    @property
+    def closed(self) -> bool:
+        """Close was called; the descriptor may be open still, for a moment."""
+        return self.receiving.closed and self.sending.closed
 
-    def direct_operation(self, opcode: int, fd: int) -> TaskOperation:
-        """A new operation of the socket's own."""
-        return TaskOperation(self.live_driver() or self._next_driver(), opcode, fd, self.owner)
+    def operations(self) -> list[TaskOperation]:
+        """All that may be in use."""
+        return _operations(self.receiving) + _operations(self.sending)
 
-    def _next_driver(self) -> AnyDriver:
-        """This run's; or the parent's, which refuses, in a forked child: the parent may have
-        operations on the descriptor."""
-        return (
-            next((op.driver for op in self.operations if op.driver.disowned), None)
-            or current_driver()
-        )
+    # -- the run
 
-    def live_driver(self) -> Any:
-        """The driver that this descriptor is used with, if its run goes on: no other may work on it
-        meanwhile."""
-        for op in (self.reading, self.writing):
-            if op is not None and in_use(op):
-                return op.driver
-        return next((op.driver for op in self.operations if not op.driver.closed), None)
+    def engine(self) -> AnyEngine:
+        """The engine for a new operation: no other may work on the descriptor while one does.
+
+        In a forked child it is the parent's, which refuses: the parent may have operations on it.
+        """
+        return self.used_by() or self.engine_of_streams(in_child=True) or current_driver().engine
+
+    def engine_of_streams(self, in_child: bool = False) -> Any:
+        """The engine of the run that goes on and has streams on the descriptor; None: there is
+        none."""
+        for way in (self.receiving, self.sending):
+            for kind, op in way.operations.items():
+                of_stream = not isinstance(kind, int) or kind >= 0
+                phase = op.engine.phase
+                if of_stream and (not phase.over or (in_child and phase is CHILD)):
+                    return op.engine
+        return None
 
     def used_by(self) -> Any:
-        """The driver for which a task waits on this descriptor, or the kernel has an operation."""
-        for op in (self.reading, self.writing, *self.operations):
-            if op is not None and in_use(op):
-                return op.driver
-        return None
+        """The engine for which a task waits on the descriptor, or the kernel has an operation."""
+        return next((op.engine for op in self.operations() if op.in_use), None)
 
     def check_thread(self) -> None:
         """Raises RuntimeError, as trio does, if a trio.run of another thread is using it.
 
         It cannot be closed here.
         """
-        driver = self.used_by()
-        if driver is not None and driver.thread != get_ident():
+        engine = self.used_by()
+        if engine is not None and engine.thread != get_ident():
             what = "must be called from async context, and in the trio.run whose task waits on this"
             raise RuntimeError(what)
 
-    def hold(self, op: TaskOperation, reading: bool) -> None:
-        """Gives the direction to an operation of the socket's own."""
-        if reading:
-            self.reading = op
-        else:
-            self.writing = op
-
-    def let_go(self, op: TaskOperation) -> None:
-        """Takes it back."""
-        if self.reading is op:
-            self.reading = None
-        elif self.writing is op:
-            self.writing = None
-
-    def streams_use(self, reading: bool) -> bool:
-        """Whether a task has this direction by way of a stream, or a copy."""
-        if reading in self.copying:
-            return True
-        opcodes, events = (_READING, select.POLLIN) if reading else (_WRITING, select.POLLOUT)
-        for op in self.operations:
-            if op.opcode == Opcode.READ and self._shutdown is not None:
-                continue  # of the file that is being sent to the socket, which would have a RECV
-            if in_use(op) and (
-                op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)
-            ):
-                return True
-        return False
-
-    def check_streams(self, reading: bool) -> None:
-        """Raises trio.BusyResourceError if a task has this direction by way of a stream."""
-        if self.streams_use(reading):
-            raise busy()
-
-    def check_socket(self, reading: bool) -> None:
-        """Raises trio.BusyResourceError if a task has this direction by way of the socket
-        itself."""
-        op = self.reading if reading else self.writing
-        if op is not None and in_use(op):
-            raise busy()
+    # -- closing
 
     @enable_ki_protection
     def close(self) -> None:
         """Closes the descriptor. Operations on it end with ECANCELED, or with what they have
         done."""
-        self.closed = True
+        ways = (self.receiving, self.sending)
+        for way in ways:
+            way.closed = way.ended = True
         self.release(self._close)
-        self.tell_copies(True, False)
+        for way in ways:
+            _tell(way)
 
-    def tell_copies(self, *directions: bool) -> None:
-        for reading in directions:
-            closed = self.copying.get(reading)
-            if closed is not None:
-                closed()
+    @enable_ki_protection
+    def close_direction(self, way: Direction, shutdown: Callable[[int], object]) -> None:
+        """Ends one direction of a split stream, or closes all when the other one has ended.
+
+        Args:
+            way: the direction.
+            shutdown: shuts down one direction of the socket.
+        """
+        other = self.sending if way.receiving else self.receiving
+        if other.closed:
+            self.close()
+            return
+        way.closed = way.ended = True
+        engine = self._used_with()
+        if engine is None:
+            self._shut_down(way, shutdown)
+        else:
+            engine.release(_operations(way), lambda: self._shut_down(way, shutdown))
+        _tell(way)
+
+    def _shut_down(self, way: Direction, shutdown: Callable[[int], object]) -> None:
+        with contextlib.suppress(OSError):  # the connection is gone already
+            shutdown(stdlib_socket.SHUT_RD if way.receiving else stdlib_socket.SHUT_WR)
+            if way.receiving and self.owner.family == stdlib_socket.AF_UNIX:
+                # A peer whose buffer is full waits for room, and would not see that it can send no
+                # more. As it cannot, there is an end to this.
+                while os.read(self.fd, 2**16):
+                    pass
 
     @enable_ki_protection
     def release(self, close: Callable[[], object]) -> None:
         """Ends the operations on the descriptor, and calls `close` once the kernel knows."""
-        driver = self.live_driver()
-        if driver is None:
+        engine = self._used_with()
+        if engine is None:
             close()
             return
-        if driver.failure is not None and self._shutdown is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # what the kernel holds and nobody can cancel would keep back the FIN
+        if engine.phase is FAILED and self._shutdown is not None:
+            # What the kernel holds and nobody can cancel would keep back the FIN.
+            with contextlib.suppress(OSError):
                 self._shutdown(stdlib_socket.SHUT_RDWR)
-        ops = [op for op in (self.reading, self.writing) if op is not None]
-        driver.release([*ops, *self.operations], close)
+        engine.release(self.operations(), close)
+
+    def _used_with(self) -> Any:
+        return self.used_by() or self.engine_of_streams()
 
 
-def busy() -> trio.BusyResourceError:
-    """In trio's words."""
-    return trio.BusyResourceError("another task is already reading / writing this fd")
+def _operations(way: Direction) -> list[TaskOperation]:
+    kept = list(way.operations.values())  # at once: a garbage collection may change the dict
+    return kept + [op for op in (way.waiter, way.left) if op is not None and op not in kept]
+
+
+def _tell(way: Direction) -> None:
+    if way.told is not None:
+        way.told()

@@ -1,5 +1,6 @@
-"""The engine: queues operations, parks tasks on them, enters the kernel and wakes the tasks again.
-`_driver` runs it.
+"""The engine: queues operations, parks tasks on them, enters the kernel and finishes what is done.
+
+It knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
 
 Rules of this file:
 
@@ -13,17 +14,18 @@ Rules of this file:
 - What touches the queue or the ring is protected from KeyboardInterrupt.
 - An operation that is not in the kernel holds no buffer: the caller may resize it as soon as the
   call is over.
+- The function of a chained operation is called once, whatever becomes of the operation. Only
+  whoever withdraws the operation is not told.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
-import select
+import functools
 import time
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from trio.lowlevel import (
@@ -35,18 +37,18 @@ from trio.lowlevel import (
 )
 
 from .._errors import RingBrokenError
-from .._ring.op import SENDING, Opcode, Operation
+from .._ring.op import Opcode
+from . import invariants
+from .ending import fail, failed, refuse
+from .phases import FAILED, OVER, RUNNING, Phase
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
 
 if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import NoReturn
 
     from .._ring.protocol import Ring
-    from .task_way import TaskWay
-
-_log = logging.getLogger("trio_uring")
+    from .operation import TaskOperation
 
 _ECANCELED = -errno.ECANCELED
 
@@ -54,150 +56,95 @@ _ECANCELED = -errno.ECANCELED
 # be busy.
 _BY_CALLS = frozenset({int(Opcode.READ)})
 
-
-class TaskOperation(Operation):
-    """An operation that a task waits for. It is its own outcome: trio calls `unwrap` when the task
-    resumes."""
-
-    __slots__ = ("by_trio", "driver", "lease", "poll", "raise_cancel", "task")
-    waiting = False  # of a chained operation (_chains): its function has not been called yet
-
-    def __init__(self, driver: Any, opcode: int, fd: int, owner: object = None) -> None:
-        super().__init__(opcode, fd, owner)
-        self.driver = driver
-        self.task: trio.lowlevel.Task | None = None
-        self.raise_cancel: Callable[[], NoReturn] | None = None
-        # Of its descriptor. Weak, since the lease has it: a stream that is forgotten is freed at
-        # once.
-        self.lease: weakref.ref[Any] | None = None
-        self.by_trio = False  # a poll whose task waits by trio's own means instead
-        self.poll: TaskOperation | None = (
-            None  # which waits for the descriptor, where this one is done by calls
-        )
-
-    @enable_ki_protection
-    def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
-        if self.driver.closed or self.driver.withdraw(self):
-            self.task = None
-            return Abort.SUCCEEDED
-        self.raise_cancel = raise_cancel
-        self.driver.cancel(self)
-        return Abort.FAILED
-
-    def unwrap(self) -> int:
-        raise_cancel = self.raise_cancel
-        if raise_cancel is not None:
-            self.raise_cancel = None
-            if self.res == _ECANCELED:
-                raise_cancel()
-        return self.res
-
-    def let_go(self) -> None:
-        """Drops the buffers of an operation that the ring does not hold."""
-        self.buffer = self.buffers = self.pin = None
-
-
-# trio asks of an outcome that it has unwrap(), nothing else; an Outcome object for each wake-up
-# would be one more allocation.
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
 
+class Hooks(Protocol):
+    """What a way to wait wants to be told."""
+
+    def queued(self) -> None:
+        """An operation, or a cancel, is there to be flushed, and was not before."""
+
+    def idle(self) -> None:
+        """Nothing is queued or in flight."""
+
+
 class Engine:
-    """Performs operations on a ring for the tasks of one trio.run."""
+    """Performs operations on a ring for the tasks of one trio.run.
+
+    Args:
+        ring: the engine's own from now on.
+        move: finds the engine that performs an operation when this one's run is over.
+
+    Attributes:
+        hooks: of the way to wait; None: it needs none, as the ring is trio's loop.
+        phase: what may be done, see `phases`.
+        failure: what made the engine fail.
+        queue: operations that the ring has not seen, in the order in which they were made.
+        errands: what destroyed coroutines have left to be done in a pass.
+        dirty: the ring holds entries that were not flushed.
+        woke: a task was woken, in this pass.
+        done: drained and not yet finished; here, so that a failure in between loses none.
+        pumps: the ring can do all that a chain of operations is made of.
+    """
 
     completes = True  # operations are done by the kernel's completions, not by calls of ours
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, move: Callable[[TaskOperation], Any]) -> None:
         self.ring = ring
         self.counters = ring.counters
         self.provided_buffers = ring.info.provided_buffers
+        self.pumps = not ring.info.lacking
         ring.now = time.monotonic()
         self.short_writes = self.passes = 0
-        self.closed = False
-        self.disowned = False  # it is the parent's, in a forked child
+        self.phase: Phase = RUNNING
         self.failure: BaseException | None = None
-        self.queue: dict[TaskOperation, None] = {}  # in the order in which they were made
-        self.dirty = False  # the ring holds entries that were not flushed
-        self.woke = False  # a task, in this pass
+        self.hooks: Hooks | None = None
+        self.queue: dict[TaskOperation, None] = {}
+        self.done: list[Any] = []
+        self.dirty = self.woke = False
         # The opcodes that are not the ring's for a task. (A call would not reach what is connected
         # in a fake's memory.)
         by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
-        self.pumps = not ring.info.lacking  # it can do all that a chain of operations is made of
-        # What `begin` has to do first, in states other than running.
-        self.attention: Callable[[TaskOperation], None] | None = None
-        self.task_way: TaskWay | None = (
-            None  # None: the ring is trio's loop, and needs no help to be entered
-        )
-        self.done: list[
-            Any
-        ] = []  # drained and not yet woken; here, so that a failure in between loses none
-        self.has_errands = False
-        self._abandoned: list[tuple[TaskOperation, int]] = []
-        self._at_flush: list[Callable[[], object]] = []
-        self._closing: list[
-            Callable[[], object]
-        ] = []  # descriptors to close after the next whole flush
+        self.errands: list[Callable[[], object]] = []
+        # Descriptors to close after the next whole flush.
+        self._closing: list[Callable[[], object]] = []
         self.thread = get_ident()
-        self._token = trio.lowlevel.current_trio_token()
+        self._trio = trio.lowlevel.current_trio_token()
+        self._move = move
 
-    # -- for streams
-
-    @enable_ki_protection
-    def begin(self, op: TaskOperation) -> bool:
-        """Queues the operation for the current task, which must then park at once: ``await
-        wait_task_rescheduled(op.abort)``.
-
-        For the paths where one coroutine more is felt; the others call `perform`. False: nothing
-        was done, since it is not the ring's, or the driver of this run has none: call
-        `op.driver.perform_by_call`. Whoever parks by hand calls `abandon` if op.task is not None
-        afterwards: the coroutine was destroyed.
-        """
-        if self.attention is not None or get_ident() != self.thread:
-            self._attend(op)
-            if op.driver is not self:
-                return bool(op.driver.begin(op))
-        if op.opcode in self._by_calls:
-            return False
-        if not self.queue and self.task_way is not None:
-            self.task_way.rehook()
-        self.queue[op] = None
-        op.task = current_task()
-        return True
+    # -- for tasks
 
     @enable_ki_protection
-    async def perform(self, op: TaskOperation) -> int:
-        """Performs the operation and returns its result: >= 0, or -errno.
+    def perform(self, op: TaskOperation) -> Awaitable[int]:
+        """Has the operation performed for the current task, which awaits what is returned at once.
 
-        A checkpoint, always. The operation's buffers are held until the kernel is done with them.
+        The result is >= 0, or -errno. A checkpoint, always. The operation's buffers are held until
+        the kernel is done with them. A call that is over while `op.owed` is true was destroyed
+        (coro.close()): see `abandon`.
 
         Cancellation: the kernel is asked to stop; what it had done by then is returned and the
         cancellation is left for the next checkpoint. Cancelled is raised only if nothing was done.
         """
-        if not self.begin(op):
-            return int(await op.driver.perform_by_call(op))
-        try:
-            return await wait_task_rescheduled(op.abort)  # type: ignore[no-any-return]
-        finally:
-            if op.task is not None:
-                op.driver.abandon(op)
-
-    @enable_ki_protection
-    async def perform_by_call(self, op: TaskOperation) -> int:
-        """As perform, for an operation that `begin` has left to us: by its own system call."""
-        return await perform_by_readiness(op, self._wait_for)
+        if self.phase is not RUNNING or get_ident() != self.thread:
+            engine = self._attend(op)
+            if engine is not self:
+                return engine.perform(op)
+        if op.opcode in self._by_calls:
+            return perform_by_readiness(op, self._wait_for)
+        if self.hooks is not None and not self.queue:
+            self.hooks.queued()
+        self.queue[op] = None
+        op.task = current_task()
+        op.owed = True
+        return wait_task_rescheduled(op.abort)
 
     async def _wait_for(self, op: TaskOperation) -> int:
-        """Waits until the operation's descriptor may be ready. Below 0: it cannot be waited for."""
-        poll = op.poll
-        if poll is None:
-            lease = None if op.lease is None else op.lease()
-            assert lease is not None  # whoever performs the operation has it
-            poll = op.poll = lease.operation(Opcode.POLL_ADD, op.fd)
-            poll.flags = select.POLLOUT if op.opcode in SENDING else select.POLLIN
-        return int(
-            await poll.driver.wait_ready(poll)
-        )  # which may be an earlier run's, and then moves
+        """Waits until an operation that is done by a call may be done. Below 0: it cannot be."""
+        way = None if op.way is None else op.way()
+        assert way is not None  # whoever performs the operation has it
+        return int(await way.wait_ready())
 
     async def wait_ready(self, poll: TaskOperation) -> int:
         """Performs a POLL_ADD. The result may be told too early."""
@@ -214,16 +161,20 @@ class Engine:
             poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
-        """The task's coroutine was destroyed (coro.close()): the ring holds what the operation
-        needs until it is done."""
+        """The task's coroutine was destroyed: the ring holds what the operation needs until it is
+        done."""
         op.task = op.raise_cancel = None
         if get_ident() != self.thread or not self.withdraw(op):
-            self._abandoned.append(
-                (op, op.token)
-            )  # this use of it: the next one is somebody else's
-            self.has_errands = True
-            # it may be a garbage collection that destroys it, when we are about to wait
-            self.come_back()
+            # It may be a garbage collection that destroys it, when we are about to wait.
+            self.at_flush(functools.partial(self._cancel_abandoned, op, op.token))
+
+    def _cancel_abandoned(self, op: TaskOperation, token: int) -> None:
+        if op.state.in_kernel:
+            if op.token == token:  # this use of it: the next one is somebody else's
+                self.ring.cancel(op)
+                self.dirty = True
+        elif op.task is None:
+            self.withdraw(op)
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -233,7 +184,7 @@ class Engine:
             return Abort.SUCCEEDED
 
         while op.state.in_kernel:
-            if self.attention is not None or get_ident() != self.thread:
+            if self.phase is not RUNNING or get_ident() != self.thread:
                 self._attend(op)
             op.task = current_task()
             try:
@@ -252,16 +203,59 @@ class Engine:
         return True
 
     def _look_idle(self) -> None:
-        if self.task_way is not None and not self.ring.table and not self.queue:
-            self.task_way.idle()
+        if self.hooks is not None and not self.ring.table and not self.queue:
+            self.hooks.idle()
 
     @enable_ki_protection
     def cancel(self, op: TaskOperation) -> None:
         self.ring.cancel(op)
-        if not self.dirty and self.task_way is not None:
-            self.task_way.rehook()
+        if not self.dirty and self.hooks is not None:
+            self.hooks.queued()
             self.come_back()  # in a guest run, the host may call us between two passes
         self.dirty = True
+
+    # -- chains
+
+    @enable_ki_protection
+    def chain(self, op: TaskOperation, then: Callable[[], object]) -> None:
+        """Queues an operation whose completion calls a function, in the reap.
+
+        It is called once: after the completion, and then `op.unwrap()` is the result; when the
+        descriptor was closed before (the result is -ECANCELED); when the ring refuses the
+        operation, the driver fails or the run is over (`op.unwrap()` raises or is -ECANCELED, and
+        `op.state` tells whether the kernel may still have the buffers). It must not raise. It may
+        chain further operations, `unchain` others, and `resume` a task.
+
+        Raises:
+            trio.BrokenResourceError: the driver has failed; RuntimeError: the run is over. The
+            function is not called.
+        """
+        if self.phase is not RUNNING or get_ident() != self.thread:
+            self._attend(op)
+        if self.hooks is not None and not self.queue:
+            self.hooks.queued()
+        op.raise_cancel = None
+        op.then = then
+        self.queue[op] = None
+
+    @enable_ki_protection
+    def unchain(self, op: TaskOperation) -> None:
+        """Stops a chained operation. What the ring has not seen is withdrawn; any other is still to
+        be waited for."""
+        if op.then is None or self.phase is FAILED:  # which tells everyone by itself
+            return
+        if op.state.in_kernel:
+            self.cancel(op)
+        elif op in self.queue:  # else it is done, and about to be finished in this reap
+            self.withdraw(op)
+            op.then = None
+
+    def resume(self, task: trio.lowlevel.Task, outcome: Any) -> None:
+        """Wakes a task on behalf of chained operations."""
+        self.woke = True
+        _reschedule(task, outcome)
+
+    # -- closing a descriptor
 
     @enable_ki_protection
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
@@ -272,30 +266,32 @@ class Engine:
         the kernel is flushed and cancelled, the descriptor is closed, and one more reap collects
         what the cancels did. Tasks that wait get ECANCELED.
         """
-        if self.closed or self.failure is not None or get_ident() != self.thread:
+        if not self.phase.works or get_ident() != self.thread:
             close()
             return
+        ended = []
         for op in ops:
-            if op.driver is not self:
+            if op.engine is not self:
                 continue
             if op.state.in_kernel:
                 self.ring.cancel(op)
                 self.dirty = True
-            elif op.task is not None or op.waiting:
+            elif op.task is not None or op.then is not None:
                 self.withdraw(op)
                 op.res = _ECANCELED
-                self._wake(op)
+                ended.append(op)
         if not self.dirty:
             close()
-            return
-        self._guard(self._flush_ring)
-        if self.dirty and self.failure is None:
-            self._closing.append(
-                close
-            )  # the kernel is short of something; an entry with this number still waits
-            return
-        close()
-        self._guard(self.reap_ring)
+        else:
+            self.guard(self._flush_ring)
+            if self.dirty and self.phase.works:
+                # The kernel is short of something; an entry with this number still waits.
+                self._closing.append(close)
+            else:
+                close()
+                self.guard(self.reap_ring)
+        for op in ended:
+            self.finish(op)
 
     # -- the two halves of a pass
 
@@ -303,46 +299,43 @@ class Engine:
         """The end of a pass: everything queued goes to the kernel."""
         self.passes += 1
         self.woke = False
-        if self.has_errands:
+        if self.errands:
             self.run_errands()
         if self.queue or self.dirty:
-            self._guard(self._flush_ring)
+            self.guard(self._flush_ring)
 
     def reap(self) -> None:
-        """The beginning of a pass: every completion wakes its task."""
-        self._guard(self.reap_ring)
+        """The beginning of a pass: every completion is finished."""
+        self.guard(self.reap_ring)
 
     def run_errands(self) -> None:
         """What destroyed coroutines have left to be done in a pass."""
-        self.has_errands = False
-        self._cancel_abandoned()
-        self._guard(self._call_at_flush)
+        self.guard(self._run_errands)
+
+    def _run_errands(self) -> None:
+        while self.errands:
+            self.errands.pop()()
 
     def at_flush(self, function: Callable[[], object]) -> None:
         """Has a function called when this pass is flushed. For destroyed coroutines: from any
         thread, at any point."""
-        self._at_flush.append(function)
-        self.has_errands = True
+        self.errands.append(function)
         self.come_back()
-
-    def _call_at_flush(self) -> None:
-        while self._at_flush:
-            self._at_flush.pop()()
 
     def _flush_ring(self) -> None:
         self.write_queue()
         self.ring.flush()
         self.wrote()
-        if self.dirty and self.task_way is not None:
-            # the kernel was short of something: the wait that follows must end at once
+        if self.dirty and self.hooks is not None:
+            # The kernel was short of something: the wait that follows must end at once.
             self.come_back()
 
     def write_queue(self) -> None:
         """What is queued becomes entries, as far as the ring takes it."""
         ring, queue = self.ring, self.queue
-        for op in list(
-            queue
-        ):  # a garbage collection in between may destroy a coroutine, and withdraw its operation
+        # A garbage collection in between may destroy a coroutine, and withdraw its operation; the
+        # function of a refused one may chain others.
+        for op in list(queue):
             if op not in queue:
                 continue
             try:
@@ -350,11 +343,14 @@ class Engine:
             except RingBrokenError:
                 raise
             except Exception as exc:  # this operation's own fault, and nobody else's
-                self._refuse(op, exc)
-                taken = True
+                queue.pop(op, None)
+                refuse(self, op, exc)
+                continue
             if not taken:
-                return
+                break
             queue.pop(op, None)
+        if invariants.CHECKED:
+            invariants.check_written(self)
 
     def wrote(self) -> None:
         """After the kernel was entered with what `write_queue` has written."""
@@ -373,112 +369,73 @@ class Engine:
     def come_back(self) -> None:
         """Makes trio's next wait end at once. From any thread."""
         with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(_nothing, idempotent=True)
+            self._trio.run_sync_soon(_nothing, idempotent=True)
 
     def reap_ring(self) -> None:
         if self.ring.drain(self.done):
             self.dirty = True
             self.come_back()
-        self.wake_done()
+        self.finish_done()
 
-    def wake_done(self) -> None:
-        """Wakes the tasks of what was drained."""
+    def finish_done(self) -> None:
+        """Tells whoever waits for what was drained."""
         self.ring.now = time.monotonic()
         done = self.done
+        if invariants.CHECKED:
+            invariants.check_done(self)
         for op in done:
-            task = op.task
-            if task is None:
-                if (
-                    op.dispose is not None
-                ):  # a completion that no task waits for: a chained one, or an abandoned one
-                    op.dispose(op.res)
-            else:
-                op.task = None
+            if op.finish():
                 self.woke = True
-                _reschedule(task, op)
         done.clear()
-        if self.task_way is not None:
-            self._look_idle()
+        self._look_idle()
 
-    def _wake(self, op: TaskOperation) -> None:
-        task, op.task = op.task, None
-        if task is not None:
+    def wait_in_kernel(self, seconds: float) -> None:
+        """Blocks the thread until there is a completion."""
+
+        def wait() -> None:
+            self.ring.turn(seconds, self.done)
+            self.finish_done()
+
+        self.guard(wait)
+
+    def finish(self, op: TaskOperation) -> None:
+        """Tells whoever waits for it."""
+        if op.finish():
             self.woke = True
-            _reschedule(task, op)
 
-    def _cancel_abandoned(self) -> None:
-        while self._abandoned:
-            op, token = self._abandoned.pop()
-            if op.state.in_kernel:
-                if op.token == token:
-                    self.ring.cancel(op)
-                    self.dirty = True
-            elif op.task is None:
-                self.withdraw(op)
+    # -- when all is not as usual
 
-    # -- when things go wrong
-
-    def _guard(self, step: Callable[[], None]) -> None:
-        if self.failure is None and not self.closed:
-            try:
-                step()
-            except BaseException as exc:
-                self.fail(exc)
-
-    def _refuse(self, op: TaskOperation, exc: BaseException) -> None:
-        def raise_it() -> NoReturn:
-            raise exc
-
-        if not op.state.in_kernel:
-            op.let_go()
-        if op.task is not None or op.waiting:
-            op.res, op.raise_cancel = _ECANCELED, raise_it
-            self._wake(op)
-        if self.task_way is not None:
-            self.come_back()  # in before_io_wait, trio has made up its mind how long to wait
-
-    def fail(self, exc: BaseException) -> None:
-        """The ring is gone. Everyone who waits is told; what the kernel may still write to stays
-        pinned by the ring."""
-        self.failure = exc
-        self.attention = self._refuse_failed
-        _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
-        for op in self.done:  # these were done before it happened
-            self._wake(op)
-        self.done.clear()
-        stranded: list[Any] = [*self.ring.table.values(), *self.queue]
-        for op in self.queue:
-            if not op.state.in_kernel:  # an earlier flush of this pass may have handed it over
-                op.let_go()
-        self.queue.clear()
-        for op in stranded:
-            error = trio.BrokenResourceError(f"trio_uring's driver has failed: {exc}")
-            error.__cause__ = exc
-            self._refuse(op, error)
-        self.dirty = False
-        self.close_deferred()
-        if self.task_way is not None:
-            self.task_way.idle()
-
-    def _attend(self, op: TaskOperation) -> None:
-        """Does what has to be done before an operation when all is not as usual, or says why it
-        cannot be made."""
+    def _attend(self, op: TaskOperation) -> Any:
+        """The engine that performs an operation; or it says why none does."""
+        phase = self.phase
         try:
-            if not self.closed and get_ident() != self.thread:
+            if not phase.over and get_ident() != self.thread:
                 raise RuntimeError(
                     "this stream belongs to a trio.run in another thread; use it there"
                 )
-            if self.attention is not None:
-                self.attention(op)
+            if phase is FAILED:
+                raise failed(self) from self.failure
+            if phase.refusal is not None:
+                raise RuntimeError(phase.refusal)
+            return self._move(op) if phase is OVER else self
         except BaseException:
             if not op.state.in_kernel:
                 op.let_go()
             raise
 
-    def _refuse_failed(self, _: TaskOperation) -> None:
-        raise trio.BrokenResourceError(
-            f"trio_uring's driver has failed: {self.failure}"
-        ) from self.failure
+    def guard(self, step: Callable[[], None]) -> None:
+        """Does a step of a pass. What goes wrong there is the ring's failure."""
+        if self.phase.works:
+            try:
+                step()
+            except BaseException as exc:
+                fail(self, exc)
+
+    # -- the end
+
+    def enter(self, phase: Phase) -> None:
+        """The run goes on to its end, or this is a forked child."""
+        self.phase = self.phase.to(phase)
 
 
 def _nothing() -> None:

@@ -27,67 +27,79 @@ from typing import TYPE_CHECKING, Any
 
 from .._ring.protocol import SHORT_PAUSE
 from .._trio import Manager, renew_epoll, trios_own
+from .ending import fail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .._ring.protocol import Ring
-    from .run import Driver
+    from .engine import Engine
 
 _HAPPENED: list[Any] = [None]  # true, and nothing that trio's manager knows
 
 
 class Loop(Manager):
-    """The I/O manager of a run whose ring is its loop."""
+    """The I/O manager of a run whose ring is its loop.
 
-    def __init__(self, driver: Driver, runner: Any) -> None:
+    Args:
+        engine: whose ring it is.
+        runner: trio's.
+        end: called at the end of the run, before trio's own manager is closed.
+    """
+
+    def __init__(self, engine: Engine, runner: Any, end: Callable[[], object]) -> None:
         inner = runner.io_manager
         if isinstance(inner, Loop):  # of the process that this one was forked from
             inner = inner.inner
         super().__init__(inner)
         self._epoll_fd = trios_own(inner)._epoll.fileno()
-        self._driver = driver
-        self._ring = driver.ring
-        runner.io_manager = self
+        self._engine = engine
+        self._ring = engine.ring
+        self._runner = runner
+        self._end = end
+
+    def start(self) -> None:
+        self._runner.io_manager = self
+
+    def disown(self) -> None:
+        """In a forked child."""
+        renew_epoll(self.inner)
 
     def get_events(self, timeout: float) -> Any:
-        driver, ring = self._driver, self._ring
-        if driver.closed or driver.failure is not None:
+        engine, ring = self._engine, self._ring
+        if not engine.phase.works:
             return self.inner.get_events(timeout)
         try:
-            driver.passes += 1
-            driver.woke = False
-            if driver.has_errands:
-                driver.run_errands()
-            if (
-                not timeout
-                and not driver.queue
-                and not driver.dirty
-                and ring.watching
-                and not ring.ready()
-            ):
-                return ()
-            return self._pass(driver, ring, timeout)
+            engine.passes += 1
+            engine.woke = False
+            if engine.errands:
+                engine.run_errands()
+            if not timeout and not engine.queue and not engine.dirty and ring.watching:
+                if not ring.ready():
+                    return ()
+            return self._pass(engine, ring, timeout)
         except Exception as exc:
-            driver.fail(exc)
+            fail(engine, exc)
             return _HAPPENED
 
-    def _pass(self, driver: Driver, ring: Ring, timeout: float) -> Any:
-        until, happened, done = time.monotonic() + timeout, False, driver.done
+    def _pass(self, engine: Engine, ring: Ring, timeout: float) -> Any:
+        until, happened, done = time.monotonic() + timeout, False, engine.done
         while True:
-            if driver.queue:
-                driver.write_queue()
+            if engine.queue:
+                engine.write_queue()
             if not ring.watching:
                 ring.watch(self._epoll_fd)
-            unwritten = bool(driver.queue) or not ring.watching  # there was no room
-            again = ring.turn(0 if driver.woke or unwritten else timeout, done)
-            if driver.dirty:
-                driver.wrote()
+            unwritten = bool(engine.queue) or not ring.watching  # there was no room
+            again = ring.turn(0 if engine.woke or unwritten else timeout, done)
+            if engine.dirty:
+                engine.wrote()
             if done or again:
                 happened = True
-                driver.wake_done()
+                engine.finish_done()
             if ring.watched:
                 ring.watched = False
                 return self.inner.get_events(0) or _HAPPENED
-            if driver.woke:
+            if engine.woke:
                 return _HAPPENED
             ring.now = time.monotonic()
             timeout = until - ring.now
@@ -105,14 +117,6 @@ class Loop(Manager):
     def close(self) -> None:
         """The end of the run."""
         try:
-            self._driver.close()
+            self._end()
         finally:
             super().close()
-
-    # -- what the driver asks of a way to wait
-
-    def start(self) -> None:
-        pass
-
-    def disown(self) -> None:
-        renew_epoll(self.inner)

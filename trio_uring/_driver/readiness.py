@@ -33,14 +33,12 @@ from trio.lowlevel import (
 
 from .._ring.op import NO_GROUP, SENDING, Opcode
 from .._ring.protocol import RingCounters, RingInfo
-from .._ring.statistics import OperationInFlight, Statistics, snapshot
-from .._trio import call_at_end
+from .phases import OVER, RUNNING, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from .backend import BackendInfo
-    from .engine import TaskOperation
+    from .operation import TaskOperation
 
 ALWAYS = (
     select.POLLERR | select.POLLHUP | select.POLLNVAL
@@ -48,7 +46,7 @@ ALWAYS = (
 RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
-_NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
+NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
 _WAITS_TO_WRITE = frozenset(map(int, SENDING))
 _NOT_THIS_WAY = frozenset(
     getattr(errno, name)
@@ -171,7 +169,7 @@ def attempt(op: Any) -> bool:
         return False
     except OSError as exc:
         op.res = -(exc.errno or errno.EIO)
-    counters, res = op.driver.counters, op.res
+    counters, res = op.engine.counters, op.res
     counters.direct += 1
     counters.submitted[op.opcode] += 1
     if res > 0:
@@ -195,6 +193,7 @@ async def wait_by_trio(fd: int, events: int) -> int:
     return events
 
 
+@enable_ki_protection
 async def perform_by_readiness(
     op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]
 ) -> int:
@@ -206,66 +205,59 @@ async def perform_by_readiness(
 
     Cancellation: nothing was done if Cancelled is raised; what was done is returned.
     """
+    op.res, op.owed = 0, True
     try:
         await checkpoint_if_cancelled()
         if attempt(op):
             await cancel_shielded_checkpoint()
-            return op.res
-        while (res := await wait(op)) >= 0:
-            if attempt(op):
-                return op.res
+        else:
+            while (res := await wait(op)) >= 0:
+                if attempt(op):
+                    break
+            else:
+                op.res = res
+        op.owed = False
+        return op.res
     finally:
         op.let_go()
-    op.res = res
-    return res
 
 
-class ReadinessDriver:
-    """Does the operations of one trio.run by readiness. What streams ask of a driver; the other is
-    the ring's."""
+class ReadinessEngine:
+    """Performs the operations of one trio.run by readiness. What directions ask of an engine; the
+    other one is the ring's.
+
+    Args:
+        move: finds the engine that performs an operation when this one's run is over.
+    """
 
     completes = pumps = False
     provided_buffers = True  # a receive need not bring memory while it waits
-    failure: BaseException | None = None
-    disowned = False  # a forked child may go on with it, as with trio's own
 
-    def __init__(self, backend: BackendInfo, refuse: Callable[[TaskOperation], None]) -> None:
-        self.backend = backend
+    def __init__(self, move: Callable[[TaskOperation], Any]) -> None:
         self.counters = RingCounters()
         self.short_writes = self.passes = 0
-        self.closed = False
+        self.phase: Phase = RUNNING  # also in a forked child, as trio's own sockets
         self.waiting: dict[TaskOperation, float] = {}  # since when
-        self._scopes: dict[
-            TaskOperation, trio.CancelScope
-        ] = {}  # of those whose descriptor stays open when they end
+        # Of those whose descriptor stays open when they end.
+        self._scopes: dict[TaskOperation, trio.CancelScope] = {}
         self.thread = get_ident()
-        self._refuse = refuse
-        call_at_end(self.close)
+        self._move = move
 
-    def begin(self, op: TaskOperation) -> bool:
-        """False: it is to be performed. The same for all drivers."""
-        self._attend(op)
-        return False if op.driver is self else bool(op.driver.begin(op))
-
-    def _attend(self, op: TaskOperation) -> None:
-        if self.closed:
-            self._refuse(op)
-        elif get_ident() != self.thread:
+    def perform(self, op: TaskOperation) -> Awaitable[int]:
+        """As the ring's engine does."""
+        if self.phase is OVER:
+            performed: Awaitable[int] = self._move(op).perform(op)
+            return performed
+        if get_ident() != self.thread:
             raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
-
-    async def perform(self, op: TaskOperation) -> int:
-        self._attend(op)
-        return int(
-            await op.driver.perform_by_call(op)
-            if op.driver is self
-            else await op.driver.perform(op)
-        )
+        return perform_by_readiness(op, self._wait)
 
     @enable_ki_protection
-    async def perform_by_call(self, op: TaskOperation) -> int:
-        if op.opcode == Opcode.POLL_ADD:
-            return int(await self._wait(op))
-        return await perform_by_readiness(op, self._wait)
+    async def wait_ready(self, poll: TaskOperation) -> int:
+        """Waits as a POLL_ADD would."""
+        if self.phase is OVER:
+            return int(await self._move(poll).wait_ready(poll))
+        return await self._wait(poll)
 
     async def _wait(self, op: TaskOperation) -> int:
         counters, opcode, res = self.counters, op.opcode, -errno.ECANCELED
@@ -287,8 +279,8 @@ class ReadinessDriver:
             op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT
         )
         events = select.POLLOUT if to_write else select.POLLIN
-        lease = None if op.lease is None else op.lease()
-        if lease is None or lease.closes_descriptor:
+        way = None if op.way is None else op.way()
+        if way is None or not way.closes_alone:
             return await wait_by_trio(op.fd, events)
         with trio.CancelScope() as scope:
             self._scopes[op] = scope
@@ -298,18 +290,12 @@ class ReadinessDriver:
                 del self._scopes[op]
         return -errno.ECANCELED if scope.cancel_called else events
 
-    async def wait_ready(self, poll: TaskOperation) -> int:
-        return int(await self.perform(poll))
-
     def abandon(self, op: TaskOperation) -> None:
         """A coroutine was destroyed: nothing of it is left."""
 
     async def settle(self, op: TaskOperation) -> None:
         """Nothing is left behind that would have to be waited for."""
-        await trio.lowlevel.checkpoint()
-
-    def withdraw(self, op: TaskOperation) -> bool:
-        return True
+        await checkpoint()
 
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
         """Closes a descriptor, or shuts down one direction of it. Whoever waits in `ops` wakes with
@@ -321,21 +307,9 @@ class ReadinessDriver:
                     self._scopes[op].cancel()
         close()  # where it closes, all others wake by trio's notify_closing
 
-    def close(self) -> None:
-        self.closed = True
+    def enter(self, phase: Phase) -> None:
+        """The run goes on to its end."""
+        self.phase = self.phase.to(phase)
         for op in self.waiting:  # in a run that crashed: or the streams would keep its tasks
             op.task = None
         self.waiting.clear()
-
-    def statistics(self) -> Statistics:
-        return snapshot(self.counters, _NO_RING, self.pending(), 0, self)
-
-    def operations(self) -> list[OperationInFlight]:
-        return [self.describe(op) for op in self.pending()]
-
-    def describe(self, op: TaskOperation) -> OperationInFlight:
-        return OperationInFlight.of(op, "WAITING", time.monotonic() - self.waiting[op])
-
-    def pending(self) -> list[TaskOperation]:
-        """The operations that tasks wait for."""
-        return list(self.waiting)

@@ -1,8 +1,8 @@
 """The driver: how operations are done in one trio.run, from the first one to the end of the run.
 
-By the ring (Driver): an engine, and a way to wait for its completions: the ring is trio's loop
+By the ring (RingDriver): an engine, and a way to wait for its completions: the ring is trio's loop
 (_driver/loop.py), or a task waits for it (_driver/task_way.py). Or, where there is no ring, by
-readiness (_driver/readiness.py).
+readiness (ReadinessDriver).
 
 Rules of this file:
 
@@ -20,110 +20,76 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._errors import RingBrokenError
-from .._ring.protocol import SHORT_PAUSE
 from .._ring.statistics import OperationInFlight, Statistics, snapshot
-from .._trio import loop_runner
+from .._trio import call_at_end, loop_runner
 from .backend import BackendInfo, check_backend, open_ring, probe
-from .chains import ChainEngine
+from .ending import empty
+from .engine import Engine
 from .loop import Loop
-from .readiness import ReadinessDriver
+from .phases import CHILD, ENDING, OVER
+from .readiness import NO_RING, ReadinessEngine
 from .task_way import TaskWay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._ring.protocol import Ring
-    from .engine import TaskOperation
+    from .operation import TaskOperation
 
 _log = logging.getLogger("trio_uring")
 
 WAYS = ("auto", "task")
 VARIABLE = "TRIO_URING_DRIVER"
-TEARDOWN_SECONDS = (
-    1.0  # how long the end of a run waits for the kernel to give back what is in flight
-)
-_TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel then
+# Seconds that the end of a run waits for the kernel to give back what is in flight.
+TEARDOWN_SECONDS = 1.0
+
+AnyEngine = Engine | ReadinessEngine
 
 
-class Driver(ChainEngine):
-    """Runs an engine in this trio.run. Made on first use by `current_driver`.
+class RingDriver:
+    """Runs an engine on a ring in one trio.run, and a way to wait for it.
 
     Args:
         runner: trio's, whose loop the ring becomes; None: a task waits for the ring.
+
+    Attributes:
+        engine: performs operations.
+        way: waits for its ring.
+        backend: what to tell of it.
     """
 
     def __init__(self, ring: Ring, backend: BackendInfo, runner: Any = None) -> None:
-        super().__init__(ring)
+        self.engine = engine = Engine(ring, _move_to_current_run)
         self.backend = backend
-        if runner is None:
-            self.task_way = TaskWay(self)
-        self._way: Loop | TaskWay = self.task_way or Loop(self, runner)
-
-    def start(self) -> None:
-        self._way.start()
-
-    def wait_in_kernel(self, seconds: float) -> None:
-        """Blocks the thread until there is a completion."""
-
-        def wait() -> None:
-            self.ring.turn(seconds, self.done)
-            self.wake_done()
-
-        self._guard(wait)
-
-    # -- the end
+        self.way: Loop | TaskWay = (
+            TaskWay(engine, self.close) if runner is None else Loop(engine, runner, self.close)
+        )
 
     def close(self) -> None:
         """The end of the run: cancels what is left, waits for it, closes the ring or leaks it
         loudly."""
-        if self.closed:
+        engine = self.engine
+        if engine.phase.over:
             return
-        self.attention = _refuse_ending
+        engine.enter(ENDING)
         try:
-            self._empty_ring()
+            empty(engine, TEARDOWN_SECONDS)
         except Exception as exc:
             _log.error("trio_uring could not empty its ring at the end of the run: %s", exc)
-        self._end(_move_to_current_run)
-        self.close_deferred()
-        self.ring.close()
-
-    def _empty_ring(self) -> None:
-        deadline = time.monotonic() + TEARDOWN_SECONDS
-        self._cancel_abandoned()
-        self.give_up_queue()
-        if isinstance(self.failure, RingBrokenError):
-            # entries that it did not take may name descriptors that are closed by now
-            raise self.failure
-        op: Any
-        for op in list(self.ring.table.values()):
-            op.task = None  # it cannot be woken any more
-            self.ring.cancel(op)
-        self.ring.flush()
-        self.reap_ring()
-        while self.ring.table and time.monotonic() < deadline:
-            self.ring.turn(_TEARDOWN_WAIT, self.done)
-            self.wake_done()
-            if self.ring.short:
-                time.sleep(SHORT_PAUSE)
+        engine.enter(OVER)
+        engine.close_deferred()
+        engine.ring.close()
 
     def disown(self) -> None:
         """In a forked child: the ring and the run are the parent's."""
-        if not self.closed:
-            self.disowned = True
-            self._end(_refuse_in_child)
-            self._way.disown()
+        if not self.engine.phase.over:
+            self.engine.enter(CHILD)
+            self.way.disown()
 
-    def _end(self, attention: Callable[[TaskOperation], None]) -> None:
-        self.closed, self.attention = True, attention
-        self.pipes.close()
-
-    # -- looking in
+    # -- to be looked at
 
     def statistics(self) -> Statistics:
-        return snapshot(
-            self.counters, self.ring.info, list(self.ring.table.values()), len(self.queue), self
-        )
+        engine = self.engine
+        in_flight = list(engine.ring.table.values())
+        return snapshot(engine.counters, engine.ring.info, in_flight, len(engine.queue), engine)
 
     def operations(self) -> list[OperationInFlight]:
         return [self.describe(op) for op in self.pending()]
@@ -134,38 +100,57 @@ class Driver(ChainEngine):
 
     def pending(self) -> list[Any]:
         """The operations that are queued or in the kernel."""
-        return [*self.ring.table.values(), *self.queue]
+        return [*self.engine.ring.table.values(), *self.engine.queue]
 
 
-def _move_to_current_run(op: TaskOperation) -> None:
+class ReadinessDriver:
+    """The same where there is no ring: an engine that needs nobody to wait for it."""
+
+    def __init__(self, backend: BackendInfo) -> None:
+        self.engine = ReadinessEngine(_move_to_current_run)
+        self.backend = backend
+        call_at_end(self.close)
+
+    def close(self) -> None:
+        """The end of the run."""
+        self.engine.enter(OVER)
+
+    def statistics(self) -> Statistics:
+        return snapshot(self.engine.counters, NO_RING, self.pending(), 0, self.engine)
+
+    def operations(self) -> list[OperationInFlight]:
+        return [self.describe(op) for op in self.pending()]
+
+    def describe(self, op: TaskOperation) -> OperationInFlight:
+        age = time.monotonic() - self.engine.waiting[op]
+        return OperationInFlight.of(op, "WAITING", age)
+
+    def pending(self) -> list[TaskOperation]:
+        """The operations that tasks wait for."""
+        return list(self.engine.waiting)
+
+
+AnyDriver = RingDriver | ReadinessDriver
+
+
+def _move_to_current_run(op: TaskOperation) -> AnyEngine:
     """The run that the stream was used in is over: this one goes on with it, as with trio's own
     sockets."""
     if op.state.in_kernel:
         raise RuntimeError(
-            "this stream has an operation that the kernel did not give back at the end of an earlier trio.run"
+            "this stream has an operation that the kernel did not give back at the end of an "
+            "earlier trio.run"
         )
-    driver = current_driver()
-    lease = None if op.lease is None else op.lease()
-    others = [] if lease is None else lease.operations
-    if any(other.driver is not driver and not other.driver.closed for other in others):
+    engine = current_driver().engine
+    way = None if op.way is None else op.way()
+    if way is not None and way.used_elsewhere(engine):
         raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
-    op.driver = driver
+    op.engine = engine
+    return engine
 
-
-def _refuse_ending(op: TaskOperation) -> None:
-    raise RuntimeError("this trio.run is over")
-
-
-def _refuse_in_child(op: TaskOperation) -> None:
-    raise RuntimeError(
-        "this stream belongs to the process that this one was forked from; open a new one here"
-    )
-
-
-AnyDriver = Driver | ReadinessDriver
 
 _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring driver")
-_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+_drivers: weakref.WeakSet[RingDriver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
 """The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with
@@ -210,7 +195,7 @@ def request_way(way: str) -> None:
     except LookupError:
         requested_way.set(way)
         return
-    if way == "task" and isinstance(used, Driver) and used.task_way is None:
+    if way == "task" and isinstance(used, RingDriver) and isinstance(used.way, Loop):
         raise RuntimeError(
             "trio_uring was used in this run already, and the ring is its loop: ask for the task before that"
         )
@@ -230,7 +215,7 @@ def current_driver() -> AnyDriver:
     except LookupError:
         return _start_chosen()
     # In a child that was forked in the middle of a run, and goes on in it, that is the parent's.
-    return _start_chosen() if driver.disowned else driver
+    return _start_chosen() if driver.engine.phase is CHILD else driver
 
 
 def _start_chosen() -> AnyDriver:
@@ -238,7 +223,7 @@ def _start_chosen() -> AnyDriver:
     ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
     if ring is not None:
         return _start(ring, backend, runner)
-    driver = ReadinessDriver(backend, _move_to_current_run)
+    driver = ReadinessDriver(backend)
     _current.set(driver)
     return driver
 
@@ -277,7 +262,7 @@ def backend_info() -> BackendInfo:
         return probe()
 
 
-def install(ring: Ring) -> Driver:
+def install(ring: Ring) -> RingDriver:
     """Makes a driver of `ring` the one of this trio.run, and starts it."""
     try:
         _current.get()
@@ -295,15 +280,15 @@ def install(ring: Ring) -> Driver:
     raise RuntimeError("this trio.run has a ring already")
 
 
-def _start(ring: Ring, backend: BackendInfo, runner: Any) -> Driver:
+def _start(ring: Ring, backend: BackendInfo, runner: Any) -> RingDriver:
     try:
-        driver = Driver(ring, backend, runner)
+        driver = RingDriver(ring, backend, runner)
     except BaseException:
         ring.close()
         raise
     _current.set(driver)
     _drivers.add(driver)
-    driver.start()
+    driver.way.start()
     return driver
 
 

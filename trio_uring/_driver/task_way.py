@@ -28,109 +28,117 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._ring.protocol import SHORT_PAUSE
+from .ending import fail
+from .phases import LATE, RUNNING
 
 if TYPE_CHECKING:
-    from .engine import TaskOperation
-    from .run import Driver
+    from collections.abc import Callable
+
+    from .engine import Engine
 
 # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
 _LATE_WAIT = 0.05
 
 
 class TaskWay(trio.abc.Instrument):
-    """Waits for the ring of one driver. As an instrument, nothing in it may raise: trio would
-    switch it off."""
+    """Waits for the ring of one engine. As an instrument, nothing in it may raise: trio would
+    switch it off.
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._idle_scope: trio.CancelScope | None = (
-            None  # cancelled as soon as nothing is queued or in flight
-        )
+    Args:
+        engine: whose ring it is.
+        end: called at the end of the run.
+    """
+
+    def __init__(self, engine: Engine, end: Callable[[], object]) -> None:
+        self._engine = engine
+        self._end = end
+        # Cancelled as soon as nothing is queued or in flight.
+        self._idle_scope: trio.CancelScope | None = None
+        self._task_is_there = False
         self._reaped = False  # by the hooks, in this pass
-        self._late = False
+        engine.hooks = self
 
     def start(self) -> None:
         self._spawn()
-        self.rehook()
+        self._rehook()
 
     def disown(self) -> None:
+        """In a forked child."""
         self._idle_scope = None
         with contextlib.suppress(RuntimeError):  # the child has none of the parent's tasks
             # Ours ends. A ring of the child's own may get the number of the parent's, which is
             # closed by now.
-            trio.lowlevel.notify_closing(self._driver.ring.fileno())
+            trio.lowlevel.notify_closing(self._engine.ring.fileno())
 
-    def rehook(self) -> None:
-        trio.lowlevel.add_instrument(self)  # trio does nothing if it is there
+    def queued(self) -> None:
+        """There is something to flush. The run may be ending, and its task (a system task, an
+        async generator) still want something done."""
+        self._rehook()
+        if not self._task_is_there and self._engine.phase is RUNNING:
+            self._spawn()
 
     def idle(self) -> None:
         """Nothing is queued or in flight."""
         if self._idle_scope is not None:
             self._idle_scope.cancel()
 
+    def _rehook(self) -> None:
+        trio.lowlevel.add_instrument(self)  # trio does nothing if it is there
+
     # -- the system task
 
     def _spawn(self) -> None:
         try:
             trio.lowlevel.spawn_system_task(self._run, name="trio_uring driver")
+            self._task_is_there = True
         except RuntimeError:  # async generators are being finalised: system tasks are over
-            self._late = True
+            self._engine.enter(LATE)
 
     async def _run(self) -> None:
         """Cancelled at the end of the run: stays until all is done."""
-        driver = self._driver
+        engine = self._engine
         try:
-            while self._working():
+            while engine.phase.works:
                 await self._wait()
                 if not self._reaped:
-                    self.rehook()
-                    driver.reap()
+                    self._rehook()
+                    engine.reap()
                 self._reaped = False
         except trio.Cancelled:
-            self.rehook()
+            self._rehook()
             # Asked again after each scope: a task that was woken last may have queued the next
             # before we ran.
-            while self._working() and (driver.ring.table or driver.queue):
+            while engine.phase.works and (engine.ring.table or engine.queue):
                 with trio.CancelScope(shield=True) as self._idle_scope:
                     await self._wait()
-                    driver.reap()
+                    engine.reap()
             self._idle_scope = None
-            if self._working():  # in a forked child it is the parent's
-                driver.attention = self._restart
+            self._task_is_there = False
             raise
 
     async def _wait(self) -> None:
         try:
-            await trio.lowlevel.wait_readable(self._driver.ring.fileno())
+            await trio.lowlevel.wait_readable(self._engine.ring.fileno())
         except (OSError, trio.ClosedResourceError) as exc:  # somebody closed the ring's descriptor
-            if self._working():
-                self._driver.fail(exc)
-
-    def _working(self) -> bool:
-        return self._driver.failure is None and not self._driver.closed
-
-    def _restart(self, _: TaskOperation) -> None:
-        """The run is ending and a task (a system task, an async generator) still wants something
-        done."""
-        self._driver.attention = None
-        self._spawn()
+            if self._engine.phase.works:
+                fail(self._engine, exc)
 
     # -- hooks
 
     def before_io_wait(self, timeout: float) -> None:
-        driver = self._driver
-        driver.flush()
-        if timeout > 0 and driver.ring.short:
+        engine = self._engine
+        engine.flush()
+        if timeout > 0 and engine.ring.short:
             time.sleep(SHORT_PAUSE)
-        if self._late and self._working() and driver.ring.table:
+        if engine.phase is LATE and engine.ring.table:
             # No task can wait for the ring any more: wait in the kernel, briefly, and make trio
             # come back.
-            driver.wait_in_kernel(_LATE_WAIT)
-            driver.come_back()
+            engine.wait_in_kernel(_LATE_WAIT)
+            engine.come_back()
 
     def after_io_wait(self, timeout: float) -> None:
         self._reaped = True
-        self._driver.reap()
+        self._engine.reap()
 
     def after_run(self) -> None:
-        self._driver.close()
+        self._end()

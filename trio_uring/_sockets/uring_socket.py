@@ -20,13 +20,13 @@ import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
+from trio.lowlevel import enable_ki_protection
 
-from .._descriptors.lease import busy
-from .._ring.op import LARGE_GROUP, NO_GROUP
-from .._ring.protocol import SMALL_SIZE
+from .._descriptors.direction import INTO, RECEIVE, SEND, busy
+from .._descriptors.provided import take_chunk
+from .._ring.op import NO_GROUP
 from .._trio import HAS_RESOLVE_ADDRESS, SocketType_
-from .operations import INTO, RECV, SEND, SocketOperations, at_once, view_of
+from .operations import SocketOperations, at_once, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -94,6 +94,12 @@ class UringSocket(SocketOperations):
             trio.lowlevel.notify_closing(self._sock)
             lease.close()
 
+    def shutdown(self, how: int) -> None:
+        """As socket.socket.shutdown."""
+        super().shutdown(how)
+        if self._own_lease is not None:
+            self._own_lease.sending.ended = self.did_shutdown_SHUT_WR
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -130,7 +136,7 @@ class UringSocket(SocketOperations):
                 if exc.errno == errno.EAGAIN:  # a Unix socket's backlog is full: nothing has begun
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     raise
-            await self._wait(lease, False)
+            await self._wait(lease.sending)
         except trio.Cancelled:
             self.close()  # it may be half connected
             raise
@@ -151,19 +157,21 @@ class UringSocket(SocketOperations):
         """Calls `fn` on the plain socket until it does not block: what trio's methods do."""
         lease, reading = self._lease_on_ring(), wait_fn is trio.lowlevel.wait_readable
         if lease is None:
-            if self._own_lease is not None and reading in self._own_lease.copying:
+            own = self._own_lease
+            if own is not None and (own.receiving if reading else own.sending).told is not None:
                 await trio.lowlevel.checkpoint()
-                raise busy()
+                raise busy()  # a copy has the direction, also between two calls
             return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
-        await self._settle(lease, reading)
+        way = lease.receiving if reading else lease.sending
+        await way.settle()
         try:
-            return await at_once(self._call, lease, reading, fn, args, kwargs)
+            return await at_once(self._call, way, fn, args, kwargs)
         except BlockingIOError:
             pass
         while True:
-            await self._wait(lease, reading)
+            await self._wait(way)
             try:
-                return self._call(lease, reading, fn, args, kwargs)
+                return self._call(way, fn, args, kwargs)
             except BlockingIOError:
                 pass
 
@@ -173,41 +181,36 @@ class UringSocket(SocketOperations):
         if lease is None or self._sock.fileno() < 0:
             await super().wait_writable()
         else:
-            await self._settle(lease, False)
-            await self._wait(lease, False)
+            await lease.sending.settle()
+            await self._wait(lease.sending)
 
     # -- by completion
 
     def is_readable(self) -> bool:
         """Whether a receive would return at once."""
         lease = self._own_lease
-        return (lease is not None and bool(lease.kept)) or super().is_readable()
+        return (lease is not None and lease.receiving.kept is not None) or super().is_readable()
 
     @enable_ki_protection
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """As socket.socket.recv."""
         usual = not flags and type(buflen) is int and buflen > 0
-        op = self._take(RECV, True) if usual else None
-        if op is None:
+        lent = self._lend(RECEIVE, True) if usual else None
+        if lent is None:
             return await super().recv(buflen, flags)
-        own = None
+        way, op = lent
         try:
-            size = self._size
+            size = way.size
             op.length = buflen if buflen < size else size
             if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
-                own = op.buffer = memoryview(bytearray(op.length))
-            if op.driver.begin(op):
-                res = await wait_task_rescheduled(op.abort)
-            else:
-                res = await op.driver.perform_by_call(op)
+                op.buffer = op.memory = memoryview(bytearray(op.length))
+            res = await op.engine.perform(op)
             if res >= 0:
-                chunk, op.chunk, op.res = op.chunk, None, -1
-                if res == SMALL_SIZE or op.group == LARGE_GROUP:
-                    self._adapt(op, res)
-                return (chunk or b"") if own is None else _bytes(own[:res])
-            self._check_again(op, res)
+                return take_chunk(way, op, res)
+            self._check_again(way, op, res)
         finally:
-            self._end(op, RECV, () if own is None else (own,))
+            if op.owed:
+                way.leave(op)
         return await super().recv(buflen, flags)
 
     @enable_ki_protection
@@ -215,7 +218,7 @@ class UringSocket(SocketOperations):
         """As socket.socket.recv_into."""
         view = view_of(buffer, nbytes, writable=True) if not flags else None
         if view is not None:
-            count = await self._complete(INTO, True, view)
+            count = await self._complete(INTO, view)
             if count is not None:
                 return count
         return await super().recv_into(buffer, nbytes, flags)
@@ -226,7 +229,7 @@ class UringSocket(SocketOperations):
         if not flags:
             data = bytes if type(bytes) is _bytes and bytes else view_of(bytes)
             if data is not None:
-                count = await self._complete(SEND, False, data)
+                count = await self._complete(SEND, data)
                 if count is not None:
                     return count
         return await super().send(bytes, flags)

@@ -1,0 +1,346 @@
+"""One way of one descriptor: who has it, its operations, what was received and not returned.
+
+A call has the direction in one of two ways. A stream's call, a UDP socket's or a pump *holds* it,
+from `take` to the end of the call. A call of the socket itself has it by *lend*: only until its
+operation is done, whenever its task resumes, as with trio's own sockets.
+
+Rules of this file:
+
+- At most one operation of a direction is in the kernel, or waited for.
+- A result that a destroyed call (coro.close()) has not had is dealt with here, once: `leave`. Its
+  bytes are kept for the next receive. What is still in the kernel is settled before the next use.
+- What a negative result means is read here, and nowhere else: `verdict`.
+- Nothing here refers to the socket or stream that uses the direction: one that is forgotten is
+  freed at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import functools
+import select
+import socket as stdlib_socket
+import weakref
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._bytes.chunks import ChunkQueue
+from .._bytes.views import release_view
+from .._driver.operation import TaskOperation
+from .._errors import AGAIN_ERRNOS
+from .._ring.op import NO_GROUP, POSITION, RECEIVING, Opcode
+from .provided import OWN_SIZE, use_first
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lease import Lease
+
+# The kinds of operation that a direction keeps, to use them again. The same for calls of the socket
+# itself are ~RECEIVE and so on: a socket may go from run to run while they last, a stream may not.
+RECEIVE, INTO, SEND, SEND_MANY, POLL = range(5)
+
+_OF_SOCKET = {
+    RECEIVE: Opcode.RECV, INTO: Opcode.RECV, SEND: Opcode.SEND, SEND_MANY: Opcode.SENDMSG,
+}  # fmt: skip
+_OF_FILE = {
+    RECEIVE: Opcode.READ, INTO: Opcode.READ, SEND: Opcode.WRITE, SEND_MANY: Opcode.WRITEV,
+}  # fmt: skip
+
+# A send must not wait in the kernel: its polls are over as soon as the peer has half-closed, and
+# then it tries and tries, and gives the send to a worker thread, which waits for a peer that may
+# never read.
+SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
+
+_RECEIVING = frozenset(map(int, RECEIVING))
+
+
+class Verdict(enum.Enum):
+    """What a negative result means."""
+
+    AGAIN = enum.auto()  # make the operation again, at once
+    WAIT = enum.auto()  # make it again when the descriptor is ready
+    CLOSED = enum.auto()  # the descriptor was closed meanwhile
+    ERROR = enum.auto()
+
+
+class Direction:
+    """One way of one descriptor.
+
+    Args:
+        lease: on the descriptor.
+        receiving: which way.
+        is_socket: what it is a direction of.
+
+    Attributes:
+        held: by a call or a pump; others get trio.BusyResourceError.
+        waiter: the operation of a socket's own call, which has the direction while it is in use.
+        left: an operation of a destroyed call that the kernel still has.
+        closed: nothing more comes this way. `ended`: or nothing more is sent.
+        kept: bytes that were received and not returned; None: there are none.
+        told: called when the direction is closed while it is held.
+        operations: those that are made, by their kinds; a pump's own by themselves.
+        size, streak: see `provided`.
+    """
+
+    __slots__ = (
+        "__weakref__", "_lease", "closed", "ended", "fd", "fileno", "held", "is_socket", "kept",
+        "left", "operations", "owner", "receiving", "size", "streak", "told", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, lease: Lease, receiving: bool, is_socket: bool) -> None:
+        self._lease = weakref.ref(lease)
+        self.receiving = receiving
+        self.is_socket = is_socket
+        self.owner = lease.owner
+        self.fd = lease.fd
+        self.fileno = lease.fileno
+        self.held = self.closed = self.ended = False
+        self.waiter: TaskOperation | None = None
+        self.left: TaskOperation | None = None
+        self.kept: ChunkQueue | None = None
+        self.told: Callable[[], object] | None = None
+        self.operations: dict[Any, TaskOperation] = {}
+        self.size, self.streak = OWN_SIZE, 0
+
+    # -- who has it
+
+    def take(self, kind: int) -> TaskOperation:
+        """Holds the direction, and returns the operation to be performed.
+
+        Whoever takes it frees it: ``way.held = False``, and ``if op.owed: way.leave(op)``.
+
+        Raises:
+            trio.BusyResourceError: somebody else has it.
+            trio.ClosedResourceError: it is closed, or was ended.
+        """
+        if self.held or self.ended or self.waiter is not None or self.fileno() != self.fd:
+            self._look()
+        op = self.operations.get(kind)
+        if op is None or op.owed or op.state.in_kernel:
+            op = self.operation(kind)
+        self.held = True
+        return op
+
+    def hold(self) -> None:
+        """As take, without an operation."""
+        if self.held or self.ended or self.waiter is not None or self.fileno() != self.fd:
+            self._look()
+        self.held = True
+
+    def lend(self, kind: int) -> TaskOperation | None:
+        """The operation for a call of the socket itself. None: something is not as usual.
+
+        It has the direction while the operation is in use. Afterwards: ``if op.owed:
+        way.leave(op)``.
+        """
+        waiter = self.waiter
+        if self.held or self.ended or self.left is not None or self.kept is not None:
+            return None
+        if (waiter is not None and waiter.in_use) or self.fileno() != self.fd:
+            return None
+        op = self._own(~kind)
+        if not op.engine.completes:
+            return None
+        self.waiter = op
+        return op
+
+    def lend_poll(self) -> TaskOperation:
+        """The operation by which a call of the socket itself waits. As of lend."""
+        op = self.waiter = self._own(~POLL)
+        return op
+
+    def _own(self, kind: int) -> TaskOperation:
+        op = self.operations.get(kind)
+        if op is None or op.owed or op.state.in_kernel or not is_here(op.engine):
+            op = self.operation(kind)
+        return op
+
+    def _look(self) -> None:
+        """Raises if the direction may not be taken."""
+        if self.held:
+            raise self.busy()
+        self.check_open()
+        waiter = self.waiter
+        if waiter is not None:
+            if waiter.in_use:
+                raise busy()
+            self.waiter = None
+
+    def check_free(self) -> None:
+        """Raises trio.BusyResourceError if somebody has the direction."""
+        if self.held:
+            raise self.busy()
+        if self.waiter is not None and self.waiter.in_use:
+            raise busy()
+
+    def check_open(self) -> None:
+        """Raises trio.ClosedResourceError if nothing can be sent or received any more."""
+        number = self.fileno()
+        if self.closed or (number != self.fd and number != SHUT_DOWN):
+            raise trio.ClosedResourceError(f"this {self._noun()} was already closed")
+        if self.ended or number == SHUT_DOWN:
+            raise trio.ClosedResourceError("can't send data after sending EOF")
+
+    def busy(self) -> trio.BusyResourceError:
+        does = "receiving" if self.receiving else "sending"
+        return trio.BusyResourceError(
+            f"another task is currently {does} data on this {self._noun()}"
+        )
+
+    @property
+    def closes_alone(self) -> bool:
+        """Closing it leaves the descriptor open, for the other direction."""
+        lease = self._lease()
+        return lease is not None and lease.split
+
+    def _noun(self) -> str:
+        lease = self._lease()
+        return "stream" if lease is None else lease.noun
+
+    # -- operations
+
+    def operation(self, name: int) -> TaskOperation:
+        """A new operation, for the engine of the run that uses the descriptor; kept as the one of
+        its kind."""
+        lease = self._lease()
+        assert lease is not None  # whoever uses the direction has it
+        kind = name if name >= 0 else ~name
+        opcode = Opcode.POLL_ADD if kind == POLL else (_OF_FILE, _OF_SOCKET)[self.is_socket][kind]
+        op = TaskOperation(lease.engine(), opcode, self.fd, self.owner)
+        op.way = weakref.ref(self)
+        if kind == POLL:
+            op.flags = select.POLLIN if self.receiving else select.POLLOUT
+        elif not self.is_socket:
+            op.offset = POSITION
+        elif not self.receiving:
+            op.flags = SEND_FLAGS
+        if kind == RECEIVE:
+            use_first(self, op)
+        self.operations[name] = op
+        return op
+
+    def poll(self) -> TaskOperation:
+        """The operation that waits until the descriptor is ready."""
+        op = self.operations.get(POLL)
+        if op is None or op.owed or op.state.in_kernel:
+            op = self.operation(POLL)
+        return op
+
+    async def wait_ready(self, op: TaskOperation | None = None) -> int:
+        """Waits until the direction, which the caller has, may be ready. A checkpoint.
+
+        Args:
+            op: of lend_poll; None: the direction is held.
+
+        Returns:
+            poll(2) events, or -errno.
+
+        Cancellation: nothing is lost, there is nothing to lose.
+        """
+        op = op or self.poll()
+        try:
+            return int(await op.engine.wait_ready(op))
+        finally:
+            if op.owed:
+                self.leave(op)
+
+    def verdict(self, op: TaskOperation, res: int) -> Verdict:
+        """What a negative result means. A receive that found no provided buffer has another kind of
+        buffer afterwards."""
+        if self.closed or res == -errno.ECANCELED:
+            return Verdict.CLOSED
+        if res == -errno.ENOBUFS and op.group != NO_GROUP:
+            # All buffers of the group were taken in this pass. They are back by the next one; there
+            # are more small ones.
+            use_first(self, op)
+            return Verdict.AGAIN
+        return Verdict.WAIT if -res in AGAIN_ERRNOS else Verdict.ERROR
+
+    # -- destroyed calls
+
+    def leave(self, op: TaskOperation) -> None:
+        """The end of a call that has not had the result of its operation: it was destroyed."""
+        op.owed = False
+        if op.task is not None:
+            op.engine.abandon(op)
+            if not op.state.in_kernel:  # withdrawn
+                op.res = 0
+        if not op.state.in_kernel:
+            self._collect(op)
+        elif op.opcode == Opcode.POLL_ADD:
+            # It takes nothing: nobody need look at it any more.
+            self._forget(op)
+        else:
+            self.left, op.then = op, functools.partial(self._collect, op)
+
+    def _forget(self, op: TaskOperation) -> None:
+        for kind in (POLL, ~POLL):
+            if self.operations.get(kind) is op:
+                del self.operations[kind]
+        if self.waiter is op:
+            self.waiter = None
+
+    def _collect(self, op: TaskOperation) -> None:
+        """Of what no call is left to have: bytes that were received are kept for the next one."""
+        if self.left is op:
+            self.left = None
+        chunk, op.chunk = op.chunk, None
+        memory, op.memory = op.memory, None
+        if op.res > 0 and op.opcode in _RECEIVING:
+            self.keep(chunk if memory is None else memory.tobytes()[: op.res])
+        if memory is not None:
+            release_view(memory)
+
+    async def settle(self) -> None:
+        """Waits for what a destroyed call left in the kernel, unless another task does."""
+        left = self.left
+        while left is not None and left.task is None:
+            await left.engine.settle(left)
+            left = self.left
+
+    # -- what was received and not returned
+
+    def keep(self, chunk: bytes | None) -> None:
+        """For the next receive, after what is kept already."""
+        if chunk:
+            if self.kept is None:
+                self.kept = ChunkQueue()
+            self.kept.append(chunk)
+
+    def put_back(self, chunks: list[bytes]) -> None:
+        """For the next receive, in order, before what is kept already."""
+        kept = self.kept or ChunkQueue()
+        for chunk in reversed(chunks):
+            kept.prepend(chunk)
+        self.kept = kept if kept.size else None
+
+    def take_kept(self, max_bytes: int) -> bytes:
+        """Up to `max_bytes` of what is kept, which there must be."""
+        kept = self.kept
+        assert kept is not None
+        chunk = kept.take(min(max_bytes, kept.size))
+        if not kept.size:
+            self.kept = None
+        return chunk
+
+    def used_elsewhere(self, engine: object) -> bool:
+        """Whether another run than this engine's goes on, and has streams on the descriptor."""
+        lease = self._lease()
+        return lease is not None and lease.engine_of_streams() not in (None, engine)
+
+
+SHUT_DOWN = -2  # what `fileno` says of a descriptor that can send no more
+
+
+def is_here(engine: Any) -> bool:
+    """Whether an engine is of a trio.run that goes on, in this thread."""
+    return engine.thread == get_ident() and not engine.phase.over
+
+
+def busy() -> trio.BusyResourceError:
+    """In trio's words."""
+    return trio.BusyResourceError("another task is already reading / writing this fd")

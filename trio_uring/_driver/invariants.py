@@ -1,0 +1,45 @@
+"""What is always true of an engine, as asserts that run in tests (tests/conftest.py sets CHECKED).
+
+Rules of this file: it reads, and changes nothing but its own books.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+CHECKED = False
+TABLE_MAX = 1000  # operations in flight above which nothing is compared: it would be quadratic
+
+# The tokens that were in flight when the engine last wrote its queue.
+_books: weakref.WeakKeyDictionary[Engine, set[int]] = weakref.WeakKeyDictionary()
+
+
+def check_written(engine: Engine) -> None:
+    """After what is queued has become entries: queue and kernel are disjoint."""
+    table = engine.ring.table
+    _books.pop(engine, None)
+    if len(table) > TABLE_MAX:
+        return
+    for op in engine.queue:
+        assert not op.state.in_kernel, f"{op} is both queued and in the kernel"
+    for token, op in table.items():
+        assert op.token == token, f"{op} is in the table under another token"
+        assert op.state.in_kernel, f"{op} is in the table, and the kernel does not have it"
+    _books[engine] = set(table)
+
+
+def check_done(engine: Engine) -> None:
+    """Before anybody is told what was drained: it holds no memory, and the rest is in flight."""
+    for op in engine.done:
+        assert op.pin is None, f"{op} is done, and still has its memory pinned"
+        assert op.buffer is None, f"{op} is done, and still has its buffer"
+        assert op.buffers is None, f"{op} is done, and still has its buffers"
+    before, table = _books.pop(engine, None), engine.ring.table
+    if before is not None:
+        left = before - {op.token for op in engine.done}
+        assert set(table) == left, "what is in flight is not what was submitted, less what is done"
+        _books[engine] = set(table)

@@ -1,0 +1,79 @@
+"""The phases of one trio.run's engine: what may be done in each, and which can follow.
+
+| phase   | may an operation begin              | who flushes and who waits                          |
+|---------|-------------------------------------|----------------------------------------------------|
+| RUNNING | yes                                 | the way to wait: trio's loop, or a task's hooks     |
+| LATE    | yes                                 | the hooks, which wait in the kernel: no task can    |
+| FAILED  | no: trio.BrokenResourceError        | nobody; all who waited have been told               |
+| ENDING  | no: RuntimeError                    | the end of the run, until the ring is empty         |
+| OVER    | in the run that goes on, if there   | nobody                                              |
+|         | is one                              |                                                     |
+| CHILD   | no: RuntimeError                    | nobody: all of it is the parent process's           |
+
+Rules of this file: a pair of phases that is not listed raises, and changes nothing.
+"""
+
+from __future__ import annotations
+
+
+class PhaseError(RuntimeError):
+    """A step between two phases that the table does not list: a defect of this package."""
+
+
+class Phase:
+    """A phase of an engine.
+
+    Attributes:
+        name: for people.
+        works: the ring may be entered, and what waits is woken by it.
+        over: no task of the run waits any more, or none of them is this process's.
+        refusal: why no operation may begin; None: it may, or another engine performs it.
+    """
+
+    __slots__ = ("_next", "name", "over", "refusal", "works")
+
+    def __init__(
+        self, name: str, *, works: bool = False, over: bool = False, refusal: str | None = None
+    ) -> None:
+        self.name = name
+        self.works = works
+        self.over = over
+        self.refusal = refusal
+        self._next: frozenset[Phase] = frozenset()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def to(self, phase: Phase) -> Phase:
+        """The next phase.
+
+        Raises:
+            PhaseError: it cannot follow this one.
+        """
+        if phase not in self._next:
+            raise PhaseError(f"a run's engine that is {self} cannot become {phase}")
+        return phase
+
+
+RUNNING = Phase("RUNNING", works=True)
+LATE = Phase("LATE", works=True)
+FAILED = Phase("FAILED", refusal="trio_uring's driver has failed")
+ENDING = Phase("ENDING", works=True, refusal="this trio.run is over")
+OVER = Phase("OVER", over=True)
+CHILD = Phase(
+    "CHILD",
+    over=True,
+    refusal="this stream belongs to the process that this one was forked from; "
+    "open a new one here",
+)
+
+FOLLOWERS: dict[Phase, tuple[Phase, ...]] = {
+    RUNNING: (LATE, FAILED, ENDING, OVER, CHILD),
+    LATE: (FAILED, ENDING, CHILD),
+    FAILED: (ENDING, CHILD),
+    ENDING: (OVER, CHILD),
+    OVER: (),
+    CHILD: (),
+}
+for _phase, _followers in FOLLOWERS.items():
+    _phase._next = frozenset(_followers)
