@@ -20,17 +20,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import trio_uring
-from trio_uring import (
-    RingUnavailableError,
-    __main__,
-    _backend,
-    _contract,
-    _demo,
-    _demo_files,
-    _demo_report,
-    _demo_server,
-    _info,
-)
+from trio_uring import RingUnavailableError, __main__
+from trio_uring._cli import info as _info
+from trio_uring._demo import demo as _demo
+from trio_uring._demo import files as _demo_files
+from trio_uring._demo import report as _demo_report
+from trio_uring._demo import server as _demo_server
+from trio_uring._driver import backend as _backend
+from trio_uring._ring.protocol import POOL_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,7 +174,7 @@ def test_info_names_what_a_ring_lacks_and_what_was_not_tested(
 @pytest.mark.no_ring
 def test_info_says_how_much_memory_the_buffers_take(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["info"]) == 0
-    size = _contract.POOL_SIZE // 1024
+    size = POOL_SIZE // 1024
     out = capsys.readouterr().out
     assert re.search(rf"^  memory of all buffers +{size} KiB ", out, re.MULTILINE)
 
