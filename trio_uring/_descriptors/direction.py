@@ -30,6 +30,7 @@ import trio
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
+from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import NO_GROUP, POSITION, RECEIVING, Opcode
 from .provided import OWN_SIZE, use_first
@@ -125,10 +126,10 @@ class Direction:
         self.held = True
         return op
 
-    def hold(self) -> None:
-        """As take, without an operation."""
-        if self.held or self.ended or self.waiter is not None or self.fileno() != self.fd:
-            self._look()
+    def hold(self, *, also_ended: bool = False) -> None:
+        """As take, without an operation. `also_ended`: nothing is to be sent, so that it may have
+        been shut down."""
+        self._look(also_ended)
         self.held = True
 
     def lend(self, kind: int) -> TaskOperation | None:
@@ -159,31 +160,33 @@ class Direction:
             op = self.operation(kind)
         return op
 
-    def _look(self) -> None:
+    def _look(self, also_ended: bool = False) -> None:
         """Raises if the direction may not be taken."""
         if self.held:
             raise self.busy()
-        self.check_open()
+        if also_ended:
+            self.check_not_closed()
+        else:
+            self.check_open()
         waiter = self.waiter
         if waiter is not None:
             if waiter.in_use:
                 raise busy()
             self.waiter = None
 
-    def check_free(self) -> None:
-        """Raises trio.BusyResourceError if somebody has the direction."""
-        if self.held:
-            raise self.busy()
-        if self.waiter is not None and self.waiter.in_use:
-            raise busy()
-
     def check_open(self) -> None:
         """Raises trio.ClosedResourceError if nothing can be sent or received any more."""
-        number = self.fileno()
-        if self.closed or (number != self.fd and number != SHUT_DOWN):
-            raise trio.ClosedResourceError(f"this {self._noun()} was already closed")
-        if self.ended or number == SHUT_DOWN:
+        self.check_not_closed()
+        if self.ended or self.fileno() == SHUT_DOWN:
             raise trio.ClosedResourceError("can't send data after sending EOF")
+
+    def check_not_closed(self) -> None:
+        if not self.is_open():
+            raise trio.ClosedResourceError(f"this {self._noun()} was already closed")
+
+    def is_open(self) -> bool:
+        """The user may have closed the socket itself: its number may be another's by now."""
+        return not self.closed and self.fileno() in (self.fd, SHUT_DOWN)
 
     def busy(self) -> trio.BusyResourceError:
         does = "receiving" if self.receiving else "sending"
@@ -223,11 +226,11 @@ class Direction:
         self.operations[name] = op
         return op
 
-    def poll(self) -> TaskOperation:
-        """The operation that waits until the descriptor is ready."""
-        op = self.operations.get(POLL)
+    def get(self, kind: int) -> TaskOperation:
+        """An operation of the direction, for whoever holds it."""
+        op = self.operations.get(kind)
         if op is None or op.owed or op.state.in_kernel:
-            op = self.operation(POLL)
+            op = self.operation(kind)
         return op
 
     async def wait_ready(self, op: TaskOperation | None = None) -> int:
@@ -241,19 +244,19 @@ class Direction:
 
         Cancellation: nothing is lost, there is nothing to lose.
         """
-        op = op or self.poll()
+        op = op or self.get(POLL)
         try:
             return int(await op.engine.wait_ready(op))
         finally:
             if op.owed:
                 self.leave(op)
 
-    def verdict(self, op: TaskOperation, res: int) -> Verdict:
+    def verdict(self, op: TaskOperation | None, res: int) -> Verdict:
         """What a negative result means. A receive that found no provided buffer has another kind of
         buffer afterwards."""
         if self.closed or res == -errno.ECANCELED:
             return Verdict.CLOSED
-        if res == -errno.ENOBUFS and op.group != NO_GROUP:
+        if res == -errno.ENOBUFS and op is not None and op.group != NO_GROUP:
             # All buffers of the group were taken in this pass. They are back by the next one; there
             # are more small ones.
             use_first(self, op)
@@ -326,6 +329,18 @@ class Direction:
         if not kept.size:
             self.kept = None
         return chunk
+
+    def move(self) -> None:
+        """The run in which it was used may be over: this one goes on with it.
+
+        Raises:
+            RuntimeError: it cannot, as it cannot be used in this run or process.
+        """
+        if self.used_elsewhere(current_driver().engine):
+            raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
+        for op in list(self.operations.values()):
+            if op.engine.phase.over:
+                op.engine.attend(op)
 
     def used_elsewhere(self, engine: object) -> bool:
         """Whether another run than this engine's goes on, and has streams on the descriptor."""

@@ -119,8 +119,6 @@ class Lease:
         for way in ways:
             way.closed = way.ended = True
         self.release(self._close)
-        for way in ways:
-            _tell(way)
 
     @enable_ki_protection
     def close_direction(self, way: Direction, shutdown: Callable[[int], object]) -> None:
@@ -157,15 +155,29 @@ class Lease:
         engine = self._used_with()
         if engine is None:
             close()
-            return
-        if engine.phase is FAILED and self._shutdown is not None:
-            # What the kernel holds and nobody can cancel would keep back the FIN.
-            with contextlib.suppress(OSError):
-                self._shutdown(stdlib_socket.SHUT_RDWR)
-        engine.release(self.operations(), close)
+        else:
+            if engine.phase is FAILED and self._shutdown is not None:
+                # What the kernel holds and nobody can cancel would keep back the FIN.
+                with contextlib.suppress(OSError):
+                    self._shutdown(stdlib_socket.SHUT_RDWR)
+            engine.release(self.operations(), close)
+        _tell(self.receiving)
+        _tell(self.sending)
 
     def _used_with(self) -> Any:
         return self.used_by() or self.engine_of_streams()
+
+
+def closed_lease(lease: Lease) -> Lease:
+    """What a stream is left with that has handed over its lease."""
+    closed = Lease(lease.owner, _nothing, lease.fileno)
+    for way in (closed.receiving, closed.sending):
+        way.closed = way.ended = True
+    return closed
+
+
+def _nothing() -> None:
+    pass
 
 
 def _operations(way: Direction) -> list[TaskOperation]:

@@ -82,6 +82,7 @@ class Engine:
         failure: what made the engine fail.
         queue: operations that the ring has not seen, in the order in which they were made.
         errands: what destroyed coroutines have left to be done in a pass.
+        at_end: called when the run is over; they must not raise.
         dirty: the ring holds entries that were not flushed.
         woke: a task was woken, in this pass.
         done: drained and not yet finished; here, so that a failure in between loses none.
@@ -108,6 +109,7 @@ class Engine:
         by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self.errands: list[Callable[[], object]] = []
+        self.at_end: list[Callable[[], object]] = []
         # Descriptors to close after the next whole flush.
         self._closing: list[Callable[[], object]] = []
         self.thread = get_ident()
@@ -128,7 +130,7 @@ class Engine:
         cancellation is left for the next checkpoint. Cancelled is raised only if nothing was done.
         """
         if self.phase is not RUNNING or get_ident() != self.thread:
-            engine = self._attend(op)
+            engine = self.attend(op)
             if engine is not self:
                 return engine.perform(op)
         if op.opcode in self._by_calls:
@@ -185,7 +187,7 @@ class Engine:
 
         while op.state.in_kernel:
             if self.phase is not RUNNING or get_ident() != self.thread:
-                self._attend(op)
+                self.attend(op)
             op.task = current_task()
             try:
                 await wait_task_rescheduled(leave)
@@ -231,11 +233,10 @@ class Engine:
             function is not called.
         """
         if self.phase is not RUNNING or get_ident() != self.thread:
-            self._attend(op)
+            self.attend(op)
         if self.hooks is not None and not self.queue:
             self.hooks.queued()
-        op.raise_cancel = None
-        op.then = then
+        op.engine, op.raise_cancel, op.then = self, None, then
         self.queue[op] = None
 
     @enable_ki_protection
@@ -405,7 +406,7 @@ class Engine:
 
     # -- when all is not as usual
 
-    def _attend(self, op: TaskOperation) -> Any:
+    def attend(self, op: TaskOperation) -> Any:
         """The engine that performs an operation; or it says why none does."""
         phase = self.phase
         try:
@@ -436,6 +437,8 @@ class Engine:
     def enter(self, phase: Phase) -> None:
         """The run goes on to its end, or this is a forked child."""
         self.phase = self.phase.to(phase)
+        while phase.over and self.at_end:
+            self.at_end.pop()()
 
 
 def _nothing() -> None:

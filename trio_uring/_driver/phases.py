@@ -63,8 +63,7 @@ OVER = Phase("OVER", over=True)
 CHILD = Phase(
     "CHILD",
     over=True,
-    refusal="this stream belongs to the process that this one was forked from; "
-    "open a new one here",
+    refusal="this stream belongs to the process that this one was forked from; open a new one here",
 )
 
 FOLLOWERS: dict[Phase, tuple[Phase, ...]] = {

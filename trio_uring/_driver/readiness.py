@@ -245,19 +245,25 @@ class ReadinessEngine:
 
     def perform(self, op: TaskOperation) -> Awaitable[int]:
         """As the ring's engine does."""
-        if self.phase is OVER:
-            performed: Awaitable[int] = self._move(op).perform(op)
+        engine = self.attend(op)
+        if engine is not self:
+            performed: Awaitable[int] = engine.perform(op)
             return performed
+        return perform_by_readiness(op, self._wait)
+
+    def attend(self, op: TaskOperation) -> Any:
+        """The engine that performs an operation; or it says why none does."""
+        if self.phase is OVER:
+            return self._move(op)
         if get_ident() != self.thread:
             raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
-        return perform_by_readiness(op, self._wait)
+        return self
 
     @enable_ki_protection
     async def wait_ready(self, poll: TaskOperation) -> int:
         """Waits as a POLL_ADD would."""
-        if self.phase is OVER:
-            return int(await self._move(poll).wait_ready(poll))
-        return await self._wait(poll)
+        engine = self.attend(poll)
+        return await self._wait(poll) if engine is self else int(await engine.wait_ready(poll))
 
     async def _wait(self, op: TaskOperation) -> int:
         counters, opcode, res = self.counters, op.opcode, -errno.ECANCELED

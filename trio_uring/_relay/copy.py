@@ -24,7 +24,7 @@ from .._network.network import BufferedNetworkStream
 from .._streams.receive import ReceiveSide
 from .._streams.send import SendSide
 from .loop_sink import LoopSink, LoopSource
-from .pump import can_pump, give_receiving, give_sending, take_receiving, take_sending
+from .pump import can_pump, give, take
 from .stream_pump import StreamPump
 
 if TYPE_CHECKING:
@@ -100,7 +100,11 @@ async def copy_stream(
     if max_bytes is not None and operator.index(max_bytes) < 0:
         raise ValueError("max_bytes must be >= 0")
     source, sink = receiving_end(source), sending_end(sink)
-    if isinstance(source, ReceiveSide) and isinstance(sink, SendSide) and can_pump(source, sink):
+    if (
+        isinstance(source, ReceiveSide)
+        and isinstance(sink, SendSide)
+        and can_pump(source._receiving, sink._sending)
+    ):
         return await _pump(source, sink, max_bytes, progress)
     with LoopSink(sink, progress) as out:  # counts from 0, whatever comes
         if can_take_back(source):
@@ -117,17 +121,18 @@ async def _pump(
 ) -> int:
     """Takes both directions; the pump frees them at its end, which may be later than ours if our
     coroutine is destroyed."""
-    await take_sending(sink)  # first, because it begins to count
+    await take(sink._sending)  # first, because it begins to count
+    sink.bytes_sent = 0
     try:
-        await take_receiving(source)
+        await take(source._receiving)
         try:
             await checkpoint_if_cancelled()
             pump = StreamPump(source, sink, max_bytes)
         except BaseException:
-            give_receiving(source)
+            give(source._receiving)
             raise
     except BaseException:
-        give_sending(sink)
+        give(sink._sending)
         raise
     return await pump.run(progress)
 

@@ -20,12 +20,13 @@ import trio
 from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
 from .._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
+from .._descriptors.direction import Direction
 from .._messages.buffered import BufferedReceiveStream
 from .._messages.vectored import TrioTransport, counting, send_one
 from .._network.network import BufferedNetworkStream
 from .._streams.receive import ReceiveSide
 from .._streams.send import SendSide
-from .pump import begin_receiving, begin_sending, call, give_receiving, give_sending
+from .pump import begin, call, give
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,11 +74,10 @@ class Hold:
 def _receiving_hold(stream: Any) -> Hold:
     below = unwrapped(stream, receiving_end)
     if isinstance(below, ReceiveSide):
-        return Hold(
-            below, "_receiving", lambda: begin_receiving(below), lambda: give_receiving(below)
-        )
-    begin = below._begin if isinstance(below, BufferedReceiveStream) else None
-    return Hold(below, "_receiving", begin, lambda: below._end())
+        way = below._receiving
+        return Hold(way, "held", lambda: begin(way), lambda: give(way))
+    begins = below._begin if isinstance(below, BufferedReceiveStream) else None
+    return Hold(below, "_receiving", begins, lambda: below._end())
 
 
 def _sending_hold(stream: Any) -> Hold:
@@ -85,27 +85,28 @@ def _sending_hold(stream: Any) -> Hold:
     if isinstance(below, BufferedNetworkStream):
         below = below.transport
     if isinstance(below, SendSide):
-        return Hold(below, "_sending", lambda: begin_sending(below), lambda: give_sending(below))
+        way = below._sending
+        return Hold(way, "held", lambda: begin(way), lambda: give(way))
     transport: Any = below
-    begin = (
+    begins = (
         transport._begin_send if hasattr(type(below), "_begin_send") else None
     )  # simulated, or trio's
-    return Hold(below, "_sending", begin, lambda: setattr(below, "_sending", False))
+    return Hold(below, "_sending", begins, lambda: setattr(below, "_sending", False))
 
 
 class UntilClosed:
     """See LoopSink.until_closed. A pump is told by its driver; a loop may be waiting in any
     stream's receive."""
 
-    def __init__(self, sink: SendSide) -> None:
-        self._sink = sink
+    def __init__(self, way: Direction) -> None:
+        self._way = way
         self._scope = trio.CancelScope()
         self._task = current_task()
 
     def __enter__(self) -> None:
         self._scope.__enter__()
         # Weak: a stream that outlives a run that crashed must not keep its tasks.
-        self._sink._lease.copying[False] = functools.partial(_tell, weakref.ref(self))
+        self._way.told = functools.partial(_tell, weakref.ref(self))
 
     def __exit__(
         self,
@@ -203,7 +204,7 @@ class LoopSink:
         """A block that ends with trio.ClosedResourceError when the stream is closed while it waits
         for something else."""
         below = self._hold.below
-        return UntilClosed(below) if isinstance(below, SendSide) else contextlib.nullcontext()
+        return UntilClosed(below) if isinstance(below, Direction) else contextlib.nullcontext()
 
     async def send(self, chunk: bytes) -> None:
         """Sends it all, and tells the progress."""

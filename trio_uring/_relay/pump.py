@@ -24,7 +24,6 @@ import os
 import select
 import signal
 import stat
-import weakref
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,26 +35,28 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from .._driver.chains import ChainedOperation, ChainEngine
+from .._descriptors.direction import POLL, Verdict
+from .._driver.engine import Engine
+from .._driver.operation import TaskOperation
 from .._driver.readiness import ALWAYS
-from .._driver.run import Driver, current_driver
-from .._errors import AGAIN_ERRNOS, stream_error
-from .._ring.op import POSITION, Opcode
-from .._streams.send import SEND_FLAGS
+from .._driver.run import current_driver
+from .._errors import stream_error
+from .._ring.op import Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from .._descriptors.direction import Direction
     from .._ring.protocol import Ring
-    from .._streams.receive import ReceiveSide
     from .._streams.send import SendSide
-
-    Side = ReceiveSide | SendSide
 
 
 class Pump:
     """What all pumps are: operations, a task that waits, an end. A subclass says what is done next.
+
+    Args:
+        sink: the stream that the bytes go to.
 
     Attributes:
         total: bytes that the sink has taken.
@@ -63,20 +64,24 @@ class Pump:
 
     def __init__(self, sink: SendSide) -> None:
         self.sink = sink
+        self.out = sink._sending
         self.total = 0
-        driver = current_driver()
-        assert isinstance(driver, Driver)  # by readiness, there are no chains
-        self.engine: ChainEngine = driver
+        engine = current_driver().engine
+        assert isinstance(engine, Engine)  # by readiness, there are no chains
+        self.engine: Engine = engine
         self._error: BaseException | None = None
         self._stopping = False
         self._over = self._complete = self._given_up = False
-        self._operations: list[tuple[Side, ChainedOperation]] = []
+        # What each completion calls, in the reap.
+        self._operations: dict[TaskOperation, Callable[[], object]] = {}
+        # Where else closing a direction finds them.
+        self._extra: list[tuple[Direction, object]] = []
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
         self._epoll: select.epoll | None = None
-        self._told: int | None = (
-            None  # the total that the progress callback knows; None: there is no callback
-        )
+        # The total that the progress callback knows; None: there is no callback.
+        self._told: int | None = None
+        self.out.told = self._sink_closed
 
     # -- for the subclass
 
@@ -91,42 +96,32 @@ class Pump:
         raise NotImplementedError
 
     def _operation(
-        self,
-        side: Side,
-        opcode: int,
-        handle: Callable[[int], object],
-        fd: int = -1,
-        owner: object = None,
-    ) -> ChainedOperation:
-        """An operation on a stream, or another descriptor, whose result goes to `handle`; closing
-        the stream ends it."""
-        if fd < 0:
-            fd, owner = side._fd, side._owner
-        op = ChainedOperation(self.engine, opcode, fd, owner, lambda: self._finished(op, handle))
-        op.lease = weakref.ref(side._lease)
-        side._operations.append(op)
-        self._operations.append((side, op))
+        self, way: Direction, kind: int, handle: Callable[[int], object]
+    ) -> TaskOperation:
+        """The operation of a direction's that the pump has for as long as it has the direction; its
+        results go to `handle`."""
+        return self._add(way.get(kind), handle)
+
+    def _poll_operation(self, way: Direction, ready: Callable[[], object]) -> TaskOperation:
+        op = way.get(POLL)
+        return self._add(op, lambda res: self._polled(way, op, ready, res))
+
+    def _own_operation(
+        self, way: Direction, opcode: int, fd: int, owner: object, handle: Callable[[int], object]
+    ) -> TaskOperation:
+        """One on another descriptor, which closing the direction ends as well."""
+        op = way.operations[self] = TaskOperation(self.engine, opcode, fd, owner)
+        self._extra.append((way, self))
+        return self._add(op, handle)
+
+    def _add(self, op: TaskOperation, handle: Callable[[int], object]) -> TaskOperation:
+        self._operations[op] = lambda: self._finished(op, handle)
         return op
 
-    def _poll_operation(
-        self, side: Side, events: int, ready: Callable[[], object]
-    ) -> ChainedOperation:
-        op = self._operation(side, Opcode.POLL_ADD, lambda res: self._polled(side, op, ready, res))
-        op.flags = events
-        return op
-
-    def _chain(self, side: Side, op: ChainedOperation) -> None:
-        if not is_open(side):
-            raise self._side_error(side, -errno.EBADF)
-        self.engine.chain(op)
-
-    def _send_operation(self, handle: Callable[[int], object]) -> ChainedOperation:
-        sink = self.sink
-        op = self._operation(sink, Opcode.SEND if sink._is_socket else Opcode.WRITE, handle)
-        op.flags = SEND_FLAGS if sink._is_socket else 0
-        op.offset = 0 if sink._is_socket else POSITION
-        op.closed = self._sink_closed
-        return op
+    def _chain(self, way: Direction, op: TaskOperation) -> None:
+        if not way.is_open():
+            raise self._way_error(way, -errno.EBADF)
+        self.engine.chain(op, self._operations[op])
 
     def _sent(self, count: int) -> None:
         self.total += count
@@ -142,10 +137,10 @@ class Pump:
             self._error = error
         self._stop()
 
-    def _side_error(self, side: Side, res: int) -> BaseException:
+    def _way_error(self, way: Direction, res: int) -> BaseException:
         """The exception for a negative result, with the side in its message."""
-        name = "sink" if side is self.sink else "source"
-        if side._closed or res == -errno.ECANCELED:
+        name = "sink" if way is self.out else "source"
+        if way.closed or res == -errno.ECANCELED:
             return trio.ClosedResourceError(f"another task closed this copy's {name}")
         error = stream_error(-res)
         if isinstance(error, trio.ClosedResourceError):
@@ -156,9 +151,18 @@ class Pump:
         named.__cause__ = error.__cause__
         return named
 
+    def _send_failed(self, way: Direction, op: TaskOperation, res: int) -> bool:
+        """After a negative result of a send. True: it is to be made again when the sink is ready;
+        False: the pump is stopping."""
+        if self._stopping and res == -errno.ECANCELED:
+            return False
+        if way.verdict(op, res) is not Verdict.WAIT:
+            raise self._way_error(way, res)
+        return not self._stopping
+
     # -- in the reap
 
-    def _finished(self, op: ChainedOperation, handle: Callable[[int], object]) -> None:
+    def _finished(self, op: TaskOperation, handle: Callable[[int], object]) -> None:
         try:
             handle(op.unwrap())
             if not self._stopping:
@@ -168,34 +172,33 @@ class Pump:
         self._after()
 
     def _polled(
-        self, side: Side, op: ChainedOperation, ready: Callable[[], object], res: int
+        self, way: Direction, op: TaskOperation, ready: Callable[[], object], res: int
     ) -> None:
         if self._stopping:
             return
-        if res < 0 and -res not in AGAIN_ERRNOS:
-            raise self._side_error(side, res)
+        if res < 0 and way.verdict(op, res) is not Verdict.WAIT:
+            raise self._way_error(way, res)
         if res >= 0 and not res & (op.flags | ALWAYS):
-            self._poll_by_epoll(side, op)
+            self._poll_by_epoll(way, op)
         else:
             ready()
 
-    def _poll_by_epoll(self, side: Side, op: ChainedOperation) -> None:
+    def _poll_by_epoll(self, way: Direction, op: TaskOperation) -> None:
         """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked
         for. epoll's are not."""
         self._epoll = poller = select.epoll()
-        poller.register(side._fd, op.flags)
-        op.fd, op.owner, op.flags, op.entry = (
-            poller.fileno(),
-            (side._owner, poller),
-            select.POLLIN,
-            None,
-        )
-        self._chain(side, op)
+        poller.register(way.fd, op.flags)
+        op.fd, op.owner = poller.fileno(), (way.owner, poller)
+        op.flags, op.entry = select.POLLIN, None
+        del way.operations[POLL]  # it is not what the next one expects any more
+        way.operations[poller] = op
+        self._extra.append((way, poller))
+        self._chain(way, op)
 
     def _sink_closed(self) -> None:
         """Nobody else tells it while the source is idle."""
         if not self._stopping:
-            self._fail(self._side_error(self.sink, -errno.ECANCELED))
+            self._fail(self._way_error(self.out, -errno.ECANCELED))
             self._after()
 
     def _after(self) -> None:
@@ -210,15 +213,15 @@ class Pump:
             self.engine.resume(task, self)
 
     def _idle(self) -> bool:
-        # asked after every completion, where a generator is felt
-        for _, op in self._operations:  # noqa: SIM110
-            if op.waiting:
+        # Asked after every completion, where a generator is felt.
+        for op in self._operations:  # noqa: SIM110
+            if op.then is not None:
                 return False
         return True
 
     def _stop(self) -> None:
         self._stopping = True
-        for _, op in self._operations:
+        for op in self._operations:
             self.engine.unchain(op)
 
     def _finish(self) -> None:
@@ -227,11 +230,11 @@ class Pump:
             self._settle()
         except BaseException as exc:  # MemoryError
             self._error = self._error or exc
-        for side, op in self._operations:
-            side._operations.remove(op)
-            # or each would keep the pump, and the pump its streams, until a garbage collection
-            op.forget()
+        for way, key in self._extra:
+            way.operations.pop(key, None)
+        # Or each would keep the pump, and the pump its streams, until a garbage collection.
         self._operations.clear()
+        self._extra.clear()
         if self._epoll is not None:
             self._epoll.close()
         if self._given_up:
@@ -298,7 +301,7 @@ class Pump:
 
     @enable_ki_protection
     def _abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
-        if self.engine.closed:  # in a forked child: it is all the parent's
+        if self.engine.phase.over:  # in a forked child: it is all the parent's
             self._task = None
             return Abort.SUCCEEDED
         self._stop()
@@ -325,92 +328,49 @@ def call(progress: Callable[[int], object], total: int) -> None:
     progress(total)
 
 
-def is_open(side: Side) -> bool:
-    """The user may have closed the socket itself: its number may be another's by now."""
-    return not side._closed and side._fileno() == side._fd
-
-
-async def take_receiving(source: ReceiveSide) -> None:
-    """Takes a stream's receiving direction for a pump, which gives it back when it settles."""
-    begin_receiving(source)
+async def take(way: Direction) -> None:
+    """Takes a direction for a pump, which gives it back when it settles."""
+    begin(way)
     try:
-        if source._orphan is not None:
-            await source._settle_receive(source._orphan)
+        await way.settle()
     except BaseException:
-        give_receiving(source)
+        give(way)
         raise
 
 
-async def take_sending(sink: SendSide) -> None:
-    """Takes a stream's sending direction for a pump, which gives it back when it settles.
-    `bytes_sent` begins anew."""
-    begin_sending(sink)
-    try:
-        if sink._orphan_send is not None:
-            await sink._settle_send(sink._orphan_send)
-    except BaseException:
-        give_sending(sink)
-        raise
+def begin(way: Direction) -> None:
+    """Takes a direction that can be used in this run."""
+    way.move()
+    way.hold()
 
 
-def begin_receiving(source: ReceiveSide) -> None:
-    _check_run(source)
-    source._begin_receive()
-    source._lease.copying[True] = None
+def give(way: Direction) -> None:
+    """What `take` has taken."""
+    way.held, way.told = False, None
 
 
-def begin_sending(sink: SendSide) -> None:
-    _check_run(sink)
-    sink._begin_send()
-    sink._lease.copying[False] = None
-
-
-def give_receiving(source: ReceiveSide) -> None:
-    source._receiving = False
-    source._lease.copying.pop(True, None)
-
-
-def give_sending(sink: SendSide) -> None:
-    sink._sending = False
-    sink._lease.copying.pop(False, None)
-
-
-def _check_run(side: Side) -> None:
-    live = side._lease.live_driver()
-    if live is not None and live is not current_driver():
-        raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
-    for op in side._lease.operations:
-        if op.driver.closed:
-            op.driver._attend(
-                op
-            )  # moves it to this run, or refuses: in a forked child the stream is the parent's
-
-
-def can_pump(source: ReceiveSide, sink: SendSide) -> bool:
-    """Whether this run's driver moves bytes from one to the other without a task. Not by a
+def can_pump(source: Direction, sink: Direction) -> bool:
+    """Whether this run's engine moves bytes from one to the other without a task. Not by a
     completion, out of a pipe that may have other readers."""
-    driver = current_driver()
-    if not isinstance(driver, Driver) or not driver.pumps:
+    engine = current_driver().engine
+    if not isinstance(engine, Engine) or not engine.pumps:
         return False
-    return source._is_socket or (
-        takes_splices(driver.ring, source) and takes_splices(driver.ring, sink)
-    )
+    ring = engine.ring
+    return source.is_socket or (takes_splices(ring, source) and takes_splices(ring, sink))
 
 
-def takes_splices(ring: Ring, side: Side) -> bool:
-    """Whether splice(2) and sendfile(2) on this stream cannot block the thread, or kill the
+def takes_splices(ring: Ring, way: Direction) -> bool:
+    """Whether splice(2) and sendfile(2) on this descriptor cannot block the thread, or kill the
     process.
 
     They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program wants it otherwise. Sockets
     must be non-blocking, as trio's are; for pipes splice has a flag of its own; devices may block
     in it all the same.
     """
-    if (
-        ring.info.backend == "fake"
-        or not hasattr(os, "splice")
-        or signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN
-    ):
+    if ring.info.backend == "fake" or not hasattr(os, "splice"):
         return False
-    if side._is_socket:
-        return not os.get_blocking(side._fd)
-    return stat.S_ISFIFO(os.fstat(side._fd).st_mode)
+    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN:
+        return False
+    if way.is_socket:
+        return not os.get_blocking(way.fd)
+    return stat.S_ISFIFO(os.fstat(way.fd).st_mode)

@@ -21,21 +21,22 @@ import contextlib
 import errno
 import operator
 import os
-import select
 import signal
 from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from .._bytes.outgoing import Outgoing
 from .._bytes.timed import sending_end
+from .._descriptors.direction import SEND
 from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import Opcode
 from .._streams.send import SendSide
 from .file_part import Part, open_file, pread, synchronous
 from .loop_sink import LoopSink
-from .pump import Pump, call, give_sending, is_open, take_sending, takes_splices
+from .pump import Pump, call, give, take, takes_splices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,12 +108,15 @@ async def send_file(
     sender: FilePump | FileLoop | LoopSink | None = None
     try:
         if isinstance(sink, SendSide):
-            await take_sending(sink)  # its bytes_sent is 0 from now on, whatever happens
+            await take(sink._sending)
+            sink.bytes_sent = 0  # from now on, whatever happens
             try:
                 await checkpoint_if_cancelled()
-                sender = FilePump(sink, part) if current_driver().pumps else FileLoop(sink, part)
+                sender = (
+                    FilePump(sink, part) if current_driver().engine.pumps else FileLoop(sink, part)
+                )
             except BaseException:
-                give_sending(sink)
+                give(sink._sending)
                 raise
             return await sender.run(progress)
         with LoopSink(sink, progress) as sender:
@@ -131,32 +135,32 @@ class FilePump(Pump):
     def __init__(self, sink: SendSide, part: Part) -> None:
         super().__init__(sink)
         self._part = part
-        part.direct = part.direct and takes_splices(self.engine.ring, sink)
+        part.direct = part.direct and takes_splices(self.engine.ring, self.out)
         self._memory: bytearray | None = None  # what was read
         self._start = self._end = 0  # the part of it that is still to be sent
-        self._read = self._operation(sink, Opcode.READ, self._was_read, part.fd, part.file)
-        self._send = self._send_operation(self._was_sent)
-        self._writable = self._poll_operation(sink, select.POLLOUT, self._ready)
+        self._read = self._own_operation(self.out, Opcode.READ, part.fd, part.file, self._was_read)
+        self._send = self._operation(self.out, SEND, self._was_sent)
+        self._writable = self._poll_operation(self.out, self._ready)
 
     def _is_complete(self) -> bool:
         return self._part.ended and self._start == self._end
 
     def _settle(self) -> None:
         self._memory = None
-        give_sending(self.sink)
+        give(self.out)
         self._part.close()
 
     def _ready(self) -> None:
         pass
 
     def _advance(self) -> None:
-        if self._read.waiting or self._send.waiting or self._writable.waiting:
+        if not self._idle():
             return
         part = self._part
         if self._start < self._end:
             op = self._send
             op.buffer, op.start, op.length = self._memory, self._start, self._end - self._start
-            self._chain(self.sink, op)
+            self._chain(self.out, op)
         elif not part.ended:
             size = part.size(DIRECT_SIZE)
             if not part.direct or not part.in_cache(size) or not self._send_directly(size):
@@ -166,19 +170,20 @@ class FilePump(Pump):
 
     def _send_directly(self, size: int) -> bool:
         """False: it cannot be done this way."""
-        if not is_open(self.sink):
-            raise self._side_error(self.sink, -errno.EBADF)
+        out = self.out
+        if not out.is_open():
+            raise self._way_error(out, -errno.EBADF)
         try:
-            count = self._part.give(self.sink._fd, self.sink._is_socket, size)
+            count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
             if exc.errno not in AGAIN_ERRNOS:
-                raise self._side_error(self.sink, -(exc.errno or 0)) from exc
+                raise self._way_error(out, -(exc.errno or 0)) from exc
         else:
             if count is None:
                 return False
             self._moved(count)
         if not self._part.ended:
-            self._chain(self.sink, self._writable)
+            self._chain(self.out, self._writable)
         return True
 
     # -- through a buffer
@@ -189,7 +194,7 @@ class FilePump(Pump):
         if self._memory is None or len(self._memory) < op.length:
             self._memory = bytearray(op.length)
         op.buffer, op.offset, op.entry = self._memory, self._part.offset, None
-        self._chain(self.sink, op)
+        self._chain(self.out, op)
 
     def _was_read(self, res: int) -> None:
         if res > 0:
@@ -197,8 +202,8 @@ class FilePump(Pump):
             self._part.passed(res)
         elif res == 0:
             self._part.ended = True
-        elif self.sink._closed:
-            raise self._side_error(self.sink, res)
+        elif self.out.closed:
+            raise self._way_error(self.out, res)
         elif (
             not self._stopping and -res not in AGAIN_ERRNOS and res != -errno.ECANCELED
         ):  # with a split stream's other half
@@ -209,13 +214,8 @@ class FilePump(Pump):
             self._sent(res)
             self._start += res
             self.engine.short_writes += self._start < self._end
-        elif self._stopping and res == -errno.ECANCELED:
-            pass
-        elif -res in AGAIN_ERRNOS and not self.sink._closed:
-            if not self._stopping:
-                self._chain(self.sink, self._writable)
-        else:
-            raise self._side_error(self.sink, res)
+        elif self._send_failed(self.out, self._send, res):
+            self._chain(self.out, self._writable)
 
 
 class FileLoop:
@@ -248,30 +248,27 @@ class FileLoop:
                     await self._send_read(min(size, READ_SIZE))
             return self.total
         finally:
-            give_sending(sink)
-            sink._orphan_send = sink._orphan_send or sink._left_behind(sink._one, sink._many)
+            give(sink._sending)
 
     async def _send_directly(self, size: int) -> bool:
         """False: it cannot be done this way."""
-        sink = self._sink
-        sink._check_can_send()
+        sink, out = self._sink, self._sink._sending
+        out.check_open()
         try:
-            count = self._part.give(sink._fd, sink._is_socket, size)
+            count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
             if exc.errno not in AGAIN_ERRNOS:
-                raise sink._error(-(exc.errno or 0)) from exc
+                raise sink._error(out, -(exc.errno or 0)) from exc
             count = 0
         if count is None:
             return False
         sink.bytes_sent += count
-        driver: Any = current_driver()
-        counters = driver.counters
-        counters.moved[Opcode.SEND] += count
+        current_driver().engine.counters.moved[Opcode.SEND] += count
         self._tell()
         if self._part.ended:
             return True
         if count < size:
-            await sink._poll(select.POLLOUT)
+            await sink._wait_ready(out)
         else:
             await trio.lowlevel.checkpoint()
         return True
@@ -282,9 +279,10 @@ class FileLoop:
             self._part.ended = True
             return
         self._part.passed(len(chunk))
-        self._sink._check_can_send()  # the read may have taken a while
+        self._sink._sending.check_open()  # the read may have taken a while
         try:
-            await self._sink._send_views([memoryview(chunk)], None)
+            with Outgoing(chunk) as rest:
+                await self._sink._send_outgoing(rest)
         finally:
             self._tell()
 
@@ -301,9 +299,10 @@ def _takes_sendfile(sink: SendSide) -> bool:
 
     Where nothing says what is in the page cache, it could block: reads in a worker thread do not.
     """
-    if not hasattr(os, "sendfile") or not hasattr(os, "RWF_NOWAIT") or not sink._is_socket:
+    out = sink._sending
+    if not hasattr(os, "sendfile") or not hasattr(os, "RWF_NOWAIT") or not out.is_socket:
         return False
-    return signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN and not os.get_blocking(sink._fd)
+    return signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN and not os.get_blocking(out.fd)
 
 
 async def _loop(out: LoopSink, part: Part) -> int:

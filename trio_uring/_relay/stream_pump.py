@@ -20,15 +20,15 @@ Rules of this file:
 from __future__ import annotations
 
 import errno
-import select
 from typing import TYPE_CHECKING, Any
 
-from .._descriptors.provided import BULK_STREAK, BufferChoice
-from .._driver.pipes import PIPE_SIZE, Pipe
+from .._descriptors.direction import RECEIVE, SEND, Verdict
+from .._descriptors.provided import BULK_STREAK, adapt, use
 from .._errors import AGAIN_ERRNOS
-from .._ring.op import LARGE_GROUP, NO_GROUP, POSITION, SMALL_GROUP, Opcode
+from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from .._ring.protocol import SMALL_SIZE
-from .pump import Pump, give_receiving, give_sending, is_open, takes_splices
+from .pipes import PIPE_SIZE, Pipe, pipes
+from .pump import Pump, give, takes_splices
 
 if TYPE_CHECKING:
     from .._streams.receive import ReceiveSide
@@ -37,102 +37,92 @@ if TYPE_CHECKING:
 CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (128 KiB) each
 
 
-class StreamPump(BufferChoice, Pump):
+class StreamPump(Pump):
     """Copies `source` to `sink`, to the end of the source or to `max_bytes`."""
 
     def __init__(self, source: ReceiveSide, sink: SendSide, max_bytes: int | None) -> None:
         super().__init__(sink)
-        self._source = source
+        self._in = source._receiving
         self._left = max_bytes  # bytes that may still be received; None: no limit
         self._ended = max_bytes == 0
         self._source_error: BaseException | None = None
-        self._held: list[
-            Any
-        ] = []  # bytes; or the memory of a receive that had to bring its own, cut to what came
+        # Bytes; or the memory of a receive that had to bring its own, cut to what came.
+        self._held: list[Any] = []
         self._start = 0  # bytes of the first that are sent
         self._pipe: Pipe | None = None  # with bytes in it that are still to be sent
-        self._splices = takes_splices(self.engine.ring, source) and takes_splices(
-            self.engine.ring, sink
-        )
-        self._bulk = not source._is_socket  # always, for a pipe: see can_pump
-        self._receive = self._operation(
-            source, Opcode.RECV if source._is_socket else Opcode.READ, self._received
-        )
-        self._send = self._send_operation(self._passed_on)
-        self._readable = self._poll_operation(source, select.POLLIN, self._fill)
-        self._writable = self._poll_operation(sink, select.POLLOUT, self._empty)
-        self._receive.offset = 0 if source._is_socket else POSITION
-        self._use_first(self._receive)
+        ring = self.engine.ring
+        self._splices = takes_splices(ring, self._in) and takes_splices(ring, self.out)
+        self._bulk = not self._in.is_socket  # always, for a pipe: see can_pump
+        self._pipes = pipes(self.engine)
+        self._receive = self._operation(self._in, RECEIVE, self._received)
+        self._send = self._operation(self.out, SEND, self._passed_on)
+        self._readable = self._poll_operation(self._in, self._fill)
+        self._writable = self._poll_operation(self.out, self._empty)
 
     def _is_complete(self) -> bool:
         return self._ended and not self._held and self._pipe is None
 
     def _advance(self) -> None:
         self._advance_source()
-        if self._held and not self._send.waiting and not self._writable.waiting:
+        if self._held and not self._sends():
             op = self._send
             op.buffer, op.start, op.length = (
                 self._held[0],
                 self._start,
                 len(self._held[0]) - self._start,
             )
-            self._chain(self.sink, op)
+            self._chain(self.out, op)
         elif self._source_error is not None and not self._held and self._pipe is None:
             raise self._source_error
 
     # -- receiving
 
+    def _sends(self) -> bool:
+        return self._send.then is not None or self._writable.then is not None
+
+    def _receives(self) -> bool:
+        return self._receive.then is not None or self._readable.then is not None
+
     def _advance_source(self) -> None:
-        source, op = self._source, self._receive
-        while (
-            not self._ended
-            and len(self._held) < CHUNKS_MAX
-            and not op.waiting
-            and not self._readable.waiting
-        ):
-            if not is_open(source):
+        way, op = self._in, self._receive
+        while not self._ended and len(self._held) < CHUNKS_MAX and not self._receives():
+            if not way.is_open():
                 self._fail_source(-errno.EBADF)
                 return
-            if self._bulk and not source._rest:
+            if self._bulk and way.kept is None:
                 if self._pipe is None and not self._held:
-                    self.engine.chain(self._readable)
+                    self._chain(way, self._readable)
                 return
-            size = self._size if self._left is None or self._size < self._left else self._left
-            if source._rest:
-                self._take(source._take_rest(size))
+            size = way.size if self._left is None or way.size < self._left else self._left
+            if way.kept is not None:
+                self._take(way.take_kept(size))
                 continue
             op.length = size
             if op.group == NO_GROUP:
-                op.buffer = bytearray(size)
-            self._own = op.buffer
-            self.engine.chain(op)
+                op.buffer = op.memory = memoryview(bytearray(size))
+            self._chain(way, op)
 
     def _received(self, res: int) -> None:
-        op, own, self._own = self._receive, self._own, None
-        chunk, op.chunk = op.chunk, None
+        op, way = self._receive, self._in
+        chunk: Any = op.chunk
+        memory, op.chunk, op.memory = op.memory, None, None
         if res > 0:
-            if own is not None:
-                chunk = memoryview(own)[:res]  # type: ignore[assignment]
-            self._take(chunk)
+            self._take(chunk if memory is None else memory[:res])
             if not self._splices:
-                self._adapt(op, res)
+                adapt(way, op, res)
             elif res >= SMALL_SIZE:
                 self._bulk = True
         elif res == 0:
             self._ended = True
-        elif self._stopping:
-            pass
-        elif res == -errno.ENOBUFS and op.group != NO_GROUP:
-            # All buffers of the group were taken in this reap. They are back by the next; there are
-            # more small ones.
-            self._use_first(op)
-        elif -res in AGAIN_ERRNOS and not self._source._closed:
-            self._chain(self._source, self._readable)
-        else:
-            self._fail_source(res)
+        elif not self._stopping:
+            verdict = way.verdict(op, res)
+            if verdict is Verdict.WAIT:
+                self._chain(way, self._readable)
+            elif verdict is not Verdict.AGAIN:
+                self._fail_source(res)
 
     def _fail_source(self, res: int) -> None:
-        self._ended, self._source_error = True, self._side_error(self._source, res)
+        self._ended, self._source_error = True, self._way_error(self._in, res)
 
     def _take(self, chunk: Any) -> None:
         self._held.append(chunk)
@@ -154,43 +144,39 @@ class StreamPump(BufferChoice, Pump):
                 self._start = 0
             else:
                 self.engine.short_writes += 1
-        elif self._stopping and res == -errno.ECANCELED:
-            pass
-        elif -res in AGAIN_ERRNOS and not self.sink._closed:
-            if not self._stopping:
-                self._chain(self.sink, self._writable)
-        else:
-            raise self._side_error(self.sink, res)
+        elif self._send_failed(self.out, self._send, res):
+            self._chain(self.out, self._writable)
 
     # -- bulk
 
     def _fill(self) -> None:
         """The source is readable."""
-        if not self._bulk or not is_open(self._source):
+        if not self._bulk or not self._in.is_open():
             return
-        pipe = self.engine.pipes.take()
+        pipe = self._pipes.take()
         if pipe is None:
             self._no_bulk()
             return
         try:
-            count = pipe.fill(self._source._fd, PIPE_SIZE if self._left is None else self._left)
+            count = pipe.fill(self._in.fd, PIPE_SIZE if self._left is None else self._left)
         except OSError as exc:
-            self.engine.pipes.give(pipe)
+            self._pipes.give(pipe)
             if exc.errno == errno.EINVAL:  # not with this kind of descriptor
                 self._no_bulk()
             elif exc.errno not in AGAIN_ERRNOS:
                 self._fail_source(-(exc.errno or 0))
             return
         if not count:
-            self.engine.pipes.give(pipe)
+            self._pipes.give(pipe)
             self._ended = True
             return
         self._pipe = pipe
         self.engine.ring.counters.moved[Opcode.RECV] += count
         self._count(count)
-        self._streak = 0 if count > SMALL_SIZE else self._streak + 1
-        if self._streak >= BULK_STREAK and self._source._is_socket:
-            self._bulk, self._streak = False, 0
+        way = self._in
+        way.streak = 0 if count > SMALL_SIZE else way.streak + 1
+        if way.streak >= BULK_STREAK and way.is_socket:
+            self._bulk, way.streak = False, 0
         self._empty()
 
     def _empty(self) -> None:
@@ -198,26 +184,27 @@ class StreamPump(BufferChoice, Pump):
         pipe = self._pipe
         if pipe is None:
             return
-        if not is_open(self.sink):
-            raise self._side_error(self.sink, -errno.EBADF)
+        out = self.out
+        if not out.is_open():
+            raise self._way_error(out, -errno.EBADF)
         try:
-            self._moved(pipe.empty(self.sink._fd))
+            self._moved(pipe.empty(out.fd))
         except OSError as exc:
             if exc.errno == errno.EINVAL:
                 self._held.append(pipe.read())
                 self._no_bulk()
             elif exc.errno not in AGAIN_ERRNOS:
-                raise self._side_error(self.sink, -(exc.errno or 0)) from exc
+                raise self._way_error(out, -(exc.errno or 0)) from exc
         if pipe.held:
-            self._chain(self.sink, self._writable)
+            self._chain(out, self._writable)
         else:
             self._pipe = None
-            self.engine.pipes.give(pipe)
+            self._pipes.give(pipe)
 
     def _no_bulk(self) -> None:
         self._bulk = self._splices = False
         if self._receive.group == SMALL_GROUP:
-            self._use(self._receive, LARGE_GROUP)
+            use(self._in, self._receive, LARGE_GROUP)
 
     def _settle(self) -> None:
         """Gives back what was received and not sent. What a failed driver left in the kernel may
@@ -227,14 +214,14 @@ class StreamPump(BufferChoice, Pump):
         try:
             if pipe is not None:
                 held.append(pipe.read())
-                self.engine.pipes.give(pipe)
+                self._pipes.give(pipe)
             if held and self._send.state.in_kernel:
                 del held[0]
             elif self._start:
                 held[0] = held[0][self._start :]
             if held:
-                self._source._put_back([bytes(chunk) for chunk in held])
+                self._in.put_back([bytes(chunk) for chunk in held])
         finally:
             self._source_error = None  # its traceback has this pump
-            give_receiving(self._source)
-            give_sending(self.sink)
+            give(self._in)
+            give(self.out)

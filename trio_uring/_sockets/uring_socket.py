@@ -97,8 +97,8 @@ class UringSocket(SocketOperations):
     def shutdown(self, how: int) -> None:
         """As socket.socket.shutdown."""
         super().shutdown(how)
-        if self._own_lease is not None:
-            self._own_lease.sending.ended = self.did_shutdown_SHUT_WR
+        if self._own_lease is not None and self.did_shutdown_SHUT_WR:
+            self._own_lease.sending.ended = True
 
     def __exit__(
         self,
@@ -158,9 +158,9 @@ class UringSocket(SocketOperations):
         lease, reading = self._lease_on_ring(), wait_fn is trio.lowlevel.wait_readable
         if lease is None:
             own = self._own_lease
-            if own is not None and (own.receiving if reading else own.sending).told is not None:
+            if own is not None and (own.receiving if reading else own.sending).held:
                 await trio.lowlevel.checkpoint()
-                raise busy()  # a copy has the direction, also between two calls
+                raise busy()
             return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
         way = lease.receiving if reading else lease.sending
         await way.settle()

@@ -1,13 +1,14 @@
 """What every stream and listener is made of: a descriptor, who owns it, and how it closes.
 
-Rules of this file: it knows no direction. The descriptor is closed once, by the owner, and through
-the driver, which takes back or cancels what is using it first.
+Rules of this file: a stream is one or two directions of a lease, with trio's names. Whether it is
+closed, and who is using it, is theirs to know.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket as stdlib_socket
 import stat
@@ -16,17 +17,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .._descriptors.direction import SHUT_DOWN, Verdict
 from .._descriptors.lease import Lease
-from .._errors import AGAIN_ERRNOS, stream_error
-from .._ring.op import Opcode
+from .._errors import stream_error
 from .._sockets.uring_socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from typing_extensions import Self
 
-    from .._driver.engine import TaskOperation
+    from .._descriptors.direction import Direction
+    from .._driver.operation import TaskOperation
 
 
 # Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which
@@ -116,8 +116,16 @@ def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
     if isinstance(owner, UringSocket):
         return owner.lease
     if isinstance(owner, Descriptor):
-        return Lease(owner, owner.close)
-    return Lease(_Borrowed(owner) if owner.fileno() >= 0 else owner, owner.close, owner.shutdown)
+        return Lease(owner, owner.close, owner.fileno)
+    borrowed = _Borrowed(owner) if owner.fileno() >= 0 else owner
+    lease = Lease(borrowed, owner.close, owner.fileno, owner.shutdown)
+    lease.sending.fileno = functools.partial(_number_to_send, owner)
+    return lease
+
+
+def _number_to_send(sock: trio.socket.SocketType) -> int:
+    """Nobody tells us when a socket of somebody else's class is shut down: it is asked."""
+    return SHUT_DOWN if sock.did_shutdown_SHUT_WR else sock.fileno()
 
 
 class _Borrowed(stdlib_socket.socket):
@@ -143,32 +151,26 @@ def _set_options(sock: trio.socket.SocketType) -> None:
 
 
 class Endpoint:
-    """A descriptor with an owner, and the operations that use it."""
+    """A descriptor with an owner, and its two directions."""
 
     def __init__(
         self,
         owner: trio.socket.SocketType | Descriptor,
-        source: object = None,
         lease: Lease | None = None,
         options: bool = True,
     ) -> None:
-        self._owner = owner
-        # Asked before every operation: the user may have closed `.socket` behind our back.
-        # The stdlib socket within says the same in a third of the time.
-        self._fileno: Callable[[], int] = (
-            source.fileno if isinstance(source, stdlib_socket.socket) else owner.fileno
-        )
-        self._fd = self._fileno()
-        self._socket = None if isinstance(owner, Descriptor) else owner
-        self._is_socket = self._socket is not None
-        if self._fd < 0:
+        if owner.fileno() < 0:
             raise trio.ClosedResourceError("this socket was already closed")
-        self._closed = False
-        self._lease = lease or lease_of(owner)
-        self._operations = self._lease.operations
+        self._owner = owner
+        self._socket = None if isinstance(owner, Descriptor) else owner
+        self._use(lease or lease_of(owner))
         # A socket that had a stream has the options that its user left it with.
         if options and self._socket is not None and lease is None:
             _set_options(self._socket)
+
+    def _use(self, lease: Lease) -> None:
+        self._lease = lease
+        self._sending, self._receiving = lease.sending, lease.receiving
 
     @classmethod
     def _over(
@@ -184,7 +186,7 @@ class Endpoint:
             options: those of TCP have to be set, if it is such a socket.
         """
         self = cls.__new__(cls)
-        Endpoint.__init__(self, owner, lease=lease, options=options)
+        Endpoint.__init__(self, owner, lease, options)
         return self
 
     @property
@@ -199,46 +201,43 @@ class Endpoint:
             raise AttributeError("this stream is not on a socket")
         return self._socket
 
-    def _operation(self, opcode: int) -> TaskOperation:
-        return self._lease.operation(opcode, self._fd)
+    async def _again(self, way: Direction, op: TaskOperation, res: int) -> None:
+        """After a negative result: returns when the operation is to be made again.
 
-    def _left_behind(self, *ops: TaskOperation | None) -> TaskOperation | None:
-        """At the end of a call: the operation that is not over, because the call's coroutine was
-        destroyed (coro.close())."""
-        for op in ops:
-            if op is not None and op.task is not None:
-                op.driver.abandon(op)
-            if op is not None and op.state.in_kernel:
-                return op
-        return None
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError: it is not.
+        """
+        verdict = way.verdict(op, res)
+        if verdict is Verdict.WAIT:
+            await self._wait_ready(way)
+        elif verdict is not Verdict.AGAIN:
+            raise self._error(way, res)
+        way.check_open()
 
-    def _check_open(self) -> None:
-        if self._closed or self._fileno() != self._fd:
-            raise trio.ClosedResourceError("this stream was already closed")
+    async def _wait_ready(self, way: Direction) -> None:
+        """Waits until a direction that the caller has is ready, or an interruption.
 
-    def _error(self, res: int) -> BaseException:
+        Cancellation: nothing is lost, there is nothing to lose.
+        """
+        res = await way.wait_ready()
+        if res < 0 and way.verdict(None, res) is not Verdict.WAIT:
+            raise self._error(way, res)
+
+    async def _settle(self, way: Direction) -> None:
+        """Before a call: what a destroyed one left in the kernel."""
+        await way.settle()
+        way.check_open()
+
+    def _error(self, way: Direction, res: int) -> BaseException:
         """The exception for a negative result. ECANCELED reaches us only when the descriptor was
         closed under the task."""
-        if self._closed or res == -errno.ECANCELED:
-            return trio.ClosedResourceError("another task closed this stream")
-        return stream_error(-res, of_socket=self._is_socket)
-
-    async def _poll(self, events: int) -> None:
-        """Waits for poll(2) events, or an interruption. Cancellation: nothing is lost, there is
-        nothing to lose."""
-        op = self._operation(Opcode.POLL_ADD)
-        op.flags = events
-        try:
-            res = await op.driver.wait_ready(op)
-        finally:
-            self._operations.remove(op)
-        if res < 0 and -res not in AGAIN_ERRNOS:
-            raise self._error(res)
+        if way.closed or res == -errno.ECANCELED:
+            return trio.ClosedResourceError(f"another task closed this {self._lease.noun}")
+        return stream_error(-res, of_socket=way.is_socket)
 
     def _close(self) -> None:
-        if not self._closed:
+        if not self._lease.closed:
             self._lease.check_thread()
-            self._closed = True
             self._lease.close()
 
     async def aclose(self) -> None:

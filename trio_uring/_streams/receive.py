@@ -8,24 +8,21 @@ returns it.
 
 from __future__ import annotations
 
-import errno
-import functools
 import io
 import math
 import operator
-import select
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
-from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
+from trio.lowlevel import enable_ki_protection
 
 from .._bytes.chunks import ChunkQueue
 from .._bytes.timed import TimedReceive, within
 from .._bytes.views import release_view
-from .._descriptors.provided import BufferChoice
-from .._errors import AGAIN_ERRNOS, IncompleteReadError
-from .._ring.op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
-from .._ring.protocol import SMALL_SIZE
+from .._descriptors.direction import INTO, RECEIVE, Direction
+from .._descriptors.provided import take_chunk
+from .._errors import IncompleteReadError
+from .._ring.op import NO_GROUP
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -33,21 +30,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from .._driver.engine import TaskOperation
-
 RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 
 _T = TypeVar("_T")
 
 
-class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
+class ReceiveSide(TimedReceive, Endpoint):
     """Mixed into the streams that receive."""
 
-    _receive_operation: TaskOperation | None = None
-    _into_operation: TaskOperation | None = None
-    _receiving = False
-    _orphan: TaskOperation | None = None  # of a call whose coroutine was destroyed; not over yet
-    _rest: ChunkQueue | None = None  # what interrupted calls had, for the next one; None: nothing
+    _receiving: Direction
 
     receive_timeout: float | None = None
     """Seconds that one receive may take; None: no limit."""
@@ -85,92 +76,27 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
                 return await self.receive_some(max_bytes, timeout=math.inf)
-        op = self._begin_receive()
-        own = None
+        way = self._receiving
+        op = way.take(RECEIVE)
         try:
-            if self._orphan is not None:
-                await self._settle_receive(self._orphan)
-            if self._rest:
+            if way.left is not None:
+                await self._settle(way)
+            if way.kept is not None:
                 await trio.lowlevel.checkpoint()
-                return self._take_rest(max_bytes)
+                return way.take_kept(max_bytes)
             while True:
-                size = self._size
+                size = way.size
                 op.length = size if size < max_bytes else max_bytes
                 if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
-                    own = op.buffer = memoryview(bytearray(op.length))
-                if op.driver.begin(op):
-                    res = await wait_task_rescheduled(op.abort)
-                else:
-                    res = await op.driver.perform_by_call(op)
+                    op.buffer = op.memory = memoryview(bytearray(op.length))
+                res = await op.engine.perform(op)
                 if res >= 0:
-                    chunk, op.chunk = op.chunk, None
-                    if op.group == LARGE_GROUP or res == SMALL_SIZE:
-                        self._adapt(op, res)
-                    return (chunk or b"") if own is None else _take_own(op, own)
-                await self._again(op, res)
+                    return take_chunk(way, op, res)
+                await self._again(way, op, res)
         finally:
-            self._receiving = False
-            if op.task is not None or op.state.in_kernel:
-                self._leave_behind(op, own)
-            elif op.chunk is not None or (
-                own is not None and op.res > 0
-            ):  # done, and destroyed before it resumed
-                if own is not None:
-                    op.chunk = _take_own(op, own)
-                self._keep_chunk(op)
-
-    def _begin_receive(self) -> TaskOperation:
-        """Takes the receiving direction, if it may be taken, and returns the operation that
-        receives."""
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving data on this stream")
-        if self._closed or self._fileno() != self._fd:
-            self._check_open()
-        if self._lease.reading is not None:
-            self._look_at_socket()
-        op = self._receive_operation or self._make_receive_operation()
-        self._receiving = True
-        return op
-
-    def _look_at_socket(self) -> None:
-        """What `.socket` itself does in this direction, or what a destroyed call of it left."""
-        left = self._lease.reading
-        if (
-            left is not None
-            and left.dispose is not None
-            and left.task is None
-            and left.state.in_kernel
-        ):
-            self._orphan = left
-        else:
-            self._lease.check_socket(True)
-        if self._lease.kept:
-            self._rest = self._rest or ChunkQueue()
-            self._rest.append(self._lease.kept)
-            self._lease.kept = b""
-
-    async def _settle_receive(self, orphan: TaskOperation) -> None:
-        """What the destroyed call still got comes after what it had got before."""
-        await orphan.driver.settle(orphan)
-        self._orphan = None
-        if orphan.dispose is not None:
-            orphan.dispose(orphan.res)
-        self._keep_chunk(orphan)
-        self._look_at_socket()
-        self._check_open()
-
-    def _leave_behind(self, op: TaskOperation, view: memoryview | None) -> None:
-        orphan = self._left_behind(op)
-        if orphan is not None:
-            self._orphan = orphan
-            if view is not None:
-                orphan.dispose = functools.partial(_stash, orphan, view)
-
-    def _keep_chunk(self, op: TaskOperation) -> None:
-        chunk, op.chunk = op.chunk, None
-        if chunk:
-            self._rest = self._rest or ChunkQueue()
-            self._rest.append(chunk)
+            way.held = False
+            if op.owed:
+                way.leave(op)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
@@ -224,66 +150,39 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
 
     def _put_back(self, chunks: list[bytes]) -> None:
         """Keeps what an interrupted reader of frames had, in order, before what is kept already."""
-        self._rest = self._rest or ChunkQueue()
-        for chunk in reversed(chunks):
-            self._rest.prepend(chunk)
-
-    def _take_rest(self, max_bytes: int) -> bytes:
-        rest = self._rest
-        assert rest is not None
-        chunk = rest.take(min(max_bytes, rest.size))
-        if not rest.size:
-            self._rest = None
-        return chunk
-
-    async def _again(self, op: TaskOperation, res: int) -> None:
-        """After a negative result: returns if the receive is to be made again."""
-        if self._closed:
-            raise self._error(res)
-        if res == -errno.ENOBUFS and op.group != NO_GROUP:
-            # All buffers of the group were taken in this pass. They are back by the next one; there
-            # are more small ones.
-            self._use_first(op)
-        elif -res in AGAIN_ERRNOS:
-            await self._poll(select.POLLIN)
-        else:
-            raise self._error(res)
-        self._check_open()
+        self._receiving.put_back(chunks)
 
     @enable_ki_protection
     async def _receive_into(self, view: memoryview) -> int:
-        if self._lease.reading is not None:
-            self._look_at_socket()
-        if self._rest or self._orphan is not None:
+        way = self._receiving
+        if way.kept is not None or way.left is not None:
             chunk = await self.receive_some(view.nbytes, timeout=math.inf)
             return copy_into(view, chunk)
-        self._begin_receive()
-        op = self._into_operation = self._into_operation or self._make_operation()
+        op = way.take(INTO)
         try:
             while True:
-                op.buffer, op.length, op.res = view, min(view.nbytes, RECEIVE_MAX), -1
-                res: int = await op.driver.perform(op)
+                op.buffer = op.memory = view
+                op.length = min(view.nbytes, RECEIVE_MAX)
+                res = await op.engine.perform(op)
                 if res >= 0:
-                    op.res = -1  # taken
                     return res
-                await self._again(op, res)
+                await self._again(way, op, res)
         finally:
-            self._receiving = False
-            if op.task is not None or op.state.in_kernel:
-                self._leave_behind(op, view)
-            elif op.res > 0:  # done, and destroyed before it resumed
-                op.chunk, op.res = view.tobytes()[: op.res], -1
-                self._keep_chunk(op)
+            way.held = False
+            if op.owed:
+                way.leave(op)
+            else:
+                op.memory = None
 
     @enable_ki_protection
     async def _receive_exactly(self, count: int) -> bytes:
-        got, self._rest = self._rest or ChunkQueue(), None
+        way = self._receiving
+        got, way.kept = way.kept or ChunkQueue(), None
         try:
             if got.size >= count:
                 await self._nothing_to_receive()
-            while (
-                got.size < count
-            ):  # the direction is free between two receives, but no other task runs there
+            while got.size < count:
+                # The direction is free between two receives, but no other task runs there.
                 chunk = await self.receive_some(count - got.size, timeout=math.inf)
                 if not chunk:
                     raise IncompleteReadError(got.peek(got.size), count)
@@ -291,27 +190,17 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
             return got.take(count)
         finally:
             if got.size:
-                if self._rest is not None:
-                    got.append(self._rest.take_all())
-                self._rest = got
+                if way.kept is not None:
+                    got.append(way.kept.take_all())
+                way.kept = got
 
     async def _nothing_to_receive(self) -> None:
-        self._begin_receive()
+        way = self._receiving
+        way.hold()
         try:
             await trio.lowlevel.checkpoint()
         finally:
-            self._receiving = False
-
-    def _make_receive_operation(self) -> TaskOperation:
-        op = self._receive_operation = self._make_operation()
-        self._use_first(op)
-        return op
-
-    def _make_operation(self) -> TaskOperation:
-        op = self._operation(Opcode.RECV if self._is_socket else Opcode.READ)
-        if not self._is_socket:
-            op.offset = POSITION
-        return op
+            way.held = False
 
 
 def check_writable(view: memoryview) -> None:
@@ -325,18 +214,3 @@ def check_writable(view: memoryview) -> None:
 def copy_into(view: memoryview, chunk: bytes) -> int:
     """Into a view of any format, where a slice would want bytes."""
     return io.BytesIO(chunk).readinto(view)
-
-
-def _take_own(op: TaskOperation, own: memoryview) -> bytes:
-    """What was received into memory that the call brought. Taken once: the result says whether it
-    still is to be."""
-    count, op.res = op.res, 0
-    return bytes(own[:count])
-
-
-def _stash(op: TaskOperation, view: memoryview, res: int) -> None:
-    """Keeps what a destroyed call's receive put into memory of its own, and lets the memory go."""
-    op.dispose = None
-    if res > 0:
-        op.chunk = view.tobytes()[:res]
-    release_view(view)

@@ -6,33 +6,21 @@ docstrings of the halves.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, overload
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._driver.engine import TaskOperation
+from .._descriptors.lease import closed_lease
 from .._errors import stream_error
 from .endpoint import Endpoint, SocketLike, adopt, adopt_socket
 from .receive import ReceiveSide
 from .send import SendSide
-from .split import HalfLease
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# What a stream has of each direction, which goes to the half that takes it over.
-_SENDING_STATE = ("_one", "_many", "_orphan_send", "send_timeout", "bytes_sent")
-_RECEIVING_STATE = (
-    "_receive_operation",
-    "_into_operation",
-    "_orphan",
-    "_size",
-    "_streak",
-    "_rest",
-    "receive_timeout",
-)
+    from .._descriptors.direction import Direction
 
 
 class SendStream(SendSide, trio.abc.SendStream):
@@ -48,7 +36,7 @@ class SendStream(SendSide, trio.abc.SendStream):
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
-        Endpoint.__init__(self, adopt(fd_or_sock, "SendStream"), fd_or_sock)
+        Endpoint.__init__(self, adopt(fd_or_sock, "SendStream"))
 
 
 class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
@@ -59,7 +47,7 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
-        Endpoint.__init__(self, adopt(fd_or_sock, "ReceiveStream"), fd_or_sock)
+        Endpoint.__init__(self, adopt(fd_or_sock, "ReceiveStream"))
 
 
 class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
@@ -77,7 +65,7 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, sock: SocketLike) -> None:
-        Endpoint.__init__(self, adopt_socket(sock, "SocketStream"), sock)
+        Endpoint.__init__(self, adopt_socket(sock, "SocketStream"))
 
     async def send_eof(self) -> None:
         """Shuts down the sending half (trio.abc.HalfCloseableStream). Doing it twice is allowed.
@@ -110,27 +98,16 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
             trio.BusyResourceError: a task is sending or receiving on this stream.
             trio.ClosedResourceError: this stream was closed.
         """
-        if self._sending or self._receiving:
+        lease = self._lease
+        if lease.sending.held or lease.receiving.held:
             raise trio.BusyResourceError("another task is currently using this stream")
-        self._check_open()
-        sock, halves_open = self.socket, list[int]()
-        send = _SendHalf._over(sock, HalfLease(self._lease, sock, trio.socket.SHUT_WR, halves_open))
-        receive = ReceiveStream._over(
-            sock, HalfLease(self._lease, sock, trio.socket.SHUT_RD, halves_open)
-        )
-        self._hand_over(send, _SENDING_STATE)
-        self._hand_over(receive, _RECEIVING_STATE)
-        self._closed = True
+        lease.receiving.check_not_closed()
+        send, receive = _SendHalf._over(self.socket, lease), _ReceiveHalf._over(self.socket, lease)
+        send.send_timeout, send.bytes_sent = self.send_timeout, self.bytes_sent
+        receive.receive_timeout = self.receive_timeout
+        lease.split = True
+        self._use(closed_lease(lease))
         return send, receive
-
-    def _hand_over(self, half: SendStream | ReceiveStream, state: tuple[str, ...]) -> None:
-        half._fileno = self._fileno
-        for name in state:
-            if name in vars(self):
-                value = vars(self).pop(name)
-                setattr(half, name, value)
-                if isinstance(value, TaskOperation):
-                    value.lease = weakref.ref(half._lease)
 
     @overload
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None: ...
@@ -176,17 +153,34 @@ class _SendHalf(SendStream):
         """As of SocketStream."""
         await _send_eof(self)
 
+    def _close(self) -> None:
+        _close_half(self, self._sending)
+
+
+class _ReceiveHalf(ReceiveStream):
+    """What split() gives."""
+
+    def _close(self) -> None:
+        _close_half(self, self._receiving)
+
+
+def _close_half(half: SendStream | ReceiveStream, way: Direction) -> None:
+    if not way.closed:
+        half._lease.check_thread()
+        half._lease.close_direction(way, half.socket.shutdown)
+
 
 async def _send_eof(stream: SendSide) -> None:
-    if stream._sending:
-        raise trio.BusyResourceError("another task is currently sending data on this stream")
-    stream._sending = True
+    way = stream._sending
+    if way.held:
+        raise way.busy()
+    way.held = True
     try:
         await trio.lowlevel.checkpoint()
-        stream._check_open()
+        way.check_not_closed()
         if not stream.socket.did_shutdown_SHUT_WR:
             stream.socket.shutdown(trio.socket.SHUT_WR)
     except OSError as exc:
         raise stream_error(exc.errno or 0) from exc
     finally:
-        stream._sending = False
+        way.held = False

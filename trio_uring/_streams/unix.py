@@ -62,13 +62,15 @@ class _UnixListener(SocketListener):
         self._path = path
         self._identity = identity
         self._process = os.getpid()
+        self._removed = False
 
     @enable_ki_protection
     def _close(self) -> None:
         # Before the socket is closed: it holds the inode, so that the number cannot be another
         # file's, and no other server takes the file for a stale one meanwhile. A forked child does
         # not remove what its parent listens on.
-        if not self._closed and self._process == os.getpid():
+        if not self._removed and self._process == os.getpid():
+            self._removed = True
             with contextlib.suppress(OSError):
                 if _identity(self._path) == self._identity:
                     os.unlink(self._path)

@@ -12,7 +12,6 @@ joined are never given out joined.
 from __future__ import annotations
 
 import errno
-import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -25,6 +24,7 @@ from .._streams.endpoint import Endpoint
 from .messages import IP_PKTINFO, Inbox, read_control
 
 if TYPE_CHECKING:
+    from .._descriptors.direction import Direction
     from .messages import Datagram, LocalDatagram
 
 DATAGRAM_MAX = 65535  # bytes: no UDP payload is longer, nor what GRO joins
@@ -44,7 +44,7 @@ class UDPReceive(Endpoint):
     _plain: stdlib_socket.socket
     _family: int
 
-    _receiving = False
+    _receiving: Direction
     _joins = False  # UDP_GRO is set
     _tells_local = False
     _control_max = CONTROL_MAX
@@ -148,29 +148,26 @@ class UDPReceive(Endpoint):
 
     @enable_ki_protection
     async def _receive(self, most: int, local: bool) -> list[Any]:
-        if self._receiving:
-            raise trio.BusyResourceError("another task is currently receiving on this socket")
-        self._check_open()
-        current_driver()  # which counts; before anything is taken, because it may be refused
-        if local and not self._tells_local:
-            self._ask_for_local()
-        self._receiving = True
+        way = self._receiving
+        way.hold()
         try:
+            current_driver()  # which counts; before anything is taken, because it may be refused
+            if local and not self._tells_local:
+                self._ask_for_local()
             await trio.lowlevel.checkpoint_if_cancelled()
             inbox = self._inbox
             self._take(most)
             if inbox.datagrams or self._failure is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while not inbox.datagrams and self._failure is None:
-                self._lease.check_socket(True)
-                await self._poll(select.POLLIN)
-                self._check_open()
+                await self._wait_ready(way)
+                way.check_open()
                 self._take(most)
             if inbox.datagrams:
                 return inbox.take(most, local)
             raise self._told_failure()
         finally:
-            self._receiving = False
+            way.held = False
 
     def _told_failure(self) -> OSError:
         failure, self._failure = self._failure, None
@@ -200,7 +197,7 @@ class UDPReceive(Endpoint):
         except OSError as exc:
             self._failure = exc
         finally:
-            counters = current_driver().counters
+            counters = current_driver().engine.counters
             counters.datagrams_received += inbox.datagrams - had
             counters.datagram_bytes_received += moved
 

@@ -11,19 +11,18 @@ Rules of this file: one send of a socket at a time. What the kernel took is coun
 from __future__ import annotations
 
 import errno
-import select
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import IOV_MAX, buffer_view, buffer_views
 from .._bytes.timed import within
 from .._bytes.views import release_views
 from .._driver.run import current_driver
 from .._errors import CLOSED_ERRNOS
 from .._streams.endpoint import Endpoint
-from .._streams.send import IOV_MAX, buffer_view, buffer_views
 from .._trio import resolve
 from .messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .._descriptors.direction import Direction
     from .messages import Control, Item, Local, Outgoing
 
 BURST = 32  # messages that are sent before other tasks run
@@ -48,7 +48,7 @@ _NO_SEGMENTS = _TOO_LARGE | {errno.EIO, errno.EOPNOTSUPP}
 class UDPSend(Endpoint):
     """Mixed into UDPSocket."""
 
-    _sending = False
+    _sending: Direction
     _segment_max = 0
     _family: int
     _plain: stdlib_socket.socket
@@ -134,11 +134,13 @@ class UDPSend(Endpoint):
             return await self._send_many(datagrams)
 
     def _begin_send(self) -> None:
-        if self._sending:
-            raise trio.BusyResourceError("another task is currently sending on this socket")
-        self._check_open()
-        current_driver()  # which counts; before anything is sent, because it may be refused
-        self._sending, self.datagrams_sent = True, 0
+        self._sending.hold()
+        try:
+            current_driver()  # which counts; before anything is sent, because it may be refused
+        except BaseException:
+            self._sending.held = False
+            raise
+        self.datagrams_sent = 0
 
     @enable_ki_protection
     async def _send_to(
@@ -159,7 +161,7 @@ class UDPSend(Endpoint):
                     buffers = [b"".join(views)]
                 control: Sequence[Control] = () if local is None else self._control(local)
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self._check_open()
+                self._sending.check_open()
                 message = buffers, control, address, 0, 1
                 if self._send((message,)):
                     await trio.lowlevel.cancel_shielded_checkpoint()
@@ -168,7 +170,7 @@ class UDPSend(Endpoint):
                     while not self._send((message,)):
                         await self._wait_to_send()
             finally:
-                self._sending = False
+                self._sending.held = False
         finally:
             release_views(views)
 
@@ -190,7 +192,7 @@ class UDPSend(Endpoint):
                 self.datagrams_sent += count
             return True
         finally:
-            counters = current_driver().counters
+            counters = current_driver().engine.counters
             counters.datagrams_sent += self.datagrams_sent - before
             counters.datagram_bytes_sent += moved
 
@@ -204,9 +206,8 @@ class UDPSend(Endpoint):
         return exc
 
     async def _wait_to_send(self) -> None:
-        self._lease.check_socket(False)
-        await self._poll(select.POLLOUT)
-        self._check_open()
+        await self._wait_ready(self._sending)
+        self._sending.check_open()
 
     @enable_ki_protection
     async def _send_many(self, datagrams: Iterable[Any]) -> int:
@@ -219,7 +220,7 @@ class UDPSend(Endpoint):
                 await trio.lowlevel.checkpoint()
             return self.datagrams_sent
         finally:
-            self._sending = False
+            self._sending.held = False
 
     async def _send_round(self, datagrams: Iterable[Any]) -> bool:
         """False: there were none."""
@@ -229,7 +230,7 @@ class UDPSend(Endpoint):
             outbox = Outbox(items, self._segment_max, self._limits)
             while outbox.at < len(items):
                 await trio.lowlevel.checkpoint_if_cancelled()
-                self._check_open()
+                self._sending.check_open()
                 if self._send(outbox.messages(BURST), outbox):
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 else:

@@ -26,6 +26,8 @@ from .send import UDPSend
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .._descriptors.direction import Direction
+
 if sys.version_info < (3, 11):
     # trio brings it
     from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
@@ -54,7 +56,9 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
 
     def __init__(self, sock: SocketLike, *, gro: bool = True) -> None:
         owner = _adopt(sock)
-        super().__init__(owner, lease=lease_of(owner))  # with a lease, no option of TCP's is set
+        lease = lease_of(owner)
+        lease.noun = "socket"
+        super().__init__(owner, lease)  # with a lease, no option of TCP's is set
         self._family = int(self.socket.family)
         self._plain = plain_socket(self._owner)
         with contextlib.suppress(OSError):  # a kernel before 4.18 would send a run as one datagram
@@ -95,12 +99,8 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
         with contextlib.suppress(OSError):  # a kernel before 5.0 joins nothing
             self._joins = bool(self.socket.getsockopt(SOL_UDP, UDP_GRO))
 
-    def _check_open(self) -> None:
-        if self._closed or self._fileno() != self._fd:
-            raise trio.ClosedResourceError("this socket was already closed")
-
-    def _error(self, res: int) -> BaseException:
-        if self._closed or res == -errno.ECANCELED or -res in CLOSED_ERRNOS:
+    def _error(self, way: Direction, res: int) -> BaseException:
+        if way.closed or res == -errno.ECANCELED or -res in CLOSED_ERRNOS:
             return trio.ClosedResourceError("another task closed this socket")
         return OSError(-res, os.strerror(-res))
 

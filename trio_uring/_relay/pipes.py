@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
+from typing import Any
 
 PIPE_SIZE = 2**18  # bytes that one copy moves at a time, and that a sink which takes nothing holds
 # of one run, at the same time: 128 descriptors, and 16 MiB, which is a user's limit of pipe memory
@@ -86,3 +88,15 @@ class Pipes:
         while self._idle:
             self._idle.pop().close()
             self.count -= 1
+
+
+_of_engines: weakref.WeakKeyDictionary[Any, Pipes] = weakref.WeakKeyDictionary()
+
+
+def pipes(engine: Any) -> Pipes:
+    """Those of an engine's run; closed with it."""
+    found = _of_engines.get(engine)
+    if found is None:
+        found = _of_engines[engine] = Pipes()
+        engine.at_end.append(found.close)
+    return found
