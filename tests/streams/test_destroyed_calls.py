@@ -18,6 +18,7 @@ import trio.testing
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
+from trio_uring._bytes import outgoing
 from trio_uring._driver.run import install
 from trio_uring._ring.op import Opcode
 from trio_uring._ring.uring import UringRing
@@ -167,7 +168,8 @@ async def test_a_destroyed_send_does_not_stop_the_next():
 @pytest.mark.parametrize("size", [1000, 1001, 5000])
 async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypatch):
     """A length has 32 bits in the kernel: larger buffers go in parts. Here with a smaller limit."""
-    monkeypatch.setattr(_send, "SEND_MAX", 1000)
+    for module in (outgoing, _send):
+        monkeypatch.setattr(module, "SEND_MAX", 1000)
     stream, peer = stream_and_peer()
     data = bytes(range(250)) * 20
     await stream.send_all(data[:size])

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from .._bytes.outgoing import Outgoing
 from .._bytes.timed import sending_end
 from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
@@ -283,10 +284,11 @@ class FileLoop:
             return
         self._part.passed(len(chunk))
         self._sink._check_can_send()  # the read may have taken a while
-        try:
-            await self._sink._send_views([memoryview(chunk)], None)
-        finally:
-            self._tell()
+        with Outgoing(chunk) as out:
+            try:
+                await self._sink._send_outgoing(out, None)
+            finally:
+                self._tell()
 
     def _tell(self) -> None:
         if self.total != self._sink.bytes_sent:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import io
 import math
 import operator
 import select
@@ -21,7 +20,7 @@ from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
 from .._bytes.chunks import ChunkQueue
 from .._bytes.timed import TimedReceive, within
-from .._bytes.views import release_view
+from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.provided import BufferChoice
 from .._errors import AGAIN_ERRNOS, IncompleteReadError
 from .._ring.op import LARGE_GROUP, NO_GROUP, POSITION, Opcode
@@ -312,19 +311,6 @@ class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
         if not self._is_socket:
             op.offset = POSITION
         return op
-
-
-def check_writable(view: memoryview) -> None:
-    """Raises TypeError or ValueError if receive_into cannot take this buffer."""
-    if view.readonly or not view.c_contiguous:
-        raise TypeError("receive_into takes a writable, C-contiguous buffer")
-    if not view.nbytes:
-        raise ValueError("receive_into takes a buffer that is not empty")
-
-
-def copy_into(view: memoryview, chunk: bytes) -> int:
-    """Into a view of any format, where a slice would want bytes."""
-    return io.BytesIO(chunk).readinto(view)
 
 
 def _take_own(op: TaskOperation, own: memoryview) -> bytes:

@@ -11,33 +11,29 @@ from __future__ import annotations
 import math
 import select
 import socket as stdlib_socket
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
 from .._bytes.timed import TimedSend
-from .._bytes.views import release_view, release_views
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import POSITION, Opcode
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Buffer
 
     from .._driver.engine import TaskOperation
     from .cork import Cork
 
-IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
-VECTOR_BYTES_MAX = (
-    2**22
-)  # bytes after which one operation takes no further buffer: a socket rarely takes more at once
 # Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it
 # tries and tries, and gives the send to a worker thread, which waits for a peer that may never
 # read.
 SEND_FLAGS = stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_DONTWAIT
-SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
 
 
 class SendSide(TimedSend, Endpoint):
@@ -100,7 +96,7 @@ class SendSide(TimedSend, Endpoint):
             data = cork.take()
             if cork.task is None:
                 self._cork = None
-        length = len(data) if type(data) is bytes else _plain_length(data)
+        length = len(data) if type(data) is bytes else plain_length(data)
         if not 0 < length <= SEND_MAX:
             await self._send(data)
             return
@@ -130,12 +126,11 @@ class SendSide(TimedSend, Endpoint):
 
     async def _send_rest(self, data: Buffer | Sequence[Buffer], res: int) -> None:
         """After a first operation on `data` that was not all: short, refused for now, or failed."""
-        views = buffer_views(data)
-        try:
-            await self._send_views(views, res)
-        finally:
-            self._orphan_send = self._left_behind(self._one, self._many)
-            release_views(views)
+        with Outgoing(data) as out:
+            try:
+                await self._send_outgoing(out, res)
+            finally:
+                self._orphan_send = self._left_behind(self._one, self._many)
 
     async def _settle_send(self, orphan: TaskOperation) -> None:
         await orphan.driver.settle(orphan)
@@ -161,32 +156,28 @@ class SendSide(TimedSend, Endpoint):
         return op
 
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
-        views = buffer_views(data)
-        try:
+        with Outgoing(data) as out:
             self._begin_send()
             try:
                 if self._orphan_send is not None:
                     await self._settle_send(self._orphan_send)
-                if views:
-                    await self._send_views(views, None)
-                else:
+                if out.done:
                     await trio.lowlevel.checkpoint()
+                else:
+                    await self._send_outgoing(out, None)
             finally:
                 self._sending = False
                 self._orphan_send = self._orphan_send or self._left_behind(self._one, self._many)
-        finally:
-            release_views(views)
 
-    async def _send_views(self, views: list[memoryview], res: int | None) -> None:
-        """Sends `views`. `res` is the result of an operation on the first of them that was already
-        made."""
-        index = start = 0
+    async def _send_outgoing(self, out: Outgoing, res: int | None) -> None:
+        """Sends what is left of `out`. `res` is the result of an operation on its beginning that
+        was already made."""
         op = self._one or self._make_one()
         while True:
             if res is not None:
                 if res >= 0:
-                    index, start = advance(views, index, start + res)
-                    if index == len(views):
+                    out.advance(res)
+                    if out.done:
                         return
                     op.driver.short_writes += 1
                 elif -res in AGAIN_ERRNOS and not self._closed:
@@ -194,25 +185,12 @@ class SendSide(TimedSend, Endpoint):
                 else:
                     raise self._error(res)
                 self._check_can_send()
-            op = self._load(views, index, start)
+            many = out.vectored
+            op = (self._many or self._make_many()) if many else (self._one or self._make_one())
+            out.load(op)
             res = sent = await op.driver.perform(op)
             if sent > 0:
                 self.bytes_sent += sent
-
-    def _load(self, views: list[memoryview], index: int, start: int) -> TaskOperation:
-        """An operation on as many buffers, from byte `start` of buffer `index`, as one may take."""
-        length, end = views[index].nbytes - start, index + 1
-        while end < len(views) and end - index < IOV_MAX and length < VECTOR_BYTES_MAX:
-            length += views[end].nbytes
-            end += 1
-        if end - index == 1:
-            op = self._one or self._make_one()
-            op.buffer = views[index]
-        else:
-            op = self._many or self._make_many()
-            op.buffers = views[index:end]
-        op.start, op.length = start, min(length, SEND_MAX)
-        return op
 
     def _make_one(self) -> TaskOperation:
         op = self._one = self._sending_operation(Opcode.SEND if self._is_socket else Opcode.WRITE)
@@ -256,65 +234,3 @@ class SendSide(TimedSend, Endpoint):
             await self._poll(select.POLLOUT)
         finally:
             self._sending = False
-
-
-def _plain_length(data: object) -> int:
-    """Bytes of a short list of bytes objects, which the ring can pin as they are; 0: it is
-    something else."""
-    length = 0
-    if type(data) is list or type(data) is tuple:
-        for item in data:
-            if type(item) is not bytes:
-                return 0
-            length += len(item)
-        if len(data) > IOV_MAX or length > VECTOR_BYTES_MAX:
-            return 0
-    return length
-
-
-def buffer_views(data: object) -> list[memoryview]:
-    """The buffers of `data` that are not empty, exported: from now on none of them can be
-    resized."""
-    views = [buffer_view(item) for item in buffer_list(data)]
-    return [view for view in views if view.nbytes]
-
-
-def buffer_list(data: Any) -> Sequence[Any]:
-    """What send_all was given, one buffer or a sequence of them, as a sequence."""
-    if isinstance(data, str):
-        raise TypeError("send_all takes bytes, not str: encode the text first")
-    if isinstance(data, (list, tuple)) or (isinstance(data, Sequence) and not _is_buffer(data)):
-        return data
-    return [data]
-
-
-def _is_buffer(data: object) -> bool:
-    try:
-        memoryview(data).release()  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
-
-
-def buffer_view(item: object) -> memoryview:
-    try:
-        view = memoryview(item)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(
-            f"send_all takes a bytes-like object or a sequence of them, not {type(item).__name__}"
-        ) from None
-    if not view.c_contiguous:
-        raise BufferError(
-            "send_all takes C-contiguous buffers: make a contiguous copy of this one first"
-        )
-    return view
-
-
-def advance(views: list[memoryview], index: int, start: int) -> tuple[int, int]:
-    """Moves past `start` bytes that begin at buffer `index`; returns the buffer and byte to go on
-    with."""
-    while index < len(views) and start >= views[index].nbytes:
-        start -= views[index].nbytes
-        release_view(views[index])  # what is sent need not be held
-        index += 1
-    return index, start

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import IOV_MAX, buffer_view, buffer_views
 from .._bytes.timed import within
 from .._bytes.views import release_views
 from .._driver.run import current_driver
 from .._errors import CLOSED_ERRNOS
 from .._streams.endpoint import Endpoint
-from .._streams.send import IOV_MAX, buffer_view, buffer_views
 from .._trio import resolve
 from .messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
 
