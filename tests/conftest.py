@@ -25,6 +25,7 @@ import hypothesis
 import pytest
 
 from trio_uring import RingUnavailableError, backend_info
+from trio_uring._driver import invariants
 from trio_uring._driver.backend import open_uring
 
 pytest.register_assert_rewrite("support")
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 HANG_SECONDS = 120
 # one of its tests takes longer than all others: at the end one process would wait for it
 FIRST = "test_trio_suite.py"
+invariants.CHECKED = True  # the engine's own, in each pass
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 _terminal = pytest.StashKey[int]()

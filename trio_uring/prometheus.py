@@ -121,7 +121,7 @@ class DriverCollector:
         if in_a_run and trio.lowlevel.current_trio_token() is self._token:
             self._read()
         elif (
-            not self._driver.closed and self._pid == os.getpid()
+            not self._driver.engine.phase.over and self._pid == os.getpid()
         ):  # in a forked child nobody would answer
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
@@ -131,7 +131,7 @@ class DriverCollector:
                 done.wait(0 if in_a_run else WAIT_SECONDS)
 
     def _read(self) -> None:
-        if not self._driver.closed:
+        if not self._driver.engine.phase.over:
             self._last = self._driver.statistics()
 
     def _read_for(self, done: threading.Event) -> None:

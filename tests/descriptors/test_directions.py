@@ -52,7 +52,7 @@ async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> N
             other, peer = sockets.pair("unix")
             os.write(peer.fileno(), b"x")
             lease = right.lease
-            trio_uring._driver.run.current_driver().reap_ring()
+            trio_uring._driver.run.current_driver().engine.reap_ring()
             assert first == []
             assert not lease.reading.state.in_kernel
             os.write(left.fileno(), b"b")
@@ -320,8 +320,8 @@ async def test_a_socket_that_waits_holds_no_buffer() -> None:
                 nursery.start_soon(right.recv if index % 2 else right.recvfrom, 65536)
             for _, right in pairs:
                 await trio.testing.wait_all_tasks_blocked()
-                assert right.lease.reading.buffers in ((), None)
-                assert right.lease.reading.buffer is None
+                assert right.lease.receiving.waiter.buffers in ((), None)
+                assert right.lease.receiving.waiter.buffer is None
             nursery.cancel_scope.cancel()
 
 

@@ -42,6 +42,7 @@ from trio_uring import (
     SocketStream,
     receive_frame,
 )
+from trio_uring._descriptors.direction import INTO
 
 from .test_frames import Listing
 
@@ -136,7 +137,7 @@ async def test_small_reads_are_one_operation_and_large_ones_have_no_copy() -> No
         assert await stream.receive_into(buffer) == 100_000
         assert buffer == pattern(100_000)
         assert count_of("RECV").submitted == 2
-        operation = receiver._into_operation
+        operation = receiver._receiving.operations[INTO]
         assert operation is not None  # it went through the stream's own receive_into
 
 

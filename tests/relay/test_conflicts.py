@@ -32,7 +32,7 @@ async def test_the_socket_receives_nothing_while_a_copy_waits_for_its_sink(pumps
     if not pumps:
         monkeypatch.setattr(_copy, "can_pump", lambda *_: False)
     async with line() as ends, trio.open_nursery() as nursery:
-        clog(ends.sink._fd)
+        clog(ends.sink._lease.fd)
         copying = Copying(ends, nursery)
         await ends.write(b"held")
         await until_rest(ends)
@@ -71,7 +71,7 @@ async def test_a_file_that_is_sent_keeps_the_sending_direction_only():
             await right.send_all(b"the other direction")
             assert await left.socket.recv(100) == b"the other direction"
             nursery.cancel_scope.cancel()
-        assert not left._sending
+        assert not left._sending.held
 
 
 async def first_then(first: Any, second: Any) -> None:

@@ -104,8 +104,8 @@ async def conserved(
             assert limit is None or sink.bytes_sent <= limit
             copied += sink.bytes_sent if not scope.cancelled_caught else told[-1]
             given_back += source._rest is not None
-            assert not source._receiving
-            assert not sink._sending
+            assert not source._receiving.held
+            assert not sink._sending.held
     assert bytes(got) == data
     return given_back
 

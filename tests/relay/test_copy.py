@@ -25,8 +25,8 @@ from support.streams import (
 )
 
 import trio_uring
-from trio_uring._driver import pipes as _pipes
 from trio_uring._driver.run import install
+from trio_uring._relay import pipes as _pipes
 from trio_uring._ring.uring import UringRing
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def by_pump(way: str, kind: str) -> bool:
     only."""
     return (
         way != "loop"
-        and trio_uring._driver.run.current_driver().pumps
+        and trio_uring._driver.run.current_driver().engine.pumps
         and (way == "splice" or kind in ("tcp", "unix"))
     )
 
@@ -172,10 +172,10 @@ async def test_the_task_wakes_once(way):
 async def test_a_step_does_not_need_a_pass():
     """trio's loop goes on with what was chained, if no task has anything to do. The task way makes
     a pass for each step."""
-    by_task = trio_uring._driver.run.current_driver().task_way is not None
+    by_task = trio_uring._driver.run.current_driver().engine.hooks is not None
     async with line() as ends, trio.open_nursery() as nursery:
         copying = Copying(ends, nursery, max_bytes=100_000)
-        await until_blocked(ends.source._fd)
+        await until_blocked(ends.source._receiving.fd)
         assert ends.near.send(pattern(100_000)) == 100_000
         before = trio_uring.current_statistics()
         await copying.done.wait()
@@ -229,14 +229,16 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
     async with line(kind) as ends, trio.open_nursery() as nursery:
         clogged = 0
         if from_the_start:
-            clogged = clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._fd)
+            clogged = (
+                clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._lease.fd)
+            )
         copying = Copying(ends, nursery)
         nursery.start_soon(write_and_end, ends, data)
         await until_rest(ends)
         assert 0 < held(ends) <= BOUND
         pump, is_pipe = by_pump(way, kind), kind in ("pipe", "fifo")
         assert pipes_open() == (pump and way == "splice" and (is_pipe or not from_the_start))
-        ops = operations_on(ends.sink._fd) + operations_on(ends.source._fd)
+        ops = operations_on(ends.sink._lease.fd) + operations_on(ends.source._receiving.fd)
         if from_the_start:
             received = count_of("RECV").completed + count_of("READ").completed
             assert received == (0 if pump and is_pipe else 2 if pump and way == "buffers" else 1)
@@ -300,7 +302,7 @@ async def test_without_pipes_bulk_goes_through_buffers(monkeypatch):
 @pumps_only
 async def test_pipes_are_bounded_and_given_back(monkeypatch):
     monkeypatch.setattr(_pipes, "PIPES_MAX", 2)
-    pipes = trio_uring._driver.run.current_driver().pipes
+    pipes = _pipes.pipes(trio_uring._driver.run.current_driver().engine)
     lines = [Line("unix") for _ in range(5)]
     data = pattern(2_000_000)
     async with trio.open_nursery() as nursery:
@@ -389,22 +391,19 @@ async def test_cancelled_while_idle_nothing_remains(kind):
     async with line(kind) as ends, trio.open_nursery() as nursery:
         for _ in range(3):
             copying = Copying(ends, nursery)
-            await until_blocked(ends.source._fd)
+            await until_blocked(ends.source._receiving.fd)
             await copying.cancel()
             assert not trio_uring.current_operations()
-            assert not ends.source._operations or all(
-                not op.waiting for op in ends.source._operations
-            )
+            assert all(op.then is None for op in ends.source._lease.operations())
         await ends.write(b"still here")
         assert await ends.source.receive_some() == b"still here"
-        assert len(ends.source._operations) <= (
-            1 if ends.source._is_socket else 2
-        )  # a copy's operations go with it
+        # A copy's own operations go with it; those of the stream's directions are used again.
+        assert all(isinstance(kind, int) for kind in ends.source._receiving.operations)
 
 
 async def test_cancelled_after_the_end_of_the_source_with_bytes_to_send(way):
     async with line() as ends, trio.open_nursery() as nursery:
-        clog(ends.sink._fd)
+        clog(ends.sink._lease.fd)
         copying = Copying(ends, nursery)
         await ends.write(b"end")
         ends.end()
@@ -425,7 +424,7 @@ async def test_cancelled_when_all_was_done_it_returns():
         copying = Copying(ends, nursery)
         await ends.write(b"end")
         assert await ends.read_exactly(3) == b"end"
-        await until_blocked(ends.source._fd)
+        await until_blocked(ends.source._receiving.fd)
         ends.end()  # now the kernel has done the last receive
         copying.scope.cancel()
         await copying.done.wait()
@@ -440,11 +439,13 @@ async def test_cancelled_when_all_was_done_it_returns():
 @pytest.mark.parametrize("state", ["idle", "from the start", "in the middle"])
 async def test_one_of_them_is_closed_meanwhile(way, which, state):
     async with line("pipe") as ends, trio.open_nursery() as nursery:
-        fcntl.fcntl(ends.sink._fd, fcntl.F_SETPIPE_SZ, 4096)  # so that what is held goes in parts
-        clogged = clog(ends.sink._fd) if state == "from the start" else 0
+        fcntl.fcntl(
+            ends.sink._lease.fd, fcntl.F_SETPIPE_SZ, 4096
+        )  # so that what is held goes in parts
+        clogged = clog(ends.sink._lease.fd) if state == "from the start" else 0
         copying = Copying(ends, nursery)
         if state == "idle":
-            await until_blocked(ends.source._fd)
+            await until_blocked(ends.source._receiving.fd)
         else:
             async with trio.open_nursery() as writing:
                 writing.start_soon(write_and_end, ends, pattern(3_000_000))
@@ -464,7 +465,7 @@ async def test_one_of_them_is_closed_meanwhile(way, which, state):
 async def test_what_a_closed_sink_did_not_take_goes_back(way, kind):
     data = pattern(200_000)
     async with line(kind) as ends, trio.open_nursery() as nursery:
-        clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._fd)
+        clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._lease.fd)
         copying = Copying(ends, nursery)
         async with trio.open_nursery() as writing:
             writing.start_soon(write_and_end, ends, data)
@@ -499,13 +500,13 @@ async def test_a_source_that_is_closed_while_it_is_idle(way, kind):
 @pytest.mark.parametrize("which", ["source", "sink"])
 async def test_closed_in_the_pass_in_which_it_began(which):
     """Nothing of it may reach the kernel: the descriptor's number may be a stranger's by then."""
-    queue = trio_uring._driver.run.current_driver().queue
+    queue = trio_uring._driver.run.current_driver().engine.queue
     seen = 0
     for _ in range(100):  # trio decides who comes first in a pass
         async with line() as ends, trio.open_nursery() as nursery:
             copying = Copying(ends, nursery)
             await trio.lowlevel.checkpoint()
-            queued = [op for op in queue if op.fd == ends.source._fd]
+            queued = [op for op in queue if op.fd == ends.source._receiving.fd]
             getattr(ends, which)._close()
             if queued:
                 seen += 1
@@ -521,7 +522,7 @@ async def test_closed_in_the_pass_in_which_it_began(which):
 async def test_a_broken_sink_is_named_and_what_it_did_not_take_is_given_back(way):
     data = pattern(200_000)
     async with line() as ends, trio.open_nursery() as nursery:
-        clog(ends.sink._fd)
+        clog(ends.sink._lease.fd)
         copying = Copying(ends, nursery)
         await ends.write(data)
         await until_rest(ends)
@@ -553,7 +554,7 @@ async def test_a_socket_that_was_closed_directly():
         copying = Copying(ends, nursery)
         await ends.write(b"one")
         assert await ends.read_exactly(3) == b"one"
-        await until_blocked(ends.source._fd)
+        await until_blocked(ends.source._receiving.fd)
         ends.sink.socket.close()
         await ends.write(b"two")
         await copying.done.wait()
@@ -634,16 +635,17 @@ async def test_progress_is_told_the_last_number_when_the_copy_is_cancelled(way):
 async def test_a_destroyed_copy_gives_back_what_it_held(way):
     data = pattern(600_000)
     async with line() as ends, trio.open_nursery() as nursery:
-        clogged = clog(ends.sink._fd)
+        clogged = clog(ends.sink._lease.fd)
         nursery.start_soon(write_and_end, ends, data)
         coro = trio_uring.copy_stream(ends.source, ends.sink)
         await park(coro)
         await until_rest(ends)
         coro.close()
         await until(
-            lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free"
+            lambda: not ends.source._receiving.held and not ends.sink._sending.held,
+            "the streams are free",
         )
-        assert not operations_on(ends.source._fd) + operations_on(ends.sink._fd)
+        assert not operations_on(ends.source._receiving.fd) + operations_on(ends.sink._lease.fd)
         await ends.read_exactly(clogged)
         copying = Copying(ends, nursery)
         assert await ends.read_exactly(len(data)) == data
@@ -662,7 +664,8 @@ async def test_a_copy_destroyed_before_its_first_flush():
             message = coro.send(None)
         coro.close()
         await until(
-            lambda: not ends.source._receiving and not ends.sink._sending, "the streams are free"
+            lambda: not ends.source._receiving.held and not ends.sink._sending.held,
+            "the streams are free",
         )
         assert await ends.source.receive_some() == b"stays"
 
@@ -674,6 +677,6 @@ async def test_stapled_streams_are_looked_into():
         await ends.write(b"through")
         assert await ends.read_exactly(7) == b"through"
         assert (
-            pipes_open() == trio_uring._driver.run.current_driver().pumps
+            pipes_open() == trio_uring._driver.run.current_driver().engine.pumps
         )  # where there are pumps, it is no loop
         nursery.cancel_scope.cancel()

@@ -22,6 +22,7 @@ from support.streams import clog, tcp_sockets, until
 
 import trio_uring
 from trio_uring._relay import copy as _copy
+from trio_uring._relay.pipes import pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,8 +136,8 @@ async def test_and_their_descriptors_if_nobody_closes_them():
 
 def driver_descriptors() -> list[int]:
     """Pipes that the driver keeps for the next copy."""
-    pipes = getattr(trio_uring._driver.run.current_driver(), "pipes", None)
-    return [] if pipes is None else [fd for pipe in pipes._idle for fd in (pipe._read, pipe._write)]
+    idle = pipes(trio_uring._driver.run.current_driver().engine)._idle
+    return [fd for pipe in idle for fd in (pipe._read, pipe._write)]
 
 
 @pytest.mark.uring_only("where nothing completes by itself, a copy is a loop")
@@ -151,7 +152,7 @@ async def test_a_destroyed_copy_that_fails_afterwards():
         await trio.testing.wait_all_tasks_blocked()
         go_away(far)
         coro.close()
-        await until(lambda: not streams[0]._receiving, "the end of it")
+        await until(lambda: not streams[0]._receiving.held, "the end of it")
         near.close()
         for stream in streams:
             await stream.aclose()

@@ -84,7 +84,7 @@ async def refused(*calls: Any) -> None:
 async def test_both_directions_are_kept_while_the_other_stream_is_waited_for():
     """The source's while the sink is full, the sink's while the source is idle."""
     async with line() as ends, trio.open_nursery() as nursery:
-        clog(ends.sink._fd)
+        clog(ends.sink._lease.fd)
         copying = Copying(ends, nursery)
         await ends.write(b"held")
         await until_rest(ends)
@@ -113,7 +113,7 @@ async def test_of_wrapped_streams_too(wrap):
     out, far = unix_streams()
     source, sink = wrap(inner), trio_uring.MeteredStream(out)
     async with near, source, sink, far, trio.open_nursery() as nursery:
-        clog(out._fd)
+        clog(out._lease.fd)
         nursery.start_soon(trio_uring.copy_stream, source, sink)
         await near.send_all(b"held")
         await trio.testing.wait_all_tasks_blocked(0.01)

@@ -24,6 +24,7 @@ from support.relay import Line, pumps_only
 from support.streams import clog, pattern
 
 import trio_uring
+from trio_uring._relay.pipes import pipes
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
 
@@ -44,7 +45,7 @@ async def expect_broken(call: Any, *arguments: Any) -> None:
 def three() -> list[Line]:
     """An idle one, one with a send that blocks, one that will have a full pipe."""
     lines = [Line("unix") for _ in range(3)]
-    clog(lines[1].sink._fd)
+    clog(lines[1].sink._lease.fd)
     return lines
 
 
@@ -76,12 +77,12 @@ def test_a_failed_driver_ends_every_copy(flags: str) -> None:
                     )
                 nursery.start_soon(expect_broken, trio_uring.send_file, blocked.sink, file)
                 await fill(lines)
-                assert driver().pipes.count == 1
+                assert pipes(driver()).count == 1
                 drain_fails(1)
                 lines[0].near.send(b"something for the drain")
         for ends in lines:
-            assert not ends.source._receiving
-            assert not ends.sink._sending
+            assert not ends.source._receiving.held
+            assert not ends.sink._sending.held
             await expect_broken(trio_uring.copy_stream, ends.source, ends.sink)
         await close(*lines, blocked)
 
@@ -201,7 +202,7 @@ def test_a_run_that_crashes_in_the_pass_in_which_copies_begin() -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(trio.TrioInternalError):
             trio.run(main)
-    assert not any(ends.source._receiving or ends.sink._sending for ends in lines)
+    assert not any(ends.source._receiving.held or ends.sink._sending.held for ends in lines)
     os._exit(0)
 
 
@@ -229,8 +230,8 @@ async def test_a_forked_child_is_refused() -> None:
             try:
                 with pytest.raises(RuntimeError, match="forked"):
                     run_by_hand(trio_uring.copy_stream(lines[0].source, lines[0].sink))
-                assert not lines[0].source._receiving
-                assert not lines[0].sink._sending
+                assert not lines[0].source._receiving.held
+                assert not lines[0].sink._sending.held
                 assert parents.pipes._idle == []
             except BaseException:
                 os._exit(1)

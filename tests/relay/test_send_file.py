@@ -20,6 +20,7 @@ from support.relay import Plain, pumps_only
 from support.streams import clog, count_of, drain, pattern, stream_and_peer, unix_sockets
 
 import trio_uring
+from trio_uring._driver.operation import TaskOperation
 from trio_uring._driver.run import current_driver
 from trio_uring._ring.op import Opcode
 
@@ -47,7 +48,9 @@ def cold(path: Path) -> None:
 
 async def test_a_socket_may_receive_while_the_file_is_read(path: Path) -> None:
     stream, peer = stream_and_peer()
-    operation = stream._lease.operation(Opcode.READ, stream.socket.fileno())
+    sending, fd = stream._sending, stream.socket.fileno()
+    operation = TaskOperation(current_driver().engine, Opcode.READ, fd)
+    sending.operations["the file's"] = operation
     operation.task = trio.lowlevel.current_task()  # as while the disk is waited for
     peer.send(b"x")
     assert await stream.socket.recv(1) == b"x"
@@ -167,7 +170,7 @@ async def test_a_file_system_that_cannot_tell_what_is_in_memory(path, monkeypatc
     monkeypatch.setattr(os, "preadv", refuses)
     with path.open("rb") as file:
         assert await send_and_collect(stream, peer, file) == (SIZE, DATA)
-    assert bool(count_of("READ").submitted) == current_driver().pumps
+    assert bool(count_of("READ").submitted) == current_driver().engine.pumps
     await stream.aclose()
     peer.close()
 
@@ -307,7 +310,9 @@ async def test_the_stream_is_closed_or_breaks_meanwhile(path, way, kind):
             async with trio.open_nursery() as nursery:
 
                 async def send(stream=stream, file=file, error=error) -> None:
-                    with pytest.raises(error, match="sink" if current_driver().pumps else None):
+                    with pytest.raises(
+                        error, match="sink" if current_driver().engine.pumps else None
+                    ):
                         await trio_uring.send_file(stream, file)
 
                 if way != "direct" and not closes and "pipe" in kind:

@@ -269,13 +269,13 @@ async def test_a_cancel_while_the_disk_is_busy_waits_for_the_read(
 @pytest.mark.parametrize("kind", ["socket, loop", "pipe, loop"])
 async def test_a_destroyed_call_frees_the_stream(path: Path, kind: str) -> None:
     stream, peer = ends(kind)
-    clogged = clog(stream._fd)
+    clogged = clog(stream._lease.fd)
     with path.open("rb") as file:
         coro = trio_uring.send_file(stream, file)
         await park(coro)
         coro.close()
         assert file.tell() == 0
-    await until(lambda: not operations_on(stream._fd), "nothing is left")
+    await until(lambda: not operations_on(stream._lease.fd), "nothing is left")
     got = b""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.send_all, b"after")

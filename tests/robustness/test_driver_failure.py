@@ -33,6 +33,7 @@ from support.faulty import FaultyRing, drain_fails
 from support.seccomp import IO_URING_ENTER, deny
 
 import trio_uring
+from trio_uring._descriptors.direction import RECEIVE
 from trio_uring._errors import RingBrokenError
 
 pytestmark = pytest.mark.uring_only("by readiness, there is no driver that could fail")
@@ -172,7 +173,7 @@ async def test_an_operation_that_cannot_be_submitted_fails_alone() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive_one, other, b"untouched")
         await trio.testing.wait_all_tasks_blocked()
-        operation = stream._receive_operation or stream._make_receive_operation()
+        operation = stream._receiving.get(RECEIVE)
         operation.flags = "not a number"  # type: ignore[assignment]
         with pytest.raises(TypeError):
             await stream.receive_some()

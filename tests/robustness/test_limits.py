@@ -18,7 +18,7 @@ import trio.testing
 from support.child import BY_READINESS, FLAGS, BackendRing, driver, in_child, stream_pair, use_ring
 
 import trio_uring
-from trio_uring._driver.engine import TaskOperation
+from trio_uring._driver.operation import TaskOperation
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
 

@@ -199,7 +199,7 @@ def test_a_guest_run_never_has_the_ring_for_its_loop() -> None:
         await chat(10)
         statistics = trio_uring.current_statistics()
         assert "DEFER_TASKRUN" not in statistics.setup_flags
-        assert BY_READINESS or driver().task_way is not None
+        assert BY_READINESS or driver().hooks is not None
 
     trio.lowlevel.start_guest_run(
         guest, run_sync_soon_threadsafe=todo.put, done_callback=outcomes.append

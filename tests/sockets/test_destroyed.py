@@ -66,11 +66,11 @@ def test_no_byte_of_a_stream_is_lost(kind: str, call: str, provided: bool, when:
                 if when in ("sent", "done"):
                     os.write(left.fileno(), b"AA")
                 if when == "done":
-                    right.lease.reading.task = (
+                    right.lease.receiving.waiter.task = (
                         None  # nobody is to be rescheduled: it is driven by hand
                     )
-                    await until(lambda: not right.lease.reading.state.in_kernel, "reaped")
-                    assert not right.lease.kept
+                    await until(lambda: not right.lease.receiving.waiter.state.in_kernel, "reaped")
+                    assert right.lease.receiving.kept is None
                 coro.close()
                 os.write(left.fileno(), b"BBBB" if when in ("queued", "submitted") else b"BB")
                 assert await received(right, later, 2) + await received(right, "recv", 2) in (
@@ -101,7 +101,7 @@ async def test_a_frame_that_is_kept_keeps_no_buffer() -> None:
         buffer = bytearray(10)
         coro = right.recv_into(buffer)
         await parked(coro)
-        op, frame = right.lease.reading, coro.cr_await.cr_frame
+        op, frame = right.lease.receiving.waiter, coro.cr_await.cr_frame
         coro.close()
         await until(lambda: not op.state.in_kernel, "reaped")
         buffer.append(0)
@@ -116,10 +116,10 @@ async def test_what_was_only_looked_at_is_not_kept(call: str, flags: int) -> Non
         coro = receive(right, call, flags)
         await parked(coro)
         os.write(left.fileno(), b"AABB")
-        right.lease.reading.task = None
-        await until(lambda: not right.lease.reading.state.in_kernel, "reaped")
+        right.lease.receiving.waiter.task = None
+        await until(lambda: not right.lease.receiving.waiter.state.in_kernel, "reaped")
         coro.close()
-        assert not right.lease.kept
+        assert right.lease.receiving.kept is None
         if flags == socket.MSG_PEEK:
             assert await right.recv(10) == b"AABB"
 
@@ -130,11 +130,11 @@ async def test_what_is_kept_can_be_looked_at() -> None:
         coro = right.recv(10)
         await parked(coro)
         os.write(left.fileno(), b"AABB")
-        op = right.lease.reading
+        op = right.lease.receiving.waiter
         op.task = None
         await until(lambda: not op.state.in_kernel, "reaped")
         coro.close()
-        assert right.lease.kept == b"AABB"
+        assert right.lease.receiving.kept.peek(99) == b"AABB"
         await left.send(b"C")
         assert await right.recv(2, socket.MSG_PEEK) == b"AA"
         assert right.is_readable()
@@ -155,7 +155,7 @@ async def test_the_next_message_comes_right_after(kind: str, call: str) -> None:
             await trio.testing.wait_all_tasks_blocked()
             await left.send(b"data")
             assert await right.recv(10) == b"data"
-        assert len(right._spare) <= 3
+        assert len(right.lease.receiving.operations) <= 3
 
 
 @pytest.mark.parametrize("call", ["recvmsg", "recvmsg_into"])
@@ -172,7 +172,7 @@ async def test_descriptors_that_nobody_received_are_the_next_one_s(
         before = len(open_descriptors())
         fds = array.array("i", [0, 0])
         socket.socket.sendmsg(left._sock, [b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        op = right.lease.reading
+        op = right.lease.receiving.waiter
         if done:
             op.task = None
             await until(lambda: not op.state.in_kernel, "reaped")
@@ -194,7 +194,7 @@ async def test_a_connection_that_nobody_accepted_is_the_next_one_s(done: bool) -
         server.listen()
         coro = server.accept()
         await parked(coro)
-        op, before = server.lease.reading, len(open_descriptors())
+        op, before = server.lease.receiving.waiter, len(open_descriptors())
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(server.getsockname())
             if done:
@@ -219,7 +219,7 @@ async def test_a_destroyed_send(call: str, submitted: bool) -> None:
         coro = getattr(left, call)(*arguments.get(call, ()))
         if call == "send" and submitted:
             await parked(coro, submitted=False)
-            op = left.lease.writing
+            op = left.lease.sending.waiter
             op.task = None  # nobody is to be rescheduled: it is driven by hand
             await until(lambda: op.state is DONE, "refused, for there is no room")
             assert isinstance(coro.send(op), WaitTaskRescheduled)
@@ -275,7 +275,7 @@ async def test_a_stream_goes_on_where_the_socket_was(call: str, into: bool, when
         coro = receive(right, call)
         await parked(coro)
         os.write(left.fileno(), b"AA")
-        op = right.lease.reading
+        op = right.lease.receiving.waiter
         coro.close()
         if when == "reaped":
             await until(lambda: not op.state.in_kernel, "reaped")
@@ -296,7 +296,7 @@ async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
         left, right = sockets.pair("unix")
         coro = right.recv(10)
         await parked(coro)
-        op, got = right.lease.reading, []
+        op, got = right.lease.receiving.waiter, []
         coro.close()
 
         async def receive_one() -> None:
@@ -309,7 +309,7 @@ async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
             os.write(left.fileno(), b"AABB")
             nursery.start_soon(receive_one)
             await until(lambda: op.task is not None or not op.state.in_kernel, "settling")
-            trio_uring._driver.run.current_driver().reap_ring()
+            trio_uring._driver.run.current_driver().engine.reap_ring()
             await receive_one()
             os.write(left.fileno(), b"CC")
         # Of two calls that both end in this pass, either task may resume first.

@@ -101,14 +101,14 @@ async def test_closing_an_end_of_a_pipe_wakes_its_task() -> None:
     sender, receiver = pipe_streams()
     async with closing(sender, receiver), trio.open_nursery() as nursery:
         nursery.start_soon(expect, trio.ClosedResourceError, receiver.receive_some)
-        await until_blocked(receiver._fd)
+        await until_blocked(receiver._receiving.fd)
         await receiver.aclose()
         await expect(trio.BrokenResourceError, sender.send_all, b"x")
     sender, receiver = pipe_streams()
-    clog(sender._fd)
+    clog(sender._lease.fd)
     async with closing(sender, receiver), trio.open_nursery() as nursery:
         nursery.start_soon(expect, trio.ClosedResourceError, sender.send_all, b"x")
-        await until_blocked(sender._fd)
+        await until_blocked(sender._lease.fd)
         await sender.aclose()
 
 
@@ -157,7 +157,7 @@ async def test_a_queued_operation_never_reaches_a_stranger_with_the_same_number(
 @pytest.mark.parametrize("make", [unix_streams, pipe_streams, lambda: pipe_streams()[::-1]])
 async def test_aclose_twice_and_in_a_cancelled_scope(make: Callable[[], Any]) -> None:
     stream, other = make()
-    fd = stream._fd
+    fd = stream._lease.fd
     await trio.aclose_forcefully(other)
     with trio.CancelScope() as scope:
         scope.cancel()

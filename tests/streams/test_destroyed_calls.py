@@ -20,6 +20,8 @@ from support.streams import LADDER, on_ring, stream_and_peer, waits_are_ours
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
+from trio_uring._bytes import outgoing
+from trio_uring._descriptors.direction import INTO, RECEIVE
 from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
 from trio_uring._streams import send as _send
@@ -33,7 +35,7 @@ async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
     stream, peer = stream_and_peer()
     coro = stream.receive_exactly(10)
     assert isinstance(coro.send(None), WaitTaskRescheduled)
-    operation = stream._receive_operation
+    operation = stream._receiving.operations[RECEIVE]
     operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
     peer.send(b"AAAA")
     while operation.state.in_kernel or trio_uring.current_statistics().queued:
@@ -73,11 +75,11 @@ def test_what_a_receive_had_that_was_destroyed_when_it_was_done_is_kept(provided
         stream, peer = stream_and_peer()
         coro = stream.receive_some()
         await park(coro)
-        stream._receive_operation.task = (
-            None  # nobody is to be rescheduled: this coroutine is driven by hand
-        )
+        stream._receiving.operations[
+            RECEIVE
+        ].task = None  # nobody is to be rescheduled: this coroutine is driven by hand
         peer.send(b"AAAA")
-        while stream._receive_operation.state.in_kernel:
+        while stream._receiving.operations[RECEIVE].state.in_kernel:
             await trio.lowlevel.checkpoint()
         coro.close()
         peer.send(b"BBBB")
@@ -109,7 +111,7 @@ async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
     stream, peer = stream_and_peer()
     coro = stream.receive_some()
     await park(coro)
-    operation = stream._receive_operation
+    operation = stream._receiving.operations[RECEIVE]
 
     def never() -> None:
         raise AssertionError("the dead task's cancellation reached another task")
@@ -147,7 +149,8 @@ async def test_a_destroyed_send_does_not_stop_the_next():
 @pytest.mark.parametrize("size", [1000, 1001, 5000])
 async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypatch):
     """A length has 32 bits in the kernel: larger buffers go in parts. Here with a smaller limit."""
-    monkeypatch.setattr(_send, "SEND_MAX", 1000)
+    for module in (outgoing, _send):
+        monkeypatch.setattr(module, "SEND_MAX", 1000)
     stream, peer = stream_and_peer()
     data = bytes(range(250)) * 20
     await stream.send_all(data[:size])
@@ -188,7 +191,7 @@ async def test_bytes_of_a_receive_into_that_was_done_and_never_resumed_stay_in_t
         )  # it is done, and gives the other tasks their turn
     else:
         await park(coro)
-        operation = stream._into_operation
+        operation = stream._receiving.operations[INTO]
         operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
         os.write(write, b"here")
         while operation.state.in_kernel:

@@ -42,7 +42,7 @@ async def used_stream(kind: str) -> tuple[list[Any], int, int]:
         stream = ReceiveStream(read)
     os.write(peer, b"x")
     assert await stream.receive_some() == b"x"
-    return [stream], stream._fd, peer
+    return [stream], stream._lease.fd, peer
 
 
 @pytest.mark.parametrize("kind", ["socket", "pipe"])

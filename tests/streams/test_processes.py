@@ -124,8 +124,8 @@ async def test_no_end_of_a_pipe_is_nonblocking_or_inherited() -> None:
     code = "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)], sorted(os.listdir('/proc/self/fd'))[:-1])"
     process = await open_process(python(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     for stream in (sending(process), receiving(process), receiving(process, "stderr")):
-        assert not fcntl.fcntl(stream._fd, fcntl.F_GETFL) & os.O_NONBLOCK
-        assert not os.get_inheritable(stream._fd)
+        assert not fcntl.fcntl(stream._lease.fd, fcntl.F_GETFL) & os.O_NONBLOCK
+        assert not os.get_inheritable(stream._lease.fd)
     assert await receive_all(receiving(process)) == b"[True, True, True] ['0', '1', '2']\n"
     assert await finish(process) == 0
 
@@ -157,7 +157,7 @@ async def test_blocked(direction: str, how: str) -> None:
     process = await open_process(python(code), stdin=PIPE, stdout=PIPE)
     stream: Any = process.stdin if direction == "send" else process.stdout
     if direction == "send":
-        clog(stream._fd)
+        clog(stream._lease.fd)
     woken = []
 
     async def block() -> None:
@@ -168,7 +168,7 @@ async def test_blocked(direction: str, how: str) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(block)
-        await until_blocked(stream._fd)
+        await until_blocked(stream._lease.fd)
         if how == "close":
             await stream.aclose()
         else:

@@ -248,7 +248,7 @@ async def test_a_blocked_send_holds_its_buffers_and_a_cancelled_one_lets_go(
     kind: str, as_list: bool
 ) -> None:
     stream, reader = sending_pair(kind)
-    data, fd = bytearray(100), stream._fd
+    data, fd = bytearray(100), stream._lease.fd
     try:
         async with closing(stream):
             async with trio.open_nursery() as nursery:

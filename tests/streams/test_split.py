@@ -164,7 +164,7 @@ async def test_the_other_half_of_a_closed_one_is_undisturbed_in_the_middle_of_a_
     got = bytearray()
     async with closing(send, receive, peer), trio.open_nursery() as nursery:
         nursery.start_soon(send.send_all, data)
-        await until(lambda: send.bytes_sent or send._sending, "it sends")
+        await until(lambda: send.bytes_sent or send._sending.held, "it sends")
         await receive.aclose()
         while len(got) < len(data):
             got += await peer.receive_some()

@@ -90,7 +90,7 @@ async def test_input(make: Callable[[], tuple[int, int]]) -> None:
         stream = open_stdin()
         async with stream:
             assert type(stream) is ReceiveStream
-            assert not os.get_inheritable(stream._fd)
+            assert not os.get_inheritable(stream._lease.fd)
             os.write(other, b"at once\n")
             assert await stream.receive_some() == b"at once\n"
             got = []
@@ -100,7 +100,7 @@ async def test_input(make: Callable[[], tuple[int, int]]) -> None:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(receive)
-                await until_blocked(stream._fd)
+                await until_blocked(stream._lease.fd)
                 os.write(other, b"blocked\n")
             assert got == [b"blocked"]
             assert await stream.receive_some() == b"\n"
@@ -144,7 +144,7 @@ async def block_and_end(stream: ReceiveStream, how: str) -> None:
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive)
-        await until_blocked(stream._fd)
+        await until_blocked(stream._lease.fd)
         if how == "close":
             await stream.aclose()
         else:
@@ -220,7 +220,7 @@ async def test_output(
     with replaced(fd, ours):
         async with opener() as stream:
             assert type(stream) is SendStream
-            assert not os.get_inheritable(stream._fd)
+            assert not os.get_inheritable(stream._lease.fd)
             await stream.send_all(b"one")
             await stream.send_all([b" two", bytearray(b" three")])
         os.write(fd, b" four")
@@ -253,7 +253,7 @@ async def test_a_blocked_write_ends(make: Callable[[], tuple[int, int]], how: st
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
-                await until_blocked(stream._fd)
+                await until_blocked(stream._lease.fd)
                 if how == "close":
                     await stream.aclose()
                 else:
@@ -274,7 +274,7 @@ async def test_a_terminal_with_less_room_than_is_written(how: str) -> None:
         async with open_stdout() as stream:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.send_all, data)
-                await until_blocked(stream._fd)
+                await until_blocked(stream._lease.fd)
                 assert 0 < stream.bytes_sent < len(data)
                 if how == "cancel":
                     nursery.cancel_scope.cancel()

@@ -262,13 +262,13 @@ def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options:
 
 
 def driver() -> Any:
-    return _driver.current_driver()
+    return _driver.current_driver().engine
 
 
 def remove_hooks() -> bool:
     """Removes the instrument of the task that waits for the ring. False: it was not there."""
     try:
-        trio.lowlevel.remove_instrument(driver().task_way)
+        trio.lowlevel.remove_instrument(driver().hooks)
     except KeyError:
         return False
     return True

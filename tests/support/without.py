@@ -86,7 +86,7 @@ async def wait_by_a_task() -> None:
     statistics = trio_uring.current_statistics()
     if statistics.backend == "uring":
         assert "DEFER_TASKRUN" not in statistics.setup_flags
-        assert current_driver().task_way is not None  # type: ignore[union-attr]
+        assert current_driver().engine.hooks is not None  # type: ignore[union-attr]
 
 
 async def fork() -> None:

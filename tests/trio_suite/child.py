@@ -79,7 +79,7 @@ class Usage:
         )  # which in an enabled run initialises every trio socket
         for cls in OURS[1:]:
             _tell_of_each_call(cls, "__init__", self._count)
-        for driver in (_driver.Driver, _driver.ReadinessDriver):
+        for driver in (_driver.RingDriver, _driver.ReadinessDriver):
             _tell_of_each_call(driver, "__init__", lambda made: self.drivers.append(_Driven(made)))
 
     def _count(self, made: object) -> None:
@@ -117,15 +117,16 @@ class _Driven:
 
     def __init__(self, driver: Any) -> None:
         self.backend: str = driver.backend.backend
-        self.submitted: list[int] = driver.counters.submitted
+        self.submitted: list[int] = driver.engine.counters.submitted
         self._driver = weakref.ref(driver)
 
     def faults(self) -> Iterator[str]:
         driver = self._driver()
         if driver is not None and (pending := driver.pending()):
             yield f"after the run, operations were left: {pending}"
-        if driver is not None and driver.failure is not None:
-            yield f"the driver failed: {driver.failure!r}"
+        failure = None if driver is None else getattr(driver.engine, "failure", None)
+        if failure is not None:
+            yield f"the driver failed: {failure!r}"
 
 
 def swap_in(streams: bool) -> None:

@@ -12,13 +12,13 @@ import resource
 from importlib import metadata
 
 from .. import __version__
+from .._bytes.outgoing import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from .._descriptors.provided import OWN_SIZE
 from .._driver.backend import open_uring
 from .._driver.run import backend_info
 from .._errors import RingUnavailableError
 from .._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from .._ring.uring import SQ_ENTRIES_MIN
-from .._streams.send import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from .._trio import NAMES
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).

@@ -24,8 +24,8 @@ def check_written(engine: Engine) -> None:
     _books.pop(engine, None)
     if len(table) > TABLE_MAX:
         return
-    for op in engine.queue:
-        assert not op.state.in_kernel, f"{op} is both queued and in the kernel"
+    for queued in engine.queue:
+        assert not queued.state.in_kernel, f"{queued} is both queued and in the kernel"
     for token, op in table.items():
         assert op.token == token, f"{op} is in the table under another token"
         assert op.state.in_kernel, f"{op} is in the table, and the kernel does not have it"

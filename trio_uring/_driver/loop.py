@@ -74,9 +74,9 @@ class Loop(Manager):
             engine.woke = False
             if engine.errands:
                 engine.run_errands()
-            if not timeout and not engine.queue and not engine.dirty and ring.watching:
-                if not ring.ready():
-                    return ()
+            busy = timeout or engine.queue or engine.dirty
+            if not busy and ring.watching and not ring.ready():
+                return ()
             return self._pass(engine, ring, timeout)
         except Exception as exc:
             fail(engine, exc)

@@ -17,8 +17,8 @@ from trio.lowlevel import enable_ki_protection
 
 from .._bytes.chunks import ChunkQueue
 from .._bytes.timed import TimedReceive, check_timeout, receive_default, receiving_end, untimed
+from .._bytes.views import check_writable, copy_into
 from .._errors import DelimiterNotFound, IncompleteReadError
-from .._streams.receive import check_writable, copy_into
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import buffer_list, buffer_view
 from .._bytes.timed import can_take_back, receive_default, receiving_end, within
 from .._errors import IncompleteReadError
-from .._streams.send import SendSide, buffer_list, buffer_view
+from .._streams.send import SendSide
 from ..framing import (
     MAX_SIZE,
     PREFIX_MAX,

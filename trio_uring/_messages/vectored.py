@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import Outgoing
 from .._bytes.timed import TimedSend, sending_end, within
-from .._bytes.views import release_views
 from .._errors import stream_error
 from .._streams.cork import Cork
-from .._streams.send import IOV_MAX, SendSide, advance, buffer_list, buffer_views
+from .._streams.send import SendSide
 from .._trio import send_detector
 
 if TYPE_CHECKING:
@@ -116,27 +116,20 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
     if isinstance(stream, trio.SocketStream):
         await TrioTransport(stream).send_all(buffers)
         return
-    views: list[Any] = []
-    try:
-        for item in buffer_list(
-            buffers
-        ):  # all of them first: a wrong one is found before anything is sent
-            views += (
-                [item] if type(item) is bytes else byte_views([item])
-            )  # a stream may like bytes best
-        views = [view for view in views if len(view)] or [b""]
-        transport = await _corked(stream) if len(views) > 1 else None
+    with Outgoing(buffers) as out:
+        transport = await _corked(stream) if out.count > 1 else None
         try:
-            for view in views[:-1]:
-                await stream.send_all(view)
-            if transport is not None and transport._cork is not None:
-                transport._cork.task = None
-            await stream.send_all(views[-1])
+            if out.done:
+                await stream.send_all(b"")
+            while not out.done:
+                if out.count == 1 and transport is not None and transport._cork is not None:
+                    transport._cork.task = None
+                part = out.first()
+                await stream.send_all(part)
+                out.advance(len(part))
         finally:
             if transport is not None:
                 _uncork(transport)
-    finally:
-        release_views([view for view in views if type(view) is memoryview])
 
 
 async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
@@ -199,17 +192,15 @@ class TrioTransport(trio.abc.HalfCloseableStream):
 
         Cancellation: `bytes_sent` says how much went.
         """
-        views = byte_views(data)
-        try:
-            with self._detector:
-                if self.socket.did_shutdown_SHUT_WR:
-                    raise trio.ClosedResourceError("can't send data after sending EOF")
-                self.bytes_sent = 0
-                await self._send_views(views)
-        except OSError as exc:
-            raise stream_error(exc.errno or 0) from exc
-        finally:
-            release_views(views)
+        with Outgoing(data) as out:
+            try:
+                with self._detector:
+                    if self.socket.did_shutdown_SHUT_WR:
+                        raise trio.ClosedResourceError("can't send data after sending EOF")
+                    self.bytes_sent = 0
+                    await self._send_outgoing(out)
+            except OSError as exc:
+                raise stream_error(exc.errno or 0) from exc
 
     async def send_all_vectored(
         self, buffers: Sequence[Buffer], *, timeout: float | None = None
@@ -217,20 +208,18 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         with within(timeout):
             await self.send_all(buffers)
 
-    async def _send_views(self, views: list[memoryview]) -> None:
-        if not views:
+    async def _send_outgoing(self, out: Outgoing) -> None:
+        if out.done:
             if self.socket.fileno() == -1:
                 raise trio.ClosedResourceError("this stream was already closed")
             await trio.lowlevel.checkpoint()
-        index = start = 0
-        while index < len(views):
-            with views[index][start:] as first:
-                if len(views) - index == 1 or not hasattr(self.socket, "sendmsg"):
-                    sent = await self.socket.send(first)
-                else:
-                    sent = await self.socket.sendmsg([first, *views[index + 1 : index + IOV_MAX]])
+        while not out.done:
+            if out.vectored and hasattr(self.socket, "sendmsg"):
+                sent = await self.socket.sendmsg(out.cut())
+            else:
+                sent = await self.socket.send(out.first())
             self.bytes_sent += sent
-            index, start = advance(views, index, start + sent)
+            out.advance(sent)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.stream.wait_send_all_might_not_block()
@@ -243,20 +232,3 @@ class TrioTransport(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self.stream.aclose()
-
-
-def byte_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
-    """The buffers that are not empty, as memory of bytes, which is what other streams know how to
-    slice."""
-    views = []
-    for view in buffer_views(data):
-        with view:
-            views.append(byte_view(view))
-    return views
-
-
-def byte_view(view: memoryview) -> memoryview:
-    try:
-        return view.cast("B")
-    except TypeError:  # an item format that only its own library knows
-        return memoryview(bytes(view))

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import buffer_list
 from .._bytes.timed import TimedReceive, TimedSend, within
 from .._messages.buffered import BUFFER_SIZE, BufferedReceiveStream
 from .._messages.vectored import listed, send_all_vectored
-from .._streams.send import SendSide, buffer_list
+from .._streams.send import SendSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -23,9 +23,8 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
-from .._bytes.views import release_view
+from .._bytes.outgoing import Outgoing
 from .._errors import stream_error
-from .._streams.send import buffer_views
 from .link import LinkSettings, Path, Pipe
 
 if TYPE_CHECKING:
@@ -101,41 +100,31 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
-        views = buffer_views(data)
-        try:
+        with Outgoing(data) as out:
             self._begin_send()
             try:
                 await checkpoint_if_cancelled()
-                waited = False
-                for view in views:
-                    waited |= await self._send_view(view)
-                if not waited:
+                if not await self._send_outgoing(out):
                     await cancel_shielded_checkpoint()
             finally:
                 self._sending = False
-        finally:
-            for view in views:
-                release_view(view)
 
-    async def _send_view(self, view: memoryview) -> bool:
-        """Sends one buffer; returns whether it passed a schedule point."""
-        waited, start, pipe = False, 0, self.outgoing
-        with _as_bytes(view) as data:
-            while True:
-                while pipe.room <= 0:
-                    await self._wait(self._can_send)
-                    self._check_can_send()
-                    waited = True
-                most = min(pipe.room, len(data) - start)
-                count = pipe.settings.draw_part(pipe.sender, most)
-                self._put(bytes(data[start : start + count]))
-                start += count
-                if start == len(data):
-                    return waited
-                if count < most:  # the short write of a kernel: the rest is another operation
-                    await checkpoint()
-                    self._check_can_send()
-                    waited = True
+    async def _send_outgoing(self, out: Outgoing) -> bool:
+        """Sends it all; returns whether it passed a schedule point."""
+        waited, pipe = False, self.outgoing
+        while not out.done:
+            while pipe.room <= 0:
+                await self._wait(self._can_send)
+                self._check_can_send()
+                waited = True
+            most = min(pipe.room, len(out.first()))
+            count = pipe.settings.draw_part(pipe.sender, most)
+            self._put(out.take(count))
+            if count < most:  # the short write of a kernel: the rest is another operation
+                await checkpoint()
+                self._check_can_send()
+                waited = True
+        return waited
 
     def _put(self, data: bytes) -> None:
         self.outgoing.put(data, trio.current_time())
@@ -391,10 +380,3 @@ def connect(
     second = SimulatedTransport(path, back, there, linger=lingers[1])
     first.peer, second.peer = second, first
     return first, second
-
-
-def _as_bytes(view: memoryview) -> memoryview:
-    try:
-        return view.cast("B")
-    except TypeError:  # an item format that only its own library knows
-        return memoryview(view.tobytes())

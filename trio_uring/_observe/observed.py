@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.outgoing import buffer_list
 from .._bytes.timed import (
     TimedReceive,
     TimedSend,
@@ -26,10 +27,10 @@ from .._bytes.timed import (
     sending_end,
     set_default,
 )
+from .._bytes.views import byte_view
 from .._messages.buffered import BufferedReceiveStream
-from .._messages.vectored import byte_view, bytes_of_last_send, counting, listed, send_all_vectored
+from .._messages.vectored import bytes_of_last_send, counting, listed, send_all_vectored
 from .._network.network import Address, Network, NetworkListener, NetworkStream
-from .._streams.send import buffer_list
 from ..audit import Audit
 from ..metrics import Metrics
 

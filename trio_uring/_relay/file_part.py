@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from .._driver.pipes import SPLICE_NOW
+from .pipes import SPLICE_NOW
 
 _NOT_THIS_WAY = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EIO}

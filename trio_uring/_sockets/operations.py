@@ -134,7 +134,7 @@ class SocketOperations(SocketType_):
         try:
             op.buffer, op.length = data, min(len(data), BYTES_MAX)
             op.memory = view
-            res = await op.engine.perform(op)
+            res: int = await op.engine.perform(op)
             if res >= 0:
                 return res
             self._check_again(way, op, res)

@@ -8,7 +8,6 @@ returns it.
 
 from __future__ import annotations
 
-import io
 import math
 import operator
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._bytes.chunks import ChunkQueue
 from .._bytes.timed import TimedReceive, within
-from .._bytes.views import release_view
+from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.direction import INTO, RECEIVE, Direction
 from .._descriptors.provided import take_chunk
 from .._errors import IncompleteReadError
@@ -163,7 +162,7 @@ class ReceiveSide(TimedReceive, Endpoint):
             while True:
                 op.buffer = op.memory = view
                 op.length = min(view.nbytes, RECEIVE_MAX)
-                res = await op.engine.perform(op)
+                res: int = await op.engine.perform(op)
                 if res >= 0:
                     return res
                 await self._again(way, op, res)
@@ -201,16 +200,3 @@ class ReceiveSide(TimedReceive, Endpoint):
             await trio.lowlevel.checkpoint()
         finally:
             way.held = False
-
-
-def check_writable(view: memoryview) -> None:
-    """Raises TypeError or ValueError if receive_into cannot take this buffer."""
-    if view.readonly or not view.c_contiguous:
-        raise TypeError("receive_into takes a writable, C-contiguous buffer")
-    if not view.nbytes:
-        raise ValueError("receive_into takes a buffer that is not empty")
-
-
-def copy_into(view: memoryview, chunk: bytes) -> int:
-    """Into a view of any format, where a slice would want bytes."""
-    return io.BytesIO(chunk).readinto(view)
