@@ -246,6 +246,11 @@ class _Ending(Manager):
             super().close()
 
 
+def epoll_fileno(manager: Any) -> int:
+    """The descriptor of the epoll instance of trio's own manager."""
+    return int(trios_own(manager)._epoll.fileno())
+
+
 def renew_epoll(manager: Any) -> None:
     """In a forked child: gives trio's I/O manager an epoll instance of the child's own, in place of
     the one that it shares with its parent."""

@@ -33,10 +33,13 @@ import pytest
 import trio
 
 import trio_uring
+from trio_uring._driver import invariants
 from trio_uring._driver import run as _driver
 from trio_uring._driver.backend import BackendInfo
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
+
+invariants.CHECKED = True
 
 from .forks import Child, Server
 from .streams import open_descriptors

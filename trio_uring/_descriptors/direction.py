@@ -23,7 +23,7 @@ import select
 import socket as stdlib_socket
 import weakref
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -38,7 +38,6 @@ from .provided import OWN_SIZE, use_first
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lease import Lease
 
 # The kinds of operation that a direction keeps, to use them again. The same for calls of the socket
 # itself are ~RECEIVE and so on: a socket may go from run to run while they last, a stream may not.
@@ -57,6 +56,22 @@ _OF_FILE = {
 SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
 
 _RECEIVING = frozenset(map(int, RECEIVING))
+
+
+class Whole(Protocol):
+    """What a direction asks of the lease that it is a part of."""
+
+    owner: Any
+    fd: int
+    fileno: Callable[[], int]
+    noun: str
+    split: bool
+
+    def engine(self) -> Any:
+        """The engine for a new operation."""
+
+    def engine_of_streams(self) -> Any:
+        """The engine of the run that goes on and has streams on the descriptor, if any."""
 
 
 class Verdict(enum.Enum):
@@ -92,8 +107,8 @@ class Direction:
         "left", "operations", "owner", "receiving", "size", "streak", "told", "waiter",
     )  # fmt: skip
 
-    def __init__(self, lease: Lease, receiving: bool, is_socket: bool) -> None:
-        self._lease = weakref.ref(lease)
+    def __init__(self, lease: Whole, receiving: bool, is_socket: bool) -> None:
+        self._lease: weakref.ref[Whole] = weakref.ref(lease)
         self.receiving = receiving
         self.is_socket = is_socket
         self.owner = lease.owner

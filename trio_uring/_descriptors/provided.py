@@ -9,14 +9,13 @@ Rules of this file: it decides about the next receive, and performs none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
 from .._ring.protocol import LARGE_SIZE, SMALL_SIZE
 
 if TYPE_CHECKING:
     from .._driver.operation import TaskOperation
-    from .direction import Direction
 
 # Receives of at most SMALL_SIZE in a row, after which a bulk stream goes back to small buffers.
 BULK_STREAK = 8
@@ -26,7 +25,19 @@ OWN_SIZE = 16384
 _SIZES = {LARGE_GROUP: LARGE_SIZE, SMALL_GROUP: SMALL_SIZE, NO_GROUP: OWN_SIZE}
 
 
-def adapt(way: Direction, op: TaskOperation, count: int) -> None:
+class Way(Protocol):
+    """What a direction knows of its receives.
+
+    Attributes:
+        size: bytes of the buffers that it receives into.
+        streak: receives in a row that were small for a direction with large buffers.
+    """
+
+    size: int
+    streak: int
+
+
+def adapt(way: Way, op: TaskOperation, count: int) -> None:
     """Large buffers for a direction that fills small ones; small ones again after a while of small
     messages."""
     if op.group == LARGE_GROUP:
@@ -37,18 +48,18 @@ def adapt(way: Direction, op: TaskOperation, count: int) -> None:
         use(way, op, LARGE_GROUP)
 
 
-def use(way: Direction, op: TaskOperation, group: int) -> None:
+def use(way: Way, op: TaskOperation, group: int) -> None:
     op.group, op.entry, way.streak = group, None, 0
     way.size = _SIZES[group]
 
 
-def use_first(way: Direction, op: TaskOperation) -> None:
+def use_first(way: Way, op: TaskOperation) -> None:
     """What a new operation begins with, or one that found its group empty; there are more small
     buffers than large ones."""
     use(way, op, SMALL_GROUP if op.engine.provided_buffers else NO_GROUP)
 
 
-def take_chunk(way: Direction, op: TaskOperation, count: int) -> bytes:
+def take_chunk(way: Way, op: TaskOperation, count: int) -> bytes:
     """What a receive has got, by a provided buffer or in the memory that the call brought."""
     memory = op.memory
     if memory is not None:

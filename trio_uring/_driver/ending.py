@@ -1,78 +1,25 @@
-"""How an engine ends: its ring fails, or its run is over.
+"""The end of a run: its ring is emptied.
 
-Rules of this file: everybody who waits is told, whatever happens. What the kernel may still write
-to stays pinned by the ring.
+Rules of this file: what the kernel may still write to stays pinned by the ring.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from .._errors import RingBrokenError
 from .._ring.protocol import SHORT_PAUSE
-from .phases import FAILED
 
 if TYPE_CHECKING:
-    from typing import NoReturn
-
-    from .engine import Engine
-    from .operation import TaskOperation
-
-_log = logging.getLogger("trio_uring")
+    from .ring_side import RingSide
 
 _ECANCELED = -errno.ECANCELED
 _TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel
 
 
-def refuse(engine: Engine, op: TaskOperation, exc: BaseException) -> None:
-    """Tells whoever waits for an operation that it will not be done."""
-
-    def raise_it() -> NoReturn:
-        raise exc
-
-    if not op.state.in_kernel:
-        op.let_go()
-    if op.task is not None or op.then is not None:
-        op.res, op.raise_cancel = _ECANCELED, raise_it
-        engine.finish(op)
-    if engine.hooks is not None:
-        # In before_io_wait, trio has made up its mind how long to wait.
-        engine.come_back()
-
-
-def failed(engine: Engine) -> trio.BrokenResourceError:
-    return trio.BrokenResourceError(f"{FAILED.refusal}: {engine.failure}")
-
-
-def fail(engine: Engine, exc: BaseException) -> None:
-    """The ring is gone."""
-    engine.failure = exc
-    engine.enter(FAILED)
-    _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
-    for op in engine.done:  # these were done before it happened
-        engine.finish(op)
-    engine.done.clear()
-    stranded: list[Any] = [*engine.ring.table.values(), *engine.queue]
-    for op in engine.queue:
-        if not op.state.in_kernel:  # an earlier flush of this pass may have handed it over
-            op.let_go()
-    engine.queue.clear()
-    for op in stranded:
-        error = failed(engine)
-        error.__cause__ = exc
-        refuse(engine, op, error)
-    engine.dirty = False
-    engine.close_deferred()
-    if engine.hooks is not None:
-        engine.hooks.idle()
-
-
-def empty(engine: Engine, seconds: float) -> None:
+def empty(engine: RingSide, seconds: float) -> None:
     """At the end of the run: cancels what is left, and waits for the kernel to give it back.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The engine: queues operations, parks tasks on them, enters the kernel and finishes what is done.
+"""The engine: queues operations, parks tasks on them, and takes them back.
 
-It knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
+How they enter the kernel, and what happens when they are done, is in `ring_side`. It knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
 
 Rules of this file:
 
@@ -9,8 +9,6 @@ Rules of this file:
   asks the ring and returns Abort.FAILED; the completion is the truth. A result that arrived wins;
   only ECANCELED after a cancel raises Cancelled. Abort.SUCCEEDED is for an operation that is still
   in the queue.
-- No exception leaves `flush` and `reap`: tasks parked with Abort.FAILED are woken by nobody else. A
-  failure wakes everyone with an error, and every later operation fails with it.
 - What touches the queue or the ring is protected from KeyboardInterrupt.
 - An operation that is not in the kernel holds no buffer: the caller may resize it as soon as the
   call is over.
@@ -20,12 +18,10 @@ Rules of this file:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
-import time
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import (
@@ -36,12 +32,10 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from .._errors import RingBrokenError
 from .._ring.op import Opcode
-from . import invariants
-from .ending import fail, failed, refuse
-from .phases import FAILED, OVER, RUNNING, Phase
+from .phases import FAILED, OVER, RUNNING
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
+from .ring_side import RingSide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -59,17 +53,7 @@ _BY_CALLS = frozenset({int(Opcode.READ)})
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
 
-class Hooks(Protocol):
-    """What a way to wait wants to be told."""
-
-    def queued(self) -> None:
-        """An operation, or a cancel, is there to be flushed, and was not before."""
-
-    def idle(self) -> None:
-        """Nothing is queued or in flight."""
-
-
-class Engine:
+class Engine(RingSide):
     """Performs operations on a ring for the tasks of one trio.run.
 
     Args:
@@ -77,43 +61,19 @@ class Engine:
         move: finds the engine that performs an operation when this one's run is over.
 
     Attributes:
-        hooks: of the way to wait; None: it needs none, as the ring is trio's loop.
-        phase: what may be done, see `phases`.
-        failure: what made the engine fail.
-        queue: operations that the ring has not seen, in the order in which they were made.
-        errands: what destroyed coroutines have left to be done in a pass.
-        at_end: called when the run is over; they must not raise.
-        dirty: the ring holds entries that were not flushed.
-        woke: a task was woken, in this pass.
-        done: drained and not yet finished; here, so that a failure in between loses none.
         pumps: the ring can do all that a chain of operations is made of.
     """
 
     completes = True  # operations are done by the kernel's completions, not by calls of ours
 
     def __init__(self, ring: Ring, move: Callable[[TaskOperation], Any]) -> None:
-        self.ring = ring
-        self.counters = ring.counters
+        super().__init__(ring)
         self.provided_buffers = ring.info.provided_buffers
         self.pumps = not ring.info.lacking
-        ring.now = time.monotonic()
-        self.short_writes = self.passes = 0
-        self.phase: Phase = RUNNING
-        self.failure: BaseException | None = None
-        self.hooks: Hooks | None = None
-        self.queue: dict[TaskOperation, None] = {}
-        self.done: list[Any] = []
-        self.dirty = self.woke = False
         # The opcodes that are not the ring's for a task. (A call would not reach what is connected
         # in a fake's memory.)
         by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
-        self.errands: list[Callable[[], object]] = []
-        self.at_end: list[Callable[[], object]] = []
-        # Descriptors to close after the next whole flush.
-        self._closing: list[Callable[[], object]] = []
-        self.thread = get_ident()
-        self._trio = trio.lowlevel.current_trio_token()
         self._move = move
 
     # -- for tasks
@@ -201,13 +161,9 @@ class Engine:
         if op.state.in_kernel:
             return False
         self.queue.pop(op, None)
-        self._look_idle()
+        self.look_idle()
         op.let_go()
         return True
-
-    def _look_idle(self) -> None:
-        if self.hooks is not None and not self.ring.table and not self.queue:
-            self.hooks.idle()
 
     @enable_ki_protection
     def cancel(self, op: TaskOperation) -> None:
@@ -285,125 +241,15 @@ class Engine:
         if not self.dirty:
             close()
         else:
-            self.guard(self._flush_ring)
+            self.guard(self.flush_ring)
             if self.dirty and self.phase.works:
                 # The kernel is short of something; an entry with this number still waits.
-                self._closing.append(close)
+                self.closing.append(close)
             else:
                 close()
                 self.guard(self.reap_ring)
         for op in ended:
             self.finish(op)
-
-    # -- the two halves of a pass
-
-    def flush(self) -> None:
-        """The end of a pass: everything queued goes to the kernel."""
-        self.passes += 1
-        self.woke = False
-        if self.errands:
-            self.run_errands()
-        if self.queue or self.dirty:
-            self.guard(self._flush_ring)
-
-    def reap(self) -> None:
-        """The beginning of a pass: every completion is finished."""
-        self.guard(self.reap_ring)
-
-    def run_errands(self) -> None:
-        """What destroyed coroutines have left to be done in a pass."""
-        self.guard(self._run_errands)
-
-    def _run_errands(self) -> None:
-        while self.errands:
-            self.errands.pop()()
-
-    def at_flush(self, function: Callable[[], object]) -> None:
-        """Has a function called when this pass is flushed. For destroyed coroutines: from any
-        thread, at any point."""
-        self.errands.append(function)
-        self.come_back()
-
-    def _flush_ring(self) -> None:
-        self.write_queue()
-        self.ring.flush()
-        self.wrote()
-        if self.dirty and self.hooks is not None:
-            # The kernel was short of something: the wait that follows must end at once.
-            self.come_back()
-
-    def write_queue(self) -> None:
-        """What is queued becomes entries, as far as the ring takes it."""
-        ring, queue = self.ring, self.queue
-        # A garbage collection in between may destroy a coroutine, and withdraw its operation; the
-        # function of a refused one may chain others.
-        for op in list(queue):
-            if op not in queue:
-                continue
-            try:
-                taken = ring.submit(op) or (ring.flush() and ring.submit(op))
-            except RingBrokenError:
-                raise
-            except Exception as exc:  # this operation's own fault, and nobody else's
-                queue.pop(op, None)
-                refuse(self, op, exc)
-                continue
-            if not taken:
-                break
-            queue.pop(op, None)
-        if invariants.CHECKED:
-            invariants.check_written(self)
-
-    def wrote(self) -> None:
-        """After the kernel was entered with what `write_queue` has written."""
-        # One enter may take a part; then an entry may still name a descriptor that is to be closed.
-        self.dirty = (
-            self.ring.short or bool(self.queue) or (bool(self._closing) and self.ring.ready())
-        )
-        if self._closing and not self.dirty:
-            self.close_deferred()
-
-    def close_deferred(self) -> None:
-        while self._closing:
-            with contextlib.suppress(OSError):
-                self._closing.pop()()
-
-    def come_back(self) -> None:
-        """Makes trio's next wait end at once. From any thread."""
-        with contextlib.suppress(trio.RunFinishedError):
-            self._trio.run_sync_soon(_nothing, idempotent=True)
-
-    def reap_ring(self) -> None:
-        if self.ring.drain(self.done):
-            self.dirty = True
-            self.come_back()
-        self.finish_done()
-
-    def finish_done(self) -> None:
-        """Tells whoever waits for what was drained."""
-        self.ring.now = time.monotonic()
-        done = self.done
-        if invariants.CHECKED:
-            invariants.check_done(self)
-        for op in done:
-            if op.finish():
-                self.woke = True
-        done.clear()
-        self._look_idle()
-
-    def wait_in_kernel(self, seconds: float) -> None:
-        """Blocks the thread until there is a completion."""
-
-        def wait() -> None:
-            self.ring.turn(seconds, self.done)
-            self.finish_done()
-
-        self.guard(wait)
-
-    def finish(self, op: TaskOperation) -> None:
-        """Tells whoever waits for it."""
-        if op.finish():
-            self.woke = True
 
     # -- when all is not as usual
 
@@ -416,7 +262,7 @@ class Engine:
                     "this stream belongs to a trio.run in another thread; use it there"
                 )
             if phase is FAILED:
-                raise failed(self) from self.failure
+                raise self.failed() from self.failure
             if phase.refusal is not None:
                 raise RuntimeError(phase.refusal)
             return self._move(op) if phase is OVER else self
@@ -424,23 +270,3 @@ class Engine:
             if not op.state.in_kernel:
                 op.let_go()
             raise
-
-    def guard(self, step: Callable[[], None]) -> None:
-        """Does a step of a pass. What goes wrong there is the ring's failure."""
-        if self.phase.works:
-            try:
-                step()
-            except BaseException as exc:
-                fail(self, exc)
-
-    # -- the end
-
-    def enter(self, phase: Phase) -> None:
-        """The run goes on to its end, or this is a forked child."""
-        self.phase = self.phase.to(phase)
-        while phase.over and self.at_end:
-            self.at_end.pop()()
-
-
-def _nothing() -> None:
-    pass

@@ -9,37 +9,40 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from collections.abc import Iterable, Sequence
+
+    from .._ring.protocol import Ring
+    from .operation import TaskOperation
 
 CHECKED = False
 TABLE_MAX = 1000  # operations in flight above which nothing is compared: it would be quadratic
 
-# The tokens that were in flight when the engine last wrote its queue.
-_books: weakref.WeakKeyDictionary[Engine, set[int]] = weakref.WeakKeyDictionary()
+# The tokens that were in flight when a ring was last written to.
+_books: weakref.WeakKeyDictionary[Ring, set[int]] = weakref.WeakKeyDictionary()
 
 
-def check_written(engine: Engine) -> None:
+def check_written(ring: Ring, queue: Iterable[TaskOperation]) -> None:
     """After what is queued has become entries: queue and kernel are disjoint."""
-    table = engine.ring.table
-    _books.pop(engine, None)
+    table = ring.table
+    _books.pop(ring, None)
     if len(table) > TABLE_MAX:
         return
-    for queued in engine.queue:
+    for queued in queue:
         assert not queued.state.in_kernel, f"{queued} is both queued and in the kernel"
     for token, op in table.items():
         assert op.token == token, f"{op} is in the table under another token"
         assert op.state.in_kernel, f"{op} is in the table, and the kernel does not have it"
-    _books[engine] = set(table)
+    _books[ring] = set(table)
 
 
-def check_done(engine: Engine) -> None:
+def check_done(ring: Ring, done: Sequence[TaskOperation]) -> None:
     """Before anybody is told what was drained: it holds no memory, and the rest is in flight."""
-    for op in engine.done:
+    for op in done:
         assert op.pin is None, f"{op} is done, and still has its memory pinned"
         assert op.buffer is None, f"{op} is done, and still has its buffer"
         assert op.buffers is None, f"{op} is done, and still has its buffers"
-    before, table = _books.pop(engine, None), engine.ring.table
+    before, table = _books.pop(ring, None), ring.table
     if before is not None:
-        left = before - {op.token for op in engine.done}
+        left = before - {op.token for op in done}
         assert set(table) == left, "what is in flight is not what was submitted, less what is done"
-        _books[engine] = set(table)
+        _books[ring] = set(table)

@@ -26,14 +26,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .._ring.protocol import SHORT_PAUSE
-from .._trio import Manager, renew_epoll, trios_own
-from .ending import fail
+from .._trio import Manager, epoll_fileno, renew_epoll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._ring.protocol import Ring
-    from .engine import Engine
+    from .ring_side import RingSide
 
 _HAPPENED: list[Any] = [None]  # true, and nothing that trio's manager knows
 
@@ -47,12 +46,12 @@ class Loop(Manager):
         end: called at the end of the run, before trio's own manager is closed.
     """
 
-    def __init__(self, engine: Engine, runner: Any, end: Callable[[], object]) -> None:
+    def __init__(self, engine: RingSide, runner: Any, end: Callable[[], object]) -> None:
         inner = runner.io_manager
         if isinstance(inner, Loop):  # of the process that this one was forked from
             inner = inner.inner
         super().__init__(inner)
-        self._epoll_fd = trios_own(inner)._epoll.fileno()
+        self._epoll_fd = epoll_fileno(inner)
         self._engine = engine
         self._ring = engine.ring
         self._runner = runner
@@ -79,10 +78,10 @@ class Loop(Manager):
                 return ()
             return self._pass(engine, ring, timeout)
         except Exception as exc:
-            fail(engine, exc)
+            engine.fail(exc)
             return _HAPPENED
 
-    def _pass(self, engine: Engine, ring: Ring, timeout: float) -> Any:
+    def _pass(self, engine: RingSide, ring: Ring, timeout: float) -> Any:
         until, happened, done = time.monotonic() + timeout, False, engine.done
         while True:
             if engine.queue:

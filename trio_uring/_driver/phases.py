@@ -1,14 +1,12 @@
 """The phases of one trio.run's engine: what may be done in each, and which can follow.
 
-| phase   | may an operation begin              | who flushes and who waits                          |
-|---------|-------------------------------------|----------------------------------------------------|
-| RUNNING | yes                                 | the way to wait: trio's loop, or a task's hooks     |
-| LATE    | yes                                 | the hooks, which wait in the kernel: no task can    |
-| FAILED  | no: trio.BrokenResourceError        | nobody; all who waited have been told               |
-| ENDING  | no: RuntimeError                    | the end of the run, until the ring is empty         |
-| OVER    | in the run that goes on, if there   | nobody                                              |
-|         | is one                              |                                                     |
-| CHILD   | no: RuntimeError                    | nobody: all of it is the parent process's           |
+    phase    may an operation begin               who flushes, and who waits
+    RUNNING  yes                                  the way to wait: trio's loop, or a task's hooks
+    LATE     yes                                  the hooks, in the kernel: no task can wait
+    FAILED   no: trio.BrokenResourceError         nobody; all who waited have been told
+    ENDING   no: RuntimeError                     the end of the run, until the ring is empty
+    OVER     yes, in the run that goes on         nobody
+    CHILD    no: RuntimeError                     nobody: all of it is the parent process's
 
 Rules of this file: a pair of phases that is not listed raises, and changes nothing.
 """
@@ -69,8 +67,8 @@ CHILD = Phase(
 FOLLOWERS: dict[Phase, tuple[Phase, ...]] = {
     RUNNING: (LATE, FAILED, ENDING, OVER, CHILD),
     LATE: (FAILED, ENDING, CHILD),
-    FAILED: (ENDING, CHILD),
-    ENDING: (OVER, CHILD),
+    FAILED: (ENDING, OVER, CHILD),
+    ENDING: (FAILED, OVER, CHILD),
     OVER: (),
     CHILD: (),
 }

@@ -28,13 +28,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._ring.protocol import SHORT_PAUSE
-from .ending import fail
 from .phases import LATE, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .engine import Engine
+    from .ring_side import RingSide
 
 # seconds that one pass may block when no task can wait for the ring any more; see _flush_late
 _LATE_WAIT = 0.05
@@ -49,7 +48,7 @@ class TaskWay(trio.abc.Instrument):
         end: called at the end of the run.
     """
 
-    def __init__(self, engine: Engine, end: Callable[[], object]) -> None:
+    def __init__(self, engine: RingSide, end: Callable[[], object]) -> None:
         self._engine = engine
         self._end = end
         # Cancelled as soon as nothing is queued or in flight.
@@ -121,7 +120,7 @@ class TaskWay(trio.abc.Instrument):
             await trio.lowlevel.wait_readable(self._engine.ring.fileno())
         except (OSError, trio.ClosedResourceError) as exc:  # somebody closed the ring's descriptor
             if self._engine.phase.works:
-                fail(self._engine, exc)
+                self._engine.fail(exc)
 
     # -- hooks
 

@@ -21,6 +21,7 @@ from .._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_e
 from .._errors import stream_error
 from .._messages.frames import Place
 from .._network.network import BufferedNetworkStream
+from .._streams.endpoint import lease_under
 from .._streams.receive import ReceiveSide
 from .._streams.send import SendSide
 from .loop_sink import LoopSink, LoopSource
@@ -103,7 +104,7 @@ async def copy_stream(
     if (
         isinstance(source, ReceiveSide)
         and isinstance(sink, SendSide)
-        and can_pump(source._receiving, sink._sending)
+        and can_pump(lease_under(source).receiving, lease_under(sink).sending)
     ):
         return await _pump(source, sink, max_bytes, progress)
     with LoopSink(sink, progress) as out:  # counts from 0, whatever comes
@@ -121,18 +122,19 @@ async def _pump(
 ) -> int:
     """Takes both directions; the pump frees them at its end, which may be later than ours if our
     coroutine is destroyed."""
-    await take(sink._sending)  # first, because it begins to count
+    out, into = lease_under(sink).sending, lease_under(source).receiving
+    await take(out)  # first, because it begins to count
     sink.bytes_sent = 0
     try:
-        await take(source._receiving)
+        await take(into)
         try:
             await checkpoint_if_cancelled()
             pump = StreamPump(source, sink, max_bytes)
         except BaseException:
-            give(source._receiving)
+            give(into)
             raise
     except BaseException:
-        give(sink._sending)
+        give(out)
         raise
     return await pump.run(progress)
 

@@ -24,6 +24,7 @@ from .._descriptors.direction import Direction
 from .._messages.buffered import BufferedReceiveStream
 from .._messages.vectored import TrioTransport, counting, send_one
 from .._network.network import BufferedNetworkStream
+from .._streams.endpoint import lease_under
 from .._streams.receive import ReceiveSide
 from .._streams.send import SendSide
 from .pump import begin, call, give
@@ -74,7 +75,7 @@ class Hold:
 def _receiving_hold(stream: Any) -> Hold:
     below = unwrapped(stream, receiving_end)
     if isinstance(below, ReceiveSide):
-        way = below._receiving
+        way = lease_under(below).receiving
         return Hold(way, "held", lambda: begin(way), lambda: give(way))
     begins = below._begin if isinstance(below, BufferedReceiveStream) else None
     return Hold(below, "_receiving", begins, lambda: below._end())
@@ -85,7 +86,7 @@ def _sending_hold(stream: Any) -> Hold:
     if isinstance(below, BufferedNetworkStream):
         below = below.transport
     if isinstance(below, SendSide):
-        way = below._sending
+        way = lease_under(below).sending
         return Hold(way, "held", lambda: begin(way), lambda: give(way))
     transport: Any = below
     begins = (

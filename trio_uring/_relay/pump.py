@@ -42,6 +42,7 @@ from .._driver.readiness import ALWAYS
 from .._driver.run import current_driver
 from .._errors import stream_error
 from .._ring.op import Opcode
+from .._streams.endpoint import lease_under
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ class Pump:
 
     def __init__(self, sink: SendSide) -> None:
         self.sink = sink
-        self.out = sink._sending
+        self.out = lease_under(sink).sending
         self.total = 0
         engine = current_driver().engine
         assert isinstance(engine, Engine)  # by readiness, there are no chains

@@ -33,6 +33,7 @@ from .._descriptors.direction import SEND
 from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import Opcode
+from .._streams.endpoint import lease_under
 from .._streams.send import SendSide
 from .file_part import Part, open_file, pread, synchronous
 from .loop_sink import LoopSink
@@ -108,7 +109,8 @@ async def send_file(
     sender: FilePump | FileLoop | LoopSink | None = None
     try:
         if isinstance(sink, SendSide):
-            await take(sink._sending)
+            way = lease_under(sink).sending
+            await take(way)
             sink.bytes_sent = 0  # from now on, whatever happens
             try:
                 await checkpoint_if_cancelled()
@@ -116,7 +118,7 @@ async def send_file(
                     FilePump(sink, part) if current_driver().engine.pumps else FileLoop(sink, part)
                 )
             except BaseException:
-                give(sink._sending)
+                give(way)
                 raise
             return await sender.run(progress)
         with LoopSink(sink, progress) as sender:
@@ -248,11 +250,11 @@ class FileLoop:
                     await self._send_read(min(size, READ_SIZE))
             return self.total
         finally:
-            give(sink._sending)
+            give(lease_under(sink).sending)
 
     async def _send_directly(self, size: int) -> bool:
         """False: it cannot be done this way."""
-        sink, out = self._sink, self._sink._sending
+        sink, out = self._sink, lease_under(self._sink).sending
         out.check_open()
         try:
             count = self._part.give(out.fd, out.is_socket, size)
@@ -279,7 +281,7 @@ class FileLoop:
             self._part.ended = True
             return
         self._part.passed(len(chunk))
-        self._sink._sending.check_open()  # the read may have taken a while
+        lease_under(self._sink).sending.check_open()  # the read may have taken a while
         try:
             with Outgoing(chunk) as rest:
                 await self._sink._send_outgoing(rest)
@@ -299,7 +301,7 @@ def _takes_sendfile(sink: SendSide) -> bool:
 
     Where nothing says what is in the page cache, it could block: reads in a worker thread do not.
     """
-    out = sink._sending
+    out = lease_under(sink).sending
     if not hasattr(os, "sendfile") or not hasattr(os, "RWF_NOWAIT") or not out.is_socket:
         return False
     return signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN and not os.get_blocking(out.fd)

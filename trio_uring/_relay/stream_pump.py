@@ -27,6 +27,7 @@ from .._descriptors.provided import BULK_STREAK, adapt, use
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from .._ring.protocol import SMALL_SIZE
+from .._streams.endpoint import lease_under
 from .pipes import PIPE_SIZE, Pipe, pipes
 from .pump import Pump, give, takes_splices
 
@@ -42,7 +43,7 @@ class StreamPump(Pump):
 
     def __init__(self, source: ReceiveSide, sink: SendSide, max_bytes: int | None) -> None:
         super().__init__(sink)
-        self._in = source._receiving
+        self._in = lease_under(source).receiving
         self._left = max_bytes  # bytes that may still be received; None: no limit
         self._ended = max_bytes == 0
         self._source_error: BaseException | None = None

@@ -13,7 +13,7 @@ import os
 import socket as stdlib_socket
 import stat
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -23,8 +23,6 @@ from .._errors import stream_error
 from .._sockets.uring_socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .._descriptors.direction import Direction
     from .._driver.operation import TaskOperation
 
@@ -172,23 +170,6 @@ class Endpoint:
         self._lease = lease
         self._sending, self._receiving = lease.sending, lease.receiving
 
-    @classmethod
-    def _over(
-        cls,
-        owner: trio.socket.SocketType | Descriptor,
-        lease: Lease | None = None,
-        options: bool = True,
-    ) -> Self:
-        """A stream over what this package made or checked itself.
-
-        Args:
-            owner, lease: as of __init__.
-            options: those of TCP have to be set, if it is such a socket.
-        """
-        self = cls.__new__(cls)
-        Endpoint.__init__(self, owner, lease, options)
-        return self
-
     @property
     def socket(self) -> trio.socket.SocketType:
         """The trio socket, for options and addresses. Close it through the stream, which may have
@@ -249,3 +230,29 @@ class Endpoint:
         """
         self._close()
         await trio.lowlevel.checkpoint()
+
+
+_Stream = TypeVar("_Stream", bound=Endpoint)
+
+
+def make_over(
+    cls: type[_Stream],
+    owner: trio.socket.SocketType | Descriptor,
+    lease: Lease | None = None,
+    options: bool = True,
+) -> _Stream:
+    """A stream over what this package made or checked itself.
+
+    Args:
+        cls: its class.
+        owner, lease: as of Endpoint.
+        options: those of TCP have to be set, if it is such a socket.
+    """
+    stream = cls.__new__(cls)
+    Endpoint.__init__(stream, owner, lease, options)
+    return stream
+
+
+def lease_under(stream: Endpoint) -> Lease:
+    """The lease that a stream of this package is made of."""
+    return stream._lease

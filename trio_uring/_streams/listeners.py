@@ -14,7 +14,7 @@ import sys
 import trio
 
 from .._errors import CLOSED_ERRNOS
-from .endpoint import Endpoint, SocketLike, adopt_socket
+from .endpoint import Endpoint, SocketLike, adopt_socket, make_over
 from .streams import SocketStream
 
 # As trio's SocketListener: a connection that failed before it was accepted is no concern of the
@@ -71,4 +71,4 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                     raise
             else:
                 adopted = adopt_socket(sock, "SocketStream")
-                return SocketStream._over(adopted, options=not _INHERITED)
+                return make_over(SocketStream, adopted, options=not _INHERITED)

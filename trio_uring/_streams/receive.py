@@ -21,7 +21,8 @@ from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.direction import INTO, RECEIVE, Direction
 from .._descriptors.provided import take_chunk
 from .._errors import IncompleteReadError
-from .._ring.op import NO_GROUP
+from .._ring.op import NO_GROUP, SMALL_GROUP
+from .._ring.protocol import SMALL_SIZE
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -90,7 +91,11 @@ class ReceiveSide(TimedReceive, Endpoint):
                     op.buffer = op.memory = memoryview(bytearray(op.length))
                 res = await op.engine.perform(op)
                 if res >= 0:
-                    return take_chunk(way, op, res)
+                    chunk = op.chunk
+                    if chunk is None or op.group != SMALL_GROUP or res == SMALL_SIZE:
+                        return take_chunk(way, op, res)
+                    op.chunk = None
+                    return chunk
                 await self._again(way, op, res)
         finally:
             way.held = False

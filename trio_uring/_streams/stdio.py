@@ -18,7 +18,7 @@ import os
 import stat
 import sys
 
-from .endpoint import Descriptor
+from .endpoint import Descriptor, make_over
 from .streams import ReceiveStream, SendStream
 
 _PTMX = (
@@ -39,7 +39,7 @@ def open_stdin() -> ReceiveStream:
 
     Cancellation: a blocked read is cancellable, from a terminal too, and loses nothing.
     """
-    return ReceiveStream._over(_duplicate(0, sys.__stdin__, "standard input"))
+    return make_over(ReceiveStream, _duplicate(0, sys.__stdin__, "standard input"))
 
 
 def open_stdout() -> SendStream:
@@ -58,12 +58,12 @@ def open_stdout() -> SendStream:
     su) is the exception: if it takes no more (Ctrl-S), a write blocks the whole program, as print()
     does.
     """
-    return SendStream._over(_duplicate(1, sys.__stdout__, "standard output"))
+    return make_over(SendStream, _duplicate(1, sys.__stdout__, "standard output"))
 
 
 def open_stderr() -> SendStream:
     """Standard error (descriptor 2) as a stream; as open_stdout."""
-    return SendStream._over(_duplicate(2, sys.__stderr__, "standard error"))
+    return make_over(SendStream, _duplicate(2, sys.__stderr__, "standard error"))
 
 
 def _duplicate(fd: int, at_start: object, name: str) -> Descriptor:

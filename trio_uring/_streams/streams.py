@@ -13,7 +13,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._descriptors.lease import closed_lease
 from .._errors import stream_error
-from .endpoint import Endpoint, SocketLike, adopt, adopt_socket
+from .endpoint import Endpoint, SocketLike, adopt, adopt_socket, lease_under, make_over
 from .receive import ReceiveSide
 from .send import SendSide
 
@@ -102,7 +102,8 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
         if lease.sending.held or lease.receiving.held:
             raise trio.BusyResourceError("another task is currently using this stream")
         lease.receiving.check_not_closed()
-        send, receive = _SendHalf._over(self.socket, lease), _ReceiveHalf._over(self.socket, lease)
+        send = make_over(_SendHalf, self.socket, lease)
+        receive = make_over(_ReceiveHalf, self.socket, lease)
         send.send_timeout, send.bytes_sent = self.send_timeout, self.bytes_sent
         receive.receive_timeout = self.receive_timeout
         lease.split = True
@@ -166,12 +167,13 @@ class _ReceiveHalf(ReceiveStream):
 
 def _close_half(half: SendStream | ReceiveStream, way: Direction) -> None:
     if not way.closed:
-        half._lease.check_thread()
-        half._lease.close_direction(way, half.socket.shutdown)
+        lease = lease_under(half)
+        lease.check_thread()
+        lease.close_direction(way, half.socket.shutdown)
 
 
 async def _send_eof(stream: SendSide) -> None:
-    way = stream._sending
+    way = lease_under(stream).sending
     if way.held:
         raise way.busy()
     way.held = True
