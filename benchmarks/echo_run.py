@@ -39,9 +39,8 @@ LOADGEN_SOURCE = HERE / "loadgen.c"
 CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 COMPILE_SECONDS_MAX = 60.0
-START_SECONDS_MAX = (
-    20.0  # importing and binding, or connecting 500 times, on a machine that is busy
-)
+# Importing and binding, or connecting 500 times, on a machine that is busy.
+START_SECONDS_MAX = 20.0
 GRACE_SECONDS = 15.0  # for anything that should take no time at all
 LINE_BYTES_MAX = 65536
 
@@ -276,9 +275,8 @@ def run_once(loadgen: Path, impl: str, load: Load, cores: Cores) -> RunResult:
         result = measure(loadgen, server, port, load, cores)
         server.wait_for_exit()
         if words := server.last_words():
-            print(
-                words, file=sys.stderr
-            )  # a warning that did not stop it: not silent, and not fatal
+            # A warning that did not stop it: not silent, and not fatal.
+            print(words, file=sys.stderr)
     return result
 
 

@@ -312,9 +312,8 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         cores = choose_cores()
-        os.sched_setaffinity(
-            0, {cores.load}
-        )  # the loads inherit it; `Child` moves a server to its own
+        # The loads inherit it; `Child` moves a server to its own.
+        os.sched_setaffinity(0, {cores.load})
         for program in arguments.program:
             print(
                 f"\n{program}: {arguments.connections} connections, {arguments.runs} runs of {arguments.seconds:g} s each way"

@@ -162,9 +162,10 @@ def child(
     way = (RECEIVING | SENDING)[name]
 
     async def main() -> tuple[float, float]:
+        # Warm up.
         await way(
             socket.socket(fileno=os.dup(sock.fileno())), to, size, time.perf_counter() + seconds / 5
-        )  # warm up
+        )
         before, start = cpu_seconds(), time.perf_counter()
         count = await way(socket.socket(fileno=os.dup(sock.fileno())), to, size, start + seconds)
         return (cpu_seconds() - before) / count, count / (time.perf_counter() - start)

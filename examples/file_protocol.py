@@ -10,9 +10,8 @@ when it has everything. Both sides refuse a size above its limit before they tak
 import struct
 
 REQUEST = struct.Struct("!QH")  # offset (bytes), length of the path (bytes)
-ANSWER = struct.Struct(
-    "!BQQ32s"
-)  # status, length of what follows (bytes), size of the file (bytes), its SHA-256
+# Status, length of what follows (bytes), size of the file (bytes), its SHA-256.
+ANSWER = struct.Struct("!BQQ32s")
 
 OK, REFUSED = 0, 1
 

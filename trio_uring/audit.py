@@ -160,9 +160,8 @@ class Audit:
                 try:
                     with view.cast("B") as plain:
                         update(plain)
-                except (
-                    TypeError
-                ):  # not contiguous, without items, or of a format that only its own library knows
+                except TypeError:
+                    # Not contiguous, without items, or of a format that only its own library knows.
                     update(view.tobytes())
         except (TypeError, ValueError):
             update(_NOT_A_BUFFER + _text(type(buffer).__name__))

@@ -114,9 +114,8 @@ async def _operations_left(background: bool) -> list[str]:
     ops: list[Any] = []
     quiet = 0
     for _ in range(PASSES_MAX):
-        await (
-            trio.lowlevel.checkpoint()
-        )  # what a destroyed coroutine was waiting for is cancelled in the next pass
+        # What a destroyed coroutine was waiting for is cancelled in the next pass.
+        await trio.lowlevel.checkpoint()
         ops = [op for op in _operations() if background or not _is_background(op.task)]
         quiet = 0 if ops else quiet + 1
         if quiet == QUIET_PASSES:

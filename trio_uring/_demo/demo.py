@@ -228,9 +228,8 @@ def count_calls(trace: str) -> Counter[str]:
     _, _, rest = trace.partition(MARK_START)
     served, _, _ = rest.partition(MARK_STOP)
     calls = Counter(match[1] for line in served.splitlines()[1:] if (match := _CALL.match(line)))
-    calls.subtract(
-        {name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]}
-    )  # the second mark itself
+    # The second mark itself.
+    calls.subtract({name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]})
     return +calls
 
 
