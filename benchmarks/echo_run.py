@@ -7,7 +7,8 @@ both of them used.
     load starts, gets one echo on every      pinned to `cores.load`, like this process
     connection, warms up
     load prints START                        the server's CPU clock is read
-    load prints END, and goes on for 0.1 s   the server's CPU clock is read again, while the server is still busy
+    load prints END, and goes on for 0.1 s   the server's CPU clock is read again, while the server
+                                             is still busy
     load prints its figures, and leaves
     the server's standard input is closed    it must stop by itself, with exit code 0
 

@@ -216,7 +216,8 @@ class Audit:
                     [other for other in self._subscribers if other is not call]
                 )
                 _log.exception(
-                    "a subscriber of trio_uring's audit failed and will not be called again; event: %s",
+                    "a subscriber of trio_uring's audit failed and will not be called again; "
+                    "event: %s",
                     event,
                 )
 
