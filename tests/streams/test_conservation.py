@@ -225,7 +225,8 @@ async def one_pair(
             nursery.start_soon(until_enough, receiver, receiver.receive_some, nursery)
         await finish(sender, receiver)
     print(
-        f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, wins {sender.wins} + {receiver.wins}"
+        f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, "
+        f"wins {sender.wins} + {receiver.wins}"
     )
     assert receiver.count == sender.count
     assert receiver.digest.digest() == sender.digest.digest()

@@ -159,9 +159,10 @@ async def test_nothing_to_send_is_a_checkpoint_and_no_operation(data: Any) -> No
 
 HOLES = memoryview(bytes(100))[::2]
 REFUSED = [
-    ("text", TypeError), (5, TypeError), (None, TypeError), (1.5, TypeError), ({"a": 1}, TypeError), (object(), TypeError),
-    (["text"], TypeError), ([b"good", "text"], TypeError), ([b"good", 3], TypeError), ([b"good", None], TypeError),
-    ([[b"nested"]], TypeError), (HOLES, BufferError), ([b"good", HOLES], BufferError), ([b"good", HOLES, b"x"], BufferError),
+    ("text", TypeError), (5, TypeError), (None, TypeError), (1.5, TypeError), ({"a": 1}, TypeError),
+    (object(), TypeError), (["text"], TypeError), ([b"good", "text"], TypeError),
+    ([b"good", 3], TypeError), ([b"good", None], TypeError), ([[b"nested"]], TypeError),
+    (HOLES, BufferError), ([b"good", HOLES], BufferError), ([b"good", HOLES, b"x"], BufferError),
 ]  # fmt: skip
 
 

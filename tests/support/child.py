@@ -1,7 +1,9 @@
 """Runs a test's body in a process of its own, and looks at what it leaves behind.
 
     @in_child()
-    async def test_something(flags): ...      # the body runs in a child, under trio.run; a plain function without
+    async def test_something(flags): ...  # the body runs in a child, under trio.run
+
+A plain function runs there without trio.run.
 
 Rules of this file: standard library, trio and the package only. A child fails if its body raises;
 if anything is left of its run (descriptors, rings, operations, pinned buffers, kernel threads); if

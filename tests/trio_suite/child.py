@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PACKAGES: dict[str, dict[str, str]] = {
     "trio._core._tests": {},
     "trio._tests": {
-        "test_exports": "asks mypy, pylint, jedi and pyright about trio's source: no run of trio in it"
+        "test_exports": "asks mypy, pylint, jedi and pyright about trio's source, without a run"
     },
 }
 
