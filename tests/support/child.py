@@ -61,9 +61,8 @@ EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, _PLAIN, "task
 FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, "task coop")  # those that differ most
 OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
 BackendRing: Any = _ring.UringRing
-HANG_SECONDS = (
-    45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
-)
+# A child that takes longer is hung; faulthandler ends it at 60 should this file be at fault.
+HANG_SECONDS = 45
 
 
 def in_child(

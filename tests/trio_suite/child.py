@@ -74,9 +74,8 @@ class Usage:
         self.drivers: list[_Driven] = []
 
     def watch(self) -> None:
-        _tell_of_each_call(
-            _enable, "_init_socket", self._count
-        )  # which in an enabled run initialises every trio socket
+        # Which in an enabled run initialises every trio socket.
+        _tell_of_each_call(_enable, "_init_socket", self._count)
         for cls in OURS[1:]:
             _tell_of_each_call(cls, "__init__", self._count)
         for driver in (_driver.Driver, _driver.ReadinessDriver):
