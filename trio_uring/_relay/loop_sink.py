@@ -89,9 +89,8 @@ def _sending_hold(stream: Any) -> Hold:
         way = lease_under(below).sending
         return Hold(way, "held", lambda: begin(way), lambda: give(way))
     transport: Any = below
-    begins = (
-        transport._begin_send if hasattr(type(below), "_begin_send") else None
-    )  # simulated, or trio's
+    # Simulated, or trio's.
+    begins = transport._begin_send if hasattr(type(below), "_begin_send") else None
     return Hold(below, "_sending", begins, lambda: setattr(below, "_sending", False))
 
 
