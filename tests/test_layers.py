@@ -149,9 +149,7 @@ def foreign_uses(name: str) -> list[str]:
         if isinstance(node, ast.Attribute)
         and re.match(r"_[a-z]", node.attr)
         and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
-        and not (
-            isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "super"
-        )
+        and not (isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "super")
     ]
 
 

@@ -41,10 +41,10 @@ from trio_uring._driver.backend import BackendInfo
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 
-invariants.CHECKED = True
-
 from .forks import Child, Server
 from .streams import open_descriptors
+
+invariants.CHECKED = True
 
 
 def _by_readiness() -> bool:

@@ -1,6 +1,7 @@
 """The engine: queues operations, parks tasks on them, and takes them back.
 
-How they enter the kernel, and what happens when they are done, is in `ring_side`. It knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
+How they enter the kernel, and what happens when they are done, is in `ring_side`. The engine knows
+neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
 
 Rules of this file:
 
