@@ -136,7 +136,7 @@ class Direction:
         if self.held or self.ended or self.waiter is not None or self.fileno() != self.fd:
             self._look()
         op = self.operations.get(kind)
-        if op is None or op.owed or op.state.in_kernel:
+        if op is None or op.owed:
             op = self.operation(kind)
         self.held = True
         return op
@@ -244,7 +244,7 @@ class Direction:
     def get(self, kind: int) -> TaskOperation:
         """An operation of the direction, for whoever holds it."""
         op = self.operations.get(kind)
-        if op is None or op.owed or op.state.in_kernel:
+        if op is None or op.owed:
             op = self.operation(kind)
         return op
 

@@ -233,6 +233,8 @@ class Pump:
             self._error = self._error or exc
         for way, key in self._extra:
             way.operations.pop(key, None)
+        for op in self._operations:
+            op.memory = None
         # Or each would keep the pump, and the pump its streams, until a garbage collection.
         self._operations.clear()
         self._extra.clear()

@@ -71,10 +71,9 @@ class ReceiveSide(TimedReceive, Endpoint):
             max_bytes = RECEIVE_MAX
         elif operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
-        if timeout is None:
-            timeout = self.receive_timeout
-        if timeout is not None and timeout != math.inf:
-            with trio.fail_after(timeout):
+        limit = self.receive_timeout if timeout is None else timeout
+        if limit is not None and limit != math.inf:
+            with trio.fail_after(limit):
                 return await self.receive_some(max_bytes, timeout=math.inf)
         way = self._receiving
         op = way.take(RECEIVE)
@@ -101,6 +100,8 @@ class ReceiveSide(TimedReceive, Endpoint):
             way.held = False
             if op.owed:
                 way.leave(op)
+            elif op.memory is not None:
+                op.memory = None
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
