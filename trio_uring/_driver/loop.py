@@ -31,7 +31,7 @@ look like, and which test shows it (all in tests/robustness):
   test_destroyed and test_halves_freed.
 - **A kernel that is short of something** (EAGAIN, EBUSY) has not taken all. Nobody tells when it
   has room again, so it is asked after SHORT_PAUSE, and trio's epoll waits meanwhile. Lost, what is
-  queued stays queued. Shown by test_scarce and test_short_kernel.
+  queued stays queued. Shown by test_short_kernel.
 
 Nothing of ours ticks: a timer that hid a lost wake-up would hide the defect, too.
 
