@@ -278,6 +278,10 @@ class Direction:
             return Verdict.AGAIN
         return Verdict.WAIT if -res in AGAIN_ERRNOS else Verdict.ERROR
 
+    def would_block(self, exc: OSError) -> bool:
+        """Whether a system call on the descriptor has failed only because it would have waited."""
+        return self.verdict(None, -(exc.errno or errno.EIO)) is Verdict.WAIT
+
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:

@@ -29,9 +29,8 @@ from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from .._bytes.outgoing import Outgoing
 from .._bytes.timed import sending_end
-from .._descriptors.direction import SEND
+from .._descriptors.direction import SEND, Verdict
 from .._driver.run import current_driver
-from .._errors import AGAIN_ERRNOS
 from .._ring.op import Opcode
 from .._streams.endpoint import lease_under
 from .._streams.send import SendSide
@@ -175,7 +174,7 @@ class FilePump(Pump):
         try:
             count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
-            if exc.errno not in AGAIN_ERRNOS:
+            if not out.would_block(exc):
                 raise self._way_error(out, -(exc.errno or 0)) from exc
         else:
             if count is None:
@@ -203,9 +202,7 @@ class FilePump(Pump):
             self._part.ended = True
         elif self.out.closed:
             raise self._way_error(self.out, res)
-        elif (
-            not self._stopping and -res not in AGAIN_ERRNOS and res != -errno.ECANCELED
-        ):  # with a split stream's other half
+        elif not self._stopping and self.out.verdict(self._read, res) is Verdict.ERROR:
             raise OSError(-res, os.strerror(-res))
 
     def _was_sent(self, res: int) -> None:
@@ -256,7 +253,7 @@ class FileLoop:
         try:
             count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
-            if exc.errno not in AGAIN_ERRNOS:
+            if not out.would_block(exc):
                 raise sink._error(out, -(exc.errno or 0)) from exc
             count = 0
         if count is None:
