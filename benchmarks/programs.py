@@ -292,17 +292,22 @@ def report(results: dict[str, list[Figures]]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="What trio_uring.run gains a whole program, over trio.run."
+        description="What a whole program gains by trio_uring.run instead of trio.run."
     )
     parser.add_argument(
         "--program", action="append", choices=SERVERS, help="repeatable; default: all of them"
     )
     parser.add_argument(
-        "--connections", type=int, default=64, help="at the same time (default: 64)"
+        "--connections", type=int, default=64, help="connections at the same time (default: 64)"
     )
-    parser.add_argument("--runs", type=bounded_runs, default=5, help="of each side (default: 5)")
     parser.add_argument(
-        "--seconds", type=bounded_seconds, default=4.0, help="counted in each run (default: 4)"
+        "--runs", type=bounded_runs, default=5, help="runs of each side (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=bounded_seconds,
+        default=4.0,
+        help="seconds counted in each run (default: 4)",
     )
     arguments = parser.parse_args()
     arguments.program = list(dict.fromkeys(arguments.program or SERVERS))

@@ -288,7 +288,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--case", choices=CASES, action="append", help="repeat for more; all without it"
+        "--case", choices=CASES, action="append", help="repeatable; default: all of them"
     )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

@@ -225,7 +225,7 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("--rounds", type=int, default=5)
-        parser.add_argument("--seconds", type=float, default=0.5, help="of one run")
+        parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one run")
         parser.add_argument(
             "--size", type=int, action="append", help="bytes of a datagram; default 64 and 1400"
         )

@@ -3,9 +3,8 @@ page cache.
 
     python examples/file_server.py DIRECTORY --port 7001
 
-What to look at: `send_all([header, body])` hands the kernel a small header and a memory-mapped file
-in one operation. Nothing is joined and nothing is copied in this process, whatever the size of the
-file.
+What it shows: `send_all([header, body])` hands the kernel a small header and a memory-mapped file
+in one operation. Nothing is joined or copied in this process, whatever the size of the file.
 """
 
 import argparse
@@ -111,9 +110,14 @@ async def main(root: Path, host: str, port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serves the files of a directory on io_uring.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7001, help="0: the kernel chooses one (default: %(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=7001,
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     arguments = parser.parse_args()
     trio.run(main, arguments.directory.resolve(strict=True), arguments.host, arguments.port)

@@ -5,10 +5,10 @@
     python examples/kv_client.py --port 7002 put colour green
     python examples/kv_client.py --port 7002 get colour
 
-What to look at: `Server` takes a Network and does not know which. Here it is given the ring, in its
-tests a simulated network with partitions and a virtual clock as well. SIGTERM or SIGINT stops it in
-order: no new connections, what is in flight is finished, whoever is not done by the deadline is cut
-off, and then everything is closed.
+What it shows: `Server` takes a Network and does not know which one. Here it is given the ring; its
+tests also give it a simulated network with partitions and a virtual clock. SIGTERM or SIGINT shuts
+it down in order: it accepts no new connections, finishes the requests that are in flight, cuts off
+clients that are not done by the deadline, and then closes everything.
 """
 
 from __future__ import annotations
@@ -234,15 +234,20 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A key-value server on io_uring.")
-    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7002, help="0: the kernel chooses one (default: %(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=7002,
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics-port",
         type=int,
         default=9102,
-        help="0: the kernel chooses one (default: %(default)s)",
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     parser.add_argument(
         "--drain",
