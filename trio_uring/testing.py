@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from ._driver.run import install
 from ._network.deterministic import run_deterministically
 from ._network.simulated import SimulatedNetwork
-from ._ring.op import LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
+from ._ring.op import LARGE_GROUP, NO_GROUP, SUBMITTED, Operation
+from ._ring.opcodes import RECEIVING, SENDING, Opcode
 from ._ring.protocol import LARGE_SIZE, SMALL_SIZE, RingCounters, RingInfo
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ socket or stream that has the lease: one that is forgotten is freed at once.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket as stdlib_socket
 import weakref
 from threading import get_ident
@@ -22,15 +21,13 @@ from trio.lowlevel import enable_ki_protection
 
 from .._driver.engine import TaskOperation
 from .._driver.run import current_driver
-from .._ring.op import RECEIVING, SENDING, Opcode
+from .._ring.op import Opcode, poll_event
+from .._ring.opcodes import POLLIN, POLLOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._driver.run import AnyDriver
-
-# Plain ints: an IntEnum's hash is a call of Python code.
-_READING, _WRITING = frozenset(map(int, RECEIVING)), frozenset(map(int, SENDING))
 
 
 def in_use(op: TaskOperation) -> bool:
@@ -150,13 +147,11 @@ class Lease:
         """Whether a task has this direction by way of a stream, or a copy."""
         if reading in self.copying:
             return True
-        opcodes, events = (_READING, select.POLLIN) if reading else (_WRITING, select.POLLOUT)
+        event = POLLIN if reading else POLLOUT
         for op in self.operations:
             if op.opcode == Opcode.READ and self._shutdown is not None:
                 continue  # of the file that is being sent to the socket, which would have a RECV
-            if in_use(op) and (
-                op.opcode in opcodes or (op.opcode == Opcode.POLL_ADD and op.flags == events)
-            ):
+            if in_use(op) and poll_event(op) == event:
                 return True
         return False
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import select
 import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,8 @@ from trio.lowlevel import (
 )
 
 from .._errors import RingBrokenError
-from .._ring.op import SENDING, Opcode, Operation
+from .._ring.op import Operation, poll_event
+from .._ring.opcodes import BY_READINESS, Opcode
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
 
 if TYPE_CHECKING:
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trio_uring")
 
 _ECANCELED = -errno.ECANCELED
-
-# By completion only what is this process's own: a pipe may have other readers, and this thread may
-# be busy.
-_BY_CALLS = frozenset({int(Opcode.READ)})
 
 
 class TaskOperation(Operation):
@@ -121,7 +117,7 @@ class Engine:
         self.woke = False  # a task, in this pass
         # The opcodes that are not the ring's for a task. (A call would not reach what is connected
         # in a fake's memory.)
-        by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
+        by_calls = {*BY_READINESS, *(int(Opcode[name]) for name in ring.info.lacking)}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self.pumps = not ring.info.lacking  # it can do all that a chain of operations is made of
         # What `begin` has to do first, in states other than running.
@@ -194,7 +190,7 @@ class Engine:
             lease = None if op.lease is None else op.lease()
             assert lease is not None  # whoever performs the operation has it
             poll = op.poll = lease.operation(Opcode.POLL_ADD, op.fd)
-            poll.flags = select.POLLOUT if op.opcode in SENDING else select.POLLIN
+            poll.flags = poll_event(op)
         return int(
             await poll.driver.wait_ready(poll)
         )  # which may be an earlier run's, and then moves

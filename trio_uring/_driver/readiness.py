@@ -31,7 +31,8 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from .._ring.op import NO_GROUP, SENDING, Opcode
+from .._ring.op import NO_GROUP, poll_event
+from .._ring.opcodes import Opcode
 from .._ring.protocol import RingCounters, RingInfo
 from .._ring.statistics import OperationInFlight, Statistics, snapshot
 from .._trio import call_at_end
@@ -49,7 +50,6 @@ RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own strea
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 _NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
-_WAITS_TO_WRITE = frozenset(map(int, SENDING))
 _NOT_THIS_WAY = frozenset(
     getattr(errno, name)
     for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
@@ -150,6 +150,7 @@ def _check_ready(fd: int, events: int) -> bool:
     return True
 
 
+# Of every opcode that may be tried.
 _CALLS: dict[int, Callable[[Any], int]] = {
     int(Opcode.RECV): _recv,
     int(Opcode.SEND): _send,
@@ -283,10 +284,7 @@ class ReadinessDriver:
                 counters.submitted[opcode] -= 1  # its call is counted
 
     async def _until_ready(self, op: TaskOperation) -> int:
-        to_write = op.opcode in _WAITS_TO_WRITE or (
-            op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT
-        )
-        events = select.POLLOUT if to_write else select.POLLIN
+        events = poll_event(op)
         lease = None if op.lease is None else op.lease()
         if lease is None or lease.closes_descriptor:
             return await wait_by_trio(op.fd, events)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .extension import ffi, lib
-from .op import NO_GROUP, Opcode
+from .op import NO_GROUP
+from .opcodes import Opcode
 
 if TYPE_CHECKING:
     from .op import Operation

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from .opcodes import OPCODES_MAX
 
 if TYPE_CHECKING:
     from .op import Operation
@@ -30,8 +32,6 @@ LARGE_SIZE, LARGE_COUNT = (
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
 
 SHORT_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
-
-OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
 
 def _zeros() -> list[int]:

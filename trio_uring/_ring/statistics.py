@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .op import RECEIVING, SENDING, Opcode
-from .protocol import OPCODES_MAX
+from .opcodes import BYTES_RECEIVED, BYTES_SENT, OPCODES_MAX, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,8 +125,8 @@ def snapshot(
             operations[opcode.name] = OperationCounts(
                 submitted, completed, cancelled, failed, flying[opcode]
             )
-    sent = sum(counters.moved[op] for op in SENDING if op.counts_bytes)
-    received = sum(counters.moved[op] for op in RECEIVING if op.counts_bytes)
+    sent = sum(counters.moved[opcode] for opcode in BYTES_SENT)
+    received = sum(counters.moved[opcode] for opcode in BYTES_RECEIVED)
     return Statistics(
         operations=operations,
         in_flight=len(in_flight),

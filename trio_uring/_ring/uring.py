@@ -40,9 +40,9 @@ from .op import (
     POSITION,
     SMALL_GROUP,
     SUBMITTED,
-    Opcode,
     Operation,
 )
+from .opcodes import Opcode
 from .protocol import (
     LARGE_COUNT,
     LARGE_SIZE,

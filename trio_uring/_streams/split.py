@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket as stdlib_socket
 from typing import TYPE_CHECKING
 
 from trio.lowlevel import enable_ki_protection
 
 from .._descriptors.lease import Lease
-from .._ring.op import RECEIVING, Opcode
+from .._ring.op import poll_event
+from .._ring.opcodes import POLLIN
 
 if TYPE_CHECKING:
     import trio
 
     from .._driver.engine import TaskOperation
-    from .._ring.op import Operation
 
 
 class HalfLease(Lease):
@@ -85,7 +84,8 @@ class HalfLease(Lease):
         else:
             receiving = self._how == stdlib_socket.SHUT_RD
             driver.release(
-                [op for op in self.operations if _receives(op) == receiving], self._shut_down
+                [op for op in self.operations if (poll_event(op) == POLLIN) == receiving],
+                self._shut_down,
             )
         self.tell_copies(self._how == stdlib_socket.SHUT_RD)
 
@@ -97,7 +97,3 @@ class HalfLease(Lease):
                 # more. As it cannot, there is an end to this.
                 while os.read(self._socket.fileno(), 2**16):
                     pass
-
-
-def _receives(op: Operation) -> bool:
-    return op.opcode in RECEIVING or (op.opcode == Opcode.POLL_ADD and op.flags == select.POLLIN)
