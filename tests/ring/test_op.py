@@ -10,7 +10,6 @@ import pytest
 from trio_uring._ring.op import (
     CANCELLING,
     DONE,
-    LINGERING,
     NEW,
     STEPS,
     SUBMITTED,
@@ -19,7 +18,7 @@ from trio_uring._ring.op import (
     OperationStateError,
 )
 
-STATES = (NEW, SUBMITTED, CANCELLING, LINGERING, DONE)
+STATES = (NEW, SUBMITTED, CANCELLING, DONE)
 
 
 @pytest.mark.parametrize("state", STATES, ids=repr)
@@ -32,8 +31,8 @@ def test_only_listed_steps_can_be_taken(state, target):
             getattr(state, target.name.lower())
 
 
-def test_only_three_states_are_the_kernels():
-    assert {state for state in STATES if state.in_kernel} == {SUBMITTED, CANCELLING, LINGERING}
+def test_only_two_states_are_the_kernels():
+    assert {state for state in STATES if state.in_kernel} == {SUBMITTED, CANCELLING}
 
 
 def test_an_operation_says_what_it_is():

@@ -38,7 +38,6 @@ class State:
 
     submitted: State
     cancelling: State
-    lingering: State
     done: State
 
     def __init__(self, name: str, in_kernel: bool) -> None:
@@ -46,7 +45,7 @@ class State:
         self.in_kernel = in_kernel
 
     def __getattr__(self, step: str) -> State:
-        if step in ("submitted", "cancelling", "lingering", "done"):
+        if step in ("submitted", "cancelling", "done"):
             raise OperationStateError(
                 f"an operation that is {self.name} cannot become {step.upper()}"
             )
@@ -59,16 +58,12 @@ class State:
 NEW = State("NEW", in_kernel=False)
 SUBMITTED = State("SUBMITTED", in_kernel=True)
 CANCELLING = State("CANCELLING", in_kernel=True)  # asked to stop; it still owns its memory
-LINGERING = State(
-    "LINGERING", in_kernel=True
-)  # the result is known, the kernel may still read the buffer (zero-copy)
 DONE = State("DONE", in_kernel=False)
 
 STEPS: dict[State, tuple[State, ...]] = {
     NEW: (SUBMITTED,),
-    SUBMITTED: (CANCELLING, LINGERING, DONE),
-    CANCELLING: (LINGERING, DONE),
-    LINGERING: (DONE,),
+    SUBMITTED: (CANCELLING, DONE),
+    CANCELLING: (DONE,),
     DONE: (SUBMITTED,),  # reused by its stream
 }
 for _state, _reachable in STEPS.items():

@@ -36,7 +36,6 @@ from .extension import ffi, lib
 from .op import (
     CANCELLING,
     LARGE_GROUP,
-    LINGERING,
     POSITION,
     SMALL_GROUP,
     SUBMITTED,
@@ -381,19 +380,18 @@ class UringRing:
     def _collect(self, values: list[int], done: list[Operation]) -> None:
         table, moved = self.table, self.counters.moved
         self.counters.completions += len(values) // 3
+        promised = 0
         completions = iter(values)
         for token, res, flags in zip(completions, completions, completions):
             if token < 0 or token == _WATCH:
                 self._take_own(token, res)
                 continue
-            if flags & _CQE_F_MORE:  # the kernel still holds the buffer
-                op = table[token]
-                op.state, op.res = op.state.lingering, res
+            if flags & _CQE_F_MORE:
+                promised = token  # it stays in the table, pinned: the kernel has not done with it
                 continue
             op = table.pop(token)
             done.append(op)  # at once: from here on it is the caller's, whatever happens
-            if op.state is not LINGERING:
-                op.res = res
+            op.res = res
             op.state = op.state.done
             op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
@@ -413,6 +411,9 @@ class UringRing:
                 moved[op.opcode] += res
             elif res < 0:
                 self.counters.count_failure(op, res)
+        if promised:  # a defect, ours or the kernel's: nothing here asks for several completions
+            what = f"the kernel announced more completions of {table[promised]}, which has only one"
+            raise RingBrokenError(errno.EPROTO, what)
 
     def _take_own(self, token: int, res: int) -> None:
         """A completion that is nobody's operation: a cancel's own, which proves nothing, or the
