@@ -20,6 +20,7 @@ import pytest
 
 from trio_uring import RingUnavailableError
 from trio_uring._driver import trial as _trial
+from trio_uring._ring import setup as _setup
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
 from trio_uring._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
@@ -33,7 +34,9 @@ COOP, SINGLE_ISSUER, DEFER, SUBMIT_ALL, CLAMP = 1 << 8, 1 << 12, 1 << 13, 1 << 7
 def stand_in(monkeypatch, **functions):
     """Puts functions in place of those of the C library that have their names."""
     real = {name: getattr(_ring.lib, name) for name in dir(_ring.lib)}
-    monkeypatch.setattr(_ring, "lib", types.SimpleNamespace(**{**real, **functions}))
+    lib = types.SimpleNamespace(**{**real, **functions})
+    for module in _ring, _setup:
+        monkeypatch.setattr(module, "lib", lib)
     return types.SimpleNamespace(**real)
 
 

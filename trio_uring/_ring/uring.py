@@ -20,78 +20,28 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import importlib
 import os
 import threading
-import time
 import warnings
 from collections import deque
 from typing import Any
 
-from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
+from .._errors import RingBrokenError
 from .entries import make_entry, pin_vector
 from .extension import ffi, lib
-from .op import (
-    CANCELLING,
-    LARGE_GROUP,
-    POSITION,
-    SMALL_GROUP,
-    SUBMITTED,
-    Operation,
-)
+from .op import CANCELLING, POSITION, SUBMITTED, Operation
 from .opcodes import Opcode
-from .protocol import (
-    LARGE_COUNT,
-    LARGE_SIZE,
-    POOL_SIZE,
-    SMALL_COUNT,
-    SMALL_SIZE,
-    SQ_ENTRIES,
-    RingCounters,
-    RingInfo,
-)
+from .protocol import SQ_ENTRIES, RingCounters
+from .setup import open_ring
 
-
-class Setup(enum.IntFlag):
-    """IORING_SETUP_* of linux/io_uring.h, as are the constants below."""
-
-    CQSIZE, CLAMP, SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
-    COOP_TASKRUN, TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
-    SINGLE_ISSUER, DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
-
-
-_FEAT_NODROP, _FEAT_SUBMIT_STABLE, _FEAT_FAST_POLL, _FEAT_EXT_ARG = (
-    1 << 1,
-    1 << 2,
-    1 << 5,
-    1 << 8,
-)  # 5.5 to 5.11
 _ENTER_GETEVENTS = 1 << 0
 _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1
 
-_BASE = Setup.CQSIZE | Setup.CLAMP
-_MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
-_COOP = _MODERN | Setup.COOP_TASKRUN
-_COOP_LADDER = (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0)
-# Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
-LADDERS: dict[str, tuple[int, ...]] = {
-    # Completions wait until we enter: for a thread that waits in the ring itself. They would not
-    # wake one that sleeps in epoll_wait.
-    "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER, *_COOP_LADDER),
-    "coop": _COOP_LADDER,
-    "plain": (_BASE, 0),
-}
-
-SQ_ENTRIES_MIN = 16
-# completions (16 bytes each) per submission slot: a pass of thousands of connections without
-# overflow
-CQ_FACTOR = 16
 CANCELS_RESERVED = 8  # submission slots that only a cancel may take
 DRAIN_MAX = 1024  # completions copied by one call
 
-_REQUIRED_FEATURES = _FEAT_NODROP | _FEAT_SUBMIT_STABLE | _FEAT_FAST_POLL | _FEAT_EXT_ARG
 _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
 _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # enter's answers that are no failure
 # One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait
@@ -116,7 +66,7 @@ class UringRing:
     Args:
         flags: which ladder of setup flags to walk down: "defer", "coop" or "plain".
         sq_entries: slots of the submission queue; a power of two.
-        cq_entries: slots of the completion queue; None: CQ_FACTOR times sq_entries.
+        cq_entries: slots of the completion queue; None: 16 times sq_entries.
         provide_buffers: False does as a kernel before 5.19: receives bring their own memory.
     """
 
@@ -140,74 +90,14 @@ class UringRing:
         self.watching = self.watched = self.short = False
         self._out = ffi.new("int64_t[]", 2 + 3 * DRAIN_MAX)
         self._view = memoryview(ffi.buffer(self._out)).cast("q")
-        self._pool_memory: Any = ffi.NULL
         self._c: Any
-        self._c, raw = _open(flags, sq_entries, cq_entries)
-        self._fd: int = raw.fd
-        self._entries: int = raw.sq_entries
+        self._c, self._fd, self.info, self._buffers = open_ring(
+            flags, sq_entries, cq_entries, provide_buffers
+        )
+        self._pool, self._starts = self._buffers.memory, self._buffers.starts
+        self._entries = self.info.sq_entries
         self._submit_max = self._entries - min(CANCELS_RESERVED, self._entries // 2)
-        try:
-            self.info = self._look(raw, provide_buffers)
-        except BaseException:
-            self._free()
-            raise
         _open_rings.add(self)
-
-    # -- setup
-
-    def _look(self, raw: Any, provide_buffers: bool) -> RingInfo:
-        """Finds out what this ring can do, and refuses one that lacks what we need."""
-        missing = _REQUIRED_FEATURES & ~raw.features
-        if missing:
-            raise RingUnavailableError(
-                errno.EOPNOTSUPP,
-                f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them",
-            )
-        probe = ffi.new("uint8_t[]", 256)
-        result = lib.tu_probe(self._c, probe, 256)
-        if result < 0:
-            raise RingUnavailableError(-result, why_unavailable(-result, "the opcode probe"))
-        lacking = [op for op in Opcode if not probe[op]]
-        required = [f"{op.name} (Linux {op.since} has it)" for op in lacking if op.required]
-        if required:
-            why = f"this kernel's io_uring lacks {', '.join(required)}"
-            raise RingUnavailableError(errno.EOPNOTSUPP, why)
-        return RingInfo(
-            backend="uring",
-            setup_flags=tuple(
-                name for name, bit in Setup.__members__.items() if raw.setup_flags & bit
-            ),
-            features=raw.features,
-            sq_entries=raw.sq_entries,
-            cq_entries=raw.cq_entries,
-            opcodes=tuple(op.name for op in Opcode if op not in lacking),
-            provided_buffers=provide_buffers and self._provide_buffers(),
-            lacking=tuple(op.name for op in lacking),
-        )
-
-    def _provide_buffers(self) -> bool:
-        """Registers the groups of buffers. False on kernels before 5.19: receives then bring their
-        own memory."""
-        large_start = SMALL_COUNT * SMALL_SIZE
-        self._large_base = (
-            large_start - SMALL_COUNT * LARGE_SIZE
-        )  # the large buffers' ids go on from the small ones'
-        memory = lib.tu_pool_alloc(POOL_SIZE)
-        if memory == ffi.NULL:
-            raise RingUnavailableError(
-                errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
-            )
-        self._pool_memory = memory
-        if lib.tu_buffers(self._c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, memory) < 0:
-            self._free_pool()  # nothing would ever use it
-            return False
-        # One long-lived buffer: a slice of it gives bytes in 0.2 us, a new ffi.buffer each time
-        # costs four times that.
-        self._pool = ffi.buffer(memory, POOL_SIZE)
-        large = lib.tu_buffers(
-            self._c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, memory + large_start
-        )
-        return bool(large >= 0)
 
     def fileno(self) -> int:
         return self._fd
@@ -395,12 +285,7 @@ class UringRing:
             op.state = op.state.done
             op.pin = op.buffer = op.buffers = None  # S3
             if flags & _CQE_F_BUFFER:
-                index = flags >> 16
-                start = (
-                    index * SMALL_SIZE
-                    if index < SMALL_COUNT
-                    else self._large_base + index * LARGE_SIZE
-                )
+                start = self._starts[flags >> 16]
                 try:
                     op.chunk = self._pool[start : start + res]
                 except (
@@ -448,12 +333,7 @@ class UringRing:
         _open_rings.discard(self)
         self._view.release()
         lib.tu_close(c)
-        self._free_pool()
-
-    def _free_pool(self) -> None:
-        if self._pool_memory != ffi.NULL:
-            lib.tu_pool_free(self._pool_memory, POOL_SIZE)
-            self._pool_memory = ffi.NULL
+        self._buffers.free()
 
     def disown(self) -> None:
         """In a forked child: forgets the ring without touching its maps, which are the parent's and
@@ -475,34 +355,6 @@ def _is_of_file(op: Operation) -> bool:
     """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time
     would not end before it does."""
     return op.opcode == Opcode.READ and op.offset != POSITION
-
-
-def _open(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
-    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK),
-    until a ring opens."""
-    out, info = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
-    result, patience = -errno.EINVAL, 10
-    for setup_flags in LADDERS[flags]:
-        entries = sq_entries
-        while True:
-            wanted = entries * CQ_FACTOR if cq_entries is None else cq_entries
-            result = lib.tu_open(out, entries, wanted, setup_flags, info)
-            if result != -errno.ENOMEM:
-                break
-            if entries > SQ_ENTRIES_MIN:
-                entries //= 2
-            elif (
-                patience
-            ):  # the kernel gives back the locked memory of closed rings with some delay
-                patience -= 1
-                time.sleep(0.02)
-            else:
-                break
-        if result == 0:
-            return out[0], info
-        if result != -errno.EINVAL:
-            break
-    raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
 
 
 def _disown_all() -> None:
