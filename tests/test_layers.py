@@ -29,7 +29,7 @@ LAYERS = [
     },
     {"_ring.op", "_ring.extension", "_relay.file_part", "framing", "audit"},
     {"_ring.protocol", "_ring.entries", "_udp.messages"},
-    {"_ring.statistics", "_ring.setup"},
+    {"_ring.statistics", "_ring.base", "_ring.setup"},
     {"_ring.uring", "_driver.readiness"},
     {"_driver.trial"},
     {"_driver.backend"},
@@ -149,4 +149,4 @@ def test_leaves_import_nothing_of_trio(name):
 
 
 def test_importing_the_package_opens_nothing():
-    assert not trio_uring._ring.uring._open_rings
+    assert not trio_uring._ring.base.open_rings

@@ -35,6 +35,7 @@ import trio
 import trio_uring
 from trio_uring._driver import run as _driver
 from trio_uring._driver.backend import BackendInfo
+from trio_uring._ring import base
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 
@@ -241,7 +242,7 @@ def rss() -> int:
 
 def open_rings() -> list[Any]:
     """The rings of this process that are open, or leaked."""
-    return list(_ring._open_rings)
+    return list(base.open_rings)
 
 
 def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options: Any) -> None:
