@@ -71,9 +71,9 @@ class RingBase:
         _provided: the memory of the provided buffers; a slice of it is bytes.
         _starts: where in it the buffer of each id begins, in bytes.
 
-    It has the methods `_write_cancels`, `_free` and `_free_in_child`, and those of the protocol that
-    are not here. What it adds to the queue itself it adds to `_unsubmitted`, and what has left the
-    queue it takes off. It gives completions to `_collect`.
+    It has the methods `_write_cancels`, `_free` and `_free_in_child`, and those of the protocol
+    that are not here. What it adds to the queue itself it adds to `_unsubmitted`, and what has left
+    the queue it takes off. It gives completions to `_collect`.
     """
 
     _c: Any

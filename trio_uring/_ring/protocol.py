@@ -18,7 +18,7 @@ from .opcodes import OPCODES_MAX
 if TYPE_CHECKING:
     from .op import Operation
 
-# 64 bytes each. A full queue is flushed in the middle of a pass, so more buys little.
+# 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little.
 SQ_ENTRIES = 256
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
