@@ -27,7 +27,8 @@ _log = logging.getLogger("trio_uring")
 BACKENDS = ("uring", "readiness", "auto")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
-# after which "auto" asks again for memory that was refused: asking takes a while, see _ring/setup.py
+# After which "auto" asks again for memory that was refused: asking takes a while, see
+# _ring/setup.py.
 RETRY_SECONDS = 10.0
 
 
