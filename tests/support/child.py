@@ -38,6 +38,7 @@ import trio_uring
 from trio_uring._driver import invariants
 from trio_uring._driver import run as _driver
 from trio_uring._driver.backend import BackendInfo
+from trio_uring._ring import base
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 
@@ -245,7 +246,7 @@ def rss() -> int:
 
 def open_rings() -> list[Any]:
     """The rings of this process that are open, or leaked."""
-    return list(_ring._open_rings)
+    return list(base.open_rings)
 
 
 def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options: Any) -> None:

@@ -2,7 +2,7 @@
  * includes it, so a declaration is written once.
  *
  * Rules of this file: C is a pen, not a brain. It writes the entries it is told to write and copies
- * the completions it finds; which operation, which buffer and when are decided in _ring/uring.py.
+ * the completions it finds; which operation, which buffer and when are decided in _ring.
  * No Python, no callbacks, no allocation after tu_open. Every function returns a value >= 0 or
  * -errno. Only the thread that opened a ring may call with it.
  */

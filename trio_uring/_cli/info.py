@@ -18,7 +18,7 @@ from .._driver.backend import open_uring
 from .._driver.run import backend_info
 from .._errors import RingUnavailableError
 from .._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
-from .._ring.uring import SQ_ENTRIES_MIN
+from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).

@@ -19,7 +19,6 @@ from __future__ import annotations
 import enum
 import errno
 import functools
-import select
 import socket as stdlib_socket
 import weakref
 from threading import get_ident
@@ -32,7 +31,8 @@ from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
 from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
-from .._ring.op import NO_GROUP, POSITION, RECEIVING, Opcode
+from .._ring.op import NO_GROUP, POSITION
+from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
 from .provided import OWN_SIZE, use_first
 
 if TYPE_CHECKING:
@@ -54,8 +54,6 @@ _OF_FILE = {
 # then it tries and tries, and gives the send to a worker thread, which waits for a peer that may
 # never read.
 SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
-
-_RECEIVING = frozenset(map(int, RECEIVING))
 
 
 class Whole(Protocol):
@@ -231,7 +229,7 @@ class Direction:
         op = TaskOperation(lease.engine(), opcode, self.fd, self.owner)
         op.way = weakref.ref(self)
         if kind == POLL:
-            op.flags = select.POLLIN if self.receiving else select.POLLOUT
+            op.flags = POLLIN if self.receiving else POLLOUT
         elif not self.is_socket:
             op.offset = POSITION
         elif not self.receiving:
@@ -312,7 +310,7 @@ class Direction:
             self.left = None
         chunk, op.chunk = op.chunk, None
         memory, op.memory = op.memory, None
-        if op.res > 0 and op.opcode in _RECEIVING:
+        if op.res > 0 and op.opcode in RECEIVING:
             self.keep(chunk if memory is None else memory.tobytes()[: op.res])
         if memory is not None:
             release_view(memory)

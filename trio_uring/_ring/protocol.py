@@ -1,8 +1,8 @@
 """The Ring protocol: what the driver needs of a ring, and the sizes and counters that every ring
 shares.
 
-UringRing and testing.FakeRing are rings. tests/ring/test_contract.py is the contract, run over
-every ring.
+UringRing and testing.FakeRing are rings; what they do in the same way is `base.py`.
+tests/ring/test_contract.py is the contract, run over every ring.
 
 Rules of this file: no ring, no task, no address.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from .opcodes import OPCODES_MAX
 
 if TYPE_CHECKING:
     from .op import Operation
@@ -20,17 +22,13 @@ if TYPE_CHECKING:
 SQ_ENTRIES = 256
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
-LARGE_SIZE, LARGE_COUNT = (
-    131072,
-    16,
-)  # bytes, buffers; 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md
+# 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md.
+LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers
 
 # Bytes of all provided buffers of a ring.
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
 
 SHORT_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
-
-OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
 
 
 def _zeros() -> list[int]:
@@ -44,9 +42,8 @@ class RingCounters:
     submitted: list[int] = field(default_factory=_zeros)
     cancelled: list[int] = field(default_factory=_zeros)
     failed: list[int] = field(default_factory=_zeros)
-    moved: list[int] = field(
-        default_factory=_zeros
-    )  # sum of the results > 0: bytes, for operations that move bytes
+    # The sum of the results > 0: bytes, where they are bytes.
+    moved: list[int] = field(default_factory=_zeros)
     direct: int = 0  # operations done by a system call of their own
     enters: int = 0
     completions: int = 0
