@@ -18,6 +18,7 @@ LAYERS = [
     {
         "_ring.op",
         "_errors",
+        "_options",
         "_bytes.chunks",
         "_bytes.pool",
         "_bytes.timed",

@@ -18,6 +18,7 @@ import trio
 
 from .._descriptors.lease import Lease
 from .._errors import AGAIN_ERRNOS, stream_error
+from .._options import DEFAULT_OPTIONS
 from .._ring.op import Opcode
 from .._sockets.uring_socket import UringSocket, become_ours
 
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
 
     from .._driver.engine import TaskOperation
 
-
-# Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which
-# wakes a bulk sender for every few packets; measured in docs/design.md.
-NOTSENT_LOWAT = 2**20
-
-_INTERNET = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
-_TCP = (0, stdlib_socket.IPPROTO_TCP, 262)  # 0: as the socket module makes them; 262: IPPROTO_MPTCP
 
 SocketLike = stdlib_socket.socket | trio.socket.SocketType
 
@@ -133,15 +127,6 @@ class _Borrowed(stdlib_socket.socket):
         self.detach()
 
 
-def _set_options(sock: trio.socket.SocketType) -> None:
-    """Those that every TCP socket of ours has."""
-    if sock.proto in _TCP and sock.type == stdlib_socket.SOCK_STREAM and sock.family in _INTERNET:
-        level, lowat = stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT
-        with contextlib.suppress(OSError):  # macOS refuses them once the peer has hung up
-            sock.setsockopt(level, stdlib_socket.TCP_NODELAY, 1)
-            sock.setsockopt(level, lowat, NOTSENT_LOWAT)
-
-
 class Endpoint:
     """A descriptor with an owner, and the operations that use it."""
 
@@ -168,7 +153,7 @@ class Endpoint:
         self._operations = self._lease.operations
         # A socket that had a stream has the options that its user left it with.
         if options and self._socket is not None and lease is None:
-            _set_options(self._socket)
+            DEFAULT_OPTIONS.apply(self._socket, "connected")
 
     @classmethod
     def _over(
@@ -181,7 +166,7 @@ class Endpoint:
 
         Args:
             owner, lease: as of __init__.
-            options: those of TCP have to be set, if it is such a socket.
+            options: the defaults of SocketOptions have to be set.
         """
         self = cls.__new__(cls)
         Endpoint.__init__(self, owner, lease=lease, options=options)

@@ -10,12 +10,17 @@ import contextlib
 import errno
 import socket as stdlib_socket
 import sys
+from typing import TYPE_CHECKING
 
 import trio
 
 from .._errors import CLOSED_ERRNOS
+from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket
 from .streams import SocketStream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # As trio's SocketListener: a connection that failed before it was accepted is no concern of the
 # listener's.
@@ -27,8 +32,6 @@ _IGNORABLE = frozenset(
     )
     if hasattr(errno, name)  # macOS and Windows have not got them all
 )  # fmt: skip
-
-_INHERITED = sys.platform == "linux"  # accepted sockets have the listener's TCP options
 
 
 class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
@@ -42,12 +45,23 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
         TypeError, ValueError: it is something else.
     """
 
+    # What an accepted socket has to be given; None: it has all of it from the listener.
+    _to_accepted: SocketOptions | None = None if sys.platform == "linux" else DEFAULT_OPTIONS
+
     def __init__(self, sock: SocketLike) -> None:
         adopted = adopt_socket(sock, "SocketListener")
         with contextlib.suppress(OSError):  # macOS does not tell: as trio, we trust the user there
             if not adopted.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN):
                 raise ValueError("SocketListener requires a listening socket")
         Endpoint.__init__(self, adopted)
+
+    @classmethod
+    def _with_options(cls, sock: SocketLike, options: SocketOptions) -> Self:
+        """A listener on a socket of this package's, which listens, with its options set."""
+        self = cls._over(adopt_socket(sock, "SocketListener"), options=False)
+        if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
+            self._to_accepted = options
+        return self
 
     async def accept(self) -> SocketStream:
         """Waits for a connection.
@@ -71,4 +85,14 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                     raise
             else:
                 adopted = adopt_socket(sock, "SocketStream")
-                return SocketStream._over(adopted, options=not _INHERITED)
+                if self._to_accepted is not None:
+                    _set_options(adopted, self._to_accepted)
+                return SocketStream._over(adopted, options=False)
+
+
+def _set_options(sock: trio.socket.SocketType, options: SocketOptions) -> None:
+    try:
+        options.apply(sock, "connected")
+    except BaseException:
+        sock.close()
+        raise
