@@ -25,6 +25,8 @@ from support.tls import client_context, server_context
 
 import trio_uring
 from trio_uring import KeepAlive, NetworkConfig, SocketOptions, TrioNetwork, UringNetwork
+from trio_uring._trio import SocketType_
+from trio_uring._udp.messages import UDP_GRO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -233,6 +235,23 @@ async def test_a_field_reaches_what_it_is_meant_for(entry: str, row: Row) -> Non
 def test_every_field_has_its_row() -> None:
     """And `backlog`, which is no option, a test of its own."""
     assert {row.field for row in ROWS} | {"backlog"} == set(SocketOptions.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("entry", ["tcp", "unix", "udp"])
+async def test_without_options_nothing_more_is_set_than_ever(
+    entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accept sets nothing, and a stream not again what it was opened with."""
+    told: list[int] = []
+
+    def setsockopt(self: Any, level: int, option: int, *value: Any) -> None:
+        told.append(option)
+
+    monkeypatch.setattr(SocketType_, "setsockopt", setsockopt)
+    async with ENTRIES[entry]("127.0.0.1", None):
+        tcp = [socket.TCP_NODELAY, socket.TCP_NOTSENT_LOWAT]
+        expected = {"tcp": [socket.SO_REUSEADDR, *tcp, *tcp], "unix": [], "udp": [UDP_GRO]}
+        assert told == expected[entry]
 
 
 # -- what cannot be had
