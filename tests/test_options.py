@@ -79,6 +79,7 @@ LOWAT = (TCP, socket.TCP_NOTSENT_LOWAT, 2**20)
         ("backlog", -1, ValueError, "from 0 to 65535"),
         ("backlog", 65536, ValueError, "from 0 to 65535"),
         ("backlog", "5", TypeError, "an int"),
+        ("user_timeout", 0, ValueError, "from 0.001 to 2147483 seconds"),
         ("linger", -0.1, ValueError, "from 0 to 65535 seconds"),
         ("linger", float("nan"), ValueError, "from 0 to 65535 seconds"),
         ("linger", float("inf"), ValueError, "from 0 to 65535 seconds"),

@@ -76,6 +76,7 @@ ROWS = [
     Row("keepalive", TIMES, TCP, socket.TCP_KEEPIDLE, 61, ALL_TCP),
     Row("keepalive", TIMES, TCP, socket.TCP_KEEPINTVL, 7, ALL_TCP),
     Row("keepalive", TIMES, TCP, socket.TCP_KEEPCNT, 3, ALL_TCP),
+    Row("user_timeout", 1.5, TCP, socket.TCP_USER_TIMEOUT, 1500, ALL_TCP),
     Row("linger", 0, SOL, socket.SO_LINGER, struct.pack("ii", 1, 0), ALL_TCP),
     Row("reuse_address", False, SOL, socket.SO_REUSEADDR, 0, LISTENING),
     Row("reuse_port", True, SOL, socket.SO_REUSEPORT, 1, {*LISTENING, "udp"}),

@@ -91,6 +91,10 @@ class SocketOptions:
     keepalive: bool | KeepAlive = False
     """TCP: an idle peer is asked whether it is still there (SO_KEEPALIVE). True: at the system's
     times; a KeepAlive says other ones."""
+    user_timeout: float | None = None
+    """TCP: seconds, 0.001 to 2,147,483, after which a connection is broken whose peer does not
+    acknowledge what was sent (TCP_USER_TIMEOUT; Linux only); None: the system's choice (about
+    15 minutes). With `keepalive`, it takes the place of the count."""
     linger: float | None = None
     """TCP: seconds, 0 to 65,535. None: a close returns at once, and the system goes on delivering.
     0: a close resets the connection (RST), and drops what was not sent.
@@ -255,6 +259,13 @@ def _seconds(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be from {low} to {high} seconds, or None, not {value!r}")
 
 
+def _milliseconds(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    _seconds(name, value, 0.001, _INT_MAX // 1000)
+    return round(1000 * float(value))
+
+
 def _linger(name: str, value: Any) -> bytes | None:
     if value is None:
         return None
@@ -327,6 +338,7 @@ _ROWS = (
     _Row("keepalive", _TCP_LEVEL, _KEEPIDLE, "tcp", _STREAMS, _part("idle")),
     _Row("keepalive", _TCP_LEVEL, ("TCP_KEEPINTVL",), "tcp", _STREAMS, _part("interval")),
     _Row("keepalive", _TCP_LEVEL, ("TCP_KEEPCNT",), "tcp", _STREAMS, _part("count")),
+    _Row("user_timeout", _TCP_LEVEL, ("TCP_USER_TIMEOUT",), "tcp", _STREAMS, _milliseconds),
     _Row("linger", _SOCKET, ("SO_LINGER",), "tcp", _STREAMS, _linger),
 )
 _ROWS_OF = {
