@@ -89,8 +89,8 @@ class SocketOptions:
     least 1. None: the system's choice, which is no limit but the buffer. trio has 16 KiB, which
     wakes a bulk sender for every few packets."""
     keepalive: bool | KeepAlive = False
-    """TCP: an idle peer is asked whether it is still there (SO_KEEPALIVE). True: at the system's
-    times; a KeepAlive says other ones."""
+    """TCP: an idle peer is asked whether it is still there (SO_KEEPALIVE). True: with the
+    system's timings; a KeepAlive sets its own."""
     user_timeout: float | None = None
     """TCP: seconds, 0.001 to 2,147,483, after which a connection is broken whose peer does not
     acknowledge what was sent (TCP_USER_TIMEOUT; Linux only); None: the system's choice (about
