@@ -20,7 +20,7 @@ import trio
 from .._bytes.timed import within
 from .._messages.vectored import counting
 from .._options import DEFAULT_OPTIONS
-from .._streams.listeners import SocketListener
+from .._streams.listeners import SocketListener, listener_over
 from .._streams.tcp import connect_tcp, open_tcp_stream
 from .network import (
     Address,
@@ -200,7 +200,7 @@ class UringNetwork(SocketNetwork):
     """TCP on the ring."""
 
     def _listener(self, sock: stdlib_socket.socket) -> SocketListener:
-        return SocketListener._with_options(sock, self._options)
+        return listener_over(sock, self._options)
 
     async def _connect(self, host: str, port: int) -> SocketStream:
         return await open_tcp_stream(host, port, options=self._options)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import socket as stdlib_socket
 import sys
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,9 +17,6 @@ from .._errors import CLOSED_ERRNOS
 from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket
 from .streams import SocketStream
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # As trio's SocketListener: a connection that failed before it was accepted is no concern of the
 # listener's.
@@ -55,14 +51,6 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                 raise ValueError("SocketListener requires a listening socket")
         Endpoint.__init__(self, adopted)
 
-    @classmethod
-    def _with_options(cls, sock: SocketLike, options: SocketOptions) -> Self:
-        """A listener on a socket of this package's, which listens, with its options set."""
-        self = cls._over(adopt_socket(sock, "SocketListener"), options=False)
-        if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
-            self._to_accepted = options
-        return self
-
     async def accept(self) -> SocketStream:
         """Waits for a connection.
 
@@ -88,6 +76,14 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                 if self._to_accepted is not None:
                     _set_options(adopted, self._to_accepted)
                 return SocketStream._over(adopted, options=False)
+
+
+def listener_over(sock: SocketLike, options: SocketOptions) -> SocketListener:
+    """The listener over a socket of this package that listens, with these options set."""
+    listener = SocketListener._over(adopt_socket(sock, "SocketListener"), options=False)
+    if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
+        listener._to_accepted = options
+    return listener
 
 
 def _set_options(sock: trio.socket.SocketType, options: SocketOptions) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from .._options import SocketOptions, fold_options
 from .endpoint import adopt_socket
-from .listeners import SocketListener
+from .listeners import SocketListener, listener_over
 from .streams import SocketStream
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ async def _listen(
         options.apply(sock, "listening")
         await sock.bind(address)
         sock.listen(options.backlog_length)
-        return SocketListener._with_options(sock, options)
+        return listener_over(sock, options)
     except BaseException:
         sock.close()
         raise

@@ -41,7 +41,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._options import SocketOptions, fold_options
-from .listeners import SocketListener
+from .listeners import SocketListener, listener_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -167,7 +167,7 @@ def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
         options.apply(sock, "listening")
         sock.bind(name)
         sock.listen(options.backlog_length)
-        return SocketListener._with_options(sock, options)
+        return listener_over(sock, options)
     except OSError as exc:
         sock.close()
         raise _located(exc, name) from None
