@@ -178,8 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cores = choose_cores()
         print(", ".join(f"{key} {value}" for key, value in described.items()))
         print(
-            f"{arguments.runs} runs each of {', '.join(arguments.impl)}, {arguments.seconds:g} s counted after "
-            f"{arguments.warmup:g} s; server on core {cores.server}, load on core {cores.load}; median [min..max]"
+            f"{arguments.runs} runs each of {', '.join(arguments.impl)}, "
+            f"{arguments.seconds:g} s counted after {arguments.warmup:g} s; "
+            f"server on core {cores.server}, load on core {cores.load}; median [min..max]"
         )
         scenarios, clean = run_all(arguments, cores)
     except RunError as error:

@@ -95,7 +95,8 @@ def main() -> None:
             found[kind] = min(value, found.get(kind, value))
     for kind, value in found.items():
         print(
-            f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, {value / found['trio']:.2f}"
+            f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, "
+            f"{value / found['trio']:.2f}"
         )
 
 

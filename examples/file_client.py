@@ -70,7 +70,8 @@ async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -
             raise FetchError(f"{name}: the server refused")
         if size > FILE_MAX or offset + missing != size:
             raise FetchError(
-                f"{name}: the server's answer makes no sense ({missing} of {size} bytes, from byte {offset})"
+                f"{name}: the server's answer makes no sense "
+                f"({missing} of {size} bytes, from byte {offset})"
             )
 
         while missing:

@@ -37,9 +37,8 @@ async def serve_client(root: Path, stream: trio_uring.SocketStream) -> None:
             if path_length > PATH_MAX:
                 return
             name = await stream.receive_exactly(path_length)
-            found = await trio.to_thread.run_sync(
-                find, root, name
-            )  # a disk may be slow: not in trio's own thread
+            # A disk may be slow: not in trio's own thread.
+            found = await trio.to_thread.run_sync(find, root, name)
             if found is None:
                 await stream.send_all(REFUSAL)
             else:
@@ -81,11 +80,8 @@ def find(root: Path, name: bytes) -> tuple[bytes, mmap.mmap | None] | None:
                 else None
             )
         return checksum(path, stat.st_mtime_ns, stat.st_size), pages
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links
+    except (OSError, ValueError, RuntimeError):
+        # Not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links.
         return None
 
 

@@ -42,11 +42,9 @@ from trio_uring.prometheus import DriverCollector, NetworkCollector
 CONNECTIONS_MAX = 800
 METRICS_MAX = 16  # connections that ask for metrics at a time
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
-ANSWERS_MAX = (
-    2**18
-    # bytes of answers that are made ready before they are sent: a client that does not read holds no
-    # more
-)
+# Bytes of answers that are made ready before they are sent: a client that does not read holds no
+# more.
+ANSWERS_MAX = 2**18
 LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
 GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
@@ -93,9 +91,8 @@ class Server:
         self.drain_seconds = drain_seconds
         self.store: dict[bytes, bytes] = {}
         self._stopping = False
-        self._waiting: set[trio.CancelScope] = (
-            set()
-        )  # of connections that wait for a request of which nothing has come
+        # Of connections that wait for a request of which nothing has come.
+        self._waiting: set[trio.CancelScope] = set()
         self._accepting = trio.CancelScope()
 
     async def serve(
@@ -145,9 +142,8 @@ class Server:
                 if not channel.pending:
                     self._waiting.add(scope)
                 try:
-                    return (
-                        await channel.receive_many()
-                    )  # cancelled while it waits, it loses nothing
+                    # Cancelled while it waits, it loses nothing.
+                    return await channel.receive_many()
                 finally:
                     self._waiting.discard(scope)
             if not channel.pending:

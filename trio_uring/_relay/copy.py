@@ -30,9 +30,8 @@ from .stream_pump import StreamPump
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOP_SIZE = (
-    65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
-)
+# Bytes that the loop receives at a time: what trio's own streams ask for by default.
+LOOP_SIZE = 65536
 
 
 class Relayed(NamedTuple):

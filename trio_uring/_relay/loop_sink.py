@@ -87,9 +87,8 @@ def _sending_hold(stream: Any) -> Hold:
     if isinstance(below, SendSide):
         return Hold(below, "_sending", lambda: begin_sending(below), lambda: give_sending(below))
     transport: Any = below
-    begin = (
-        transport._begin_send if hasattr(type(below), "_begin_send") else None
-    )  # simulated, or trio's
+    # Simulated, or trio's.
+    begin = transport._begin_send if hasattr(type(below), "_begin_send") else None
     return Hold(below, "_sending", begin, lambda: setattr(below, "_sending", False))
 
 
