@@ -17,6 +17,7 @@ from ._messages.vectored import send_all_vectored
 from ._network.network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._network.sockets import TrioNetwork, UringNetwork
 from ._observe.observed import Audited, AuditedStream, Metered, MeteredStream
+from ._options import KeepAlive, SocketOptions
 from ._relay.copy import Relayed, copy_stream, relay
 from ._relay.send_file import send_file
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
@@ -75,6 +76,7 @@ __all__ = [
     "FrameStream",
     "FrameTooLarge",
     "IncompleteReadError",
+    "KeepAlive",
     "Local",
     "Metered",
     "MeteredStream",
@@ -92,6 +94,7 @@ __all__ = [
     "RingUnavailableError",
     "SendStream",
     "SocketListener",
+    "SocketOptions",
     "SocketStream",
     "Statistics",
     "TrioNetwork",

@@ -163,7 +163,8 @@ class SimulatedListener(NetworkListener):
         self.config = config
         self.room = ParkingLot()
         self._hosts, self._key, self._local_address = hosts, key, local_address
-        self._backlog = BACKLOG if config.backlog is None else max(1, config.backlog)
+        backlog = config.socket_options.backlog
+        self._backlog = BACKLOG if backlog is None else max(1, backlog)
         self._queue: deque[tuple[SimulatedTransport, Address, Address]] = deque()
         self._arrived = ParkingLot()
         self._accepting = self._closed = False

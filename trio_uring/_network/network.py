@@ -9,6 +9,7 @@ differ in its transport alone.
 from __future__ import annotations
 
 import abc
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .._bytes.outgoing import buffer_list
 from .._bytes.timed import TimedReceive, TimedSend, within
 from .._messages.buffered import BUFFER_SIZE, BufferedReceiveStream
 from .._messages.vectored import listed, send_all_vectored
+from .._options import SocketOptions, fold_options
 from .._streams.send import SendSide
 
 if TYPE_CHECKING:
@@ -51,16 +53,14 @@ class NetworkConfig:
     have.
 
     Raises:
-        ValueError, TypeError: a value that no network could use.
+        ValueError, TypeError: a value that no network could use, or a shorthand that contradicts
+            `options`.
     """
 
     tcp_nodelay: bool = True
-    """Small sends leave at once (TCP_NODELAY)."""
+    """Short for `nodelay` of the options."""
     so_linger: int | None = None
-    """SO_LINGER. None: the system's default, which goes on delivering in the background after a
-    close. 0: a close resets the connection (RST), for peers that do not read. More: seconds for
-    which aclose waits until the peer has everything (a SimulatedNetwork does not wait, and delivers
-    all the same)."""
+    """Seconds; short for `linger` of the options."""
     connect_timeout: float | None = None
     """Seconds for one dial; None: no limit but the system's."""
     read_timeout: float | None = None
@@ -70,7 +70,10 @@ class NetworkConfig:
     read_buffer_size: int = BUFFER_SIZE
     """Bytes to receive at once for smaller reads; 0: unbuffered."""
     backlog: int | None = None
-    """Connections that may wait to be accepted; None: as many as the system allows."""
+    """Short for the one of the options."""
+    options: SocketOptions | None = None
+    """Of the listeners and connections; None: the defaults of SocketOptions (a TrioNetwork leaves
+    notsent_lowat to trio then). A SimulatedNetwork knows `backlog`, and a `linger` of 0."""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "read_timeout", "write_timeout"):
@@ -88,6 +91,15 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
         if operator.index(self.read_buffer_size) < 0:
             raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")
+        _ = self.socket_options  # which finds contradictions
+
+    @functools.cached_property
+    def socket_options(self) -> SocketOptions:
+        """`options`, with what their shorthands say."""
+        linger = None if self.so_linger is None else operator.index(self.so_linger)
+        return fold_options(
+            self.options, nodelay=self.tcp_nodelay, linger=linger, backlog=self.backlog
+        )
 
 
 class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):

@@ -46,8 +46,8 @@ class SimulatedNetwork(Network):
     "::" is reached under every name; one of a view, under the view's.
 
     As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a
-    close while there are bytes that were not received, and every close with `so_linger=0`. A reset
-    takes what was not received with it. A close never waits, whatever `so_linger` says. A dial to a
+    close while there are bytes that were not received, and every close with `linger=0`. A reset
+    takes what was not received with it. A close never waits, whatever `linger` says. A dial to a
     host that is cut off waits forever unless there is a connect_timeout.
 
     Args:
@@ -241,7 +241,7 @@ class SimulatedNetwork(Network):
             (name, target[0]),
             self._settings,
             generator,
-            (config.so_linger != 0, listener.config.so_linger != 0),
+            (config.socket_options.linger != 0, listener.config.socket_options.linger != 0),
             lambda: self._hosts.used.discard(local),
         )
         listener.give(accepted, target, local)
