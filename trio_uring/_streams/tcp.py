@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._options import SocketOptions, fold_options
-from .endpoint import adopt_socket
+from .endpoint import adopt_socket, make_over
 from .listeners import SocketListener, listener_over
 from .streams import SocketStream
 
@@ -70,7 +70,7 @@ async def open_tcp_stream(
     )
     try:
         options.apply(sock, "connected")
-        return SocketStream._over(sock, options=False)
+        return make_over(SocketStream, sock, options=False)
     except BaseException:
         sock.close()
         raise
@@ -225,7 +225,7 @@ async def open_unix_socket(
         options.apply(sock, "connecting")
         await sock.connect(path)
         _check_connected(sock)
-        return SocketStream._over(sock, options=False)
+        return make_over(SocketStream, sock, options=False)
     except BaseException:
         sock.close()
         raise
