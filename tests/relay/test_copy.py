@@ -121,7 +121,7 @@ async def test_no_byte_more_is_taken_than_asked_for(way, kind, max_bytes):
         assert (
             await trio_uring.copy_stream(ends.source, ends.sink, max_bytes=max_bytes) == max_bytes
         )
-        assert ends.source._rest is None
+        assert ends.source._receiving.kept is None
         assert await receive_all(ends.source) == data[max_bytes:]
         await until(lambda: got, "all of it")
         assert got == [data[:max_bytes]]

@@ -20,6 +20,7 @@ S7  A ring is closed with nothing in flight, or leaked loudly: closing the descr
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import importlib
@@ -48,7 +49,7 @@ _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1  # IORING_CQE_F_*
 open_rings: set[RingBase] = set()  # S2
 
 
-class RingBase:
+class RingBase(abc.ABC):
     """A ring, but for how it reaches its kernel.
 
     Args:
@@ -102,18 +103,18 @@ class RingBase:
 
     # -- hooks
 
+    @abc.abstractmethod
     def _write_cancels(self) -> None:
         """Writes those of `_late_cancels` that there is room for, and counts them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _free(self, c: Any) -> None:
         """Frees what `_c` was; the kernel has nothing of this ring's any more."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _free_in_child(self, c: Any) -> None:
         """The same in a forked child, where the ring is the parent's, and its maps are not
         there."""
-        raise NotImplementedError
 
     # -- submission
 
