@@ -54,7 +54,7 @@ async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> N
             lease = right.lease
             trio_uring._driver.run.current_driver().engine.reap_ring()
             assert first == []
-            assert not lease.reading.state.in_kernel
+            assert not lease.receiving.waiter.state.in_kernel
             os.write(left.fileno(), b"b")
             taken = await right.recv(1)
         assert (first[0], taken) == ((b"a", b"b") if kind in STREAMS else (b"b", b"a"))

@@ -204,6 +204,6 @@ async def test_bytes_of_a_receive_into_that_was_done_and_never_resumed_stay_in_t
     with trio.CancelScope() as scope:
         scope.cancel()
         await stream.receive_into(view)
-    assert stream._rest is None
+    assert stream._receiving.kept is None
     await stream.aclose()
     os.close(write)

@@ -141,7 +141,10 @@ async def test_the_childs_ends_are_closed_here() -> None:
         for fd, what in open_descriptors().items()
         if fd not in before and what.startswith("pipe:")
     }
-    assert new == {sending(process)._fd, receiving(process)._fd, receiving(process, "stderr")._fd}
+    assert new == {
+        end._lease.fd
+        for end in (sending(process), receiving(process), receiving(process, "stderr"))
+    }
     assert await finish(process) == 0
 
 

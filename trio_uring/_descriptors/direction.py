@@ -183,7 +183,7 @@ class Direction:
             self.check_open()
         waiter = self.waiter
         if waiter is not None:
-            if waiter.in_use:
+            if waiter.in_use and waiter is not self.left:
                 raise busy()
             self.waiter = None
 

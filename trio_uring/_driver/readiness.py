@@ -250,6 +250,8 @@ class ReadinessEngine:
         if engine is not self:
             performed: Awaitable[int] = engine.perform(op)
             return performed
+        if op.opcode == Opcode.POLL_ADD:
+            return self._wait(op)
         return perform_by_readiness(op, self._wait)
 
     def attend(self, op: TaskOperation) -> Any:
