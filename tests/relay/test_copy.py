@@ -245,7 +245,7 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
         # Nothing is being received.
         assert {op.opcode for op in ops} <= {"SEND", "WRITE", "POLL_ADD"}
         await copying.cancel()
-        rest = ends.source._rest
+        rest = ends.source._receiving.kept
         assert 0 < rest.size <= BOUND
         sent = ends.sink.bytes_sent
         assert data[sent : sent + rest.size] == rest.peek(rest.size)
@@ -314,7 +314,7 @@ async def test_pipes_are_bounded_and_given_back(monkeypatch):
         assert not any(pipe.held for pipe in pipes._idle)
         nursery.cancel_scope.cancel()
     for ends in lines:
-        rest = ends.source._rest
+        rest = ends.source._receiving.kept
         sent = ends.sink.bytes_sent
         assert data[sent : sent + rest.size] == rest.peek(rest.size)
         for end in (ends.source, ends.sink):

@@ -150,8 +150,8 @@ def test_the_run_ends_with_copies_in_system_tasks(flags: str) -> None:
 
     use_ring(flags=flags)
     trio.run(main)
-    assert lines[1].source._rest is not None
-    assert lines[2].source._rest is not None
+    assert lines[1].source._receiving.kept is not None
+    assert lines[2].source._receiving.kept is not None
     trio.run(close, *lines)
 
 

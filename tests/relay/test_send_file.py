@@ -73,8 +73,8 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 def ends(kind: str) -> tuple[Any, Any]:
     """(stream, the other end)"""
     if "loop" in kind:
-        driver: Any = current_driver()
-        driver.pumps = False
+        engine: Any = current_driver().engine
+        engine.pumps = False
     if "pipe" in kind:
         read, write = os.pipe()
         stream: Any = trio_uring.SendStream(write)
