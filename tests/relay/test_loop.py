@@ -154,7 +154,7 @@ async def test_a_sink_that_was_closed_between_two_sends_is_not_counted_twice():
                     await trio_uring.copy_stream(source, out, progress=progress)
 
             nursery.start_soon(copy)
-            await until(lambda: out._closed, "the first part")
+            await until(lambda: out._lease.closed, "the first part")
             await near.send_all(b"second")
         assert await source.receive_some() == b"second"
 

@@ -232,7 +232,7 @@ async def test_a_forked_child_is_refused() -> None:
                     run_by_hand(trio_uring.copy_stream(lines[0].source, lines[0].sink))
                 assert not lines[0].source._receiving.held
                 assert not lines[0].sink._sending.held
-                assert parents.pipes._idle == []
+                assert pipes(parents)._idle == []
             except BaseException:
                 os._exit(1)
             os._exit(0)
