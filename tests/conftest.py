@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-from long_cases import VARIABLE, examples, long_cases
 
 from trio_uring import RingUnavailableError, backend_info
 from trio_uring._driver.backend import open_uring
 
-pytest.register_assert_rewrite("streams.support")
+pytest.register_assert_rewrite("support")
 
-from streams.support import checked_run  # noqa: E402  (after the rewrite is registered)
+# after the rewrite is registered
+from support.long_cases import VARIABLE, examples, long_cases  # noqa: E402
+from support.streams import checked_run  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HANG_SECONDS = (
-    120  # three times as much where long cases run: a machine that does other things is not a hang
-)
+# three times as much where long cases run: a machine that does other things is not a hang
+HANG_SECONDS = 120
 # one of its tests takes longer than all others: at the end one process would wait for it
 FIRST = "test_trio_suite.py"
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")

@@ -20,7 +20,7 @@ import trio
 
 import trio_uring
 
-from .robustness import seccomp
+from .support import seccomp
 
 ANSWERS = ("EPERM", "ENOSYS", "EOPNOTSUPP", "ENOMEM", "EINVAL")
 ENDS = ("KILL_PROCESS", "KILL_THREAD", "TRAP")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from long_cases import long
+from support.long_cases import long
 from trio_suite import judge, runs
 from trio_suite.runs import BACKENDS, MEASURES, STOCK, Result, Run, run, why_not_uring
 

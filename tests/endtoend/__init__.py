@@ -1,2 +1,1 @@
-"""End-to-end tests: unmodified libraries in enabled runs. A package, so that its modules can share
-`support` and `apps`."""
+"""End-to-end tests: unmodified libraries in enabled runs."""

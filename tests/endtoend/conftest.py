@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-
-pytest.register_assert_rewrite("endtoend.support")
-
-from endtoend.support import Certificates, enabled_run  # noqa: E402  (after the rewrite is registered)
+from support.endtoend import Certificates, enabled_run
 
 HERE = Path(__file__).parent
 

@@ -21,10 +21,7 @@ from anyio.abc import SocketAttribute
 from anyio.from_thread import start_blocking_portal
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
-
-import trio_uring
-
-from .support import (
+from support.endtoend import (
     LARGE,
     MIB,
     accepts,
@@ -36,11 +33,13 @@ from .support import (
     stock_calls,
 )
 
+import trio_uring
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 CLIENTS = 50
 

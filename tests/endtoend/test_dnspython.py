@@ -26,7 +26,7 @@ import trio_uring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 ZONE = {
     ("here.test.", "A"): ["192.0.2.1", "192.0.2.2"],

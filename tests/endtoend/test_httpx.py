@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import trio
-
-from .support import LARGE, connects, digest, payload
+from support.endtoend import LARGE, connects, digest, payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

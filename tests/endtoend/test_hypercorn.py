@@ -13,16 +13,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import trio
+from support.apps import APPS, Watch, hypercorn
+from support.endtoend import LARGE, MIB, accepts, connects, digest, payload
 
 import trio_uring
-
-from .apps import APPS, Watch, hypercorn
-from .support import LARGE, MIB, accepts, connects, digest, payload
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 CLIENTS = 50
 

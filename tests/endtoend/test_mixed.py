@@ -16,15 +16,14 @@ import pytest
 import trio
 import trio.testing
 from anyio._backends._trio import SocketStream as AnyioStream
-from streams.support import checked_run
+from support.apps import Watch, hypercorn, starlette_app
+from support.endtoend import LARGE, MIB, accepts, completed, connects, digest, payload, stock_calls
+from support.streams import checked_run
 
 import trio_uring
 
-from .apps import Watch, hypercorn, starlette_app
-from .support import LARGE, MIB, accepts, completed, connects, digest, payload, stock_calls
-
 if TYPE_CHECKING:
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 
 def stock_listener() -> trio.SocketListener:

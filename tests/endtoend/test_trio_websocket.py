@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.endtoend import LARGE, MIB, accepts, connects, payload
 from trio_websocket import (
     CloseReason,
     ConnectionClosed,
@@ -21,12 +22,10 @@ from trio_websocket import (
 
 import trio_uring
 
-from .support import LARGE, MIB, accepts, connects, payload
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 CLIENTS = 50
 SIZES = {"max_message_size": 2 * LARGE}

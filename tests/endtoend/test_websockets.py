@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.apps import APPS, Watch, hypercorn
+from support.endtoend import LARGE, MIB, accepts, connects, payload
 
 import trio_uring
-
-from .apps import APPS, Watch, hypercorn
-from .support import LARGE, MIB, accepts, connects, payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .support import Certificates
+    from support.endtoend import Certificates
 
 if sys.version_info < (3, 11):
     pytest.skip("websockets has a trio module for Python 3.11 and newer", allow_module_level=True)

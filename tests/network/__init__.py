@@ -1,2 +1,1 @@
-"""Tests of the network layer. A package, so that its modules can share `networks` and the other
-helpers."""
+"""Tests of the networks: of sockets, and simulated."""

@@ -10,22 +10,19 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog_tcp
-
-from trio_uring import NetworkStream
-
-from .networks import (
+from support.networks import (
     ANY_PORT,
     World,
     blocks,
-    closing,
     connect,
     connected,
     everywhere,
     expect,
-    receive_all,
     socket_of,
 )
+from support.streams import clog_tcp, closing, receive_all
+
+from trio_uring import NetworkStream
 
 MIB = 1 << 20
 

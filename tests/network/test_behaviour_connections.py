@@ -9,21 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from support.networks import ANY_PORT, SIMULATED, World, connect, connected, everywhere, expect, on
+from support.streams import closing, receive_all
 
 from trio_uring import IncompleteReadError, NetworkStream
-
-from .networks import (
-    ANY_PORT,
-    SIMULATED,
-    World,
-    closing,
-    connect,
-    connected,
-    everywhere,
-    expect,
-    on,
-    receive_all,
-)
 
 if TYPE_CHECKING:
     from trio_uring import NetworkListener

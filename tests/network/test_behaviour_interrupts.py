@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from trio.testing import assert_checkpoints
-
-from trio_uring import receive_frame, send_frame
-
-from .networks import (
+from support.networks import (
     ANY_PORT,
     BLOCK,
     World,
     blocks,
-    closing,
     connected,
     digest_of,
     everywhere,
     expect,
 )
+from support.streams import closing
+from trio.testing import assert_checkpoints
+
+from trio_uring import receive_frame, send_frame
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

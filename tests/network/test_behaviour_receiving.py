@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-
-from trio_uring import DelimiterNotFound, IncompleteReadError, NetworkStream
-
-from .networks import (
+from support.networks import (
     BLOCK,
     REAL,
     World,
@@ -22,8 +19,10 @@ from .networks import (
     expect,
     innermost,
     on,
-    receive_all,
 )
+from support.streams import receive_all
+
+from trio_uring import DelimiterNotFound, IncompleteReadError, NetworkStream
 
 KIB = 1 << 10
 

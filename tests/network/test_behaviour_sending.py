@@ -7,6 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.networks import (
+    ANY_PORT,
+    BLOCK,
+    Sum,
+    World,
+    blocks,
+    connect,
+    connected,
+    digest_of,
+    everywhere,
+    expect,
+)
+from support.streams import closing, receive_all
 
 from trio_uring import (
     FrameStream,
@@ -15,21 +28,6 @@ from trio_uring import (
     receive_frame,
     send_all_vectored,
     send_frame,
-)
-
-from .networks import (
-    ANY_PORT,
-    BLOCK,
-    Sum,
-    World,
-    blocks,
-    closing,
-    connect,
-    connected,
-    digest_of,
-    everywhere,
-    expect,
-    receive_all,
 )
 
 if TYPE_CHECKING:

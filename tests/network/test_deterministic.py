@@ -1,6 +1,6 @@
 """The same seed is the same run: of the scheduler, and of the simulated network.
 
-Rules of this file: those of simulated_support.
+Rules of this file: those of support/simulated.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
-from network.simulated_support import (
+from support.simulated import (
     elapsed,
     pair_of,
 )
+
 from trio_uring import _trio
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 

@@ -1,7 +1,7 @@
 """Connections of the simulated network: trio's own suites, exact times, bounded buffers, and every
 byte's whereabouts.
 
-Rules of this file: those of simulated_support.
+Rules of this file: those of support/simulated.py.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from support.simulated import WHOLE, elapsed, pair_of, simulated, transports
+from support.streams import receive_all
 
-from network.simulated_support import (
-    WHOLE,
-    elapsed,
-    pair_of,
-    receive_all,
-    simulated,
-    transports,
-)
 from trio_uring._network.network import NetworkConfig
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 

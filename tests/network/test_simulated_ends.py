@@ -1,6 +1,6 @@
 """How connections of the simulated network end: TCP's rules, and trio's for streams.
 
-Rules of this file: those of simulated_support.
+Rules of this file: those of support/simulated.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import functools
 import pytest
 import trio
 import trio.testing
-
-from network.simulated_support import (
+from support.simulated import (
     WHOLE,
     broken_by,
     elapsed,
     fails_closed,
     fails_with,
     pair_of,
-    receive_all,
     simulated,
     transports,
 )
+from support.streams import receive_all
+
 from trio_uring._network.network import NetworkConfig
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 

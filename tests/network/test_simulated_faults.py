@@ -1,6 +1,6 @@
 """Partitions and resets of the simulated network.
 
-Rules of this file: those of simulated_support.
+Rules of this file: those of support/simulated.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-
-from network.simulated_support import (
+from support.simulated import (
     WHOLE,
     after,
     broken_by,
@@ -25,6 +24,7 @@ from network.simulated_support import (
     simulated,
     transports,
 )
+
 from trio_uring._network.network import NetworkConfig
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 

@@ -1,6 +1,6 @@
 """Addresses, listeners and dials of the simulated network.
 
-Rules of this file: those of simulated_support.
+Rules of this file: those of support/simulated.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import pytest
 import trio
 import trio.testing
-
-from network.simulated_support import (
+from support.simulated import (
     broken_by,
     fails,
     simulated,
 )
+
 from trio_uring._network.network import NetworkConfig
 from trio_uring._network.simulated import SimulatedNetwork
 

@@ -17,18 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from streams.support import checked_run, open_descriptors, until
-
-import trio_uring
-from trio_uring import NetworkConfig, TrioNetwork, UringNetwork
-
-from .networks import (
+from support.networks import (
     ANY_PORT,
     REAL,
     CountingSocket,
     World,
     blocks,
-    closing,
     connect,
     connected,
     expect,
@@ -36,6 +30,10 @@ from .networks import (
     reset_by_hand,
     socket_of,
 )
+from support.streams import checked_run, closing, open_descriptors, until
+
+import trio_uring
+from trio_uring import NetworkConfig, TrioNetwork, UringNetwork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,11 +17,11 @@ import os
 from typing import TYPE_CHECKING
 
 import trio
-from long_cases import long_cases
+from support.long_cases import long_cases
+from support.networks import ANY_PORT, BLOCK, KINDS, World, on
+from support.streams import closing
 
 from trio_uring import FrameStream, backend_info, receive_frame, send_frame
-
-from .networks import ANY_PORT, BLOCK, KINDS, World, closing, on
 
 if TYPE_CHECKING:
     from trio_uring import NetworkStream

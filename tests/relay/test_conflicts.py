@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, unix_sockets
+from support.relay import line
+from support.streams import clog, unix_sockets
 
 import trio_uring
 from trio_uring._relay import copy as _copy
 
-from .support import line
 from .test_copy import Copying, until_rest
 
 

@@ -15,8 +15,8 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_cases import examples
-from streams.support import TINY, passes, pattern, tcp_sockets, unix_sockets
+from support.long_cases import examples
+from support.streams import TINY, passes, pattern, tcp_sockets, unix_sockets
 
 import trio_uring
 from trio_uring.testing import FakeRing, use_ring

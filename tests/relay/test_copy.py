@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import (
+from support.by_hand import park
+from support.relay import BOUND, KINDS, Line, line, pipes_open, pumps_only
+from support.streams import (
     clog,
     clog_tcp,
     count_of,
@@ -21,14 +23,11 @@ from streams.support import (
     until,
     until_blocked,
 )
-from streams.test_destroyed_calls import park
 
 import trio_uring
 from trio_uring._driver import pipes as _pipes
 from trio_uring._driver.run import install
 from trio_uring._ring.uring import UringRing
-
-from .support import BOUND, KINDS, Line, line, pipes_open, pumps_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

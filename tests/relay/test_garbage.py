@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, tcp_sockets, until
-from streams.test_destroyed_calls import park
+from support.by_hand import park
+from support.streams import clog, tcp_sockets, until
 
 import trio_uring
 from trio_uring._relay import copy as _copy

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, pattern, receive_all, unix_streams, until
+from support.relay import line
+from support.streams import clog, pattern, receive_all, unix_streams, until
 
 import trio_uring
 from trio_uring._relay import copy as _copy
 
 from . import test_conservation, test_copy, test_relay
-from .support import line
 from .test_copy import Copying, until_rest, write_and_end
 
 # What is true of a pump.

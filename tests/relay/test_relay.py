@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import (
+from support.streams import (
     clog,
     drain,
     pattern,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from streams.support import tcp_sockets, unix_sockets, until
+from support.streams import tcp_sockets, unix_sockets, until
 
 import trio_uring
 from trio_uring._network.network import BufferedNetworkStream

@@ -17,16 +17,15 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from robustness.child import EVERY_FLAGS, driver, expect_log, in_child, use_ring
-from robustness.test_driver_failure import FaultyRing, drain_fails
-from robustness.test_processes import run_by_hand
-from streams.support import clog, pattern
+from support.by_hand import run_by_hand
+from support.child import EVERY_FLAGS, driver, expect_log, in_child, use_ring
+from support.faulty import FaultyRing, drain_fails
+from support.relay import Line, pumps_only
+from support.streams import clog, pattern
 
 import trio_uring
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
-
-from .support import Line, pumps_only
 
 
 async def close(*lines: Line) -> None:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, count_of, drain, pattern, stream_and_peer, unix_sockets
+from support.relay import Plain, pumps_only
+from support.streams import clog, count_of, drain, pattern, stream_and_peer, unix_sockets
 
 import trio_uring
 from trio_uring._driver.run import current_driver
 from trio_uring._ring.op import Opcode
-
-from .support import Plain, pumps_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog, count_of, drain, operations_on, pattern, until, waits_are_ours
-from streams.test_destroyed_calls import park
+from support.by_hand import park
+from support.streams import clog, count_of, drain, operations_on, pattern, until, waits_are_ours
 
 import trio_uring
 from trio_uring._relay.send_file import DIRECT_SIZE

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from streams.support import drain, pattern, stream_and_peer
+from support.streams import drain, pattern, stream_and_peer
 
 import trio_uring
 

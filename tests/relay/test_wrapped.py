@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import TINY, pattern, unix_sockets
+from support.streams import TINY, pattern, unix_sockets
 
 import trio_uring
 from trio_uring._bytes.timed import can_send_eof, can_take_back

@@ -21,13 +21,13 @@ import outcome
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, in_child, pair, use_ring
+from support.streams import open_descriptors
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
-
-from .child import FLAGS, in_child, open_fds, pair, use_ring
 
 pytestmark = pytest.mark.uring_only(
     "trio's own wait for a descriptor does not survive that its coroutine is destroyed"
@@ -193,7 +193,7 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
     address = listener.socket.getsockname()
     trio_uring.current_statistics()
     await trio.testing.wait_all_tasks_blocked()
-    before = len(open_fds())
+    before = len(open_descriptors())
     for _ in range(50):
         coro = listener.accept()
         await parked(coro, True)
@@ -204,7 +204,7 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
             0
         ]:  # the cancel was quicker than the connection
             await (await listener.accept()).aclose()
-    assert len(open_fds()) == before
+    assert len(open_descriptors()) == before
     await listener.aclose()
 
 

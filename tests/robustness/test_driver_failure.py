@@ -18,11 +18,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
-import trio_uring
-from trio_uring._errors import RingBrokenError
-
-from .child import (
+from support.child import (
     FLAGS,
     BackendRing,
     Passes,
@@ -33,7 +29,11 @@ from .child import (
     pair,
     use_ring,
 )
-from .seccomp import IO_URING_ENTER, deny
+from support.faulty import FaultyRing, drain_fails
+from support.seccomp import IO_URING_ENTER, deny
+
+import trio_uring
+from trio_uring._errors import RingBrokenError
 
 pytestmark = pytest.mark.uring_only("by readiness, there is no driver that could fail")
 
@@ -108,30 +108,6 @@ def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
     expect_log("could not empty its ring")
     assert len(open_rings()) == 1  # S7: kept, because the kernel may still write to its memory
     os._exit(0)
-
-
-class FaultyRing(BackendRing):
-    """Whatever takes its completions fails while `faults` lasts."""
-
-    faults = 0
-    error: BaseException = ZeroDivisionError("injected")
-
-    def _fail(self) -> None:
-        if self.faults:
-            self.faults -= 1
-            raise self.error
-
-    def drain(self, *arguments: Any) -> Any:
-        self._fail()
-        return super().drain(*arguments)
-
-    def turn(self, *arguments: Any) -> Any:
-        self._fail()
-        return super().turn(*arguments)
-
-
-def drain_fails(times: int) -> None:
-    driver().ring.faults = times
 
 
 @pytest.mark.parametrize("flags", FLAGS)

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, in_child, stream_pair, use_ring
+from support.peer import HOST
 
 import trio_uring
-
-from .child import FLAGS, in_child, stream_pair, use_ring
-from .peer import HOST
 
 MOMENTS = ("queued", "in flight")
 
@@ -94,7 +93,7 @@ async def test_sends(flags: str, kind: str, many: bool) -> None:
         await cancelled(
             lambda: sender.send_all([view[:5], view[5 : 2**20], view[2**20 :]] if many else view),
             moment,
-        )  # noqa: B023
+        )
         sent = sender.bytes_sent
         assert sent < len(data)
         if sent:

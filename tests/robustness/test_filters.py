@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 import trio
+from support import seccomp
+from support.child import in_child
+from support.fallback import asked_for, auto, check_sentence, falls_back, works
 
 import trio_uring
 from trio_uring._cli import info as _info
 from trio_uring._driver import backend as _backend
 from trio_uring._driver import trial as _trial
-
-from . import seccomp
-from .child import in_child
-from .fallback import asked_for, auto, check_sentence, falls_back, works
 
 CALLS = {
     "io_uring_setup": seccomp.IO_URING_SETUP,

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, driver, in_child, open_rings, pair, stream_pair, use_ring
+from support.streams import open_descriptors
 
 import trio_uring
 from trio_uring._ring import uring as _ring
-
-from .child import FLAGS, driver, in_child, open_fds, open_rings, pair, stream_pair, use_ring
 
 pytestmark = pytest.mark.uring_only("by readiness, a forked child has what trio gives it")
 
@@ -33,7 +33,11 @@ OK, FAILED = 0, 13
 def state(link: str) -> list[str]:
     """What the kernel tells of this process's descriptors of a kind: what was submitted, and what
     is registered."""
-    infos = [Path(f"/proc/self/fdinfo/{fd}") for fd, target in open_fds().items() if link in target]
+    infos = [
+        Path(f"/proc/self/fdinfo/{fd}")
+        for fd, target in open_descriptors().items()
+        if link in target
+    ]
     lines = [f"{info.name} {line}" for info in infos for line in info.read_text().splitlines()]
     return [line for line in lines if line.split()[1] in ("SqHead:", "SqTail:", "SQEs:", "tfd:")]
 

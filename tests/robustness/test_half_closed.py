@@ -21,11 +21,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, in_child, iou_threads, use_ring
+from support.peer import HOST
 
 import trio_uring
-
-from .child import FLAGS, in_child, iou_threads, use_ring
-from .peer import HOST
 
 PEERS = 64
 SECONDS_MAX = (

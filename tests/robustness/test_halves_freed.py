@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, in_child, pair, stream_pair, use_ring
 
 import trio_uring
-
-from .child import FLAGS, in_child, pair, stream_pair, use_ring
 
 
 async def free(halves: list[Any], which: int, close: bool) -> None:

@@ -15,10 +15,9 @@ from collections.abc import Callable
 import pytest
 import trio
 import trio.testing
+from support.child import EVERY_FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
 
 import trio_uring
-
-from .child import EVERY_FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
 
 Pair = Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]]
 Log = list[tuple[str, float]]

@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import BY_READINESS, FLAGS, BackendRing, driver, in_child, stream_pair, use_ring
 
 import trio_uring
 from trio_uring._driver.engine import TaskOperation
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
-
-from .child import BY_READINESS, FLAGS, BackendRing, driver, in_child, stream_pair, use_ring
 
 
 async def close_all(*streams: Any) -> None:

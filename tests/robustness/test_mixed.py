@@ -21,11 +21,10 @@ from functools import partial
 
 import pytest
 import trio
+from support.child import BY_READINESS, EVERY_FLAGS, Passes, in_child, use_ring
+from support.peer import echo_peer
 
 import trio_uring
-
-from .child import BY_READINESS, EVERY_FLAGS, Passes, in_child, use_ring
-from .peer import echo_peer
 
 PROBES = 60
 CHATS = 20

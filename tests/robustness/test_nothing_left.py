@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import BY_READINESS, FLAGS, Watch, in_child, use_ring
+from support.peer import echo_peer
+from support.streams import open_descriptors
 
 import trio_uring
-
-from .child import BY_READINESS, FLAGS, Watch, in_child, open_fds, use_ring
-from .peer import echo_peer
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -265,7 +265,7 @@ def test_after_ctrl_c_while_the_main_task_sleeps() -> None:
 
 
 async def thousand(cancelled: list[int]) -> None:
-    before = len(open_fds())
+    before = len(open_descriptors())
     async with trio.open_nursery() as nursery:
         pairs = [socket.socketpair() for _ in range(1000)]
         for index, pair in enumerate(pairs):
@@ -276,7 +276,7 @@ async def thousand(cancelled: list[int]) -> None:
         nursery.cancel_scope.cancel()
     statistics = trio_uring.current_statistics()
     assert statistics.in_flight == statistics.queued == statistics.pinned == 0
-    assert len(open_fds()) <= before + 1  # the ring
+    assert len(open_descriptors()) <= before + 1  # the ring
 
 
 async def one_of_a_thousand(sock: socket.socket, sends: bool, cancelled: list[int]) -> None:

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, expect_log, in_child, iou_threads, rss, stream_pair, use_ring
+from support.emfile import Counted
+from support.peer import HOST, echo_peer, peer
+from support.streams import open_descriptors
 
 import trio_uring
-
-from .child import FLAGS, expect_log, in_child, iou_threads, open_fds, rss, stream_pair, use_ring
-from .peer import HOST, echo_peer, peer
 
 FLOOD = 256 * 2**20
 # A stream may hold 32 KiB unread, the pool of provided buffers is 4 MiB, the rest is Python's own
@@ -249,17 +250,6 @@ def test_no_descriptors_for_accept() -> None:
     assert expect_log("accept returned EMFILE") == 4
 
 
-class Counted(trio_uring.SocketListener):
-    failures = 0
-
-    async def accept(self) -> trio_uring.SocketStream:
-        try:
-            return await super().accept()
-        except OSError:
-            Counted.failures += 1
-            raise
-
-
 async def starve_accept(clock: FrozenClock) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with trio.open_nursery() as nursery:
@@ -272,7 +262,7 @@ async def starve_accept(clock: FrozenClock) -> None:
         await (
             trio.testing.wait_all_tasks_blocked()
         )  # the accept that is armed by now has its descriptors promised
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1, hard))
         for client in clients:
             client.connect_ex(address)
         for attempt in range(1, 5):
@@ -297,7 +287,7 @@ async def test_half_closed_connections_leave_no_descriptor() -> None:
             partial(trio_uring.serve_tcp, answer_at_the_end, 0, host=HOST)
         )
         address = listener.socket.getsockname()
-        before = len(open_fds())
+        before = len(open_descriptors())
         for _ in range(100):
             async with await trio_uring.open_tcp_stream(*address[:2]) as stream:
                 await stream.send_all(b"question")
@@ -305,7 +295,7 @@ async def test_half_closed_connections_leave_no_descriptor() -> None:
                 answer = [data async for data in stream]
                 assert b"".join(answer) == b"question answered"
         await trio.testing.wait_all_tasks_blocked()
-        assert len(open_fds()) == before
+        assert len(open_descriptors()) == before
         nursery.cancel_scope.cancel()
 
 

@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import without
 
 from trio_uring import _trio
-
-from . import without
 
 ROOT = Path(__file__).parents[1]
 # Those of sockets are hidden in tests/sockets/test_private_names.py: trio's own sockets would not

@@ -17,23 +17,15 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.by_hand import run_by_hand
+from support.child import FLAGS, in_child, pair, use_ring
+from support.peer import HOST, echo_peer
+from support.streams import open_descriptors
 
 import trio_uring
 
-from .child import FLAGS, in_child, open_fds, pair, use_ring
-from .peer import HOST, echo_peer
-
 OK = 0
 RING_LINK = "io_uring"
-
-
-def run_by_hand(coro: Any) -> None:
-    """Steps a coroutine to its first wait, where there is no scheduler: in a forked child."""
-    try:
-        coro.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("it waits for something")
 
 
 def in_forked_child(stream: trio_uring.SocketStream, ring_links: int) -> int:
@@ -46,14 +38,14 @@ def in_forked_child(stream: trio_uring.SocketStream, ring_links: int) -> int:
         with pytest.raises(RuntimeError, match="forked"):
             run_by_hand(use())
     assert ring_links >= 1
-    assert not [link for link in open_fds().values() if RING_LINK in link], (
+    assert not [link for link in open_descriptors().values() if RING_LINK in link], (
         "the child still holds the ring"
     )
     return OK
 
 
 def fork_and_wait(stream: trio_uring.SocketStream) -> int:
-    ring_links = len([link for link in open_fds().values() if RING_LINK in link])
+    ring_links = len([link for link in open_descriptors().values() if RING_LINK in link])
     pid = os.fork()
     if pid == 0:
         code = 11

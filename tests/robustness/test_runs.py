@@ -20,10 +20,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-
-import trio_uring
-
-from .child import (
+from support.child import (
     BY_READINESS,
     FLAGS,
     OF_TASK,
@@ -35,7 +32,9 @@ from .child import (
     remove_hooks,
     use_ring,
 )
-from .peer import echo_peer
+from support.peer import echo_peer
+
+import trio_uring
 
 MESSAGES = 300
 

@@ -19,16 +19,16 @@ from typing import Any
 
 import pytest
 import trio
+from support.child import in_child
+from support.fallback import asked_for, auto, check_sentence, falls_back, works
+from support.seccomp import SWAPON, deny
+from support.streams import open_descriptors
 
 import trio_uring
 from trio_uring._driver import backend as _backend
 from trio_uring._driver import trial as _trial
 from trio_uring._ring import protocol as _contract
 from trio_uring._ring import uring as _ring
-
-from .child import in_child, open_fds
-from .fallback import asked_for, auto, check_sentence, falls_back, works
-from .seccomp import SWAPON, deny
 
 
 @pytest.mark.parametrize("free", range(6))
@@ -42,7 +42,7 @@ def test_few_descriptors_are_free(free: int) -> None:
         ours, theirs = socket.socketpair()
         stream = trio_uring.SocketStream(ours)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1 + free, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1 + free, hard))
         theirs.send(b"x")
         try:
             assert await stream.receive_some() == b"x"

@@ -18,12 +18,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
+from support.peer import echo_peer
 
 import trio_uring
 from trio_uring._ring import uring as _ring
-
-from .child import FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
-from .peer import echo_peer
 
 pytestmark = pytest.mark.uring_only("it is about what io_uring_enter answers")
 

@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import in_child
+from support.fallback import asked_for, auto, check_sentence, falls_back, works
+from support.seccomp import IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, deny
 
 import trio_uring
 from trio_uring._driver import backend as _backend
@@ -23,10 +26,6 @@ from trio_uring._driver import run as _driver
 from trio_uring._driver import trial as _trial
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
-
-from .child import in_child
-from .fallback import asked_for, auto, check_sentence, falls_back, works
-from .seccomp import IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, deny
 
 SAYS_WHY = {
     "EPERM": "seccomp",

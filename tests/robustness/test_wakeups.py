@@ -12,11 +12,10 @@ import socket
 
 import pytest
 import trio
+from support.child import BY_READINESS, EVERY_FLAGS, Passes, in_child, use_ring
+from support.peer import echo_peer
 
 import trio_uring
-
-from .child import BY_READINESS, EVERY_FLAGS, Passes, in_child, use_ring
-from .peer import echo_peer
 
 MANY = 100_000
 

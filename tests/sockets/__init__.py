@@ -1,2 +1,1 @@
-"""Tests of UringSocket, of trio_uring.socket, and of enabling. A package, so that its modules can
-share `support`."""
+"""Tests of UringSocket and of trio_uring.socket."""

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from robustness.child import in_child
+from support.child import in_child
+from support.sockets import Sockets, on_both
 
 import trio_uring
 import trio_uring.socket
-
-from .support import Sockets, on_both
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,7 +1,7 @@
 """Closing: by whom a socket may be closed, and that whoever waits on it, or on what is built on it,
 wakes.
 
-Rules: those of support.py. What is closed by a thread is closed in a run of the test's own.
+Rules: those of support/sockets.py. What is closed by a thread is closed in a run of the test's own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from streams.support import clog
+from support.sockets import Sockets, of_kind, on_both
+from support.streams import clog
 
 import trio_uring
 import trio_uring.socket
-
-from .support import Sockets, of_kind, on_both
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -16,7 +16,8 @@ from typing import Any
 import outcome
 import pytest
 import trio
-from streams.support import LADDER, TINY, clog, drain, open_descriptors, until
+from support.sockets import Sockets, of_messages, of_streams
+from support.streams import LADDER, TINY, clog, drain, open_descriptors, until
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
@@ -24,8 +25,6 @@ import trio_uring.socket
 from trio_uring._driver.run import install
 from trio_uring._ring.op import DONE
 from trio_uring._ring.uring import UringRing
-
-from .support import Sockets, of_messages, of_streams
 
 pytestmark = pytest.mark.uring_only("what a destroyed call leaves in the ring")
 

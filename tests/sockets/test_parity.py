@@ -1,6 +1,6 @@
 """What sockets do, the same with trio's and with ours.
 
-Rules: those of support.py. No test looks at which library it runs over.
+Rules: those of support/sockets.py. No test looks at which library it runs over.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from types import ModuleType
 
 import pytest
 import trio
-from streams.support import pattern
+from support.sockets import MESSAGES, Sockets, of_kind, of_messages, of_streams, on_both
+from support.streams import pattern
 from trio.testing import assert_checkpoints
-
-from .support import MESSAGES, Sockets, of_kind, of_messages, of_streams, on_both
 
 
 @on_both

@@ -1,8 +1,8 @@
 """What goes wrong with sockets, the same with trio's and with ours: type and errno, a checkpoint,
 and no buffer left exported.
 
-Rules: those of support.py; what is expected is written out, so that both cannot be wrong in the
-same way.
+Rules: those of support/sockets.py; what is expected is written out, so that both cannot be wrong
+in the same way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import trio
-from streams.support import clog
+from support.sockets import Sockets, of_kind, on_both, told
+from support.streams import clog
 from trio.testing import assert_checkpoints
-
-from .support import Sockets, of_kind, on_both, told
 
 
 async def fails(operation: Any, *arguments: Any) -> tuple[type[BaseException], object]:

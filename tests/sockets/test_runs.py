@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from robustness.child import driver, expect_log, in_child
+from support.child import driver, expect_log, in_child
+from support.sockets import STREAMS, Sockets, of_kind, stdlib_pair
 
 import trio_uring
 import trio_uring.socket
-
-from .support import STREAMS, Sockets, of_kind, stdlib_pair
 
 
 @of_kind

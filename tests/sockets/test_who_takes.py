@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from robustness.child import in_child
-from streams.support import clog, drain, until
+from support.child import in_child
+from support.sockets import Sockets, on_both, stdlib_pair
+from support.streams import clog, drain, until
 
 import trio_uring
 import trio_uring.socket
-
-from .support import Sockets, on_both, stdlib_pair
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -1,2 +1,1 @@
-"""Tests of the streams, listeners and openers on the kernel's own ring. A package, so that its
-modules can share `support`."""
+"""Tests of streams, listeners and openers: TCP, Unix, TLS, pipes, processes; and of enabling."""

@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-
-from trio_uring import SendStream, SocketStream
-
-from .support import (
+from support.streams import (
     TINY,
     clog,
     closing,
@@ -35,6 +32,8 @@ from .support import (
     until,
     until_blocked,
 )
+
+from trio_uring import SendStream, SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -21,13 +21,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from long_cases import examples
-
-import trio_uring
-from trio_uring._driver.run import install
-from trio_uring._ring.uring import UringRing
-
-from .support import (
+from support.long_cases import examples
+from support.streams import (
     LADDER,
     TINY,
     closing,
@@ -37,6 +32,10 @@ from .support import (
     tcp_sockets,
     unix_sockets,
 )
+
+import trio_uring
+from trio_uring._driver.run import install
+from trio_uring._ring.uring import UringRing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

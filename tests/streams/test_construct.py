@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.streams import (
+    clog,
+    closing,
+    drain,
+    pipe_streams,
+    tcp_sockets,
+    unix_sockets,
+    until_blocked,
+)
 
 import trio_uring
 from trio_uring import ReceiveStream, SendStream, SocketListener, SocketStream
 from trio_uring._streams.endpoint import Endpoint
-
-from .support import clog, closing, drain, pipe_streams, tcp_sockets, unix_sockets, until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,38 +15,18 @@ import outcome
 import pytest
 import trio
 import trio.testing
+from support.by_hand import park
+from support.streams import LADDER, on_ring, stream_and_peer, waits_are_ours
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring._bytes import outgoing
 from trio_uring._driver.run import install
-from trio_uring._ring.op import Opcode
 from trio_uring._ring.uring import UringRing
 from trio_uring._streams import send as _send
 
-from .support import LADDER, on_ring, stream_and_peer, waits_are_ours
-
 if TYPE_CHECKING:
     import socket
-
-
-SENDS = (Opcode.SEND, Opcode.SENDMSG)  # which never wait: a poll does, after one that found no room
-
-
-async def park(coro: Any) -> None:
-    """Runs a call by hand until it waits for the kernel, and its operation has been submitted."""
-    message = coro.send(None)
-    while True:
-        result = None
-        if not isinstance(message, WaitTaskRescheduled):
-            await trio.lowlevel.checkpoint()
-        elif getattr(getattr(message.abort_func, "__self__", None), "opcode", None) in SENDS:
-            result = await trio.lowlevel.wait_task_rescheduled(message.abort_func)
-        else:
-            break
-        message = coro.send(outcome.Value(result))
-    while trio_uring.current_statistics().queued:
-        await trio.lowlevel.checkpoint()
 
 
 @waits_are_ours

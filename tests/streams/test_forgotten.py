@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 import trio
+from support.streams import unix_sockets
 
 from trio_uring import ReceiveStream, SocketStream
-
-from .support import unix_sockets
 
 
 async def forget(streams: list[Any]) -> None:

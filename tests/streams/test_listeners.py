@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from support.streams import closing, count_of, operations_on, passes
 
 from trio_uring import SocketListener, SocketStream, open_tcp_listeners
-
-from .support import closing, count_of, operations_on, passes
 
 if TYPE_CHECKING:
     from pathlib import Path

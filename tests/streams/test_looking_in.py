@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-
-import trio_uring
-from trio_uring import SocketStream, current_operations, current_statistics
-
-from .support import (
+from support.streams import (
     TINY,
     clog,
     closing,
@@ -26,6 +22,9 @@ from .support import (
     unix_streams,
     until_blocked,
 )
+
+import trio_uring
+from trio_uring import SocketStream, current_operations, current_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

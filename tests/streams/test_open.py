@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.streams import closing, drain, passes, until
 
 import trio_uring
 from trio_uring import open_tcp_stream, open_unix_socket
-
-from .support import closing, drain, passes, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

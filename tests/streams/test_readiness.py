@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.child import Passes
+from support.streams import clog, drain, pattern, unix_sockets
 
 import trio_uring
 from trio_uring._driver import readiness as _readiness
 from trio_uring._driver.run import request_backend
-
-from .support import clog, drain, pattern, unix_sockets
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +36,6 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     for fd in ends:
         os.close(fd)
-
-
-class Passes(trio.abc.Instrument):
-    count = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.count += 1
 
 
 async def passes_of(act: Callable[[], Awaitable[Any]]) -> int:

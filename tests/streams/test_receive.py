@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-
-import trio_uring
-from trio_uring import IncompleteReadError, ReceiveStream, SocketStream
-
-from .support import (
+from support.streams import (
     clog,
     closing,
     drain,
@@ -32,6 +28,9 @@ from .support import (
     until,
     until_blocked,
 )
+
+import trio_uring
+from trio_uring import IncompleteReadError, ReceiveStream, SocketStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -21,11 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-
-import trio_uring
-from trio_uring import SendStream
-
-from .support import (
+from support.streams import (
     TINY,
     clog,
     closing,
@@ -39,6 +35,9 @@ from .support import (
     until,
     until_blocked,
 )
+
+import trio_uring
+from trio_uring import SendStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,16 +10,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support import emfile
+from support.streams import closing, passes, receive_all
 
 import trio_uring
 from trio_uring import SocketListener, SocketStream, open_tcp_stream, serve_tcp
-
-from .support import closing, passes, receive_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -121,7 +120,7 @@ async def test_cancelling_a_server_in_the_middle_of_everything() -> None:
 
 
 def test_out_of_descriptors() -> None:
-    child = Path(__file__).with_name("child_emfile.py")
+    child = emfile.__file__
     done = subprocess.run(
         [sys.executable, "-W", "error", child],
         capture_output=True,

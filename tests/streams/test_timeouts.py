@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.streams import TINY, clog, closing, drain, passes, pattern, unix_sockets, until_blocked
 
 from trio_uring import SocketStream
-
-from .support import TINY, clog, closing, drain, passes, pattern, unix_sockets, until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

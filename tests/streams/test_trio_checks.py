@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.streams import TINY, clog, clog_tcp, fifo_descriptors, tcp_sockets, unix_sockets
 from trio.testing import check_half_closeable_stream, check_one_way_stream, check_two_way_stream
 
 from trio_uring import ReceiveStream, SendStream, SocketStream
-
-from .support import TINY, clog, clog_tcp, fifo_descriptors, tcp_sockets, unix_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,1 +1,1 @@
-"""Tests of UDP. A package, so that its modules can share `support`."""
+"""Tests of UDP."""

@@ -13,11 +13,10 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams.support import checked_run, until_blocked
+from support.streams import checked_run, until_blocked
+from support.udp import HOSTS, Spy, opened, plain_sender, receive_payloads, udp_pair
 
 import trio_uring
-
-from .support import HOSTS, Spy, opened, plain_sender, receive_payloads, udp_pair
 
 FAMILIES = pytest.mark.parametrize(
     "family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"]

@@ -15,7 +15,7 @@ import socket
 
 import pytest
 import trio
-from streams.support import passes, until_blocked
+from support.streams import passes, until_blocked
 
 import trio_uring
 from trio_uring._udp import udp_socket as _udp

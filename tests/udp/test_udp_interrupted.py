@@ -13,12 +13,11 @@ import outcome
 import pytest
 import trio
 import trio.testing
-from streams.support import passes, until_blocked
+from support.streams import passes, until_blocked
+from support.udp import opened, plain_sender, receive_payloads, udp_pair
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
-
-from .support import opened, plain_sender, receive_payloads, udp_pair
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261126"))
 RECEIVES = pytest.mark.parametrize("receive", ["receive_from", "receive_many"])

@@ -11,13 +11,12 @@ import sys
 
 import pytest
 import trio
-from streams.support import checked_run
+from support.streams import checked_run
+from support.udp import Spy, opened, plain_sender, receive_payloads, udp_pair
 from trio._socket import _SocketType
 from trio.testing._fake_net import FakeNet
 
 import trio_uring
-
-from .support import Spy, opened, plain_sender, receive_payloads, udp_pair
 
 SO_TIMESTAMPNS, SO_TIMESTAMPING, SO_RCVMARK = 35, 37, 75
 RECEIVES = pytest.mark.parametrize("receive", ["receive_from", "receive_many"])

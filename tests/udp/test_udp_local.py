@@ -10,12 +10,11 @@ import socket
 
 import pytest
 import trio
-from streams.support import until_blocked
+from support.streams import until_blocked
+from support.udp import BUFFER, opened
 
 import trio_uring
 from trio_uring import Local
-
-from .support import BUFFER, opened
 
 ASKED = "127.0.0.9"
 LOOPBACK = socket.if_nametoindex("lo")

@@ -1,0 +1,147 @@
+"""The command line: what `python -m trio_uring` prints, and its exit statuses. The demo is in
+tests/demo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from support.command import command, no_ring
+
+import trio_uring
+from trio_uring import __main__
+from trio_uring._cli import info as _info
+from trio_uring._driver import backend as _backend
+from trio_uring._ring.protocol import POOL_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+# -- arguments
+
+
+@pytest.mark.no_ring
+def test_version_and_help() -> None:
+    assert command("--version").stdout == f"trio_uring {trio_uring.__version__}\n"
+    assert "demo" in command("-h").stdout
+    assert "--clients" in command("demo", "-h").stdout
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["demo", "--clients", "0"], "0 is less than 1"),
+        (["demo", "--clients", "x"], "invalid"),
+        (["demo", "--clients", "99999999"], "limit of open files"),
+        (["demo", "--directory", "/nowhere"], "/nowhere is not a directory"),
+        (["demo", "--max-mib", "-1"], "-1 is less than 1"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        __main__.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+# -- info
+
+
+@pytest.mark.uring_only("what the kernel's ring says")
+def test_info_on_the_real_ring() -> None:
+    done = command("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^backend +io_uring\nio_uring +available\n", done.stdout, re.MULTILINE)
+    assert re.search(r"^  opcodes lacking +none$", done.stdout, re.MULTILINE)
+    assert "not tested" not in done.stdout
+    for word in (
+        "kernel.io_uring_disabled",
+        "RLIMIT_MEMLOCK",
+        "CQSIZE",
+        "NODROP",
+        "FAST_POLL",
+        "SENDMSG",
+        "SMALL_SIZE",
+    ):
+        assert word in done.stdout
+
+
+def test_info_without_a_ring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRIO_URING_BACKEND", raising=False)
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    _backend._Memory.forget()
+    assert __main__.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^backend +readiness: io_uring_setup failed with EPERM: forbidden by a test$",
+        out,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^io_uring +not available: io_uring_setup failed with EPERM: forbidden by a test$",
+        out,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize("asked", ["uring", "nonsense"])
+def test_info_where_what_is_asked_for_cannot_be_had(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", asked)
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    _backend._Memory.forget()
+    assert __main__.main(["info"]) == 0
+    assert re.search(
+        r"^backend +none: .*TRIO_URING_BACKEND", capsys.readouterr().out, re.MULTILINE | re.DOTALL
+    )
+
+
+@pytest.mark.uring_only("a ring that opens without them")
+def test_info_names_what_a_ring_lacks_and_what_was_not_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ring, _ = _backend.open_uring()
+    ring.info = dataclasses.replace(ring.info, lacking=("READ", "WRITEV"))
+    monkeypatch.setattr(_info, "open_uring", lambda: (ring, "no thread could be started"))
+    assert __main__.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  opcodes lacking +READ WRITEV$", out, re.MULTILINE)
+    assert re.search(r"^  not tested +no thread could be started$", out, re.MULTILINE)
+    assert ring.close()
+
+
+@pytest.mark.no_ring
+def test_info_says_how_much_memory_the_buffers_take(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["info"]) == 0
+    size = POOL_SIZE // 1024
+    out = capsys.readouterr().out
+    assert re.search(rf"^  memory of all buffers +{size} KiB ", out, re.MULTILINE)
+
+
+@pytest.mark.no_ring
+def test_info_says_unknown_where_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_info, "_SYSCTL", "/nowhere")
+    assert __main__.main(["info"]) == 0
+    assert re.search(r"kernel.io_uring_disabled +unknown", capsys.readouterr().out)
+
+
+@pytest.mark.no_ring
+def test_feature_names() -> None:
+    assert _info.feature_names(0) == []
+    assert _info.feature_names(0b11) == ["SINGLE_MMAP", "NODROP"]
+    assert _info.feature_names(1 << 40 | 1) == ["SINGLE_MMAP", "0x10000000000"]

@@ -1,0 +1,1 @@
+"""Tests of the driver: the trial of a ring, and whole runs over a simulated one."""

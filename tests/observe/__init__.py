@@ -1,0 +1,1 @@
+"""Tests of the observers: what they count, record and export."""

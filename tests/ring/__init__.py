@@ -1,0 +1,1 @@
+"""Tests of rings: the protocol's contract, and the kernel's own."""

@@ -1,0 +1,42 @@
+"""The guides' programs once more, with every trio.run in them enabled: what is documented works
+there as well.
+
+Rules of this file: in this process, with warnings as errors. That they work as they are is what
+tests/test_docs.py looks at; the examples of docs/testing.md are pytest's, and test_pytest_plugin
+runs them, enabled too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import trio_uring
+
+DOCS = Path(__file__).parents[1] / "docs"
+PROGRAMS = [
+    pytest.param(code, id=f"{guide}-{number}")
+    for guide in ("network", "enabling")
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{guide}.md").read_text(), re.M | re.S)
+    )
+]
+stock_run = trio.run
+
+
+def enabled_run(*args: Any, instruments: Any = (), **kwargs: Any) -> Any:
+    return stock_run(*args, instruments=[trio_uring.Enable(), *instruments], **kwargs)
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_a_program_of_the_guides_in_an_enabled_run(code, monkeypatch):
+    monkeypatch.setattr(trio, "run", enabled_run)
+    exec(compile(code, "<guide>", "exec"), {"__name__": "__main__"})
+
+
+def test_all_programs_are_found():
+    assert len(PROGRAMS) == 8
