@@ -23,6 +23,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import Outgoing
 from .._errors import stream_error
 from .link import LinkSettings, Path, Pipe
@@ -48,6 +49,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     Attributes:
         bytes_sent: bytes of the current or last send that went into the pipe; every send resets it.
     """
+
+    _abilities = Abilities(counts=True, keeps_sends=True)
 
     def __init__(
         self,

@@ -16,17 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, Wrapper, abilities, receiving_end, sending_end
 from .._bytes.outgoing import buffer_list
-from .._bytes.timed import (
-    TimedReceive,
-    TimedSend,
-    Wrapper,
-    in_time,
-    receive_default,
-    receiving_end,
-    sending_end,
-    set_default,
-)
+from .._bytes.timed import in_time, receive_default
 from .._bytes.views import byte_view
 from .._messages.buffered import BufferedReceiveStream
 from .._messages.vectored import bytes_of_last_send, counting, listed, send_all_vectored
@@ -129,13 +121,15 @@ class _Resource(_Wrapper):
 class _ObservedStream(_Resource, Wrapper, NetworkStream):
     """A stream that tells `observer`. See MeteredStream."""
 
+    _abilities = Abilities(times_sends=True, counts=True, times_receives=True, takes_back=True)
+
     def __init__(self, stream: trio.abc.Stream, observer: Observer) -> None:
         super().__init__(stream, observer, getattr(stream, "remote_address", None))
         # The ends themselves: of a trio.StapledStream they may be ours, with all that ours can do.
-        self._sink: Any = counting(sending_end(stream))
-        self._source: Any = receiving_end(stream)
-        self._times_sends = isinstance(self._sink, TimedSend)
-        self._times_receives = isinstance(self._source, TimedReceive)
+        self._sink = counting(sending_end(stream))
+        self._source = receiving_end(stream)
+        self._times_sends = abilities(self._sink).times_sends
+        self._times_receives = abilities(self._source).times_receives
 
     @property
     def local_address(self) -> Address:
@@ -163,7 +157,7 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
 
     @send_timeout.setter
     def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        set_default(self._sink, "send_timeout", seconds)
+        _set_default(self._sink, "send_timeout", seconds, self._times_sends)
 
     @property
     def receive_timeout(self) -> float | None:
@@ -172,7 +166,7 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
 
     @receive_timeout.setter
     def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        set_default(self._source, "receive_timeout", seconds)
+        _set_default(self._source, "receive_timeout", seconds, self._times_receives)
 
     # -- sending
 
@@ -243,9 +237,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         source = self._source
-        if not hasattr(
-            type(source), "receive_into"
-        ):  # who asks this of the wrapper's class is told that it has it
+        if not abilities(source).receives_into:
+            # The wrapper's class has it: who asks that is told so.
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
         with byte_view(memoryview(buffer))[:count] as part:
@@ -289,7 +282,7 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         return self._source.peek(max_bytes)  # type: ignore[no-any-return]
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Only where can_take_back says so. Bytes that went back count again when they are received
+        """Only where the source takes back. Bytes that went back count again when they are received
         again."""
         self._source._put_back(chunks)
 
@@ -441,6 +434,13 @@ async def _told(
     except BaseException as exc:
         observer.failure(operation, address, exc, outcome_of(exc))
         raise
+
+
+def _set_default(stream: Any, name: str, seconds: float | None, has_it: bool) -> None:
+    """Sets a timeout that the stream has: another one would do nothing, without a word."""
+    if not has_it:
+        raise AttributeError(f"{type(stream).__name__} has no {name}")
+    setattr(stream, name, seconds)
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from .._bytes.abilities import Abilities
 from .._bytes.chunks import ChunkQueue
-from .._bytes.timed import TimedReceive, within
+from .._bytes.timed import within
 from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.provided import BufferChoice
 from .._errors import AGAIN_ERRNOS, IncompleteReadError
@@ -39,8 +40,12 @@ RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 _T = TypeVar("_T")
 
 
-class ReceiveSide(TimedReceive, BufferChoice, Endpoint):
+class ReceiveSide(BufferChoice, Endpoint):
     """Mixed into the streams that receive."""
+
+    _abilities = Abilities(
+        times_receives=True, takes_back=True, native_receives=True, keeps_receives=True
+    )
 
     _receive_operation: TaskOperation | None = None
     _into_operation: TaskOperation | None = None

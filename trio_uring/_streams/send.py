@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import enable_ki_protection, wait_task_rescheduled
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
-from .._bytes.timed import TimedSend
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import POSITION, Opcode
 from .endpoint import Endpoint
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .._bytes.cork import Cork
     from .._driver.engine import TaskOperation
-    from .cork import Cork
 
 # Not to wait in the kernel: its polls are over as soon as the peer has half-closed, and then it
 # tries and tries, and gives the send to a worker thread, which waits for a peer that may never
@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 SEND_FLAGS = stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_DONTWAIT
 
 
-class SendSide(TimedSend, Endpoint):
+class SendSide(Endpoint):
     """Mixed into the streams that send."""
+
+    _abilities = Abilities(
+        lists_by="send_all", times_sends=True, counts=True, native_sends=True, keeps_sends=True
+    )
 
     _one: TaskOperation | None = None  # sends one buffer
     _many: TaskOperation | None = None  # sends a list
