@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -156,3 +157,30 @@ def test_leaves_import_nothing_of_trio(name):
 
 def test_importing_the_package_opens_nothing():
     assert not trio_uring._ring.uring._open_rings
+
+
+def mapped() -> list[str]:
+    """The entries of the map in docs/design.md, from the top: `package/`, `package/module` or
+    `module`, each with a phrase."""
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "design.md").read_text()
+    block = re.search(r"^## Layers$.*?^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block
+    lines = [line.split(maxsplit=1) for line in block[1].splitlines() if line]
+    assert all(len(line) == 2 for line in lines)
+    return [entry for entry, _ in lines]
+
+
+def test_the_map_has_every_module_and_no_other():
+    packages = {name.split(".")[0] for name in MODULES if "." in name}
+    names = [
+        name.replace(".", "/") + "/" * (name in packages and "." not in name) for name in MODULES
+    ]
+    assert sorted(mapped()) == sorted(names)
+
+
+def test_the_map_is_in_the_order_of_imports():
+    place = {entry.split("/")[0]: number for number, entry in enumerate(mapped())}
+    for name in MODULES:
+        room = name.split(".")[0]
+        others = {other.split(".")[0] for other in imported(name)} & place.keys() - {room}
+        assert [other for other in others if place[other] < place[room]] == [], name

@@ -285,13 +285,8 @@ def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
         install(UringRing(LADDER, provide_buffers=provided))
         with ours() as sockets:
             pairs = [sockets.pair(kind) for _ in range(40)]
-            for size in (
-                5,
-                4096,
-                60000,
-                60000,
-                5,
-            ):  # who has filled a small buffer asks for a large one
+            # Who has filled a small buffer asks for a large one.
+            for size in (5, 4096, 60000, 60000, 5):
                 got = [b""] * len(pairs)
 
                 async def receive(index: int, got: list[bytes] = got, size: int = size) -> None:

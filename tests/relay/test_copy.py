@@ -240,11 +240,8 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
         if from_the_start:
             received = count_of("RECV").completed + count_of("READ").completed
             assert received == (0 if pump and is_pipe else 2 if pump and way == "buffers" else 1)
-        assert {op.opcode for op in ops} <= {
-            "SEND",
-            "WRITE",
-            "POLL_ADD",
-        }  # nothing is being received
+        # Nothing is being received.
+        assert {op.opcode for op in ops} <= {"SEND", "WRITE", "POLL_ADD"}
         await copying.cancel()
         rest = ends.source._rest
         assert 0 < rest.size <= BOUND
@@ -397,9 +394,8 @@ async def test_cancelled_while_idle_nothing_remains(kind):
             )
         await ends.write(b"still here")
         assert await ends.source.receive_some() == b"still here"
-        assert len(ends.source._operations) <= (
-            1 if ends.source._is_socket else 2
-        )  # a copy's operations go with it
+        # A copy's operations go with it.
+        assert len(ends.source._operations) <= (1 if ends.source._is_socket else 2)
 
 
 async def test_cancelled_after_the_end_of_the_source_with_bytes_to_send(way):
@@ -673,7 +669,6 @@ async def test_stapled_streams_are_looked_into():
         nursery.start_soon(trio_uring.copy_stream, stapled, stapled)
         await ends.write(b"through")
         assert await ends.read_exactly(7) == b"through"
-        assert (
-            pipes_open() == trio_uring._driver.run.current_driver().pumps
-        )  # where there are pumps, it is no loop
+        # Where there are pumps, it is no loop.
+        assert pipes_open() == trio_uring._driver.run.current_driver().pumps
         nursery.cancel_scope.cancel()

@@ -252,9 +252,8 @@ async def test_a_relay_ends_what_can_be_ended(kind, wrapper):
             await near.send_all(b"question")
             await near.send_eof()
             assert await far.receive_some() == b"question"
-            if kind in HAVE_EOF - {
-                "two_descriptors"
-            }:  # of which the other one keeps the socket open
+            # Of which the other one keeps the socket open.
+            if kind in HAVE_EOF - {"two_descriptors"}:
                 assert await far.receive_some() == b""
             await far.send_all(b"answer")
             assert await near.receive_some() == b"answer"

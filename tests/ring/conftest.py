@@ -73,9 +73,8 @@ RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
 
 
 WITH_BUFFERS = sorted(name for name in RINGS if not name.endswith("without-buffers"))
-OF_KERNEL = sorted(
-    name for name in RINGS if not name.startswith("fake")
-)  # sockets are really connected
+# Sockets are really connected.
+OF_KERNEL = sorted(name for name in RINGS if not name.startswith("fake"))
 
 
 def _params(names: Iterable[str]) -> list[Any]:

@@ -85,9 +85,8 @@ def test_a_receive_from_a_group_gets_its_own_bytes(world_with_buffers, group):
         world.settle(*receiving, *sending)
         for index, (a, b) in enumerate(pairs):
             got = receiving[index].chunk
-            if (
-                sending[index].res == 1 or receiving[index].res == 1
-            ):  # a short one: the rest must come too
+            # A short one: the rest must come too.
+            if sending[index].res == 1 or receiving[index].res == 1:
                 rest = submit(world, send(a, bytes([number, index])[sending[index].res :] + b"!"))
                 world.settle(rest)
                 while not got.endswith(b"!"):

@@ -154,9 +154,8 @@ def test_what_had_completed_before_the_end_is_not_lost(rig, answers, code):
     op = rig.receive()
     rig.ring.flush()
     rig.a.send(b"x")
-    while (
-        not answers.real.tu_more(rig.ring._c) & 1
-    ):  # task work is done by any enter: here, without a look
+    # Task work is done by any enter: here, without a look.
+    while not answers.real.tu_more(rig.ring._c) & 1:
         answers.real.tu_enter(rig.ring._c, 0, 1, -1.0)
     answers.give(-code)
     with pytest.raises(RingBrokenError) as caught:

@@ -43,9 +43,8 @@ async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:
     while True:
         result = None
         if not isinstance(message, WaitTaskRescheduled):
-            await (
-                trio.lowlevel.checkpoint()
-            )  # so does an operation that was done at once, before it goes on
+            # So does an operation that was done at once, before it goes on.
+            await trio.lowlevel.checkpoint()
         elif submitted and message.abort_func.__self__.opcode in SENDS:  # type: ignore[attr-defined]
             result = await trio.lowlevel.wait_task_rescheduled(message.abort_func)
         else:
@@ -200,9 +199,8 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
         with socket.create_connection(address):
             coro.close()
             await until_idle()
-        while select.select([listener.socket], [], [], 0)[
-            0
-        ]:  # the cancel was quicker than the connection
+        # The cancel was quicker than the connection.
+        while select.select([listener.socket], [], [], 0)[0]:
             await (await listener.accept()).aclose()
     assert len(open_descriptors()) == before
     await listener.aclose()

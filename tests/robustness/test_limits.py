@@ -1,5 +1,5 @@
-"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and the promises
-of section F of failure-modes.md that are about numbers.
+"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and what is
+promised about numbers.
 
 Rules of this file: a limit is made small rather than the load large, and the statistics must say
 that it was really reached.

@@ -121,7 +121,10 @@ async def test_options_are_passed_on(tmp_path: Path) -> None:
 
 
 async def test_no_end_of_a_pipe_is_nonblocking_or_inherited() -> None:
-    code = "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)], sorted(os.listdir('/proc/self/fd'))[:-1])"
+    code = (
+        "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)], "
+        "sorted(os.listdir('/proc/self/fd'))[:-1])"
+    )
     process = await open_process(python(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     for stream in (sending(process), receiving(process), receiving(process, "stderr")):
         assert not fcntl.fcntl(stream._fd, fcntl.F_GETFL) & os.O_NONBLOCK

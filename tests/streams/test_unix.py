@@ -136,8 +136,8 @@ async def test_the_backlog(path: Path) -> None:
     ("name", "options", "error"),
     [
         ("", {}, ValueError), ("x", {"mode": -1}, ValueError), ("x", {"mode": 0o1000}, ValueError),
-        ("x", {"mode": "600"}, TypeError), ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError), (None, {}, TypeError),
-        ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
+        ("x", {"mode": "600"}, TypeError), ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError),
+        (None, {}, TypeError), ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
     ],
 )  # fmt: skip
 async def test_wrong_arguments(

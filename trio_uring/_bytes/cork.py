@@ -18,11 +18,9 @@ from typing import Any
 
 from trio.lowlevel import Task, current_task
 
-CORK_MAX = (
-    2**18
-    # bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
-    # down
-)
+# Bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
+# down.
+CORK_MAX = 2**18
 
 
 class Cork:

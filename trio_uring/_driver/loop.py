@@ -3,8 +3,8 @@
 A pass of trio's scheduler:
 
     tasks run            they queue operations and park
-    get_events(timeout)  what is queued becomes entries; ONE io_uring_enter submits them and waits; completions are drained and
-                         their tasks rescheduled
+    get_events(timeout)  what is queued becomes entries; ONE io_uring_enter submits them and waits;
+                         completions are drained and their tasks rescheduled
     process_events       what trio's own epoll had to say
 
 trio's epoll instance is watched by a poll in the ring, and read only when that has fired. So there

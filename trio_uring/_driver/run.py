@@ -142,7 +142,8 @@ def _move_to_current_run(op: TaskOperation) -> None:
     sockets."""
     if op.state.in_kernel:
         raise RuntimeError(
-            "this stream has an operation that the kernel did not give back at the end of an earlier trio.run"
+            "this stream has an operation that the kernel did not give back at the end of an "
+            "earlier trio.run"
         )
     driver = current_driver()
     lease = None if op.lease is None else op.lease()
@@ -212,7 +213,8 @@ def request_way(way: str) -> None:
         return
     if way == "task" and isinstance(used, Driver) and used.task_way is None:
         raise RuntimeError(
-            "trio_uring was used in this run already, and the ring is its loop: ask for the task before that"
+            "trio_uring was used in this run already, and the ring is its loop: ask for the task "
+            "before that"
         )
 
 

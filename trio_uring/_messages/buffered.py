@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-BUFFER_SIZE = (
-    65536  # bytes: one receive then serves many small reads, and a connection's memory stays small
-)
+# Bytes: one receive then serves many small reads, and a connection's memory stays small.
+BUFFER_SIZE = 65536
 EXACT_MAX = 2**16  # bytes asked for at once by a large exact read
 
 _T = TypeVar("_T")

@@ -188,7 +188,8 @@ class Place:
         except TypeError:
             what = type(stream).__name__
             raise TypeError(
-                f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive frames"
+                f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive "
+                "frames"
             ) from None
         self._reader = BufferedReceiveStream(stream, 0)
         self._reader._put_back([_kept.get(key) or b""])

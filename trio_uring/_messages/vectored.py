@@ -97,7 +97,8 @@ def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
         return buffers
     if isinstance(buffers, (bytes, bytearray, memoryview, str)):
         raise TypeError(
-            f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: use send_all for one"
+            f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: "
+            "use send_all for one"
         )
     return list(buffers)
 

@@ -58,9 +58,8 @@ class Hosts:
         self.refused: set[Address] = set()
         self.known = {HOME, ANY}  # what somebody named, bound to, or dialled
         self._paths: dict[frozenset[str], Path] = {}
-        self._rules: set[Pair] = (
-            set()
-        )  # partitions from or to ANY, for the paths that are still to come
+        # Partitions from or to ANY, for the paths that are still to come.
+        self._rules: set[Pair] = set()
         self._next_ports: dict[str, int] = {}
 
     def path(self, a: str, b: str) -> Path:

@@ -77,7 +77,8 @@ class NetworkConfig:
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
                 raise ValueError(
-                    f"{name} must be a number of seconds >= 0, or None for no limit, not {seconds!r}"
+                    f"{name} must be a number of seconds >= 0, or None for no limit, "
+                    f"not {seconds!r}"
                 )
         for name in ("so_linger", "backlog"):
             number = getattr(self, name)

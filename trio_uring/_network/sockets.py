@@ -40,9 +40,8 @@ if sys.platform == "linux":
     import termios
 
 _TCP_CLOSE = 7  # the state, linux/tcp_states.h, of a connection that the peer has reset
-_BACKLOG_MAX = (
-    65535  # connections; trio's value for "as many as the system allows", which cuts it down
-)
+# Connections; trio's value for "as many as the system allows", which cuts it down.
+_BACKLOG_MAX = 65535
 
 
 class LingeringStream(BufferedNetworkStream):

@@ -46,9 +46,8 @@ def outcome_of(error: BaseException) -> Outcome:
         return "timed_out"
     if isinstance(error, (trio.Cancelled, GeneratorExit)):
         return "cancelled"
-    members = getattr(
-        error, "exceptions", None
-    )  # of an exception group, from a nursery inside of the operation
+    # Of an exception group, from a nursery inside of the operation.
+    members = getattr(error, "exceptions", None)
     if isinstance(members, tuple) and all(outcome_of(member) == "cancelled" for member in members):
         return "cancelled"
     return "failed"
@@ -77,9 +76,8 @@ else:
             if instance is None:
                 return self._method
             name = self._method.__name__
-            getattr(
-                instance.wrapped if name == "send_eof" else instance._source, name
-            )  # AttributeError: its own
+            # AttributeError: its own.
+            getattr(instance.wrapped if name == "send_eof" else instance._source, name)
             return self._method.__get__(instance, owner)
 
 
@@ -195,9 +193,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         self, buffers: Iterable[Buffer], *, timeout: float | None = None
     ) -> None:
         observer, address = self._observer, self._address
-        buffers = tuple(
-            listed(buffers)
-        )  # used up once, here; and what the caller does to a list meanwhile is not counted
+        # Used up once, here; and what the caller does to a list meanwhile is not counted.
+        buffers = tuple(listed(buffers))
         observer.attempt("send", address, buffers)
         try:
             await send_all_vectored(self._sink, buffers, timeout=timeout)
@@ -237,8 +234,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         source = self._source
+        # Who asks this of the wrapper's class is told that it has it.
         if not abilities(source).receives_into:
-            # The wrapper's class has it: who asks that is told so.
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
         with byte_view(memoryview(buffer))[:count] as part:

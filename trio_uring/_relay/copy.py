@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from .._streams.receive import ReceiveSide
     from .._streams.send import SendSide
 
-LOOP_SIZE = (
-    65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
-)
+# Bytes that the loop receives at a time: what trio's own streams ask for by default.
+LOOP_SIZE = 65536
 
 
 class Relayed(NamedTuple):

@@ -74,9 +74,8 @@ class Pump:
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
         self._epoll: select.epoll | None = None
-        self._told: int | None = (
-            None  # the total that the progress callback knows; None: there is no callback
-        )
+        # The total that the progress callback knows; None: there is no callback.
+        self._told: int | None = None
 
     # -- for the subclass
 

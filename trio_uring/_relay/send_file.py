@@ -41,15 +41,12 @@ from .pump import Pump, call, give_sending, is_open, take_sending, takes_splices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIRECT_SIZE = (
-    2**19
-)  # bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it
+# Bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it.
+DIRECT_SIZE = 2**19
 LOOP_SIZE = 2**16  # bytes of one read for a stream that is not ours
-READ_SIZE = (
-    2**18
-    # bytes read and sent at a time where sendfile cannot be used; they are held while they are being
-    # sent
-)
+# Bytes read and sent at a time where sendfile cannot be used; they are held while they are being
+# sent.
+READ_SIZE = 2**18
 
 
 @enable_ki_protection

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from .op import Operation
 
-SQ_ENTRIES = (
-    256  # 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little
-)
+# 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little.
+SQ_ENTRIES = 256
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
 LARGE_SIZE, LARGE_COUNT = (

@@ -3,18 +3,18 @@
 Rules of this file. Above it there is no address, no cdata and no token; below it (C) there is no
 decision. How objects become addresses is in _ring/entries.py.
 
-S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can be neither resized nor
-    freed), and the operation is in the ring's table from its entry being written to its last
-    completion. A coroutine's frame is no pin: coro.close() drops it.
+S1  Every address in an entry belongs to an object that the operation pins (an exported buffer can
+    be neither resized nor freed), and the operation is in the ring's table from its entry being
+    written to its last completion. A coroutine's frame is no pin: coro.close() drops it.
 S2  A ring with anything in flight is reachable from this module (`_open_rings`).
 S3  Pins are released on one line, in `_collect`.
-S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own completion has its target's with
-    the highest bit set. It proves nothing; only that the target was not found makes the cancel be
-    asked for again.
+S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own
+    completion has its target's with the highest bit set. It proves nothing; only that the target
+    was not found makes the cancel be asked for again.
 S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
 S6  Only the thread and the process that opened a ring touch it.
-S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop the kernel from writing
-    to memory.
+S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop
+    the kernel from writing to memory.
 """
 
 from __future__ import annotations
@@ -431,8 +431,8 @@ class UringRing:
         if self.table:  # S7: the kernel may still write to what these operations pin
             _keep_for_ever(self)
             warnings.warn(
-                f"trio_uring leaked a ring: the kernel did not give back {len(self.table)} operations, "
-                f"among them {list(self.table.values())[:5]}",
+                f"trio_uring leaked a ring: the kernel did not give back {len(self.table)} "
+                f"operations, among them {list(self.table.values())[:5]}",
                 ResourceWarning,
                 stacklevel=2,
             )

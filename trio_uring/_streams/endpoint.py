@@ -103,7 +103,8 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
             raise
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         raise ValueError(
-            f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else"
+            f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something "
+            "else"
         )
     return Descriptor(source)
 

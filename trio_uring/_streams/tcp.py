@@ -128,7 +128,8 @@ class _Race:
             await sock.bind((self._local_address, 0))
         except OSError:
             raise OSError(
-                f"local_address={self._local_address!r} is incompatible with remote address {address!r}"
+                f"local_address={self._local_address!r} is incompatible with remote address "
+                f"{address!r}"
             ) from None
 
 

@@ -109,7 +109,8 @@ def _adopt(sock: object) -> trio.socket.SocketType:
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
             raise TypeError(
-                f"UDPSocket requires a plain socket.socket or a trio socket, not {type(sock).__name__}"
+                "UDPSocket requires a plain socket.socket or a trio socket, not "
+                f"{type(sock).__name__}"
             )
     elif not isinstance(sock, trio.socket.SocketType):
         raise TypeError(f"UDPSocket requires a stdlib or a trio socket, not {sock!r}")
