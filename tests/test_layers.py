@@ -65,10 +65,10 @@ LAYERS = [
         "_network.sockets",
         "_network.link",
         "_network.deterministic",
-        "_observe.observed",
+        "_observe.observer",
     },
-    {"_network.transport"},
-    {"_network.hosts"},
+    {"_network.transport", "_observe.streams"},
+    {"_network.hosts", "_observe.networks"},
     {"_network.simulated"},
     {"testing"},
     {"__init__"},
@@ -153,6 +153,35 @@ def test_only_rings_touch_ffi():
 )
 def test_leaves_import_nothing_of_trio(name):
     assert "import trio\n" not in MODULES[name].read_text()
+
+
+# These reach no package where a ring is known, whatever they import: they work over any stream.
+RINGLESS = ("_bytes", "_messages", "_network", "_observe", "framing", "audit", "metrics")
+RINGS = {"_ring", "_driver", "_descriptors", "_sockets", "_streams", "_udp", "_relay"}
+MEETING = {"_network.sockets"}  # UringNetwork, and TrioNetwork beside it
+
+
+def reached(name: str) -> set[str]:
+    """All modules that are imported at run time when a module is: its own imports, and theirs."""
+    found: set[str] = set()
+    new = {name}
+    while new:
+        found |= new
+        new = set().union(*[imported(each, types=False) for each in new if each in MODULES]) - found
+    return found - {name}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if n.split(".")[0] in RINGLESS and n not in MEETING]
+)
+def test_what_needs_no_ring_reaches_none(name):
+    assert [other for other in reached(name) if other.split(".")[0] in RINGS] == []
+
+
+def test_the_networks_on_sockets_meet_the_ring():
+    """Else the test above would prove nothing."""
+    for name in MEETING:
+        assert {other.split(".")[0] for other in reached(name)} >= {"_ring", "_driver", "_streams"}
 
 
 def test_importing_the_package_opens_nothing():
