@@ -238,7 +238,8 @@ class TrioNetwork(SocketNetwork):
         return await trio.open_tcp_stream(host, port)
 
     def _transport(self, stream: trio.SocketStream) -> trio.abc.HalfCloseableStream:
-        return counting(stream)  # type: ignore[no-any-return]
+        transport: trio.abc.HalfCloseableStream = counting(stream)
+        return transport
 
 
 @contextlib.contextmanager
