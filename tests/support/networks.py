@@ -41,7 +41,7 @@ from trio_uring import (
 )
 from trio_uring._driver.run import _current
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
-from trio_uring._observe.observed import Audited, Metered
+from trio_uring._observe.networks import Audited, Metered
 
 from .streams import checked_run, closing, open_descriptors
 

@@ -251,7 +251,8 @@ class ReadinessEngine:
             performed: Awaitable[int] = engine.perform(op)
             return performed
         if op.opcode == Opcode.POLL_ADD:
-            return self._wait(op)
+            waited: Awaitable[int] = self._wait(op)
+            return waited
         return perform_by_readiness(op, self._wait)
 
     def attend(self, op: TaskOperation) -> Any:

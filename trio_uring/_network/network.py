@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, abilities, sending_end
 from .._bytes.outgoing import buffer_list
-from .._bytes.timed import TimedReceive, TimedSend, within
+from .._bytes.timed import within
 from .._messages.buffered import BUFFER_SIZE, BufferedReceiveStream
 from .._messages.vectored import listed, send_all_vectored
 from .._options import SocketOptions, fold_options
-from .._streams.send import SendSide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,13 +102,15 @@ class NetworkConfig:
         )
 
 
-class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
+class NetworkStream(trio.abc.HalfCloseableStream):
     """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads
     and timeouts.
 
     Every `timeout` is in seconds, for the whole call. None: the default of the network's config;
     math.inf: no limit. When it is up, trio.TooSlowError.
     """
+
+    _abilities = Abilities(times_sends=True, counts=True, times_receives=True)
 
     send_timeout: float | None
     """Seconds for each send call that says nothing else; None: no limit."""
@@ -261,7 +263,8 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         self.send_timeout = config.write_timeout
         self._local_address = local_address
         self._remote_address = remote_address
-        self._takes_lists = isinstance(transport, SendSide)
+        self._sink: Any = sending_end(transport)
+        self._takes_lists = abilities(transport).lists_by == "send_all"
 
     @property
     def local_address(self) -> Address:
@@ -273,13 +276,11 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
 
     @property
     def bytes_sent(self) -> int:
-        transport: Any = self.transport
-        return transport.bytes_sent  # type: ignore[no-any-return]
+        return self._sink.bytes_sent  # type: ignore[no-any-return]
 
     @bytes_sent.setter
     def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
-        transport: Any = self.transport
-        transport.bytes_sent = count
+        self._sink.bytes_sent = count
 
     @enable_ki_protection
     async def send_all(
@@ -287,15 +288,15 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
     ) -> None:
         if timeout is None:
             timeout = self.send_timeout
-        transport: Any = self.transport
+        sink = self._sink
         try:
             if self._takes_lists:
-                await transport.send_all(data, timeout=timeout)
+                await sink.send_all(data, timeout=timeout)
             elif not isinstance(data, (bytes, bytearray)):
-                await send_all_vectored(transport, buffer_list(data), timeout=timeout)
+                await send_all_vectored(sink, buffer_list(data), timeout=timeout)
             else:
                 with within(timeout):
-                    await transport.send_all(data)
+                    await sink.send_all(data)
         except trio.BrokenResourceError:
             # the socket has told it now: a receive gets what has come, and then would find an end
             self._broken = True

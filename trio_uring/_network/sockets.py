@@ -233,7 +233,8 @@ class TrioNetwork(SocketNetwork):
 
     def _transport(self, stream: trio.SocketStream) -> trio.abc.HalfCloseableStream:
         self._options.apply(stream.socket, "connected")  # after trio has set its own
-        return counting(stream)  # type: ignore[no-any-return]
+        transport: trio.abc.HalfCloseableStream = counting(stream)
+        return transport
 
 
 @contextlib.contextmanager

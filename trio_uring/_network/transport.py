@@ -8,7 +8,6 @@ returned. Errors last; the end of the stream does, too.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import operator
@@ -23,7 +22,9 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import Outgoing
+from .._bytes.timed import within
 from .._errors import stream_error
 from .link import LinkSettings, Path, Pipe
 
@@ -48,6 +49,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     Attributes:
         bytes_sent: bytes of the current or last send that went into the pipe; every send resets it.
     """
+
+    _abilities = Abilities(counts=True, keeps_sends=True)
 
     def __init__(
         self,
@@ -91,11 +94,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
         Cancellation: as of send_all.
         """
-        with (
-            contextlib.nullcontext()
-            if timeout is None or timeout == math.inf
-            else trio.fail_after(timeout)
-        ):
+        with within(timeout):
             await self._send(list(buffers))
 
     @enable_ki_protection

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from .._bytes.abilities import abilities, sending_end
 from .._bytes.outgoing import Outgoing
-from .._bytes.timed import sending_end
 from .._descriptors.direction import SEND, Verdict
 from .._driver.run import current_driver
 from .._ring.op import Opcode
@@ -62,7 +62,8 @@ async def send_file(
 
     On a stream of this package (SocketStream, SendStream) no Python task wakes for the bytes, and
     none of them is copied as long as the file is in the page cache. What is not is read without
-    blocking the thread. On any other stream a loop reads and sends.
+    blocking the thread. On any other stream, and on a subclass with a send_all of its own, a loop
+    reads and sends.
 
     The pages themselves are sent: a part of the file that is changed before the peer has received
     it may go out changed.
@@ -104,7 +105,7 @@ async def send_file(
     sink = sending_end(stream)
     sender: FilePump | FileLoop | LoopSink | None = None
     try:
-        if isinstance(sink, SendSide):
+        if abilities(sink).native_sends:
             way = lease_under(sink).sending
             await take(way)
             sink.bytes_sent = 0  # from now on, whatever happens

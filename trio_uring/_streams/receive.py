@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities
 from .._bytes.chunks import ChunkQueue
-from .._bytes.timed import TimedReceive, within
+from .._bytes.timed import within
 from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.direction import INTO, RECEIVE, Direction
 from .._descriptors.provided import take_chunk
@@ -35,9 +36,12 @@ RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 _T = TypeVar("_T")
 
 
-class ReceiveSide(TimedReceive, Endpoint):
+class ReceiveSide(Endpoint):
     """Mixed into the streams that receive."""
 
+    _abilities = Abilities(
+        times_receives=True, takes_back=True, native_receives=True, keeps_receives=True
+    )
     _receiving: Direction
 
     receive_timeout: float | None = None

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
-from .._bytes.timed import TimedSend
 from .._descriptors.direction import SEND, SEND_MANY, Direction
 from .endpoint import Endpoint
 
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .._bytes.cork import Cork
     from .._driver.operation import TaskOperation
-    from .cork import Cork
 
 
-class SendSide(TimedSend, Endpoint):
+class SendSide(Endpoint):
     """Mixed into the streams that send."""
 
+    _abilities = Abilities(
+        lists_by="send_all", times_sends=True, counts=True, native_sends=True, keeps_sends=True
+    )
     _sending: Direction
     _cork: Cork | None = None  # holds back the records of a TLS stream that is sending a list
 
