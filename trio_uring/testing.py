@@ -23,9 +23,9 @@ from ._driver.run import install
 from ._network.deterministic import run_deterministically
 from ._network.simulated import SimulatedNetwork
 from ._ring.base import RingBase
+from ._ring.figures import LARGE_SIZE, SMALL_SIZE, RingInfo
 from ._ring.op import LARGE_GROUP, NO_GROUP, SUBMITTED, Operation
 from ._ring.opcodes import RECEIVING, SENDING, Opcode
-from ._ring.protocol import LARGE_SIZE, SMALL_SIZE, RingInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

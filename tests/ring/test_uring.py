@@ -22,8 +22,8 @@ from trio_uring._driver import trial as _trial
 from trio_uring._ring import setup as _setup
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.base import open_rings
+from trio_uring._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
 from trio_uring._ring.op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
-from trio_uring._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
 from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")

@@ -117,6 +117,11 @@ def abilities(stream: object) -> Abilities:
     )
 
 
+def put_back(stream: Any, chunks: list[bytes]) -> None:
+    """Puts bytes back, in order, in front of what a stream that `takes_back` receives."""
+    stream._put_back(chunks)
+
+
 @functools.lru_cache(maxsize=256)
 def _wrapping(own: Abilities, counts: bool, takes_back: bool, sends_eof: bool) -> Abilities:
     return replace(

@@ -17,7 +17,7 @@ from .._descriptors.provided import OWN_SIZE
 from .._driver.backend import open_uring
 from .._driver.run import backend_info
 from .._errors import RingUnavailableError
-from .._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
+from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
 

@@ -29,7 +29,6 @@ import trio
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
-from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import NO_GROUP, POSITION
 from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
@@ -64,6 +63,9 @@ class Whole(Protocol):
     fileno: Callable[[], int]
     noun: str
     split: bool
+
+    def current_engine(self) -> Any:
+        """This run's."""
 
     def engine(self) -> Any:
         """The engine for a new operation."""
@@ -353,7 +355,9 @@ class Direction:
         Raises:
             RuntimeError: it cannot, as it cannot be used in this run or process.
         """
-        if self.used_elsewhere(current_driver().engine):
+        lease = self._lease()
+        assert lease is not None  # whoever uses the direction has it
+        if self.used_elsewhere(lease.current_engine()):
             raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
         for op in list(self.operations.values()):
             if op.engine.phase.over:

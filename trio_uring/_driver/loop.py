@@ -49,7 +49,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .._ring.protocol import SHORT_PAUSE
+from .._ring.figures import SHORT_PAUSE
 from .._trio import Manager, epoll_fileno, renew_epoll
 
 if TYPE_CHECKING:

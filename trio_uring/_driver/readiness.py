@@ -31,9 +31,9 @@ from trio.lowlevel import (
     wait_writable,
 )
 
+from .._ring.figures import RingCounters, RingInfo
 from .._ring.op import NO_GROUP, poll_event
 from .._ring.opcodes import Opcode
-from .._ring.protocol import RingCounters, RingInfo
 from .phases import OVER, RUNNING, Phase
 
 if TYPE_CHECKING:

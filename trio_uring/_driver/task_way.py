@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._ring.protocol import SHORT_PAUSE
+from .._ring.figures import SHORT_PAUSE
 from .phases import LATE, RUNNING
 
 if TYPE_CHECKING:

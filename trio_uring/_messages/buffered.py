@@ -20,11 +20,14 @@ from .._bytes.chunks import ChunkQueue
 from .._bytes.timed import check_timeout, receive_default
 from .._bytes.views import check_writable, copy_into
 from .._errors import DelimiterNotFound, IncompleteReadError
+from ..framing import PREFIX_MAX, decode_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from typing_extensions import Buffer
+
+    from ..framing import Prefix
 
 # Bytes: one receive then serves many small reads, and a connection's memory stays small.
 BUFFER_SIZE = 65536
@@ -249,6 +252,13 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         self._receiving = False
         if self._closed:
             self._queue.clear()
+
+    def _whole_frame(self, max_size: int, prefix: Prefix) -> tuple[int, int] | None:
+        """The bytes of a frame's payload and of its prefix, if all of it is buffered."""
+        decoded = decode_prefix(self._queue.peek(PREFIX_MAX[prefix]), prefix)
+        if decoded is None or decoded[0] > max_size or sum(decoded) > self._queue.size:
+            return None
+        return decoded
 
     async def _take(self, count: int, timeout: float | None, prefix: int = 0) -> bytes:
         """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import abilities, receiving_end, sending_end
+from .._bytes.abilities import abilities, put_back, receiving_end, sending_end
 from .._bytes.outgoing import buffer_list, buffer_view
 from .._bytes.timed import receive_default, within
 from .._errors import IncompleteReadError
 from ..framing import (
     MAX_SIZE,
-    PREFIX_MAX,
     FrameTooLarge,
     Prefix,
     check_max_size,
@@ -136,9 +135,9 @@ async def receive_frame(
     source = receiving_end(stream)
     takes_back = abilities(source).takes_back
     if takes_back and isinstance(source, BufferedReceiveStream):
-        decoded = decode_prefix(source._queue.peek(PREFIX_MAX[prefix]), prefix)
-        if decoded is not None and decoded[0] <= max_size and sum(decoded) <= source._queue.size:
-            return await source._take(decoded[0], timeout, decoded[1])
+        whole = source._whole_frame(max_size, prefix)
+        if whole is not None:
+            return await source._take(whole[0], timeout, whole[1])
     if timeout is None:
         timeout = receive_default(source)
     with within(timeout):
@@ -166,7 +165,7 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
         raise
     finally:
         if head and not done:
-            reader._put_back([head])
+            put_back(reader, [head])
 
 
 # By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it;
@@ -192,7 +191,7 @@ class Place:
                 "frames"
             ) from None
         self._reader = BufferedReceiveStream(stream, 0)
-        self._reader._put_back([_kept.get(key) or b""])
+        put_back(self._reader, [_kept.get(key) or b""])
         _kept[key], _watched[key] = None, watched
 
     def __enter__(self) -> BufferedReceiveStream:

@@ -12,7 +12,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._bytes.abilities import Abilities, abilities, sending_end
-from .._bytes.cork import Cork
+from .._bytes.cork import Cork, cork_of, put_cork, uncork
 from .._bytes.outgoing import Outgoing
 from .._bytes.timed import within
 from .._errors import stream_error
@@ -113,14 +113,15 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
             if out.done:
                 await stream.send_all(b"")
             while not out.done:
-                if out.count == 1 and transport is not None and transport._cork is not None:
-                    transport._cork.task = None
+                cork = None if transport is None else cork_of(transport)
+                if out.count == 1 and cork is not None:
+                    cork.task = None
                 part = out.first()
                 await stream.send_all(part)
                 out.advance(len(part))
         finally:
             if transport is not None:
-                _uncork(transport)
+                uncork(transport)
 
 
 async def _corked(stream: trio.abc.SendStream) -> Any:
@@ -138,18 +139,10 @@ async def _corked(stream: trio.abc.SendStream) -> Any:
         version = stream.version()
     # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what
     # it wrote.
-    if version != "TLSv1.3" or transport._cork is not None:
+    if version != "TLSv1.3" or cork_of(transport) is not None:
         return None
-    transport._cork = Cork()
+    put_cork(transport, Cork())
     return transport
-
-
-def _uncork(transport: Any) -> None:
-    cork = transport._cork
-    if cork is not None:
-        cork.task = None
-        if cork.empty:
-            transport._cork = None
 
 
 class TrioTransport(trio.abc.HalfCloseableStream):

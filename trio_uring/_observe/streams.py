@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import Abilities, Wrapper, abilities, receiving_end, sending_end
+from .._bytes.abilities import Abilities, Wrapper, abilities, put_back, receiving_end, sending_end
 from .._bytes.outgoing import buffer_list
 from .._bytes.timed import in_time, receive_default
 from .._bytes.views import byte_view
@@ -225,7 +225,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
     def _put_back(self, chunks: list[bytes]) -> None:
         """Only where the source takes back. Bytes that went back count again when they are received
         again."""
-        self._source._put_back(chunks)
+        put_back(self._source, chunks)
 
 
 class MeteredStream(ObservedStream):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
-from .._bytes.abilities import abilities, receiving_end, sending_end, unwrapped
+from .._bytes.abilities import abilities, put_back, receiving_end, sending_end, unwrapped
 from .._descriptors.direction import Direction
 from .._messages.vectored import counting, send_one
 from .._network.network import BufferedNetworkStream
@@ -166,7 +166,7 @@ class LoopSource:
 
     def put_back(self, rest: bytes) -> None:
         if rest:
-            self._stream._put_back([rest])
+            put_back(self._stream, [rest])
 
 
 class LoopSink:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._descriptors.direction import RECEIVE, SEND, Verdict
 from .._descriptors.provided import BULK_STREAK, adapt, use
+from .._ring.figures import SMALL_SIZE
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
-from .._ring.protocol import SMALL_SIZE
 from .._streams.endpoint import lease_under
 from .pipes import PIPE_SIZE, Pipe, pipes
 from .pump import Pump, give, takes_splices

@@ -31,14 +31,14 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from .._errors import RingBrokenError
+from .figures import RingCounters
 from .op import CANCELLING, POSITION, SUBMITTED, Operation
 from .opcodes import Opcode
-from .protocol import RingCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .protocol import RingInfo
+    from .figures import RingInfo
 
 # The token of the watched descriptor. Above it, as C's int64 below 0, are those of cancels.
 WATCH = 1 << 62

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from .._errors import RingUnavailableError, why_unavailable
 from .extension import ffi, lib
+from .figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, RingInfo
 from .op import LARGE_GROUP, SMALL_GROUP
 from .opcodes import Opcode
-from .protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, RingInfo
 
 
 class Setup(enum.IntFlag):

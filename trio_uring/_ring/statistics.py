@@ -13,8 +13,8 @@ from .opcodes import BYTES_RECEIVED, BYTES_SENT, OPCODES_MAX, Opcode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .figures import RingCounters, RingInfo
     from .op import Operation
-    from .protocol import RingCounters, RingInfo
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from .._errors import RingBrokenError
 from .base import WATCH, RingBase
 from .entries import make_entry, pin_vector
 from .extension import ffi, lib
+from .figures import SQ_ENTRIES
 from .opcodes import Opcode
-from .protocol import SQ_ENTRIES
 from .setup import open_ring
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.direction import INTO, RECEIVE, Direction
 from .._descriptors.provided import take_chunk
 from .._errors import IncompleteReadError
+from .._ring.figures import SMALL_SIZE
 from .._ring.op import NO_GROUP, SMALL_GROUP
-from .._ring.protocol import SMALL_SIZE
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
