@@ -59,7 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
         "verify every checksum and compare the two"
     )
-    demo = commands.add_parser("demo", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    _add_demo(commands.add_parser("demo", help=what, description=f"{what[0].upper()}{what[1:]}."))
+    return parser
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--directory",
         type=_directory,
@@ -91,7 +95,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="seed for the order of the files and for which downloads are cancelled "
         "(default: %(default)s)",
     )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -98,7 +98,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
         return self._sink.send_timeout  # type: ignore[no-any-return]
 
     @send_timeout.setter
-    def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore
         _set_default(self._sink, "send_timeout", seconds, self._times_sends)
 
     @property
@@ -107,7 +107,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
         return receive_default(self._source)
 
     @receive_timeout.setter
-    def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore
         _set_default(self._source, "receive_timeout", seconds, self._times_receives)
 
     # -- sending

@@ -194,10 +194,9 @@ async def relay(
             if progress is not None:
                 progress(*counts)
 
+        told = None if progress is None else tell
         try:
-            counts[index] = await copy_stream(
-                source, sink, progress=tell if progress is not None else None
-            )
+            counts[index] = await copy_stream(source, sink, progress=told)
             watches[1 - index].cancel()
             if abilities(sink).sends_eof:
                 await sink.send_eof()  # type: ignore[attr-defined]  # pyright: ignore

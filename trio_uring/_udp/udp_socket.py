@@ -180,7 +180,8 @@ async def open_udp_socket(
     message = f"no UDP socket from {local_address} to {remote_address} could be opened"
     if not errors:
         raise OSError(f"{message}: they have no address family in common")
-    raise OSError(errors[0].errno, f"{message}: {errors[0]}") from ExceptionGroup(message, errors)  # type: ignore[attr-defined]
+    first: Any = errors[0]
+    raise OSError(first.errno, f"{message}: {first}") from ExceptionGroup(message, errors)
 
 
 async def _candidates(family: int, local: Any, remote: Any) -> list[tuple[int, Any, Any]]:
