@@ -84,8 +84,7 @@ class Lease:
         """
         return self.used_by() or self.engine_of_streams(in_child=True) or self.current_engine()
 
-    @staticmethod
-    def current_engine() -> AnyEngine:
+    def current_engine(self) -> AnyEngine:
         """This run's."""
         return current_driver().engine
 
