@@ -60,7 +60,6 @@ class Whole(Protocol):
 
     owner: Any
     fd: int
-    fileno: Callable[[], int]
     noun: str
     split: bool
 
@@ -88,6 +87,7 @@ class Direction:
 
     Args:
         lease: on the descriptor.
+        fileno: the descriptor's number now; another one than at first: it is closed.
         receiving: which way.
         is_socket: what it is a direction of.
 
@@ -107,13 +107,15 @@ class Direction:
         "left", "operations", "owner", "receiving", "size", "streak", "told", "waiter",
     )  # fmt: skip
 
-    def __init__(self, lease: Whole, receiving: bool, is_socket: bool) -> None:
+    def __init__(
+        self, lease: Whole, fileno: Callable[[], int], receiving: bool, is_socket: bool
+    ) -> None:
         self._lease: weakref.ref[Whole] = weakref.ref(lease)
         self.receiving = receiving
         self.is_socket = is_socket
         self.owner = lease.owner
         self.fd = lease.fd
-        self.fileno = lease.fileno
+        self.fileno = fileno
         self.held = self.closed = self.ended = False
         self.waiter: TaskOperation | None = None
         self.left: TaskOperation | None = None

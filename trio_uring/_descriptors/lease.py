@@ -63,8 +63,8 @@ class Lease:
         self.split = False
         self._close = close
         self._shutdown = shutdown
-        self.receiving = Direction(self, True, shutdown is not None)
-        self.sending = Direction(self, False, shutdown is not None)
+        self.receiving = Direction(self, fileno, True, shutdown is not None)
+        self.sending = Direction(self, fileno, False, shutdown is not None)
 
     @property
     def closed(self) -> bool:
