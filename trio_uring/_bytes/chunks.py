@@ -12,9 +12,8 @@ from collections import deque
 # bytes: a smaller chunk is copied to the end of the one before it; its object would be much of its
 # size
 MERGE_BELOW = 512
-MERGED_MAX = (
-    2**16
-)  # bytes at which a merged chunk is full: what was taken from its front is let go with it
+# Bytes at which a merged chunk is full: what was taken from its front is let go with it.
+MERGED_MAX = 2**16
 
 
 class ChunkQueue:
@@ -41,9 +40,8 @@ class ChunkQueue:
             if len(last) < (MERGED_MAX if type(last) is bytearray else MERGE_BELOW):
                 if type(last) is not bytearray:
                     last = chunks[-1] = bytearray(last)
-                if len(chunks) == 1 and 2 * self._start > len(
-                    last
-                ):  # what was taken from its front is most of it
+                # What was taken from its front is most of it.
+                if len(chunks) == 1 and 2 * self._start > len(last):
                     del last[: self._start]
                     self._start = 0
                 last += chunk

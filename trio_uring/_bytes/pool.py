@@ -22,9 +22,8 @@ from dataclasses import dataclass
 SIZE_MIN = 64  # bytes of the smallest class that may be asked for: a cache line
 
 _addressof = ctypes.addressof
-_untrack = ctypes.pythonapi[
-    "PyObject_GC_UnTrack"
-]  # by item: an object of our own, whose types nobody else sets
+# By item: an object of our own, whose types nobody else sets.
+_untrack = ctypes.pythonapi["PyObject_GC_UnTrack"]
 _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 
 
@@ -217,9 +216,8 @@ class _Memory:
         # Private: Python's default for anonymous maps is shared, and a forked child would write
         # into its parent's buffers.
         self.slab = mmap.mmap(-1, size * capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.free = deque(
-            range((capacity - 1) * size, -1, -size)
-        )  # a stack: the lowest pages are the first to be touched
+        # A stack: the lowest pages are the first to be touched.
+        self.free = deque(range((capacity - 1) * size, -1, -size))
         self.exporter = _exporter_type(
             size, _addressof(ctypes.c_char.from_buffer(self.slab)), self.free
         )

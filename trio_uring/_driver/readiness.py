@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 
     from .operation import TaskOperation
 
-ALWAYS = (
-    select.POLLERR | select.POLLHUP | select.POLLNVAL
-)  # what a poll tells though nobody has asked
+# What a poll reports even if nobody asked for it.
+ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
@@ -108,9 +107,8 @@ def read_now(fd: int, length: int) -> bytes:
         try:
             return bytes(memoryview(memory)[: os.preadv(fd, [memory], -1, os.RWF_NOWAIT)])
         except BlockingIOError:
-            if not stat.S_ISREG(
-                os.fstat(fd).st_mode
-            ):  # which is read though the disk is to be waited for
+            # A regular file is read even if that waits for the disk.
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise
         except OSError as exc:
             if exc.errno not in _NOT_THIS_WAY:
