@@ -12,7 +12,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 class Direction(enum.Enum):
@@ -129,7 +129,6 @@ class Operation:
         "buffer",
         "buffers",
         "chunk",
-        "dispose",
         "entry",
         "fd",
         "flags",
@@ -163,9 +162,6 @@ class Operation:
         self.flags = 0  # MSG_*, SOCK_* or poll bits
         self.group = (
             NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
-        )
-        self.dispose: Callable[[int], object] | None = (
-            None  # takes the result that no task is left to receive
         )
 
         self.state = NEW

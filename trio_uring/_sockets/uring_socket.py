@@ -211,6 +211,8 @@ class UringSocket(SocketOperations):
         finally:
             if op.owed:
                 way.leave(op)
+            elif op.memory is not None:
+                op.memory = None
         return await super().recv(buflen, flags)
 
     @enable_ki_protection

@@ -101,6 +101,8 @@ class ReceiveSide(TimedReceive, Endpoint):
             way.held = False
             if op.owed:
                 way.leave(op)
+            elif op.memory is not None:
+                op.memory = None
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
