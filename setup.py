@@ -1,7 +1,7 @@
 """Builds the C extension; everything else is in pyproject.toml.
 
-This file exists for what pyproject.toml cannot say: the cffi module, the stable-ABI tag, and an error that tells what is
-missing when there is no compiler or no kernel header.
+This file exists for what pyproject.toml cannot express: the cffi module, the stable-ABI tag, and
+an error message that says what is missing when there is no compiler or no kernel header.
 """
 
 import platform
@@ -16,11 +16,13 @@ class build_ring(build_ext):
     def build_extension(self, ext):
         try:
             super().build_extension(ext)
-        except Exception as exc:  # setuptools has several unrelated classes for a compiler that failed or is not there
+        except Exception as exc:
+            # setuptools has several unrelated exceptions for a compiler that failed or is missing.
             raise SystemExit(
-                f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C compiler (Debian: "
-                "apt-get install gcc libc6-dev), Python's headers (python3-dev) and the kernel's header linux/io_uring.h "
-                "(linux-libc-dev); the compiler's own message, above, says which one is missing."
+                f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C "
+                "compiler (Debian: apt-get install gcc libc6-dev), Python's headers (python3-dev) "
+                "and the kernel's header linux/io_uring.h (linux-libc-dev); the compiler's own "
+                "message, above, says which one is missing."
             ) from exc
 
 
@@ -30,7 +32,8 @@ class stable_abi_wheel(bdist_wheel):
         super().finalize_options()
 
 
-# io_uring is a Linux interface. Elsewhere the package has no extension, and everything but the ring works.
+# io_uring is a Linux interface. Elsewhere the package has no extension, and everything but the ring
+# works.
 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
     setup(
         cffi_modules=["trio_uring/_c/build.py:ffibuilder"],

@@ -71,16 +71,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="repeatable; default: trio and uring",
     )
     parser.add_argument(
-        "--runs", type=bounded_runs, default=5, help="of each implementation (default: 5)"
+        "--runs", type=bounded_runs, default=5, help="runs of each implementation (default: 5)"
     )
     parser.add_argument(
-        "--seconds", type=bounded_seconds, default=3.0, help="counted in each run (default: 3)"
+        "--seconds",
+        type=bounded_seconds,
+        default=3.0,
+        help="seconds counted in each run (default: 3)",
     )
     parser.add_argument(
-        "--warmup", type=bounded_seconds, default=1.0, help="seconds before that (default: 1)"
+        "--warmup",
+        type=bounded_seconds,
+        default=1.0,
+        help="seconds of warmup before that (default: 1)",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every run and every ratio there as well"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write every run and every ratio to this file",
     )
     arguments = parser.parse_args(argv)
     # Asked for twice is asked for once; the order is kept, for it is the order of the turns.
@@ -178,8 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cores = choose_cores()
         print(", ".join(f"{key} {value}" for key, value in described.items()))
         print(
-            f"{arguments.runs} runs each of {', '.join(arguments.impl)}, {arguments.seconds:g} s counted after "
-            f"{arguments.warmup:g} s; server on core {cores.server}, load on core {cores.load}; median [min..max]"
+            f"{arguments.runs} runs each of {', '.join(arguments.impl)}, "
+            f"{arguments.seconds:g} s counted after {arguments.warmup:g} s; "
+            f"server on core {cores.server}, load on core {cores.load}; median [min..max]"
         )
         scenarios, clean = run_all(arguments, cores)
     except RunError as error:

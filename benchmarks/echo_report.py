@@ -197,11 +197,13 @@ def warning_lines(impl: str, runs: Sequence[RunResult]) -> list[str]:
     lines = []
     if statistics.median(run.load_cpu_share for run in runs) >= LOAD_BOUND_SHARE:
         lines.append(
-            f"warning: {impl}: the load generator's core was full; the server may be faster than this"
+            f"warning: {impl}: the load generator's core was full; "
+            "the server may be faster than this"
         )
     if disturbed := sum(run.server_wait_share >= DISTURBED_SHARE for run in runs):
         lines.append(
-            f"warning: {impl}: something else used the server's core in {disturbed} of {len(runs)} runs"
+            f"warning: {impl}: something else used the server's core "
+            f"in {disturbed} of {len(runs)} runs"
         )
     if strays := sorted({name for run in runs for name in run.stray_threads}):
         lines.append(

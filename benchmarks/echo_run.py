@@ -7,7 +7,8 @@ both of them used.
     load starts, gets one echo on every      pinned to `cores.load`, like this process
     connection, warms up
     load prints START                        the server's CPU clock is read
-    load prints END, and goes on for 0.1 s   the server's CPU clock is read again, while the server is still busy
+    load prints END, and goes on for 0.1 s   the server's CPU clock is read again, while the server
+                                             is still busy
     load prints its figures, and leaves
     the server's standard input is closed    it must stop by itself, with exit code 0
 
@@ -39,9 +40,8 @@ LOADGEN_SOURCE = HERE / "loadgen.c"
 CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 COMPILE_SECONDS_MAX = 60.0
-START_SECONDS_MAX = (
-    20.0  # importing and binding, or connecting 500 times, on a machine that is busy
-)
+# Importing and binding, or connecting 500 times, on a machine that is busy.
+START_SECONDS_MAX = 20.0
 GRACE_SECONDS = 15.0  # for anything that should take no time at all
 LINE_BYTES_MAX = 65536
 
@@ -276,9 +276,8 @@ def run_once(loadgen: Path, impl: str, load: Load, cores: Cores) -> RunResult:
         result = measure(loadgen, server, port, load, cores)
         server.wait_for_exit()
         if words := server.last_words():
-            print(
-                words, file=sys.stderr
-            )  # a warning that did not stop it: not silent, and not fatal
+            # A warning that did not stop it: not silent, and not fatal.
+            print(words, file=sys.stderr)
     return result
 
 

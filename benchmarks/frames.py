@@ -227,7 +227,8 @@ def main() -> None:
         arguments = parser.parse_args()
         for connections in arguments.connections or (1, 16):
             print(
-                f"== {connections} connection{'s' * (connections > 1)}; ratio: CPU of '{BASELINE}' / CPU, more is better"
+                f"== {connections} connection{'s' * (connections > 1)}; "
+                f"ratio: CPU of '{BASELINE}' / CPU, more is better"
             )
             for size in arguments.case or SIZES:
                 report(

@@ -1,23 +1,29 @@
 /*
- * loadgen: a closed-loop echo load generator for benchmarks/echo.py. Plain C11 on Linux's epoll, one thread.
+ * loadgen: a closed-loop echo load generator for benchmarks/echo.py. Plain C11 on Linux's epoll,
+ * one thread.
  *
  *   loadgen HOST PORT CONNECTIONS MESSAGE_BYTES SECONDS WARMUP_SECONDS
  *
- * Every connection keeps exactly one message outstanding: send it, read its whole echo back, send the next. First each
- * of them gets one echo and waits for the others: a server that accepts once a scheduler pass needs seconds for 500
- * connections when those that it has keep it busy, and that is not what is measured. Then warmup, then the window.
+ * Every connection keeps exactly one message outstanding: send it, read its whole echo back, send
+ * the next. First each of them gets one echo and waits for the others: a server that accepts once a
+ * scheduler pass needs seconds for 500 connections when those that it has keep it busy, and that is
+ * not what is measured. Then comes the warmup, then the window.
  *
  * On standard output, each line flushed at once:
  *   START   the counted window begins      the runner samples the server's CPU clock when it reads
- *   END     the counted window is over     these two; load goes on for TAIL_NS so that END is read under load
+ *   END     the counted window is over     these two; the load goes on for TAIL_NS so that END is
+ *                                          read under load
  *   {...}   the figures, one line of JSON
  *
  * Rules of this file
- *  - Every received byte is compared with what was sent. A message starts at an offset of the pattern that depends on
- *    its connection and its number, so bytes of another connection or of an older message are errors too.
- *  - A connection that fails is counted in "errors", closed and not replaced; its first cause goes to stderr.
- *  - It must stay cheaper than any server it measures: no allocation, and for a small message one send, one recv and
- *    one clock reading (epoll_wait is shared). "cpu_seconds" tells the reader whether that was enough.
+ *  - Every received byte is compared with what was sent. A message starts at an offset of the
+ *    pattern that depends on its connection and its number, so bytes of another connection or of an
+ *    older message are errors too.
+ *  - A connection that fails is counted in "errors", closed and not replaced; the first cause goes
+ *    to stderr.
+ *  - It must stay cheaper than any server it measures: no allocation, and for a small message one
+ *    send, one recv and one clock reading (epoll_wait is shared). "cpu_seconds" tells the reader
+ *    whether that was enough.
  *  - Loopback only, and an alarm ends it whatever happens.
  */
 #define _GNU_SOURCE
@@ -43,8 +49,8 @@
 enum {
     CONNECTIONS_MAX = 28000,      /* the ephemeral ports of one address, by default */
     MESSAGE_BYTES_MAX = 64 << 20, /* the pattern is held in memory */
-    ALARM_MARGIN_SECONDS = 30,    /* connecting, gathering and the tail, on a machine that is very busy */
-    PATTERN_OFFSETS = 1021,       /* a prime: steps by connection and by message never fall in phase */
+    ALARM_MARGIN_SECONDS = 30,    /* connecting, gathering and the tail, on a very busy machine */
+    PATTERN_OFFSETS = 1021,       /* a prime: steps by connection and message never fall in phase */
     READ_CHUNK_BYTES = 256 << 10, /* stays in L2 */
     EVENT_BATCH = 512, SECONDS_MAX = 3600,
     WAIT_MS = 10,                 /* how late a window can end when nothing happens at all */
@@ -93,14 +99,15 @@ static uint64_t clock_ns(clockid_t clock)
     return (uint64_t)t.tv_sec * NS_PER_SECOND + (uint64_t)t.tv_nsec;
 }
 
-/* ---- latency histogram: log-linear, so that microseconds and seconds are both known to 0.4 % ---- */
+/* ---- latency histogram: log-linear, so microseconds and seconds are both known to 0.4 % ---- */
 
 static size_t bucket_of(uint64_t ns)
 {
     if (ns < SUB_COUNT)
         return (size_t)ns;
     unsigned shift = 63U - (unsigned)__builtin_clzll(ns) - SUB_BITS;
-    return (size_t)shift * SUB_COUNT + (size_t)(ns >> shift); /* ns >> shift is in [SUB_COUNT, 2 * SUB_COUNT) */
+    /* ns >> shift is in [SUB_COUNT, 2 * SUB_COUNT) */
+    return (size_t)shift * SUB_COUNT + (size_t)(ns >> shift);
 }
 
 static double bucket_middle_us(size_t bucket)
@@ -133,14 +140,15 @@ static void count_message(struct load *load, uint64_t latency_ns)
 static void drop(struct load *load, struct connection *c, const char *why)
 {
     if (load->errors++ == 0)
-        fprintf(stderr, "loadgen: connection %u, message %u, byte %zu of %zu: %s\n", c->number, c->message_number,
-                c->received, load->message_bytes, why);
+        fprintf(stderr, "loadgen: connection %u, message %u, byte %zu of %zu: %s\n", c->number,
+                c->message_number, c->received, load->message_bytes, why);
     close(c->fd);
     c->fd = -1;
     load->live--;
 }
 
-/* Sends until all is sent or the socket is full; epoll is edge-triggered, so it must go on to EAGAIN. */
+/* Sends until all is sent or the socket is full; epoll is edge-triggered, so it must go on to
+ * EAGAIN. */
 static bool send_more(struct load *load, struct connection *c)
 {
     while (c->sent < load->message_bytes) {
@@ -181,8 +189,9 @@ static void complete_message(struct load *load, struct connection *c)
 }
 
 /*
- * Takes what has arrived. It asks for one byte more than is due, so that a surplus byte is an error at once; and a read
- * shorter than asked for emptied the socket, so that what comes later is a new edge.
+ * Takes what has arrived. It asks for one byte more than is due, so that a surplus byte is an error
+ * at once; and a read shorter than asked for emptied the socket, so that what comes later is a new
+ * edge.
  */
 static void receive_more(struct load *load, struct connection *c)
 {
@@ -198,7 +207,8 @@ static void receive_more(struct load *load, struct connection *c)
             return;
         }
         size_t got = (size_t)n;
-        if (c->received + got > c->sent || memcmp(load->scratch, c->message + c->received, got) != 0) {
+        const unsigned char *expected = c->message + c->received;
+        if (c->received + got > c->sent || memcmp(load->scratch, expected, got) != 0) {
             drop(load, c, "received bytes that are not the echo of what was sent");
             return;
         }
@@ -286,11 +296,13 @@ static void run(struct load *load)
 
 static void print_figures(const struct load *load)
 {
-    size_t stalled = 0; /* alive, yet not one message in the whole window: a lost wake-up or starvation */
+    /* Alive, yet not one message in the whole window: a lost wake-up or starvation. */
+    size_t stalled = 0;
     for (size_t i = 0; i < load->connections; i++)
         stalled += load->all[i].fd >= 0 && load->all[i].counted == 0;
-    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"bytes\": %" PRIu64 ", \"errors\": %" PRIu64
-           ", \"stalled\": %zu, \"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, \"cpu_seconds\": %.6f}\n",
+    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"bytes\": %" PRIu64
+           ", \"errors\": %" PRIu64 ", \"stalled\": %zu, \"p50_us\": %.2f, \"p99_us\": %.2f"
+           ", \"max_us\": %.2f, \"cpu_seconds\": %.6f}\n",
            load->messages, (double)load->elapsed_ns / 1e9, load->bytes, load->errors, stalled,
            percentile_us(load, 0.50), percentile_us(load, 0.99), (double)load->latency_max_ns / 1e3,
            (double)load->cpu_ns / 1e9);
@@ -339,7 +351,8 @@ static void allocate(struct load *load)
     load->all = calloc(load->connections, sizeof *load->all);
     if (load->pattern == NULL || load->scratch == NULL || load->all == NULL)
         die("malloc");
-    uint64_t x = UINT64_C(0x9E3779B97F4A7C15); /* xorshift: without a period that could hide a shifted chunk */
+    /* xorshift: without a period that could hide a shifted chunk. */
+    uint64_t x = UINT64_C(0x9E3779B97F4A7C15);
     for (size_t i = 0; i < pattern_bytes; i++) {
         x ^= x << 13;
         x ^= x >> 7;
@@ -354,7 +367,8 @@ static double parse_number(const char *text, const char *name, double low, doubl
     char *end = NULL;
     double value = strtod(text, &end);
     if (end == text || *end != '\0' || !(value >= low && value <= high)) {
-        fprintf(stderr, "loadgen: %s must be a number from %g to %g, not '%s'\n", name, low, high, text);
+        fprintf(stderr, "loadgen: %s must be a number from %g to %g, not '%s'\n", name, low, high,
+                text);
         exit(EXIT_FAILURE);
     }
     return value;
@@ -363,7 +377,8 @@ static double parse_number(const char *text, const char *name, double low, doubl
 static void parse_arguments(struct load *load, int argc, char **argv)
 {
     if (argc != 7) {
-        fprintf(stderr, "usage: loadgen HOST PORT CONNECTIONS MESSAGE_BYTES SECONDS WARMUP_SECONDS\n");
+        fprintf(stderr,
+                "usage: loadgen HOST PORT CONNECTIONS MESSAGE_BYTES SECONDS WARMUP_SECONDS\n");
         exit(EXIT_FAILURE);
     }
     load->address.sin_family = AF_INET;

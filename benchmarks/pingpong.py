@@ -76,10 +76,10 @@ def measure(kind: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="short rounds of each process")
-    parser.add_argument("--messages", type=int, default=3000, help="messages of a round")
-    parser.add_argument("--bytes", type=int, default=1024, help="of a message")
-    parser.add_argument("--turns", type=int, default=3, help="processes of each kind, in turns")
+    parser.add_argument("--rounds", type=int, default=15, help="short rounds in each process")
+    parser.add_argument("--messages", type=int, default=3000, help="messages in each round")
+    parser.add_argument("--bytes", type=int, default=1024, help="size of a message")
+    parser.add_argument("--turns", type=int, default=3, help="processes of each kind, taking turns")
     parser.add_argument("--kind", choices=sorted(KINDS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.kind:
@@ -95,7 +95,8 @@ def main() -> None:
             found[kind] = min(value, found.get(kind, value))
     for kind, value in found.items():
         print(
-            f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, {value / found['trio']:.2f}"
+            f"{kind:12} {value:6.1f} us CPU of both processes for a message there and back, "
+            f"{value / found['trio']:.2f}"
         )
 
 

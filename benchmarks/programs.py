@@ -248,7 +248,8 @@ def run_once(program: str, side: str, arguments: argparse.Namespace, cores: Core
         server.wait_for_exit()
     if ring != (side == "enabled") or strays:
         raise RunError(
-            f"{program} {side}: an io_uring is {'' if ring else 'not '}open, threads on other cores: {strays}"
+            f"{program} {side}: an io_uring is {'' if ring else 'not '}open, "
+            f"threads on other cores: {strays}"
         )
     if not served.requests:
         raise RunError(f"{program} {side} served nothing")
@@ -258,7 +259,10 @@ def run_once(program: str, side: str, arguments: argparse.Namespace, cores: Core
 
 
 def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}]"
+    middle, low, high = (
+        f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} [{low}..{high}]"
 
 
 def report(results: dict[str, list[Figures]]) -> None:
@@ -268,7 +272,8 @@ def report(results: dict[str, list[Figures]]) -> None:
         share = statistics.median(run.server_share for run in runs)
         idle = "" if share >= BUSY_SHARE else "   (not all of its core: go by the CPU time)"
         print(
-            f"  {side:8} {rate:>28} requests/s   {cpu:>26} CPU us/request   server {share:.0%}{idle}"
+            f"  {side:8} {rate:>28} requests/s   {cpu:>26} CPU us/request   "
+            f"server {share:.0%}{idle}"
         )
     stock, enabled = (results[side] for side in SIDES)
     rates = [
@@ -287,23 +292,29 @@ def report(results: dict[str, list[Figures]]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="What trio_uring.run gains a whole program, over trio.run."
+        description="What a whole program gains by trio_uring.run instead of trio.run."
     )
     parser.add_argument(
         "--program", action="append", choices=SERVERS, help="repeatable; default: all of them"
     )
     parser.add_argument(
-        "--connections", type=int, default=64, help="at the same time (default: 64)"
+        "--connections", type=int, default=64, help="connections at the same time (default: 64)"
     )
-    parser.add_argument("--runs", type=bounded_runs, default=5, help="of each side (default: 5)")
     parser.add_argument(
-        "--seconds", type=bounded_seconds, default=4.0, help="counted in each run (default: 4)"
+        "--runs", type=bounded_runs, default=5, help="runs of each side (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=bounded_seconds,
+        default=4.0,
+        help="seconds counted in each run (default: 4)",
     )
     arguments = parser.parse_args()
     arguments.program = list(dict.fromkeys(arguments.program or SERVERS))
     if "hypercorn" in arguments.program and shutil.which("wrk") is None:
         parser.error(
-            "hypercorn's load is wrk, which is not here: `apt-get install wrk` (Debian, Ubuntu) or `brew install wrk`"
+            "hypercorn's load is wrk, which is not installed: "
+            "`apt-get install wrk` (Debian, Ubuntu) or `brew install wrk`"
         )
     return arguments
 
@@ -312,12 +323,12 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         cores = choose_cores()
-        os.sched_setaffinity(
-            0, {cores.load}
-        )  # the loads inherit it; `Child` moves a server to its own
+        # The loads inherit it; `Child` moves a server to its own.
+        os.sched_setaffinity(0, {cores.load})
         for program in arguments.program:
             print(
-                f"\n{program}: {arguments.connections} connections, {arguments.runs} runs of {arguments.seconds:g} s each way"
+                f"\n{program}: {arguments.connections} connections, "
+                f"{arguments.runs} runs of {arguments.seconds:g} s each way"
             )
             results: dict[str, list[Figures]] = {side: [] for side in SIDES}
             for _ in range(arguments.runs):

@@ -270,8 +270,10 @@ def run_case(case: str, rounds: int, path: str) -> None:
         rates = sorted(value[1] / base[1] for base, value in zip(figures[BASELINE], values))
         cpu, rate = (statistics.median(value[index] for value in values) for index in (0, 1))
         print(
-            f"  {name:16} {cpu:8.1f} us/{unit} {statistics.median(ratios):6.2f}x [{ratios[0]:.2f}..{ratios[-1]:.2f}]"
-            f"   {rate:9.0f} {unit}/s {statistics.median(rates):6.2f}x [{rates[0]:.2f}..{rates[-1]:.2f}]"
+            f"  {name:16} {cpu:8.1f} us/{unit} {statistics.median(ratios):6.2f}x "
+            f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]"
+            f"   {rate:9.0f} {unit}/s {statistics.median(rates):6.2f}x "
+            f"[{rates[0]:.2f}..{rates[-1]:.2f}]"
         )
 
 
@@ -286,7 +288,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--case", choices=CASES, action="append", help="repeat for more; all without it"
+        "--case", choices=CASES, action="append", help="repeatable; default: all of them"
     )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

@@ -162,9 +162,10 @@ def child(
     way = (RECEIVING | SENDING)[name]
 
     async def main() -> tuple[float, float]:
+        # Warm up.
         await way(
             socket.socket(fileno=os.dup(sock.fileno())), to, size, time.perf_counter() + seconds / 5
-        )  # warm up
+        )
         before, start = cpu_seconds(), time.perf_counter()
         count = await way(socket.socket(fileno=os.dup(sock.fileno())), to, size, start + seconds)
         return (cpu_seconds() - before) / count, count / (time.perf_counter() - start)
@@ -202,7 +203,8 @@ def report(title: str, ways: dict[str, Way], rounds: int, *arguments: object) ->
         rate = statistics.median(value[1] for value in values)
         spread = f"[{ratios[0]:.2f}..{ratios[-1]:.2f}]"
         print(
-            f"  {name:24} {cpu:7.2f} us   {rate:11,.0f}/s   {statistics.median(ratios):6.2f}x {spread}"
+            f"  {name:24} {cpu:7.2f} us   {rate:11,.0f}/s   "
+            f"{statistics.median(ratios):6.2f}x {spread}"
         )
 
 
@@ -223,7 +225,7 @@ def main() -> None:
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         parser.add_argument("--rounds", type=int, default=5)
-        parser.add_argument("--seconds", type=float, default=0.5, help="of one run")
+        parser.add_argument("--seconds", type=float, default=0.5, help="seconds of one run")
         parser.add_argument(
             "--size", type=int, action="append", help="bytes of a datagram; default 64 and 1400"
         )

@@ -3,8 +3,8 @@
     python examples/echo_server.py --port 7000
     nc 127.0.0.1 7000
 
-Write `trio.serve_tcp` and `trio.SocketStream` for `trio_uring`'s, and it runs on trio's own
-streams: nothing else changes.
+To run it on trio's own streams, write `trio.serve_tcp` and `trio.SocketStream` instead of
+`trio_uring`'s; nothing else changes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ async def echo(stream: trio_uring.SocketStream) -> None:
         async for chunk in stream:
             await stream.send_all(chunk)
     except trio.BrokenResourceError:
-        pass  # the client hung up while we were sending: no concern of the other clients
+        pass  # the client hung up while we were sending; other clients are not affected
 
 
 async def main(host: str, port: int) -> None:
@@ -37,9 +37,14 @@ async def main(host: str, port: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An echo server on io_uring.")
-    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7000, help="0: the kernel chooses one (default: %(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=7000,
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     arguments = parser.parse_args()
     trio.run(main, arguments.host, arguments.port)

@@ -1,4 +1,4 @@
-"""The client of file_server.py: fetches files, goes on where it was interrupted, and verifies every
+"""The client of file_server.py: fetches files, resumes where it was interrupted, and verifies every
 checksum.
 
     python examples/file_client.py 127.0.0.1:7001 os.py json/decoder.py --output /tmp/files
@@ -23,7 +23,7 @@ STALL_MAX = 30.0  # seconds without a byte, after which a connection is given up
 
 
 class FetchError(Exception):
-    """A file cannot be had; the message says why."""
+    """A file cannot be fetched; the message says why."""
 
 
 async def fetch(host: str, port: int, name: str, target: Path) -> None:
@@ -70,7 +70,8 @@ async def receive_file(stream: trio_uring.SocketStream, name: str, part: Path) -
             raise FetchError(f"{name}: the server refused")
         if size > FILE_MAX or offset + missing != size:
             raise FetchError(
-                f"{name}: the server's answer makes no sense ({missing} of {size} bytes, from byte {offset})"
+                f"{name}: the server's answer makes no sense "
+                f"({missing} of {size} bytes, from byte {offset})"
             )
 
         while missing:
@@ -112,13 +113,16 @@ if __name__ == "__main__":
     parser.add_argument("server", help="HOST:PORT")
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument(
-        "--output", type=Path, default=Path(), help="where the files go (default: here)"
+        "--output",
+        type=Path,
+        default=Path(),
+        help="directory to write to (default: the current one)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=float("inf"),
-        help="seconds for everything (default: no limit)",
+        help="seconds for the whole command (default: no limit)",
     )
     arguments = parser.parse_args()
     server_host, _, server_port = arguments.server.rpartition(":")

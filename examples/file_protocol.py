@@ -1,7 +1,9 @@
 """What file_server.py and file_client.py say to each other.
 
-Request:   offset, length of the path, the path (UTF-8). Any number of them on one connection, one after the other.
-Answer:    status, bytes that follow, size of the whole file, SHA-256 of the whole file; then the file from the offset on.
+Request:   offset, length of the path, the path (UTF-8). Any number of them on one connection, one
+           after the other.
+Answer:    status, bytes that follow, size of the whole file, SHA-256 of the whole file; then the
+           file from the offset on.
 
 A client that was interrupted asks again with the offset it had reached, and checks the checksum
 when it has everything. Both sides refuse a size above its limit before they take memory for it.
@@ -10,9 +12,8 @@ when it has everything. Both sides refuse a size above its limit before they tak
 import struct
 
 REQUEST = struct.Struct("!QH")  # offset (bytes), length of the path (bytes)
-ANSWER = struct.Struct(
-    "!BQQ32s"
-)  # status, length of what follows (bytes), size of the file (bytes), its SHA-256
+# Status, length of what follows (bytes), size of the file (bytes), its SHA-256.
+ANSWER = struct.Struct("!BQQ32s")
 
 OK, REFUSED = 0, 1
 

@@ -3,9 +3,8 @@ page cache.
 
     python examples/file_server.py DIRECTORY --port 7001
 
-What to look at: `send_all([header, body])` hands the kernel a small header and a memory-mapped file
-in one operation. Nothing is joined and nothing is copied in this process, whatever the size of the
-file.
+What it shows: `send_all([header, body])` hands the kernel a small header and a memory-mapped file
+in one operation. Nothing is joined or copied in this process, whatever the size of the file.
 """
 
 import argparse
@@ -37,9 +36,8 @@ async def serve_client(root: Path, stream: trio_uring.SocketStream) -> None:
             if path_length > PATH_MAX:
                 return
             name = await stream.receive_exactly(path_length)
-            found = await trio.to_thread.run_sync(
-                find, root, name
-            )  # a disk may be slow: not in trio's own thread
+            # A disk may be slow: not in trio's own thread.
+            found = await trio.to_thread.run_sync(find, root, name)
             if found is None:
                 await stream.send_all(REFUSAL)
             else:
@@ -81,11 +79,8 @@ def find(root: Path, name: bytes) -> tuple[bytes, mmap.mmap | None] | None:
                 else None
             )
         return checksum(path, stat.st_mtime_ns, stat.st_size), pages
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links
+    except (OSError, ValueError, RuntimeError):
+        # Not UTF-8, a zero byte, not ours to read, gone meanwhile, a loop of links.
         return None
 
 
@@ -115,9 +110,14 @@ async def main(root: Path, host: str, port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serves the files of a directory on io_uring.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7001, help="0: the kernel chooses one (default: %(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=7001,
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     arguments = parser.parse_args()
     trio.run(main, arguments.directory.resolve(strict=True), arguments.host, arguments.port)

@@ -1,4 +1,4 @@
-"""A client of kv_server.py, as a class for programs and as a command.
+"""A client of kv_server.py: a class for programs, and a command.
 
 python examples/kv_client.py --port 7002 put colour green
 python examples/kv_client.py --port 7002 get colour
@@ -88,7 +88,7 @@ async def main(host: str, port: int, operation: str, key: str, value: str | None
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Asks kv_server.py. The exit code is 1 if there is no such key."
+        description="A client of kv_server.py. The exit code is 1 if there is no such key."
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7002)

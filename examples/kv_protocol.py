@@ -1,7 +1,8 @@
 """What kv_server.py and its clients say to each other: frames with a length prefix
 (trio_uring.FrameStream).
 
-Request:   operation (1 byte), length of the key (2 bytes, big-endian), the key, and for PUT the value.
+Request:   operation (1 byte), length of the key (2 bytes, big-endian), the key, and for PUT the
+           value.
 Response:  status (1 byte), and for a GET that found its key the value.
 
 Requests may be sent ahead (pipelined); responses come in their order.

@@ -5,10 +5,10 @@
     python examples/kv_client.py --port 7002 put colour green
     python examples/kv_client.py --port 7002 get colour
 
-What to look at: `Server` takes a Network and does not know which. Here it is given the ring, in its
-tests a simulated network with partitions and a virtual clock as well. SIGTERM or SIGINT stops it in
-order: no new connections, what is in flight is finished, whoever is not done by the deadline is cut
-off, and then everything is closed.
+What it shows: `Server` takes a Network and does not know which one. Here it is given the ring; its
+tests also give it a simulated network with partitions and a virtual clock. SIGTERM or SIGINT shuts
+it down in order: it accepts no new connections, finishes the requests that are in flight, cuts off
+clients that are not done by the deadline, and then closes everything.
 """
 
 from __future__ import annotations
@@ -42,11 +42,9 @@ from trio_uring.prometheus import DriverCollector, NetworkCollector
 CONNECTIONS_MAX = 800
 METRICS_MAX = 16  # connections that ask for metrics at a time
 ENTRIES_MAX = 100_000  # with VALUE_MAX, the bound on what clients can make us hold
-ANSWERS_MAX = (
-    2**18
-    # bytes of answers that are made ready before they are sent: a client that does not read holds no
-    # more
-)
+# Bytes of answers that are made ready before they are sent: a client that does not read holds no
+# more.
+ANSWERS_MAX = 2**18
 LAST_LOOK_SECONDS = 0.2  # for requests that were on their way when the server was told to stop
 GOODBYE_SECONDS = 1.0  # for a client to take its last answers and hang up
 HTTP_HEAD_MAX = 8192  # bytes
@@ -93,9 +91,8 @@ class Server:
         self.drain_seconds = drain_seconds
         self.store: dict[bytes, bytes] = {}
         self._stopping = False
-        self._waiting: set[trio.CancelScope] = (
-            set()
-        )  # of connections that wait for a request of which nothing has come
+        # Of connections that wait for a request of which nothing has come.
+        self._waiting: set[trio.CancelScope] = set()
         self._accepting = trio.CancelScope()
 
     async def serve(
@@ -145,9 +142,8 @@ class Server:
                 if not channel.pending:
                     self._waiting.add(scope)
                 try:
-                    return (
-                        await channel.receive_many()
-                    )  # cancelled while it waits, it loses nothing
+                    # Cancelled while it waits, it loses nothing.
+                    return await channel.receive_many()
                 finally:
                     self._waiting.discard(scope)
             if not channel.pending:
@@ -238,15 +234,20 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A key-value server on io_uring.")
-    parser.add_argument("--host", default="127.0.0.1", help="the interface (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=7002, help="0: the kernel chooses one (default: %(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=7002,
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics-port",
         type=int,
         default=9102,
-        help="0: the kernel chooses one (default: %(default)s)",
+        help="port to listen on; 0 lets the kernel choose (default: %(default)s)",
     )
     parser.add_argument(
         "--drain",

@@ -74,9 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long"):
         os.environ[VARIABLE] = "1"
     load_profiles()
-    if (
-        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # as shells start what is in the background
+    # As shells start what is in the background.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: this test takes long, and runs with --long only")
     config.addinivalue_line(

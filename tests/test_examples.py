@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SECONDS_MAX = 30  # for a process to end or a socket to answer
-CONTENT = b"".join(
-    struct.pack("!I", number) for number in range(2**18)
-)  # 1 MiB, no two words alike
+# 1 MiB, no two words alike.
+CONTENT = b"".join(struct.pack("!I", number) for number in range(2**18))
 
 REQUEST = struct.Struct("!QH")
 ANSWER = struct.Struct("!BQQ32s")
@@ -210,9 +209,8 @@ def test_the_server_bounds_what_a_request_may_ask_for(folder: Path) -> None:
 
 def test_the_server_survives_a_client_that_leaves_mid_file(folder: Path) -> None:
     (folder / "huge").touch()
-    os.truncate(
-        folder / "huge", 2**26
-    )  # more than the sockets hold: the send is in the kernel when the client leaves
+    # More than the sockets hold: the send is in the kernel when the client leaves.
+    os.truncate(folder / "huge", 2**26)
     with running("file_server.py", folder) as port:
         with connect(port) as rude:
             rude.sendall(request(b"huge"))

@@ -210,9 +210,8 @@ def test_a_client_that_does_not_read_makes_the_server_hold_little():
         await channel.receive()
         tracemalloc.start()
         try:
-            await channel.send_many(
-                [[REQUEST.pack(GET, 1), b"k"]] * 5000
-            )  # all the answers would be 5 MB
+            # All the answers would be 5 MB.
+            await channel.send_many([[REQUEST.pack(GET, 1), b"k"]] * 5000)
             await trio.sleep(1)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
@@ -237,9 +236,8 @@ def test_a_client_whose_request_was_cancelled_gives_no_wrong_answers():
                 await client.get(b"other")
         server.stop()
 
-    async def cancel(
-        scope,
-    ):  # it waits for its answer by then, which takes longer than a pass of the scheduler
+    # It waits for its answer by then, which takes longer than a pass of the scheduler.
+    async def cancel(scope):
         scope.cancel()
 
     simulated(scenario)
@@ -251,9 +249,8 @@ def test_a_stop_waits_for_an_answer_that_is_being_sent(run):
         async with await Client.connect(network, address) as client:
             await client.put(b"k", b"v" * VALUE_MAX)
         slow = await raw(network, address)
-        await slow.send_many(
-            [[REQUEST.pack(GET, 1), b"k"]] * 16
-        )  # 16 MiB: more than the sockets hold
+        # 16 MiB: more than the sockets hold.
+        await slow.send_many([[REQUEST.pack(GET, 1), b"k"]] * 16)
         assert len(await slow.receive()) == VALUE_MAX + 1
         server.stop()
         for _ in range(15):

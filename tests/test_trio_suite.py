@@ -178,7 +178,8 @@ def child(program: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
 
 
 RECORDS = """
-file.write(json.dumps(dict(test="test_a::one", outcome="passed", seconds=0.5, operations=3)) + "\\n")
+one = dict(test="test_a::one", outcome="passed", seconds=0.5, operations=3)
+file.write(json.dumps(one) + "\\n")
 file.write(json.dumps(dict(descriptors=2)) + "\\n")
 file.close()
 """
@@ -190,7 +191,9 @@ def test_what_a_child_writes_counts_if_it_ran_all_tests(
 ) -> None:
     end = f"sys.exit({status})" if status >= 0 else f"os.kill(os.getpid(), {-status})"
     done = child(
-        f"{RECORDS}\nprint(sys.argv[1], os.environ['TRIO_URING_BACKEND'], *sys.argv[3:], flush=True)\n{end}",
+        f"{RECORDS}\n"
+        "print(sys.argv[1], os.environ['TRIO_URING_BACKEND'], *sys.argv[3:], flush=True)\n"
+        f"{end}",
         monkeypatch,
         tmp_path,
     )

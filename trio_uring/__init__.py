@@ -16,7 +16,9 @@ from ._messages.frames import receive_frame, send_frame
 from ._messages.vectored import send_all_vectored
 from ._network.network import Address, Network, NetworkConfig, NetworkListener, NetworkStream
 from ._network.sockets import TrioNetwork, UringNetwork
-from ._observe.observed import Audited, AuditedStream, Metered, MeteredStream
+from ._observe.networks import Audited, Metered
+from ._observe.streams import AuditedStream, MeteredStream
+from ._options import KeepAlive, SocketOptions
 from ._relay.copy import Relayed, copy_stream, relay
 from ._relay.send_file import send_file
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
@@ -75,6 +77,7 @@ __all__ = [
     "FrameStream",
     "FrameTooLarge",
     "IncompleteReadError",
+    "KeepAlive",
     "Local",
     "Metered",
     "MeteredStream",
@@ -92,6 +95,7 @@ __all__ = [
     "RingUnavailableError",
     "SendStream",
     "SocketListener",
+    "SocketOptions",
     "SocketStream",
     "Statistics",
     "TrioNetwork",

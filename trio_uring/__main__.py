@@ -1,7 +1,7 @@
 """The command line: `python -m trio_uring demo`, `info`, `--version`.
 
-Rules of this file: it reads arguments and says errors, in one sentence each; what is done is in
-_demo/demo.py and _cli/info.py.
+Rules of this file: it parses arguments and reports errors, in one sentence each; the work is done
+in _demo/demo.py and _cli/info.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._demo.demo import DemoError, run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, not for the demo's connections
+DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for everything but the demo's connections
 
 
 def _count(text: str) -> int:
@@ -33,7 +33,7 @@ def _clients(text: str) -> int:
     value, most = _count(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
     if value > most:
         raise argparse.ArgumentTypeError(
-            f"{text} is more than the {most} that the limit of open files allows (ulimit -n)"
+            f"{text} is more than the {most} that the limit of open files (ulimit -n) allows"
         )
     return value
 
@@ -48,36 +48,53 @@ def _directory(text: str) -> Path:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m trio_uring", description="trio streams on io_uring."
+        prog="python -m trio_uring",
+        description="trio's sockets, streams and listeners driven by Linux's io_uring.",
     )
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
-        "info", help="what this machine's io_uring can do, and what trio_uring makes of it"
+    what = "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot"
+    commands.add_parser("info", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    what = (
+        "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
+        "verify every checksum and compare the two"
     )
-    about = "serve real files to many clients on our streams and on trio's own, verify every checksum, and compare"
-    demo = commands.add_parser("demo", help=about, description=about)
+    _add_demo(commands.add_parser("demo", help=what, description=f"{what[0].upper()}{what[1:]}."))
+    return parser
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--directory",
         type=_directory,
-        help="whose files (default: *.py and *.so of the standard library)",
+        help="serve the files below this directory (default: the *.py and *.so files of Python's "
+        "standard library)",
     )
     demo.add_argument(
-        "--clients", type=_clients, default=50, help="at the same time (default: %(default)s)"
+        "--clients",
+        type=_clients,
+        default=50,
+        help="number of clients at the same time (default: %(default)s)",
     )
     demo.add_argument(
-        "--max-mib", type=_count, default=256, help="MiB that a round serves (default: %(default)s)"
+        "--max-mib",
+        type=_count,
+        default=256,
+        help="MiB to serve in each round (default: %(default)s)",
     )
     demo.add_argument(
-        "--rounds", type=_count, default=5, help="of each kind of streams (default: %(default)s)"
+        "--rounds",
+        type=_count,
+        default=5,
+        help="rounds for each kind of stream (default: %(default)s)",
     )
     demo.add_argument(
         "--seed",
         type=int,
         default=1,
-        help="of the order and the cancellations (default: %(default)s)",
+        help="seed for the order of the files and for which downloads are cancelled "
+        "(default: %(default)s)",
     )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

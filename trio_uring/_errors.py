@@ -89,11 +89,12 @@ def stream_error(
 
 _REASONS = {
     errno.ENOSYS: "this kernel has no io_uring (it came with Linux 5.1), or a sandbox hides it",
-    errno.EPERM: "io_uring is forbidden here: by a seccomp profile (Docker and Kubernetes forbid it by default) or by the "
-    "sysctl kernel.io_uring_disabled",
+    errno.EPERM: "io_uring is forbidden here: by a seccomp profile (Docker and Kubernetes forbid "
+    "it by default) or by the sysctl kernel.io_uring_disabled",
     errno.EACCES: "io_uring is forbidden here by a security module",
     errno.EOPNOTSUPP: "this platform answers that io_uring is not supported",
-    errno.ENOMEM: "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough for a ring",
+    errno.ENOMEM: "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough "
+    "for a ring",
     errno.EMFILE: "this process is at its limit of open files: raise RLIMIT_NOFILE (ulimit -n)",
     errno.ENFILE: "the system is at its limit of open files (sysctl fs.file-max)",
     errno.EAGAIN: "the limit of processes is reached: raise RLIMIT_NPROC (ulimit -u)",

@@ -160,9 +160,8 @@ class Audit:
                 try:
                     with view.cast("B") as plain:
                         update(plain)
-                except (
-                    TypeError
-                ):  # not contiguous, without items, or of a format that only its own library knows
+                except TypeError:
+                    # Not contiguous, without items, or of a format that only its own library knows.
                     update(view.tobytes())
         except (TypeError, ValueError):
             update(_NOT_A_BUFFER + _text(type(buffer).__name__))
@@ -217,7 +216,8 @@ class Audit:
                     [other for other in self._subscribers if other is not call]
                 )
                 _log.exception(
-                    "a subscriber of trio_uring's audit failed and will not be called again; event: %s",
+                    "a subscriber of trio_uring's audit failed and will not be called again; "
+                    "event: %s",
                     event,
                 )
 

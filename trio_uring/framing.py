@@ -24,9 +24,8 @@ Prefix = Literal["u32be", "varint"]
 
 SIZE_MAX = 2**32 - 1  # bytes of a frame: what four bytes can say
 PREFIX_MAX = {"u32be": 4, "varint": 5}  # bytes of a prefix
-MAX_SIZE = (
-    2**20
-)  # bytes: the limit for those who say none; a peer can make us hold as much for each connection
+# Bytes: the limit for those who say none; a peer can make us hold as much for each connection.
+MAX_SIZE = 2**20
 
 _U32BE = struct.Struct(">I")
 
@@ -133,9 +132,8 @@ class FrameDecoder:
         self._queue = ChunkQueue()
         self._size: int | None = None  # of the frame whose prefix was read
         self._prefix_length = 0
-        self._error: Callable[[], FrameError] | None = (
-            None  # makes it: a kept error would keep its traceback's frames
-        )
+        # Makes it: a kept error would keep its traceback's frames.
+        self._error: Callable[[], FrameError] | None = None
 
     def feed(self, data: bytes) -> None:
         """Adds bytes as they came. b"" adds nothing: what the end of the stream means is for the

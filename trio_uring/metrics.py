@@ -190,9 +190,8 @@ def _errno_name(error: BaseException | None, depth: int) -> str | None:
         return None
     if isinstance(error, OSError) and (error.errno or 0) in errno.errorcode:
         return errno.errorcode[error.errno or 0]
-    members = getattr(
-        error, "exceptions", None
-    )  # an exception group, which Python 3.10 does not have
+    # An exception group, which Python 3.10 does not have.
+    members = getattr(error, "exceptions", None)
     if isinstance(members, tuple):
         names = {_errno_name(member, depth - 1) for member in members}
         return names.pop() if len(names) == 1 else None

@@ -120,9 +120,8 @@ class DriverCollector:
         in_a_run = trio.lowlevel.in_trio_run()
         if in_a_run and trio.lowlevel.current_trio_token() is self._token:
             self._read()
-        elif (
-            not self._driver.engine.phase.over and self._pid == os.getpid()
-        ):  # in a forked child nobody would answer
+        elif not self._driver.engine.phase.over and self._pid == os.getpid():
+            # In a forked child nobody would answer.
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._read_for, done)

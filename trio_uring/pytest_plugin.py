@@ -67,7 +67,8 @@ def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> Drive
     item: Any = request.node
     if hasattr(getattr(item, "obj", None), "hypothesis"):
         pytest.fail(
-            "uring_driver_idle cannot check a test of Hypothesis: pytest-trio runs it for each example",
+            "uring_driver_idle cannot check a test of Hypothesis: pytest-trio runs it for each "
+            "example",
             pytrace=False,
         )
     runs = [
@@ -114,9 +115,8 @@ async def _operations_left(background: bool) -> list[str]:
     ops: list[Any] = []
     quiet = 0
     for _ in range(PASSES_MAX):
-        await (
-            trio.lowlevel.checkpoint()
-        )  # what a destroyed coroutine was waiting for is cancelled in the next pass
+        # What a destroyed coroutine was waiting for is cancelled in the next pass.
+        await trio.lowlevel.checkpoint()
         ops = [op for op in _operations() if background or not _is_background(op.task)]
         quiet = 0 if ops else quiet + 1
         if quiet == QUIET_PASSES:
@@ -222,7 +222,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         return
     report = outcome.get_result()
     if report.failed:
-        text = f"The seed was {seed}. To repeat it: TRIO_URING_SEED={seed} python -m pytest {shlex.quote(item.nodeid)}"
+        text = (
+            f"The seed was {seed}. To repeat it: "
+            f"TRIO_URING_SEED={seed} python -m pytest {shlex.quote(item.nodeid)}"
+        )
         if hasattr(report.longrepr, "addsection"):  # is shown with --show-capture=no, too
             report.longrepr.addsection("simulated_network", text)
         else:
@@ -279,7 +282,7 @@ def _trio_test(request: pytest.FixtureRequest) -> None:
         pytest.fail(f"{needing} need pytest-trio: pip install pytest-trio", pytrace=False)
     if request.node.get_closest_marker("trio") is None:
         pytest.fail(
-            f"{needing} are for async tests that pytest-trio runs: mark the test with pytest.mark.trio, "
-            "or set trio_mode = true in pytest's configuration",
+            f"{needing} are for async tests that pytest-trio runs: mark the test with "
+            "pytest.mark.trio, or set trio_mode = true in pytest's configuration",
             pytrace=False,
         )

@@ -3,7 +3,7 @@ run_deterministically, a run to repeat.
 
 FakeRing speaks the Ring protocol over descriptors that are connected in memory, scripted or at
 random from a seed, and it checks the duties of its caller: one operation a direction, a state that
-allows it, buffers held to the end, no cancel of a stranger.
+allows it, buffers held to the end, no cancel of a stranger, one thread.
 
 Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere.
 Operations make progress in `drain` only.
@@ -16,15 +16,16 @@ import math
 import os
 import random
 import select
-import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ._driver.run import install
 from ._network.deterministic import run_deterministically
 from ._network.simulated import SimulatedNetwork
-from ._ring.op import LARGE_GROUP, NO_GROUP, RECEIVING, SENDING, SUBMITTED, Opcode, Operation
-from ._ring.protocol import LARGE_SIZE, SMALL_SIZE, RingCounters, RingInfo
+from ._ring.base import RingBase
+from ._ring.figures import LARGE_SIZE, SMALL_SIZE, RingInfo
+from ._ring.op import LARGE_GROUP, NO_GROUP, SUBMITTED, Operation
+from ._ring.opcodes import RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,7 +48,44 @@ class _End:
         self.peer: _End = self
 
 
-class FakeRing:
+class _Memory:
+    """What an entry points at: buffers, from a byte on."""
+
+    def __init__(self, *buffers: Any, start: int = 0) -> None:
+        self.buffers = [memoryview(buffer) for buffer in buffers]
+        self.start = start
+
+    def __add__(self, count: int) -> _Memory:
+        return _Memory(*self.buffers, start=self.start + count)
+
+    def read(self, count: int) -> bytes:
+        return b"".join(map(bytes, self.buffers))[self.start :][:count]
+
+    def write(self, data: bytes) -> None:
+        for view in self.buffers:
+            part, data = data[: view.nbytes], data[view.nbytes :]
+            view.cast("B")[: len(part)] = part
+
+
+class _Entry:
+    """An operation, as the kernel knows it."""
+
+    def __init__(self, token: int, at: _Memory, length: int) -> None:
+        self.token = token
+        self.at = at
+        self.length = length
+
+
+def _no_entry(op: Operation) -> None:
+    """All of it is in what is queued."""
+
+
+def _export_list(op: Operation) -> tuple[_Memory, int]:
+    op.pin = at = _Memory(*op.buffers or (), start=op.start)
+    return at, op.length
+
+
+class FakeRing(RingBase):
     """A ring in memory.
 
     Args:
@@ -71,31 +109,29 @@ class FakeRing:
         sq_entries: int = 64,
         provided_buffers: bool = True,
     ) -> None:
-        self.table: dict[int, Operation] = {}
-        self.counters = RingCounters()
-        self.now = 0.0
-        self.info = RingInfo(
+        self.random = random.Random(seed)
+        self._short, self._slow, self._refuse, self._faults = short, slow, refuse, faults or {}
+        self._queue: list[_Entry] = []
+        self._active: list[_Entry] = []
+        self._cancels: set[int] = set()
+        self._script: dict[int, deque[int]] = {}
+        self._ends: dict[int, _End] = {}
+        self._signalled = False
+        self._watched_fd = -1
+        self._c = self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._make_entry, self._write = _no_entry, self._queue_entry
+        self._export, self._export_list, self._nothing = _Memory, _export_list, _Memory()
+        self._provided, self._starts = b"", ()  # what is received is the operation's at once
+        info = RingInfo(
             backend="fake",
             setup_flags=(),
             features=0,
             sq_entries=sq_entries,
             cq_entries=16 * sq_entries,
-            opcodes=tuple(op.name for op in Opcode),
+            opcodes=tuple(opcode.name for opcode in Opcode),
             provided_buffers=provided_buffers,
         )
-        self.random = random.Random(seed)
-        self._short, self._slow, self._refuse, self._faults = short, slow, refuse, faults or {}
-        self._queue: deque[Operation] = deque()
-        self._active: list[Operation] = []
-        self._cancels: set[int] = set()
-        self._script: dict[int, deque[int]] = {}
-        self._ends: dict[int, _End] = {}
-        self._token = 0
-        self._event: int = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._signalled = False
-        self.watching = self.watched = self.short = False
-        self._watched_fd = -1
-        self.closed = False
+        super().__init__(info, sq_entries)
 
     # -- the world
 
@@ -121,42 +157,32 @@ class FakeRing:
         return self._event
 
     def submit(self, op: Operation) -> bool:
-        if len(self._queue) >= self.info.sq_entries or self._chance(self._refuse):
+        if self._chance(self._refuse):
             self.counters.sq_full += 1
             return False
-        state = op.state.submitted
         self._check_direction(op)
-        self._pin(op)
-        self._token += 1
-        op.token, op.state, op.born = self._token, state, self.now
-        self.table[op.token] = op
-        self._queue.append(op)
-        self.counters.submitted[op.opcode] += 1
-        return True
+        return super().submit(op)
 
     def _check_direction(self, op: Operation) -> None:
         for family in (SENDING, RECEIVING):
             if op.opcode in family:
                 for other in self.table.values():
-                    if other.fd == op.fd and other.opcode in family:
+                    if other is not op and other.fd == op.fd and other.opcode in family:
                         raise Misuse(
                             f"two operations of one direction on one descriptor: {op} and {other}"
                         )
 
     def cancel(self, op: Operation) -> None:
-        if op.state is not SUBMITTED:
-            return
-        if self.table.get(op.token) is not op:
+        if op.state is SUBMITTED and self.table.get(op.token) is not op:
             raise Misuse(f"cancel of an operation that this ring does not hold: {op}")
-        op.state = op.state.cancelling
-        self._cancels.add(op.token)
-        self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
+        super().cancel(op)
 
     def watch(self, fd: int) -> bool:
         self.watching, self._watched_fd = True, fd
         return True
 
     def flush(self) -> bool:
+        self._check_owner()
         self.counters.enters += 1
         self.short = bool(self._queue) and self._chance(self._refuse)
         if self.short:
@@ -165,6 +191,7 @@ class FakeRing:
             self._signal()
         self._active.extend(self._queue)
         self._queue.clear()
+        self._unsubmitted = 0
         return True
 
     def ready(self) -> bool:
@@ -181,41 +208,35 @@ class FakeRing:
         return self.drain(done)
 
     def drain(self, done: list[Operation]) -> bool:
+        self._check_owner()
         if self._signalled:
             os.eventfd_read(self._event)
             self._signalled = False
         before = len(done)
         self.random.shuffle(self._active)
-        for op in list(self._active):
-            if op.token in self._cancels and self._chance(0.5):
-                res: (
-                    int | None
-                ) = -errno.ECANCELED  # before or after the data: the race that the kernel has
-            elif self._chance(self._slow):
-                res = None
-            else:
-                res = self._attempt(op)
-                if res is None and op.token in self._cancels:
-                    res = -errno.ECANCELED
+        for entry in list(self._active):
+            res = self._answer(entry)
             if res is not None:
-                self._finish(op, res)
-                done.append(op)
+                self._complete(entry, res, done)
         if len(done) > before or self._active:
             self._signal_if_able(len(done) > before)
         return False
 
-    def close(self) -> bool:
-        if self.table:
-            warnings.warn(
-                f"FakeRing closed with {list(self.table.values())} in flight",
-                ResourceWarning,
-                stacklevel=2,
-            )
-            return False
-        if not self.closed:
-            self.closed = True
-            os.close(self._event)
-        return True
+    # -- the hooks of a ring
+
+    def _queue_entry(self, _c: int, _own: None, at: _Memory, length: int, token: int) -> None:
+        self._queue.append(_Entry(token, at, length))
+
+    def _write_cancels(self) -> None:
+        while self._late_cancels:
+            self._cancels.add(self._late_cancels.popleft())
+            self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
+
+    def _free(self, c: int) -> None:
+        os.close(c)
+
+    def _free_in_child(self, c: int) -> None:
+        os.close(c)
 
     # -- inside
 
@@ -223,7 +244,7 @@ class FakeRing:
         return probability > 0 and self.random.random() < probability
 
     def _signal(self) -> None:
-        if not self._signalled and not self.closed:
+        if not self._signalled and self._c is not None:
             os.eventfd_write(self._event, 1)
             self._signalled = True
 
@@ -231,35 +252,25 @@ class FakeRing:
         if progressed or self._slow or self._cancels:
             self._signal()
 
-    def _finish(self, op: Operation, res: int) -> None:
-        if op.pin is None:
-            raise Misuse(f"the buffers of {op} were let go before it was done")
-        self._active.remove(op)
-        del self.table[op.token]
-        self._cancels.discard(op.token)
-        op.pin = op.buffer = op.buffers = None
-        op.state = op.state.done
-        self.counters.completions += 1
-        self._count(op, res)
-
-    @staticmethod
-    def _pin(op: Operation) -> None:
-        op.pin = [
-            memoryview(buffer)
-            for buffer in ([op.buffer] if op.buffer is not None else op.buffers or [])
-        ]
-
-    def _count(self, op: Operation, res: int) -> None:
-        op.res = res
-        if res > 0:
-            self.counters.moved[op.opcode] += res
-        elif res == -errno.ECANCELED:
-            self.counters.cancelled[op.opcode] += 1
-        elif res < 0:
-            self.counters.failed[op.opcode] += 1
-
-    def _attempt(self, op: Operation) -> int | None:
+    def _answer(self, entry: _Entry) -> int | None:
         """The operation's result now, or None: it has to wait."""
+        op, cancelled = self.table[entry.token], entry.token in self._cancels
+        if cancelled and self._chance(0.5):  # before or after the data: the race of the kernel
+            return -errno.ECANCELED
+        if self._chance(self._slow):
+            return None
+        res = self._attempt(op, entry)
+        return -errno.ECANCELED if res is None and cancelled else res
+
+    def _complete(self, entry: _Entry, res: int, done: list[Operation]) -> None:
+        op = self.table[entry.token]
+        if op.pin is None and entry.at is not self._nothing:
+            raise Misuse(f"the buffers of {op} were let go before it was done")
+        self._active.remove(entry)
+        self._cancels.discard(entry.token)
+        self._collect((entry.token, res, 0), done)
+
+    def _attempt(self, op: Operation, entry: _Entry) -> int | None:
         if self._script.get(op.opcode):
             return self._script[op.opcode].popleft()
         for code, probability in self._faults.items():
@@ -269,9 +280,9 @@ class FakeRing:
         if end is None:
             return -errno.EBADF
         if op.opcode in SENDING:
-            return self._send(op, end)
+            return self._send(entry, end)
         if op.opcode in RECEIVING:
-            return self._receive(op, end)
+            return self._receive(op, entry, end)
         if op.opcode == Opcode.POLL_ADD:
             return self._poll(op, end)
         return -errno.EOPNOTSUPP
@@ -285,22 +296,22 @@ class FakeRing:
     def _part(self, count: int) -> int:
         return self.random.randint(1, count) if count > 1 and self._chance(self._short) else count
 
-    def _send(self, op: Operation, end: _End) -> int | None:
+    def _send(self, entry: _Entry, end: _End) -> int | None:
         if end.peer.ended:
             return -errno.EPIPE
         room = end.peer.capacity - len(end.peer.arrived)
         if room <= 0:
             return None
-        data = b"".join(bytes(view) for view in op.pin)[op.start :][: op.length]
+        data = entry.at.read(entry.length)
         count = self._part(min(room, len(data)))
         end.peer.arrived += data[:count]
         self._signal()
         return count
 
-    def _receive(self, op: Operation, end: _End) -> int | None:
+    def _receive(self, op: Operation, entry: _Entry, end: _End) -> int | None:
         if not end.arrived:
             return 0 if end.ended else None
-        most = min(op.length, len(end.arrived))
+        most = min(entry.length, len(end.arrived))
         if op.group != NO_GROUP:
             most = min(most, LARGE_SIZE if op.group == LARGE_GROUP else SMALL_SIZE)
         count = self._part(most)
@@ -309,9 +320,7 @@ class FakeRing:
         if op.group != NO_GROUP:
             op.chunk = data
         else:
-            for view in op.pin:
-                part, data = data[: view.nbytes], data[view.nbytes :]
-                view.cast("B")[: len(part)] = part
+            entry.at.write(data)
         self._signal()
         return count
 

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_cases import examples
+from support.long_cases import examples
 
 from trio_uring._bytes import outgoing
 from trio_uring._bytes.outgoing import Outgoing

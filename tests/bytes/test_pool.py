@@ -389,9 +389,8 @@ class Reviver:
         self.view = pool.try_alloc(4096)
 
     def __del__(self) -> None:
-        self.saved.append(
-            self.pool.try_alloc(4096)
-        )  # of a pool with one buffer, which this object still has
+        # Of a pool with one buffer, which this object still has.
+        self.saved.append(self.pool.try_alloc(4096))
         self.view[:3] = b"abc"
         self.saved.append(self.view)
 

@@ -76,7 +76,8 @@ def test_buffers_that_die_after_the_module_was_cleared() -> None:
         """
 import sys
 from trio_uring._bytes import pool as _pool
-sys._keep = _pool, [_pool.BufferPool().alloc(10) for _ in range(3)]  # goes after every module, but before sys.stderr
+# goes after every module, but before sys.stderr
+sys._keep = _pool, [_pool.BufferPool().alloc(10) for _ in range(3)]
 """
     )
 

@@ -42,9 +42,8 @@ async def test_a_buffer_that_the_kernel_receives_into_is_in_use_until_it_is_done
     stream, counts = SocketStream(left), []
 
     async def receive() -> None:
-        counts.append(
-            await stream.receive_into(pool.try_alloc(4096))
-        )  # nobody but the call has the view
+        # Nobody but the call has the view.
+        counts.append(await stream.receive_into(pool.try_alloc(4096)))
 
     async with closing(stream, peer), trio.open_nursery() as nursery:
         nursery.start_soon(receive)

@@ -15,7 +15,7 @@ import trio_uring
 from trio_uring import __main__
 from trio_uring._cli import info as _info
 from trio_uring._driver import backend as _backend
-from trio_uring._ring.protocol import POOL_SIZE
+from trio_uring._ring.figures import POOL_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -101,7 +101,8 @@ def test_demo_says_why_it_cannot_go_on(
     assert __main__.main([str(each) for each in small_demo(folder)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(
-        "python -m trio_uring demo: the server ended before its time; the server said: FileNotFoundError"
+        "python -m trio_uring demo: the server ended before its time; "
+        "the server said: FileNotFoundError"
     )
 
 
@@ -117,8 +118,8 @@ def test_demo_without_a_ring(
 ) -> None:
     monkeypatch.setattr(_demo, "backend_info", no_ring)
     assert __main__.main([str(each) for each in small_demo(folder)]) == 1
-    message = "python -m trio_uring demo: no ring: io_uring_setup failed with EPERM: forbidden by a test\n"
-    assert capsys.readouterr().err == message
+    why = "no ring: io_uring_setup failed with EPERM: forbidden by a test"
+    assert capsys.readouterr().err == f"python -m trio_uring demo: {why}\n"
 
 
 def test_demo_says_what_it_runs_on(folder: Path) -> None:

@@ -54,7 +54,7 @@ async def test_a_direction_is_free_when_the_completion_is_reaped(kind: str) -> N
             lease = right.lease
             trio_uring._driver.run.current_driver().engine.reap_ring()
             assert first == []
-            assert not lease.reading.state.in_kernel
+            assert not lease.receiving.waiter.state.in_kernel
             os.write(left.fileno(), b"b")
             taken = await right.recv(1)
         assert (first[0], taken) == ((b"a", b"b") if kind in STREAMS else (b"b", b"a"))
@@ -285,13 +285,8 @@ def test_more_sockets_than_large_buffers(kind: str, provided: bool) -> None:
         install(UringRing(LADDER, provide_buffers=provided))
         with ours() as sockets:
             pairs = [sockets.pair(kind) for _ in range(40)]
-            for size in (
-                5,
-                4096,
-                60000,
-                60000,
-                5,
-            ):  # who has filled a small buffer asks for a large one
+            # Who has filled a small buffer asks for a large one.
+            for size in (5, 4096, 60000, 60000, 5):
                 got = [b""] * len(pairs)
 
                 async def receive(index: int, got: list[bytes] = got, size: int = size) -> None:

@@ -52,12 +52,8 @@ class World:
             provided_buffers=self.random.random() < 0.8,
         )
         self.capacity = self.random.choice([1, 100, 5000])
-        self.sizes = [
-            0,
-            1,
-            10,
-            min(3000, 100 * self.capacity),
-        ]  # bytes; not thousands of steps for one message
+        # Bytes; not thousands of steps for one message.
+        self.sizes = [0, 1, 10, min(3000, 100 * self.capacity)]
         self.sent = 0
         self.received = bytearray()
 
@@ -125,9 +121,8 @@ class World:
             )
             self.received += into[:count]
             return not count
-        with contextlib.suppress(
-            trio_uring.IncompleteReadError
-        ):  # what came is still in the stream, for the other calls
+        # What came is still in the stream, for the other calls.
+        with contextlib.suppress(trio_uring.IncompleteReadError):
             self.received += await self.receiver.receive_exactly(self.random.choice([1, 7, 400]))
         return False
 
@@ -166,9 +161,8 @@ def test_every_errno_has_its_exception(code, opcode):
             if code in (errno.EBADF, errno.ENOTSOCK)
             else trio.BrokenResourceError
         )
-        if (
-            code == errno.ENOBUFS and opcode == "RECV"
-        ):  # all provided buffers were in use: made again
+        # All provided buffers were in use: made again.
+        if code == errno.ENOBUFS and opcode == "RECV":
             ring.script(trio_uring._ring.op.Opcode.RECV, [0])
             assert await stream.receive_some() == b""
         else:

@@ -151,9 +151,8 @@ async def test_the_server_ends_the_connection() -> None:
             await websocket.get_message()
         assert isinstance(caught.value.reason, CloseReason)
         assert (caught.value.reason.code, caught.value.reason.reason) == (4000, "enough")
-    await (
-        websocket._stream.aclose()
-    )  # the library leaves it open when the peer was first to close, on trio's sockets too
+    # The library leaves it open when the peer was first to close, on trio's sockets too.
+    await websocket._stream.aclose()
 
 
 async def test_a_client_that_is_gone_without_a_word() -> None:

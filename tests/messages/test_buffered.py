@@ -97,9 +97,8 @@ async def test_receive_into_gives_the_callers_own_memory_to_the_wrapped_stream()
     assert peer.into[1][0] is just
     assert [size for _, size in peer.into] == [1000, 64]
     assert (large[:101], just) == (b"a" * 100 + b"\0", b"b" * 64)
-    assert (
-        await stream.receive_into(small) == 10
-    )  # one receive for the buffer, which can serve more reads
+    # One receive for the buffer, which can serve more reads.
+    assert await stream.receive_into(small) == 10
     assert len(peer.into) == 2
     assert small[:11] == b"c" * 10 + b"\0"
     words = array.array("Q", [0]) * 100

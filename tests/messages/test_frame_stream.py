@@ -128,9 +128,8 @@ async def test_send_and_send_many_put_the_same_bytes_on_the_wire(prefix: Prefix)
     )
     assert b"".join(data for _, data in one.sent) == encoded(plain, prefix)
     assert b"".join(data for _, data in many.sent) == encoded(plain, prefix)
-    assert messages[7] in [
-        owner for owner, _ in many.sent
-    ]  # the large one as it is, without a copy
+    # The large one as it is, without a copy.
+    assert messages[7] in [owner for owner, _ in many.sent]
     assert all(owner is messages[7] for owner, data in many.sent if len(data) == 70_000)
 
 
@@ -233,10 +232,8 @@ async def test_the_limit_is_inclusive_in_both_directions(kind: str, prefix: Pref
         await sender.send_many([b"a", b"b", b"y" * 100, b"c"])
         await sender.aclose()
         assert await receiver.receive() == b"x" * 99
-        assert [await receiver.receive(), await receiver.receive()] == [
-            b"a",
-            b"b",
-        ]  # before the error
+        # Before the error.
+        assert [await receiver.receive(), await receiver.receive()] == [b"a", b"b"]
         for receive in (*RECEIVES.values(), *RECEIVES.values()):
             with pytest.raises(FrameTooLarge) as info:
                 await receive(receiver)

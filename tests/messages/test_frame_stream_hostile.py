@@ -118,9 +118,8 @@ async def test_memory_is_the_limit_and_one_receive_for_a_peer_that_sends_without
                 tracemalloc.stop()
             nursery.cancel_scope.cancel()
         assert held < limit + 2 * LARGE  # what came of the next message
-        assert (
-            peak < 3 * limit
-        )  # its pieces while they are joined; and the one before, which this test held
+        # Its pieces while they are joined; and the one before, which this test held.
+        assert peak < 3 * limit
 
 
 @both_prefixes

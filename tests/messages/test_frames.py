@@ -174,9 +174,8 @@ async def test_one_vectored_operation_for_prefix_and_payload(
             assert count_of("SENDMSG").submitted == done
             assert count_of("SEND").submitted == 0
             await receive_frame(right, prefix=prefix)
-        await send_frame(
-            stream, b"", prefix=prefix
-        )  # nothing but a prefix: of which kind does not matter
+        # Nothing but a prefix: of which kind does not matter.
+        await send_frame(stream, b"", prefix=prefix)
         assert count_of("SENDMSG").submitted + count_of("SEND").submitted == done + 1
         assert await receive_frame(right, prefix=prefix) == b""
 

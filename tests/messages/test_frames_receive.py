@@ -214,9 +214,8 @@ async def test_a_frame_that_is_too_large_is_found_by_its_prefix_again_and_again(
                 await receive_frame(right, limit, prefix=prefix)
             assert (info.value.size, info.value.max_size) == (101, limit)
         await left.send_all(b"y" * 99)
-        assert (
-            await receive_frame(right, 101, prefix=prefix) == b"yz" + b"y" * 99
-        )  # a later call may allow it
+        # A later call may allow it.
+        assert await receive_frame(right, 101, prefix=prefix) == b"yz" + b"y" * 99
 
 
 @pytest.mark.parametrize("wrap", SCRIPTED.values(), ids=SCRIPTED)

@@ -368,9 +368,8 @@ async def test_many_clients(world: World) -> None:
         stream = await network.dial(listener.local_address)
         async with closing(stream):
             for _ in range(4):
-                async with (
-                    trio.open_nursery() as nursery
-                ):  # the message may be more than there is room for on the way
+                # The message may be more than there is room for on the way.
+                async with trio.open_nursery() as nursery:
                     nursery.start_soon(stream.send_all, message)
                     assert await stream.receive_exactly(len(message)) == message
             await stream.send_eof()

@@ -525,10 +525,8 @@ async def test_a_peer_that_reset_before_the_accept(world: World) -> None:
         stream = await listener.accept()
         async with closing(stream):
             assert stream.local_address == listener.local_address
-            assert stream.remote_address in (
-                ("", 0),
-                gone_from,
-            )  # the kernel knows no peer any more
+            # The kernel knows no peer any more.
+            assert stream.remote_address in (("", 0), gone_from)
             with pytest.raises(trio.BrokenResourceError) as caught:
                 await stream.receive_some()
             assert isinstance(caught.value.__cause__, ConnectionResetError)

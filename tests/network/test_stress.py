@@ -54,9 +54,8 @@ class Client:
                 for _ in range(self._messages):
                     self._received.update(await receive_frame(self._stream, SIZE))
             assert self._received.digest() == self._sent.digest()
-            assert (
-                await receive_frame(self._stream, SIZE) == self._sent.digest()
-            )  # what the server has received
+            # What the server has received.
+            assert await receive_frame(self._stream, SIZE) == self._sent.digest()
             assert await self._stream.receive_some() == b""
 
     async def _send(self) -> None:

@@ -14,7 +14,11 @@ import pytest
 
 pytestmark = pytest.mark.no_ring
 
-NO_EXTENSION = "import os, sys; os.environ.pop('TRIO_URING_BACKEND', None); sys.modules['trio_uring._uring'] = None\n"
+NO_EXTENSION = """\
+import os, sys
+os.environ.pop('TRIO_URING_BACKEND', None)
+sys.modules['trio_uring._uring'] = None
+"""
 
 
 def run(code: str) -> None:
@@ -29,7 +33,8 @@ SCENARIO = """
 
     async def scenario(network):
         listener = await network.bind(("127.0.0.1", 0))
-        async with await network.dial(listener.local_address) as client, await listener.accept() as server:
+        client = await network.dial(listener.local_address)
+        async with client, await listener.accept() as server:
             await trio_uring.send_frame(client, [b"hello, ", b"world"])
             assert await trio_uring.receive_frame(server) == b"hello, world"
         await listener.aclose()

@@ -25,7 +25,8 @@ from support.fakes import Fake, every_call, without_ring
 
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._network.sockets import UringNetwork
-from trio_uring._observe.observed import Audited, AuditedStream, Metered
+from trio_uring._observe.networks import Audited, Metered
+from trio_uring._observe.streams import AuditedStream
 from trio_uring.audit import Audit, AuditEvent, _known_head
 
 ANYWHERE = ("127.0.0.1", 0)

@@ -26,7 +26,8 @@ import trio_uring
 from trio_uring._network.network import NetworkConfig, NetworkStream
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._network.sockets import TrioNetwork, UringNetwork
-from trio_uring._observe.observed import Audited, Metered, MeteredStream
+from trio_uring._observe.networks import Audited, Metered
+from trio_uring._observe.streams import MeteredStream
 from trio_uring.metrics import OPERATIONS, Metrics, error_kind
 
 ANYWHERE = ("127.0.0.1", 0)

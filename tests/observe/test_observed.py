@@ -22,7 +22,8 @@ from trio_uring._messages.vectored import send_all_vectored
 from trio_uring._network.network import NetworkStream
 from trio_uring._network.simulated import SimulatedNetwork
 from trio_uring._network.sockets import UringNetwork
-from trio_uring._observe.observed import Audited, AuditedStream, Metered, MeteredStream
+from trio_uring._observe.networks import Audited, Metered
+from trio_uring._observe.streams import AuditedStream, MeteredStream
 
 ANYWHERE = ("127.0.0.1", 0)
 WRAPPERS = [MeteredStream, AuditedStream]

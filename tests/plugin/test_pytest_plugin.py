@@ -228,7 +228,8 @@ LEAKS = """
         trio.lowlevel.spawn_system_task(kept_stream().receive_some, name="the forgotten one")
 
     async def test_pinned(uring_driver_idle):
-        trio.lowlevel.spawn_system_task(kept_stream().receive_into, bytearray(100), name="the forgotten one")
+        receive = kept_stream().receive_into
+        trio.lowlevel.spawn_system_task(receive, bytearray(100), name="the forgotten one")
 
     async def test_descriptors(uring_driver_idle):
         KEPT.append(os.pipe())
@@ -266,7 +267,10 @@ def test_what_is_left_behind_fails_the_test_and_is_named(run_pytest: Pytest) -> 
     assert outcome.counts == {"failed": 7}, outcome.text
     assert "1 xfailed" in outcome.last
 
-    left = r"left behind:\n  operation {} on descriptor \d+ \(socket:\[\d+\] AF_UNIX.*\), submitted, \S+ s old, of task 'the "
+    left = (
+        r"left behind:\n  operation {} on descriptor \d+ \(socket:\[\d+\] AF_UNIX.*\), "
+        r"submitted, \S+ s old, of task 'the "
+    )
     operation = outcome.of("test_operation")
     assert re.search(left.format("RECV"), operation), operation
     assert "pinned" not in operation
@@ -342,7 +346,8 @@ SEEDED = """
         for number in range(50):
             nursery.start_soon(note, number)
         await trio.sleep(2)
-        async with await simulated_network.bind(("a", 1)) as listener, await simulated_network.dial(("a", 1)) as client:
+        listener = await simulated_network.bind(("a", 1))
+        async with listener, await simulated_network.dial(("a", 1)) as client:
             async with await listener.accept() as server:
                 await client.send_all(bytes(10000))
                 while sum(order[50:]) < 10000:
@@ -426,7 +431,8 @@ def test_the_scheduler_is_as_before(run_pytest: Pytest) -> None:
 def test_echo_server(run_pytest: Pytest) -> None:
     source = """
         async def test_echo(echo_server, uring_driver_idle):
-            for stream in [await trio_uring.open_tcp_stream(*echo_server), await trio.open_tcp_stream(*echo_server)]:
+            for open_tcp_stream in (trio_uring.open_tcp_stream, trio.open_tcp_stream):
+                stream = await open_tcp_stream(*echo_server)
                 async with stream, trio.open_nursery() as nursery:
                     data = os.urandom(10**6)
                     nursery.start_soon(stream.send_all, data)
@@ -568,7 +574,8 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
 
         def test_loaded():
             assert "trio_uring.pytest_plugin" in sys.modules
-            for module in ("trio_uring.testing", "trio_uring._network.simulated", "trio_uring.prometheus", "pytest_trio"):
+            ours = {"testing", "_network.simulated", "prometheus"}
+            for module in ("pytest_trio", *(f"trio_uring.{name}" for name in ours)):
                 assert module not in sys.modules
             links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
             assert not [link for link in links if "uring" in link or "event" in link]

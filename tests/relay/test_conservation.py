@@ -103,7 +103,7 @@ async def conserved(
             assert told[-1] == sink.bytes_sent or (scope.cancelled_caught and not sink.bytes_sent)
             assert limit is None or sink.bytes_sent <= limit
             copied += sink.bytes_sent if not scope.cancelled_caught else told[-1]
-            given_back += source._rest is not None
+            given_back += source._receiving.kept is not None
             assert not source._receiving.held
             assert not sink._sending.held
     assert bytes(got) == data

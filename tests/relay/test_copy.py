@@ -121,7 +121,7 @@ async def test_no_byte_more_is_taken_than_asked_for(way, kind, max_bytes):
         assert (
             await trio_uring.copy_stream(ends.source, ends.sink, max_bytes=max_bytes) == max_bytes
         )
-        assert ends.source._rest is None
+        assert ends.source._receiving.kept is None
         assert await receive_all(ends.source) == data[max_bytes:]
         await until(lambda: got, "all of it")
         assert got == [data[:max_bytes]]
@@ -242,13 +242,10 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
         if from_the_start:
             received = count_of("RECV").completed + count_of("READ").completed
             assert received == (0 if pump and is_pipe else 2 if pump and way == "buffers" else 1)
-        assert {op.opcode for op in ops} <= {
-            "SEND",
-            "WRITE",
-            "POLL_ADD",
-        }  # nothing is being received
+        # Nothing is being received.
+        assert {op.opcode for op in ops} <= {"SEND", "WRITE", "POLL_ADD"}
         await copying.cancel()
-        rest = ends.source._rest
+        rest = ends.source._receiving.kept
         assert 0 < rest.size <= BOUND
         sent = ends.sink.bytes_sent
         assert data[sent : sent + rest.size] == rest.peek(rest.size)
@@ -317,7 +314,7 @@ async def test_pipes_are_bounded_and_given_back(monkeypatch):
         assert not any(pipe.held for pipe in pipes._idle)
         nursery.cancel_scope.cancel()
     for ends in lines:
-        rest = ends.source._rest
+        rest = ends.source._receiving.kept
         sent = ends.sink.bytes_sent
         assert data[sent : sent + rest.size] == rest.peek(rest.size)
         for end in (ends.source, ends.sink):
@@ -676,7 +673,6 @@ async def test_stapled_streams_are_looked_into():
         nursery.start_soon(trio_uring.copy_stream, stapled, stapled)
         await ends.write(b"through")
         assert await ends.read_exactly(7) == b"through"
-        assert (
-            pipes_open() == trio_uring._driver.run.current_driver().engine.pumps
-        )  # where there are pumps, it is no loop
+        # Where there are pumps, it is no loop.
+        assert pipes_open() == trio_uring._driver.run.current_driver().engine.pumps
         nursery.cancel_scope.cancel()

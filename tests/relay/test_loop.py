@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.relay import line
+from support.relay import line, taken
 from support.streams import clog, pattern, receive_all, unix_streams, until
 
 import trio_uring
@@ -119,8 +119,8 @@ async def test_of_wrapped_streams_too(wrap):
         await trio.testing.wait_all_tasks_blocked(0.01)
         await refused(source.receive_some, lambda: sink.send_all(b"x"), lambda: out.send_all(b"x"))
         nursery.cancel_scope.cancel()
-    assert not inner._receiving
-    assert not out._sending
+    assert not taken(inner._receiving)
+    assert not taken(out._sending)
 
 
 async def test_bytes_sent_is_of_the_whole_copy_at_every_moment():
@@ -154,7 +154,7 @@ async def test_a_sink_that_was_closed_between_two_sends_is_not_counted_twice():
                     await trio_uring.copy_stream(source, out, progress=progress)
 
             nursery.start_soon(copy)
-            await until(lambda: out._closed, "the first part")
+            await until(lambda: out._lease.closed, "the first part")
             await near.send_all(b"second")
         assert await source.receive_some() == b"second"
 
@@ -185,8 +185,8 @@ async def test_a_destroyed_loop_frees_both_streams():
         coro = trio_uring.copy_stream(source, out)
         coro.send(None)  # it waits: for the checkpoint that comes first
         coro.close()
-        assert not source._receiving
-        assert not out._sending
+        assert not taken(source._receiving)
+        assert not taken(out._sending)
         await near.send_all(b"stays")
         assert await source.receive_some() == b"stays"
         with trio.fail_after(5):  # and no scope of it is left in this task

@@ -150,8 +150,8 @@ def test_the_run_ends_with_copies_in_system_tasks(flags: str) -> None:
 
     use_ring(flags=flags)
     trio.run(main)
-    assert lines[1].source._rest is not None
-    assert lines[2].source._rest is not None
+    assert lines[1].source._receiving.kept is not None
+    assert lines[2].source._receiving.kept is not None
     trio.run(close, *lines)
 
 
@@ -232,7 +232,7 @@ async def test_a_forked_child_is_refused() -> None:
                     run_by_hand(trio_uring.copy_stream(lines[0].source, lines[0].sink))
                 assert not lines[0].source._receiving.held
                 assert not lines[0].sink._sending.held
-                assert parents.pipes._idle == []
+                assert pipes(parents)._idle == []
             except BaseException:
                 os._exit(1)
             os._exit(0)

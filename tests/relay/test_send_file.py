@@ -73,8 +73,8 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 def ends(kind: str) -> tuple[Any, Any]:
     """(stream, the other end)"""
     if "loop" in kind:
-        driver: Any = current_driver()
-        driver.pumps = False
+        engine: Any = current_driver().engine
+        engine.pumps = False
     if "pipe" in kind:
         read, write = os.pipe()
         stream: Any = trio_uring.SendStream(write)
@@ -224,9 +224,8 @@ async def test_a_file_that_is_truncated_while_it_is_sent_is_only_shorter(path, w
         assert results == [len(got)]
         assert len(got) < SIZE
         assert file.tell() == len(got)
-        assert (
-            got[:1000] == DATA[:1000]
-        )  # sendfile gives pages, which the truncation may have cleared, behind it
+        # sendfile gives pages, which the truncation may have cleared, behind it.
+        assert got[:1000] == DATA[:1000]
     await stream.aclose()
     peer.close()
 
@@ -316,9 +315,8 @@ async def test_the_stream_is_closed_or_breaks_meanwhile(path, way, kind):
                         await trio_uring.send_file(stream, file)
 
                 if way != "direct" and not closes and "pipe" in kind:
-                    signal.signal(
-                        signal.SIGPIPE, signal.SIG_IGN
-                    )  # WRITE on a pipe has no MSG_NOSIGNAL either
+                    # WRITE on a pipe has no MSG_NOSIGNAL either.
+                    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
                 nursery.start_soon(send)
                 await trio.testing.wait_all_tasks_blocked()
                 if closes:

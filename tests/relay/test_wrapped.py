@@ -20,7 +20,7 @@ import trio.testing
 from support.streams import TINY, pattern, unix_sockets
 
 import trio_uring
-from trio_uring._bytes.timed import can_send_eof, can_take_back
+from trio_uring._bytes.abilities import abilities, receiving_end, sending_end, unwrapped
 from trio_uring._network.network import BufferedNetworkStream
 
 from .test_relay import NoEnd, make
@@ -130,11 +130,7 @@ async def connection(
         if kind == "tls":
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(peer.do_handshake)
-                nursery.start_soon(
-                    trio_uring._bytes.timed.unwrapped(
-                        stream, trio_uring._bytes.timed.sending_end
-                    ).do_handshake
-                )
+                nursery.start_soon(unwrapped(stream, sending_end).do_handshake)
         yield stream, peer
     finally:
         await trio.aclose_forcefully(stream)
@@ -145,15 +141,13 @@ async def connection(
 @in_every_wrapper
 async def test_what_is_asked_of_a_stream_is_asked_of_the_one_within(kind, wrapper):
     async with connection(kind, wrapper) as (stream, _):
-        assert can_take_back(stream) == (kind in TAKE_BACK)
-        assert can_send_eof(stream) == (kind in HAVE_EOF)
+        assert abilities(stream).takes_back == (kind in TAKE_BACK)
+        assert abilities(stream).sends_eof == (kind in HAVE_EOF)
         if wrapper != "bare":
-            source = trio_uring._bytes.timed.unwrapped(
-                stream, trio_uring._bytes.timed.receiving_end
-            )
+            source = unwrapped(stream, receiving_end)
             for name in ("receive_exactly", "receive_until", "peek"):
                 assert hasattr(stream, name) == hasattr(source, name)
-            assert hasattr(stream, "send_eof") == can_send_eof(stream)
+            assert hasattr(stream, "send_eof") == abilities(stream).sends_eof
             assert hasattr(stream, "bytes_sent") == (kind in COUNT)
 
 
@@ -176,7 +170,7 @@ async def test_a_cancelled_copy_from_it_loses_nothing(kind, wrapper):
                 while len(received) < sent:
                     received += await far.receive_some()
                 got += received
-            if can_take_back(stream):  # any receive gives what was taken
+            if abilities(stream).takes_back:  # any receive gives what was taken
                 while len(got) < len(data):
                     got += await stream.receive_some()
             else:  # the next copy does
@@ -196,7 +190,7 @@ async def test_a_cancelled_receive_frame_loses_nothing(kind, wrapper):
             with trio.move_on_after(0.02):
                 await trio_uring.receive_frame(stream)
         await peer.send_all(b"cd\0\0\0\1e")
-        if can_take_back(stream):
+        if abilities(stream).takes_back:
             first = b""
             while len(first) < 13:
                 first += await stream.receive_some()
@@ -258,9 +252,8 @@ async def test_a_relay_ends_what_can_be_ended(kind, wrapper):
             await near.send_all(b"question")
             await near.send_eof()
             assert await far.receive_some() == b"question"
-            if kind in HAVE_EOF - {
-                "two_descriptors"
-            }:  # of which the other one keeps the socket open
+            # Of which the other one keeps the socket open.
+            if kind in HAVE_EOF - {"two_descriptors"}:
                 assert await far.receive_some() == b""
             await far.send_all(b"answer")
             assert await near.receive_some() == b"answer"
@@ -275,8 +268,8 @@ async def test_a_relay_ends_what_can_be_ended(kind, wrapper):
 @pytest.mark.parametrize("wrapper", ["metered", "nested"])
 async def test_lists_timeouts_and_frames(kind, wrapper):
     async with connection(kind, wrapper) as (stream, peer):
-        source = trio_uring._bytes.timed.unwrapped(stream, trio_uring._bytes.timed.receiving_end)
-        if isinstance(source, trio_uring._bytes.timed.TimedReceive):
+        source = unwrapped(stream, receiving_end)
+        if abilities(source).times_receives:
             stream.receive_timeout = 0
             assert source.receive_timeout == 0
             with pytest.raises(trio.TooSlowError):

@@ -12,10 +12,13 @@ import os
 import select
 import threading
 import time
+import warnings
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
+from trio_uring._ring.base import open_rings
 from trio_uring._ring.op import (
     CANCELLING,
     DONE,
@@ -85,9 +88,8 @@ def test_a_receive_from_a_group_gets_its_own_bytes(world_with_buffers, group):
         world.settle(*receiving, *sending)
         for index, (a, b) in enumerate(pairs):
             got = receiving[index].chunk
-            if (
-                sending[index].res == 1 or receiving[index].res == 1
-            ):  # a short one: the rest must come too
+            # A short one: the rest must come too.
+            if sending[index].res == 1 or receiving[index].res == 1:
                 rest = submit(world, send(a, bytes([number, index])[sending[index].res :] + b"!"))
                 world.settle(rest)
                 while not got.endswith(b"!"):
@@ -431,3 +433,76 @@ def test_close_with_something_in_flight_leaks_loudly(world):
     with pytest.warns(ResourceWarning, match="in flight|did not give back"):
         assert not world.ring.close()
     assert op.pin is not None
+
+
+def test_another_thread_is_refused(world):
+    errors = []
+
+    def use() -> None:
+        for method in (world.ring.flush, lambda: world.ring.drain([]), world.ring.close):
+            try:
+                method()
+            except RuntimeError as exc:
+                errors.append(str(exc))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert len(errors) == 3
+    assert all("another thread" in error for error in errors)
+
+
+def test_a_closed_ring_is_refused(world):
+    assert world.ring in open_rings
+    assert world.ring.close()
+    assert world.ring.close()
+    assert world.ring not in open_rings
+    for method in (world.ring.flush, lambda: world.ring.drain([])):
+        with pytest.raises(RuntimeError, match="closed"):
+            method()
+
+
+def test_a_forked_child_is_refused_and_the_parent_goes_on(world):
+    a, b = world.pair()
+    op = submit(world, receive(b, bytearray(4)))
+    world.ring.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest may have other threads
+        pid = os.fork()
+    if pid == 0:
+        os._exit(sum(refused_in_a_child(world.ring)))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    sending = submit(world, send(a, b"x"))
+    world.settle(op, sending)
+    assert (op.res, sending.res) == (1, 1)
+
+
+def refused_in_a_child(ring) -> Iterator[int]:
+    """A bit for each thing that is not as it should be there."""
+    yield 1 * (not ring.close())  # it has none
+    yield 2 * (ring in open_rings)
+    for bit, method in ((4, ring.flush), (8, lambda: ring.drain([]))):
+        try:
+            method()
+        except RuntimeError:
+            continue
+        yield bit
+    try:
+        os.fstat(ring.fileno())
+    except OSError:
+        return
+    yield 16
+
+
+def test_what_is_written_and_refused_leaves_an_operation_as_it_was(world):
+    _, b = world.pair()
+    op = Operation(Opcode.RECV, b)
+    op.buffer, op.length = "not a buffer", 4
+    with pytest.raises(TypeError):
+        submit(world, op)
+    assert op.state is NEW
+    assert world.ring.table == {}
+    op.buffer = bytearray(4)
+    submit(world, op)
+    world.ring.cancel(op)
+    world.settle(op)

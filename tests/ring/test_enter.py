@@ -154,9 +154,8 @@ def test_what_had_completed_before_the_end_is_not_lost(rig, answers, code):
     op = rig.receive()
     rig.ring.flush()
     rig.a.send(b"x")
-    while (
-        not answers.real.tu_more(rig.ring._c) & 1
-    ):  # task work is done by any enter: here, without a look
+    # Task work is done by any enter: here, without a look.
+    while not answers.real.tu_more(rig.ring._c) & 1:
         answers.real.tu_enter(rig.ring._c, 0, 1, -1.0)
     answers.give(-code)
     with pytest.raises(RingBrokenError) as caught:
@@ -250,6 +249,49 @@ def test_dropped_completions_are_fatal(rig, answers):
     with pytest.raises(RingBrokenError, match="dropped"):
         rig.ring.drain(rig.done)
     answers.stop()
+
+
+MORE = 1 << 1  # IORING_CQE_F_MORE
+
+
+@pytest.mark.parametrize("how", ["turn", "drain"])
+def test_a_completion_that_is_not_the_last_one_breaks_the_ring_and_unpins_nothing(monkeypatch, how):
+    """Nothing is asked for that could have several. What came with it is not lost."""
+    rig = Rig()
+    sending, receiving = rig.send(b"x"), rig.receive()
+    real_drain, real_turn, view = _ring.lib.tu_drain, _ring._tu_turn, rig.ring._view
+
+    def promise(count: int) -> int:
+        for index in range(count):
+            if view[2 + 3 * index] == receiving.token:
+                view[2 + 3 * index + 2] |= MORE
+        return count
+
+    lib = types.SimpleNamespace(**{name: getattr(_ring.lib, name) for name in dir(_ring.lib)})
+    lib.tu_drain = lambda *arguments: promise(real_drain(*arguments))
+    monkeypatch.setattr(_ring, "lib", lib)
+    monkeypatch.setattr(_ring, "_tu_turn", lambda *arguments: promise(real_turn(*arguments)))
+
+    def go_on() -> None:
+        if how == "drain":
+            rig.ring.flush()
+            rig.ring.drain(rig.done)
+        while True:
+            rig.ring.turn(60, rig.done)
+
+    with pytest.raises(RingBrokenError, match="announced more completions of <RECV") as caught:
+        go_on()
+    assert caught.value.errno == errno.EPROTO
+    assert (rig.done, sending.res, sending.state) == ([sending], 1, DONE)
+    assert list(rig.ring.table.values()) == [receiving]
+    assert receiving.state.in_kernel
+    assert receiving.pin is not None
+    with pytest.warns(ResourceWarning, match="leaked a ring"):
+        assert not rig.ring.close()
+    rig.ring.table.clear()  # the kernel has not really any more to say
+    assert rig.ring.close()
+    rig.a.close()
+    rig.b.close()
 
 
 # -- a cancel that does not find its target

@@ -13,16 +13,17 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
 import types
 
 import pytest
 
 from trio_uring import RingUnavailableError
 from trio_uring._driver import trial as _trial
+from trio_uring._ring import setup as _setup
 from trio_uring._ring import uring as _ring
+from trio_uring._ring.base import open_rings
+from trio_uring._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
 from trio_uring._ring.op import LARGE_GROUP, SMALL_GROUP, Opcode, Operation
-from trio_uring._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE
 from trio_uring._ring.uring import UringRing
 
 pytestmark = pytest.mark.uring_only("the kernel's ring itself")
@@ -33,7 +34,9 @@ COOP, SINGLE_ISSUER, DEFER, SUBMIT_ALL, CLAMP = 1 << 8, 1 << 12, 1 << 13, 1 << 7
 def stand_in(monkeypatch, **functions):
     """Puts functions in place of those of the C library that have their names."""
     real = {name: getattr(_ring.lib, name) for name in dir(_ring.lib)}
-    monkeypatch.setattr(_ring, "lib", types.SimpleNamespace(**{**real, **functions}))
+    lib = types.SimpleNamespace(**{**real, **functions})
+    for module in _ring, _setup:
+        monkeypatch.setattr(module, "lib", lib)
     return types.SimpleNamespace(**real)
 
 
@@ -193,7 +196,7 @@ def test_opening_and_closing_leaves_nothing():
         sorted(os.listdir("/proc/self/fd")),
         pathlib.Path("/proc/self/maps").read_text().count("io_uring"),
     ) == before
-    assert not _ring._open_rings
+    assert not open_rings
 
 
 @pytest.mark.parametrize(
@@ -251,33 +254,6 @@ def test_a_cancel_that_never_finds_a_files_read_is_asked_for_once(tmp_path, kern
         assert not ring.drain([])
         kernel_world.settle(op)
     assert ring.counters.submitted[Opcode.ASYNC_CANCEL] == 1
-
-
-def test_another_thread_is_refused():
-    ring = UringRing()
-    errors = []
-
-    def use() -> None:
-        for method in (ring.flush, lambda: ring.drain([]), ring.close):
-            try:
-                method()
-            except RuntimeError as exc:
-                errors.append(str(exc))
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-    assert len(errors) == 3
-    assert all("another thread" in error for error in errors)
-    assert ring.close()
-
-
-def test_a_closed_ring_is_refused():
-    ring = UringRing()
-    assert ring.close()
-    assert ring.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        ring.flush()
 
 
 LEAKED = """

@@ -21,12 +21,11 @@ import outcome
 import pytest
 import trio
 import trio.testing
-from support.child import FLAGS, in_child, pair, use_ring
+from support.child import FLAGS, driver, in_child, pair, use_ring
 from support.streams import open_descriptors
 from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
-from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Opcode
 
 pytestmark = pytest.mark.uring_only(
@@ -43,9 +42,8 @@ async def parked(operation: Coroutine[Any, Any, Any], submitted: bool) -> None:
     while True:
         result = None
         if not isinstance(message, WaitTaskRescheduled):
-            await (
-                trio.lowlevel.checkpoint()
-            )  # so does an operation that was done at once, before it goes on
+            # So does an operation that was done at once, before it goes on.
+            await trio.lowlevel.checkpoint()
         elif submitted and message.abort_func.__self__.opcode in SENDS:  # type: ignore[attr-defined]
             result = await trio.lowlevel.wait_task_rescheduled(message.abort_func)
         else:
@@ -75,18 +73,19 @@ async def test_a_coroutine_that_is_destroyed_while_its_entry_is_written(flags: s
     buffer = bytearray(10)
     coro = stream.receive_into(buffer)
     await parked(coro, False)
-    submit = _ring._tu_submit
+    ring: Any = driver().ring
+    write = ring._write
 
     def destroy(*arguments: Any) -> Any:
-        result = submit(*arguments)
+        result = write(*arguments)
         coro.close()
         with pytest.raises(BufferError):
             buffer.append(0)
         return result
 
-    _ring._tu_submit = destroy
+    ring._write = destroy
     await trio.lowlevel.checkpoint()
-    _ring._tu_submit = submit
+    ring._write = write
     await until_idle()
     buffer.append(0)
     peer.send(b"for the next")
@@ -200,9 +199,8 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
         with socket.create_connection(address):
             coro.close()
             await until_idle()
-        while select.select([listener.socket], [], [], 0)[
-            0
-        ]:  # the cancel was quicker than the connection
+        # The cancel was quicker than the connection.
+        while select.select([listener.socket], [], [], 0)[0]:
             await (await listener.accept()).aclose()
     assert len(open_descriptors()) == before
     await listener.aclose()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,10 +91,8 @@ async def test_sends(flags: str, kind: str, many: bool) -> None:
     for moment in MOMENTS * 3:
         data = os.urandom(2**21)
         view = memoryview(data)
-        await cancelled(
-            lambda: sender.send_all([view[:5], view[5 : 2**20], view[2**20 :]] if many else view),
-            moment,
-        )
+        sent_data = [view[:5], view[5 : 2**20], view[2**20 :]] if many else view
+        await cancelled(partial(sender.send_all, sent_data), moment)
         sent = sender.bytes_sent
         assert sent < len(data)
         if sent:

@@ -27,9 +27,8 @@ from support.peer import HOST
 import trio_uring
 
 PEERS = 64
-SECONDS_MAX = (
-    0.1  # of processor time, in a second: one peer that is tried again and again takes all of it
-)
+# Of processor time, in a second: one peer that is tried again and again takes all of it.
+SECONDS_MAX = 0.1
 
 Sender = Callable[[trio_uring.SocketStream], Awaitable[Any]]
 
@@ -171,10 +170,8 @@ async def test_our_own_half_that_receives_is_closed(flags: str) -> None:
     allow_descriptors()
     waiting, peers = [], []
     for name in SENDERS:
-        if name in (
-            "relay",
-            "wait_and_send",
-        ):  # the one is for both halves, and the other asks for the socket
+        # The one is for both halves, and the other asks for the socket.
+        if name in ("relay", "wait_and_send"):
             continue
         for _ in range(PEERS):
             ours, theirs = tcp_pair()

@@ -1,5 +1,5 @@
-"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and the promises
-of section F of failure-modes.md that are about numbers.
+"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and what is
+promised about numbers.
 
 Rules of this file: a limit is made small rather than the load large, and the statistics must say
 that it was really reached.
@@ -19,7 +19,7 @@ from support.child import BY_READINESS, FLAGS, BackendRing, driver, in_child, st
 
 import trio_uring
 from trio_uring._driver.operation import TaskOperation
-from trio_uring._ring import uring as _ring
+from trio_uring._ring import setup as _setup
 from trio_uring._ring.op import Opcode
 
 
@@ -146,8 +146,8 @@ async def transfer(
 async def test_hardly_any_buffers(flags: str) -> None:
     """Two small buffers for 64 connections: receives fail for want of one and are made again;
     everyone gets everything."""
-    _ring.SMALL_COUNT = 2  # type: ignore[misc]
-    _ring.LARGE_COUNT = 1  # type: ignore[misc]
+    _setup.SMALL_COUNT = 2  # type: ignore[misc]
+    _setup.LARGE_COUNT = 1  # type: ignore[misc]
     use_ring(flags=flags)
     pairs = [stream_pair() for _ in range(64)]
     for left, _ in pairs:
@@ -183,7 +183,7 @@ async def test_a_hundred_times_more_messages_than_buffers(flags: str) -> None:
             nursery.start_soon(send, left)
             nursery.start_soon(receive, right)
     statistics = trio_uring.current_statistics()
-    assert messages > 100 * _ring.SMALL_COUNT
+    assert messages > 100 * _setup.SMALL_COUNT
     assert statistics.operations["SEND"].completed >= messages
     for pair in pairs:
         await close_all(*pair)

@@ -259,9 +259,8 @@ async def starve_accept(clock: FrozenClock) -> None:
         clients = [socket.socket() for _ in range(3)]
         for client in clients:
             client.setblocking(False)
-        await (
-            trio.testing.wait_all_tasks_blocked()
-        )  # the accept that is armed by now has its descriptors promised
+        # The accept that is armed by now has its descriptors promised.
+        await trio.testing.wait_all_tasks_blocked()
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1, hard))
         for client in clients:
             client.connect_ex(address)

@@ -29,7 +29,10 @@ NAMES = [
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
 def test_it_works_without(module, name):
-    code = f"import sys; sys.path[0] = {str(ROOT)!r}; from {without.__name__} import main; main(*sys.argv[1:])"
+    code = (
+        f"import sys; sys.path[0] = {str(ROOT)!r}; "
+        f"from {without.__name__} import main; main(*sys.argv[1:])"
+    )
     command = [sys.executable, "-W", "error", "-c", code, module, name]
     done = subprocess.run(
         command,

@@ -78,9 +78,8 @@ def test_no_locked_memory_is_allowed() -> None:
     try:
         ring = _ring.UringRing()
     except trio_uring.RingUnavailableError:
-        for _ in range(
-            10
-        ):  # the kernel is not asked again each time: it would take a while to say no
+        # The kernel is not asked again each time: it would take a while to say no.
+        for _ in range(10):
             trio.run(falls_back, "RLIMIT_MEMLOCK")
     else:
         # A kernel that charges rings to the memory controller instead: only then may it work.

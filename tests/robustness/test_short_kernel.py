@@ -197,7 +197,7 @@ async def test_what_names_a_descriptor_is_in_the_kernel_before_it_is_closed() ->
     await stream.send_all(b"x")
     ours, ready, closed = driver(), True, []
     ours.ring.ready = lambda: ready  # type: ignore[method-assign]
-    ours._closing.append(lambda: closed.append(1))
+    ours.closing.append(lambda: closed.append(1))
     ours.wrote()
     assert (closed, ours.dirty) == ([], True)
     ready = False

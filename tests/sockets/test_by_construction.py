@@ -273,9 +273,8 @@ async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
             pytest.skip(str(exc))
         for receive in ("recv", "recvfrom", "recvmsg"):
             for _ in range(100):
-                with contextlib.suppress(
-                    ConnectionRefusedError
-                ):  # the kernel itself does not listen
+                # The kernel itself does not listen.
+                with contextlib.suppress(ConnectionRefusedError):
                     sender.sendto(bytes(1000), (0, 1))
             with pytest.raises(OSError, match="No buffer space") as caught:
                 await getattr(sock, receive)(2000)

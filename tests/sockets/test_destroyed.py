@@ -66,9 +66,8 @@ def test_no_byte_of_a_stream_is_lost(kind: str, call: str, provided: bool, when:
                 if when in ("sent", "done"):
                     os.write(left.fileno(), b"AA")
                 if when == "done":
-                    right.lease.receiving.waiter.task = (
-                        None  # nobody is to be rescheduled: it is driven by hand
-                    )
+                    # Nobody is to be rescheduled: it is driven by hand.
+                    right.lease.receiving.waiter.task = None
                     await until(lambda: not right.lease.receiving.waiter.state.in_kernel, "reaped")
                     assert right.lease.receiving.kept is None
                 coro.close()

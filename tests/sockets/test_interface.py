@@ -18,14 +18,16 @@ import trio_uring.socket
 pytestmark = pytest.mark.no_ring
 
 OURS = {
-    "accept", "close", "connect", "detach", "dup", "is_readable", "recv", "recv_into", "send", "wait_writable",
+    "accept", "close", "connect", "detach", "dup", "is_readable", "recv", "recv_into", "send",
+    "shutdown", "wait_writable",
 }  # fmt: skip
 # All that wait go through one method, which is ours.
 BY_HELPER = {"recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "sendmsg", "sendto"}
 # Nothing that waits for the kernel, but `bind`, which does so in a thread.
 INHERITED = {
-    "bind", "did_shutdown_SHUT_WR", "family", "fileno", "get_inheritable", "getpeername", "getsockname", "getsockopt", "listen",
-    "proto", "set_inheritable", "setsockopt", "shutdown", "type",
+    "bind", "did_shutdown_SHUT_WR", "family", "fileno", "get_inheritable", "getpeername",
+    "getsockname", "getsockopt", "listen", "proto", "set_inheritable", "setsockopt",
+    "type",
 }  # fmt: skip
 
 

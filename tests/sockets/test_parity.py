@@ -343,9 +343,8 @@ async def test_other_families(library: ModuleType, family: str) -> None:
         sock = sockets.take(plain)
         if family == "AF_NETLINK":
             await sock.bind((0, 0))
-            get_links = bytes.fromhex(
-                "1400000012000103 01000000 00000000 00000000"
-            )  # RTM_GETLINK, a dump
+            # RTM_GETLINK, a dump.
+            get_links = bytes.fromhex("1400000012000103 01000000 00000000 00000000")
             assert await sock.sendto(get_links, (0, 0)) == 20
             data, address = await sock.recvfrom(65536)
             assert address == (0, 0)

@@ -138,17 +138,19 @@ async def test_arguments(library: ModuleType, kind: str) -> None:
         await left.send(b"data")
         buffer, gaps = bytearray(10), memoryview(bytearray(10))[::2]
         for call, *arguments in [
-            ("recv", -1), ("recvfrom", -1), ("recvmsg", -1), ("recvmsg", 1, -1), ("recv_into", buffer, -1),
-            ("recv_into", buffer, 11), ("recvfrom_into", buffer, -1), ("recvfrom_into", buffer, 11),
-            ("recvmsg_into", [buffer], -1),
+            ("recv", -1), ("recvfrom", -1), ("recvmsg", -1), ("recvmsg", 1, -1),
+            ("recv_into", buffer, -1), ("recv_into", buffer, 11), ("recvfrom_into", buffer, -1),
+            ("recvfrom_into", buffer, 11), ("recvmsg_into", [buffer], -1),
         ]:  # fmt: skip
             assert await fails(getattr(right, call), *arguments) == (ValueError, None), call
         for call, *arguments in [
-            ("recv", "1"), ("recv", None), ("recv", 1.0), ("recv", 1, "0"), ("recv_into", b"read-only"),
-            ("recv_into", "text"), ("recvfrom", None), ("recvfrom_into", b"read-only"), ("recvmsg", None),
-            ("recvmsg_into", buffer), ("recvmsg_into", [b"read-only"]), ("recvmsg_into", None), ("send", "text"),
-            ("send", 5), ("send", b"x", "0"), ("sendmsg", b"x"), ("sendmsg", ["text"]), ("sendmsg", None),
-            ("sendmsg", [b"x"], [1]), ("sendmsg", [b"x"], [("a", 1, b"")]), ("sendmsg", [b"x"], [(1, 1, 5)]),
+            ("recv", "1"), ("recv", None), ("recv", 1.0), ("recv", 1, "0"),
+            ("recv_into", b"read-only"), ("recv_into", "text"), ("recvfrom", None),
+            ("recvfrom_into", b"read-only"), ("recvmsg", None), ("recvmsg_into", buffer),
+            ("recvmsg_into", [b"read-only"]), ("recvmsg_into", None), ("send", "text"),
+            ("send", 5), ("send", b"x", "0"), ("sendmsg", b"x"), ("sendmsg", ["text"]),
+            ("sendmsg", None), ("sendmsg", [b"x"], [1]), ("sendmsg", [b"x"], [("a", 1, b"")]),
+            ("sendmsg", [b"x"], [(1, 1, 5)]),
         ]:  # fmt: skip
             found = await fails(getattr(right, call), *arguments)
             assert found in [(TypeError, None)], (call, arguments)
@@ -173,8 +175,9 @@ async def test_errors_keep_no_buffer(library: ModuleType) -> None:
     with Sockets(library) as sockets:
         sock, buffer = sockets.new("tcp"), bytearray(5)
         for call, *arguments in [
-            ("recv_into", buffer, 6), ("recv_into", buffer), ("send", buffer), ("sendmsg", [buffer, "x"]),
-            ("recvmsg_into", [buffer, b"x"]), ("recvfrom_into", buffer), ("sendmsg", [buffer]),
+            ("recv_into", buffer, 6), ("recv_into", buffer), ("send", buffer),
+            ("sendmsg", [buffer, "x"]), ("recvmsg_into", [buffer, b"x"]),
+            ("recvfrom_into", buffer), ("sendmsg", [buffer]),
         ]:  # fmt: skip
             with pytest.raises((ValueError, TypeError, OSError)) as caught:
                 await getattr(sock, call)(*arguments)

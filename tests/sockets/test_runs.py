@@ -63,9 +63,8 @@ async def test_a_socket_that_nobody_uses_goes_to_another_thread(kind: str) -> No
         for _ in range(2):
             await use()
             await trio.to_thread.run_sync(trio.run, use)
-        if (
-            trio_uring.backend_info().backend != "uring"
-        ):  # trio's own sockets do not know of other runs
+        # trio's own sockets do not know of other runs.
+        if trio_uring.backend_info().backend != "uring":
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(right.recv, 1)

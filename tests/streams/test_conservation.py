@@ -44,10 +44,8 @@ if TYPE_CHECKING:
     Step = Callable[[trio.CancelScope], Awaitable[None]]
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261123"))
-UNIX_CANCELS, TCP_CANCELS = (
-    examples(9000),
-    examples(1500),
-)  # of each side, at least; TCP buffers more, and so blocks less often
+# Of each side, at least; TCP buffers more, and so blocks less often.
+UNIX_CANCELS, TCP_CANCELS = (examples(9000), examples(1500))
 PAIRS = 6  # at once: with few operations in a pass each goes to the kernel alone
 BLOCK = random.Random(0).randbytes(1 << 20)
 uring_only = pytest.mark.uring_only("without a ring there is one way")
@@ -214,9 +212,8 @@ async def one_pair(
         while sender.cancels < cancels or receiver.cancels < cancels:
             await side.work(step)
             if side.cancels * 2 > sender.cancels + receiver.cancels:
-                await passes(
-                    30
-                )  # so that the other side finds the stream full, or empty, and blocks
+                # So that the other side finds the stream full, or empty, and blocks.
+                await passes(30)
         nursery.cancel_scope.cancel()
 
     async with closing(sender.stream, receiver.stream):
@@ -225,7 +222,8 @@ async def one_pair(
             nursery.start_soon(until_enough, receiver, receiver.receive_some, nursery)
         await finish(sender, receiver)
     print(
-        f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, wins {sender.wins} + {receiver.wins}"
+        f"sent {sender.count}, cancels {sender.cancels} + {receiver.cancels}, "
+        f"wins {sender.wins} + {receiver.wins}"
     )
     assert receiver.count == sender.count
     assert receiver.digest.digest() == sender.digest.digest()

@@ -194,9 +194,11 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signatures_of_functions_are_trios(name: str) -> None:
-    """But for `reuse_port`, which listeners have in addition, by name only."""
+    """But for `options`, the last, and `reuse_port`, which listeners have; both by name only."""
     ours = shape(getattr(trio_uring, name))
-    extra = ("reuse_port", inspect.Parameter.KEYWORD_ONLY, False)
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    assert ours.pop() == ("options", by_name, None)
+    extra = ("reuse_port", by_name, False)
     assert (extra in ours) == ("listeners" in name or "serve" in name)
     assert [one for one in ours if one != extra] == shape(getattr(trio, name))
 

@@ -40,9 +40,8 @@ async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
     peer.send(b"AAAA")
     while operation.state.in_kernel or trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
-    assert isinstance(
-        coro.send(outcome.Value(operation.res)), WaitTaskRescheduled
-    )  # it waits for the rest
+    # It waits for the rest.
+    assert isinstance(coro.send(outcome.Value(operation.res)), WaitTaskRescheduled)
     operation.task = None
     while trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
@@ -75,9 +74,8 @@ def test_what_a_receive_had_that_was_destroyed_when_it_was_done_is_kept(provided
         stream, peer = stream_and_peer()
         coro = stream.receive_some()
         await park(coro)
-        stream._receiving.operations[
-            RECEIVE
-        ].task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+        # Nobody is to be rescheduled: this coroutine is driven by hand.
+        stream._receiving.operations[RECEIVE].task = None
         peer.send(b"AAAA")
         while stream._receiving.operations[RECEIVE].state.in_kernel:
             await trio.lowlevel.checkpoint()
@@ -120,9 +118,8 @@ async def test_a_cancelled_and_destroyed_call_cancels_no_other_task():
     coro.close()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_later, peer, b"x")
-        assert (
-            await stream.receive_some() == b"x"
-        )  # in this same pass: it waits for the destroyed one to be over
+        # In this same pass: it waits for the destroyed one to be over.
+        assert await stream.receive_some() == b"x"
     await stream.aclose()
     peer.close()
 
@@ -186,9 +183,8 @@ async def test_bytes_of_a_receive_into_that_was_done_and_never_resumed_stay_in_t
     coro = stream.receive_into(buffer)
     if by == "a call":
         os.write(write, b"here")
-        assert not isinstance(
-            coro.send(None), WaitTaskRescheduled
-        )  # it is done, and gives the other tasks their turn
+        # It is done, and gives the other tasks their turn.
+        assert not isinstance(coro.send(None), WaitTaskRescheduled)
     else:
         await park(coro)
         operation = stream._receiving.operations[INTO]
@@ -208,6 +204,6 @@ async def test_bytes_of_a_receive_into_that_was_done_and_never_resumed_stay_in_t
     with trio.CancelScope() as scope:
         scope.cancel()
         await stream.receive_into(view)
-    assert stream._rest is None
+    assert stream._receiving.kept is None
     await stream.aclose()
     os.close(write)

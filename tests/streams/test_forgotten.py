@@ -21,9 +21,8 @@ from trio_uring import ReceiveStream, SocketStream
 
 async def forget(streams: list[Any]) -> None:
     streams.clear()
-    await (
-        trio.lowlevel.checkpoint()
-    )  # trio's loop holds on to the last operation for as long as this step runs
+    # trio's loop holds on to the last operation for as long as this step runs.
+    await trio.lowlevel.checkpoint()
     gc.collect()
 
 

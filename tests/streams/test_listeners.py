@@ -167,7 +167,8 @@ async def test_races_of_cancel_and_connection_lose_nothing() -> None:
         assert nothing_left.cancelled_caught
     await listener.aclose()
     print(
-        f"{made} made, {accepted} accepted at once, {cancelled} cancelled, {won} accepted though cancelled"
+        f"{made} made, {accepted} accepted at once, {cancelled} cancelled, "
+        f"{won} accepted though cancelled"
     )
     assert cancelled > RACES / 10
     assert won > 0

@@ -118,9 +118,8 @@ async def test_operations_tell_who_waits_for_what() -> None:
         assert (found["RECV"].task_name, found[sends].task_name) == ("the reader", "the writer")
         assert {one.fd for one in found.values()} == {left.fileno()}
         assert all(one.age >= 0 and one.state == state for one in found.values())
-        assert (
-            current_statistics().pinned == on_ring()
-        )  # the reader's; a send holds nothing while it waits for room
+        # The reader's; a send holds nothing while it waits for room.
+        assert current_statistics().pinned == on_ring()
         later = {one.opcode: one for one in current_operations()}
         assert later["RECV"].age >= found["RECV"].age
         with pytest.raises(dataclasses.FrozenInstanceError):

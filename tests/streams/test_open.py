@@ -33,9 +33,8 @@ class Resolver(trio.abc.HostnameResolver):
         self.addresses = addresses
 
     async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
-        if (
-            host != b"name"
-        ):  # trio asks for the local address, too, when it is of another family than the socket
+        # Trio asks for the local address, too, when it is of another family than the socket.
+        if host != b"name":
             raise socket.gaierror(socket.EAI_NONAME, "not a name of this test")
         found = []
         for name, number in self.addresses:
@@ -120,9 +119,8 @@ async def test_connects(host: Any) -> None:
 async def test_a_failed_attempt_starts_the_next_at_once(mock_clock: MockClock) -> None:
     with server() as good:
         resolve_to(refused(), refused(), address_of(good))
-        stream = await open_tcp_stream(
-            "name", 1, happy_eyeballs_delay=1000
-        )  # no time passes in this test
+        # No time passes in this test.
+        stream = await open_tcp_stream("name", 1, happy_eyeballs_delay=1000)
         async with closing(stream):
             assert stream.socket.getpeername() == address_of(good)
 

@@ -121,7 +121,10 @@ async def test_options_are_passed_on(tmp_path: Path) -> None:
 
 
 async def test_no_end_of_a_pipe_is_nonblocking_or_inherited() -> None:
-    code = "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)], sorted(os.listdir('/proc/self/fd'))[:-1])"
+    code = (
+        "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)], "
+        "sorted(os.listdir('/proc/self/fd'))[:-1])"
+    )
     process = await open_process(python(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     for stream in (sending(process), receiving(process), receiving(process, "stderr")):
         assert not fcntl.fcntl(stream._lease.fd, fcntl.F_GETFL) & os.O_NONBLOCK
@@ -138,7 +141,10 @@ async def test_the_childs_ends_are_closed_here() -> None:
         for fd, what in open_descriptors().items()
         if fd not in before and what.startswith("pipe:")
     }
-    assert new == {sending(process)._fd, receiving(process)._fd, receiving(process, "stderr")._fd}
+    assert new == {
+        end._lease.fd
+        for end in (sending(process), receiving(process), receiving(process, "stderr"))
+    }
     assert await finish(process) == 0
 
 

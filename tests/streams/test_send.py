@@ -117,9 +117,8 @@ async def test_more_buffers_than_one_operation_takes(count: int, make: Callable[
     whole = pattern(count * 3)
     assert await sent([whole[3 * i : 3 * i + 3] for i in range(count)], make) == whole
     vectors = count_of("SENDMSG").submitted + count_of("WRITEV").submitted
-    assert vectors >= -(-count // 1024) - (
-        count % 1024 == 1
-    )  # a last one alone goes by SEND or WRITE
+    # A last one alone goes by SEND or WRITE.
+    assert vectors >= -(-count // 1024) - (count % 1024 == 1)
 
 
 async def test_a_list_is_one_operation() -> None:
@@ -159,9 +158,10 @@ async def test_nothing_to_send_is_a_checkpoint_and_no_operation(data: Any) -> No
 
 HOLES = memoryview(bytes(100))[::2]
 REFUSED = [
-    ("text", TypeError), (5, TypeError), (None, TypeError), (1.5, TypeError), ({"a": 1}, TypeError), (object(), TypeError),
-    (["text"], TypeError), ([b"good", "text"], TypeError), ([b"good", 3], TypeError), ([b"good", None], TypeError),
-    ([[b"nested"]], TypeError), (HOLES, BufferError), ([b"good", HOLES], BufferError), ([b"good", HOLES, b"x"], BufferError),
+    ("text", TypeError), (5, TypeError), (None, TypeError), (1.5, TypeError), ({"a": 1}, TypeError),
+    (object(), TypeError), (["text"], TypeError), ([b"good", "text"], TypeError),
+    ([b"good", 3], TypeError), ([b"good", None], TypeError), ([[b"nested"]], TypeError),
+    (HOLES, BufferError), ([b"good", HOLES], BufferError), ([b"good", HOLES, b"x"], BufferError),
 ]  # fmt: skip
 
 

@@ -259,9 +259,8 @@ async def test_a_blocked_write_ends(make: Callable[[], tuple[int, int]], how: st
                 else:
                     nursery.cancel_scope.cancel()
             assert woken == (["closed"] if how == "close" else [])
-            assert (
-                stream.bytes_sent < 2**17
-            )  # a terminal that takes no more of one write may take some of the next
+            # A terminal that takes no more of one write may take some of the next.
+            assert stream.bytes_sent < 2**17
     os.close(other)
 
 

@@ -15,7 +15,7 @@ from support.tls import Tls, clog, connected, receive_count, tls_pair
 
 import trio_uring
 from trio_uring import SocketStream, send_all_vectored
-from trio_uring._streams.cork import CORK_MAX, Cork
+from trio_uring._bytes.cork import CORK_MAX, Cork
 
 
 def sends() -> tuple[int, int]:

@@ -24,6 +24,7 @@ from support.unix import bound, check_it_serves, open_one
 
 from trio_uring import (
     SocketListener,
+    SocketOptions,
     SocketStream,
     open_unix_listeners,
     open_unix_socket,
@@ -136,8 +137,8 @@ async def test_the_backlog(path: Path) -> None:
     ("name", "options", "error"),
     [
         ("", {}, ValueError), ("x", {"mode": -1}, ValueError), ("x", {"mode": 0o1000}, ValueError),
-        ("x", {"mode": "600"}, TypeError), ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError), (None, {}, TypeError),
-        ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
+        ("x", {"mode": "600"}, TypeError), ("x", {"backlog": "5"}, TypeError), (5, {}, TypeError),
+        (None, {}, TypeError), ("a\0b", {}, ValueError), ("\0a", {"mode": 0o600}, ValueError),
     ],
 )  # fmt: skip
 async def test_wrong_arguments(
@@ -325,7 +326,7 @@ async def test_without_proc_and_with_a_new_kernel(
     asked: list[Any] = []
     monkeypatch.setattr(_unix.os, "chmod", lambda *args, **named: asked.append((args, named)))
     monkeypatch.setattr(_unix, "_settle_mode", lambda name, mode: _unix._chmod_by_name(name, mode))
-    with _unix._listen(os.fsencode(path), 0o666, 5)[0]:
+    with _unix._listen(os.fsencode(path), 0o666, SocketOptions())[0]:
         [((name, mode), named)] = asked
     assert (name, mode, named["follow_symlinks"]) == (b"sock", 0o666, False)
 

@@ -23,7 +23,7 @@ import pytest
 import trio
 from support.unix import bound, check_it_serves, open_one
 
-from trio_uring import open_unix_listeners, open_unix_socket
+from trio_uring import SocketOptions, open_unix_listeners, open_unix_socket
 from trio_uring._streams import unix as _unix
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ async def test_a_stale_file_that_somebody_else_removes(
 
 def start(path: Path, results: list[Any]) -> None:
     try:
-        results.append(_unix._listen(os.fsencode(path), 0o666, 5)[0])
+        results.append(_unix._listen(os.fsencode(path), 0o666, SocketOptions())[0])
     except OSError as exc:
         results.append(exc.errno)
 
@@ -217,10 +217,10 @@ def test_four_servers_that_start_at_once(path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, trio_uring
 from trio_uring._streams import unix as _unix
 setattr(_unix, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-_unix._listen(os.fsencode(sys.argv[1]), 0o600, 5)
+_unix._listen(os.fsencode(sys.argv[1]), 0o600, trio_uring.SocketOptions())
 """
 
 
@@ -314,11 +314,11 @@ def test_what_the_directory_allows(mode: int, error: type[OSError] | None) -> No
             bound(path).close()
         directory.chmod(mode)
         if error is None:
-            _unix._listen(os.fsencode(path), 0o600, 5)[0].close()
+            _unix._listen(os.fsencode(path), 0o600, SocketOptions())[0].close()
             assert stat.S_IMODE(path.lstat().st_mode) == 0o600
             return
         with pytest.raises(error) as ours:
-            _unix._listen(os.fsencode(path), 0o600, 5)
+            _unix._listen(os.fsencode(path), 0o600, SocketOptions())
         with socket.socket(socket.AF_UNIX) as sock, pytest.raises(error) as binds:
             sock.bind(str(path))
         assert (ours.value.errno, ours.value.filename) == (binds.value.errno, str(path))
@@ -330,5 +330,5 @@ def test_a_stale_file_that_may_not_be_removed() -> None:
         bound(path).close()
         directory.chmod(0o555)
         with pytest.raises(PermissionError) as caught:
-            _unix._listen(os.fsencode(path), None, 5)
+            _unix._listen(os.fsencode(path), None, SocketOptions())
         assert caught.value.filename == str(path)

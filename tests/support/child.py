@@ -1,7 +1,9 @@
 """Runs a test's body in a process of its own, and looks at what it leaves behind.
 
     @in_child()
-    async def test_something(flags): ...      # the body runs in a child, under trio.run; a plain function without
+    async def test_something(flags): ...  # the body runs in a child, under trio.run
+
+A plain function runs there without trio.run.
 
 Rules of this file: standard library, trio and the package only. A child fails if its body raises;
 if anything is left of its run (descriptors, rings, operations, pinned buffers, kernel threads); if
@@ -36,13 +38,14 @@ import trio_uring
 from trio_uring._driver import invariants
 from trio_uring._driver import run as _driver
 from trio_uring._driver.backend import BackendInfo
+from trio_uring._ring import base
 from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 
-invariants.CHECKED = True
-
 from .forks import Child, Server
 from .streams import open_descriptors
+
+invariants.CHECKED = True
 
 
 def _by_readiness() -> bool:
@@ -62,9 +65,8 @@ EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, _PLAIN, "task
 FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, "task coop")  # those that differ most
 OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
 BackendRing: Any = _ring.UringRing
-HANG_SECONDS = (
-    45  # a child that takes longer is hung; faulthandler ends it at 60 should this file be at fault
-)
+# A child that takes longer is hung; faulthandler ends it at 60 should this file be at fault.
+HANG_SECONDS = 45
 
 
 def in_child(
@@ -244,7 +246,7 @@ def rss() -> int:
 
 def open_rings() -> list[Any]:
     """The rings of this process that are open, or leaked."""
-    return list(_ring._open_rings)
+    return list(base.open_rings)
 
 
 def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options: Any) -> None:

@@ -108,9 +108,8 @@ def completed(*opcodes: str) -> int:
 
 
 def check(calls: list[str]) -> None:
-    if (
-        trio_uring.backend_info().backend == "uring"
-    ):  # without a ring a socket's calls are trio's own
+    # Without a ring a socket's calls are trio's own.
+    if trio_uring.backend_info().backend == "uring":
         assert not calls, f"calls that did not go to the ring: {sorted(set(calls))}"
 
 

@@ -49,7 +49,10 @@ class Server:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code = f"import sys; sys.path[0] = {str(ROOT)!r}; from {__name__} import serve; serve({theirs.fileno()})"
+        code = (
+            f"import sys; sys.path[0] = {str(ROOT)!r}; "
+            f"from {__name__} import serve; serve({theirs.fileno()})"
+        )
         command = [sys.executable, "-W", "error", "-c", code]
         with theirs:
             self._process = subprocess.Popen(

@@ -41,7 +41,7 @@ from trio_uring import (
 )
 from trio_uring._driver.run import _current
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
-from trio_uring._observe.observed import Audited, Metered
+from trio_uring._observe.networks import Audited, Metered
 
 from .streams import checked_run, closing, open_descriptors
 
@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     Make = Callable[[NetworkConfig], Network]
 
 SEED = int(os.environ.get("TRIO_URING_SEED", "20261123"))
-LIMIT = (
-    60  # seconds for one test, of the real clock or the simulated one; it is for tests that hang
-)
+# Seconds for one test, of the real clock or the simulated one; it is for tests that hang.
+LIMIT = 60
 ANY_PORT = ("127.0.0.1", 0)
 BLOCK = random.Random(SEED).randbytes(1 << 20)
 PROMPT = 0.01  # seconds for which nothing must happen before a real network counts as quiet

@@ -1,8 +1,11 @@
 """The other end, in another process: plain blocking sockets of the standard library.
 
-    python peer.py echo PORT CONNECTIONS [int|stop PID EVERY TIMES]    echoes until the connections end
-    python peer.py flood PORT BYTES                                    prints "clogged" once the socket is full, then sends on
-    python peer.py storm PORT COUNT                                    COUNT connects at once, one byte there and back on each
+    python peer.py echo PORT CONNECTIONS [int|stop PID EVERY TIMES]
+        echoes until the connections end
+    python peer.py flood PORT BYTES
+        prints "clogged" once the socket is full, then sends on
+    python peer.py storm PORT COUNT
+        COUNT connects at once, one byte there and back on each
 
 Rules of this file: standard library only, no import of trio: a wake-up must come from a process
 that shares nothing with the one that sleeps. A peer exits with an error when what it saw is not

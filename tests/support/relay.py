@@ -14,6 +14,7 @@ import pytest
 import trio
 
 import trio_uring
+from trio_uring._relay.pipes import pipes
 
 from .streams import closing, fifo_descriptors, tcp_sockets, unix_sockets
 
@@ -25,8 +26,13 @@ pumps_only = pytest.mark.uring_only("where nothing completes by itself, a copy i
 
 def pipes_open() -> int:
     """Those that copies have, or keep to use them again. Loops have none."""
-    driver = trio_uring._driver.run.current_driver()
-    return driver.pipes.count if driver.pumps else 0  # type: ignore[union-attr]
+    engine = trio_uring._driver.run.current_driver().engine
+    return pipes(engine).count if engine.pumps else 0
+
+
+def taken(direction: Any) -> bool:
+    """Whether a stream's `_sending` or `_receiving` is: a direction, or another stream's flag."""
+    return bool(getattr(direction, "held", direction))
 
 
 BOUND = 2**18  # bytes that a copy may hold

@@ -46,9 +46,8 @@ class ScriptedReceiver(trio.abc.ReceiveStream):
     """
 
     def __init__(self, pieces: Iterable[bytes] = (), *, ended: bool = False) -> None:
-        self.pieces: deque[bytes | BaseException] = deque(
-            piece for piece in pieces if piece
-        )  # none is the end
+        # None is the end.
+        self.pieces: deque[bytes | BaseException] = deque(piece for piece in pieces if piece)
         self.ended = ended
         self.closed = False
         self.requests: list[int | None] = []

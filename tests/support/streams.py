@@ -33,9 +33,8 @@ waits_are_ours = pytest.mark.uring_only(
     "a wait of trio's own outlives a coroutine that is destroyed in it"
 )
 
-LADDER = (
-    "coop" if os.environ.get("TRIO_URING_DRIVER") == "task" else "defer"
-)  # of a ring that a test gives to its run
+# Of a ring that a test gives to its run.
+LADDER = "coop" if os.environ.get("TRIO_URING_DRIVER") == "task" else "defer"
 PASSES_MAX = 100_000
 TINY = 4608  # bytes: the least SO_SNDBUF that Linux takes
 
@@ -232,9 +231,8 @@ def clog_tcp(sender: socket.socket, receiver: socket.socket) -> int:
             if not more:
                 return taken
             taken += more
-        time.sleep(
-            0.001
-        )  # the kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for
+        # The kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for.
+        time.sleep(0.001)
     raise AssertionError("TCP does not come to rest")
 
 

@@ -31,7 +31,8 @@ _HEADS = (
 _COLUMNS = "{:<14} {:>6} {:>6} {:>7} {:>8} {:>9} {:>12} {:>9} {:>10} {:>7}"
 _MEANINGS = """
 driven        tests with a run that had a driver of ours
-used ours     tests that made a socket, stream or listener of ours, or submitted an operation to a ring of ours
+used ours     tests that made a socket, stream or listener of ours, or submitted an operation to a
+              ring of ours
 made streams  tests that made a stream or a listener of ours
 submitted     tests that submitted an operation; operations: all of them together
 75>=70 means 75, and there must not be fewer than 70: tests/trio_suite/floors.json

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PACKAGES: dict[str, dict[str, str]] = {
     "trio._core._tests": {},
     "trio._tests": {
-        "test_exports": "asks mypy, pylint, jedi and pyright about trio's source: no run of trio in it"
+        "test_exports": "asks mypy, pylint, jedi and pyright about trio's source, without a run"
     },
 }
 
@@ -74,9 +74,8 @@ class Usage:
         self.drivers: list[_Driven] = []
 
     def watch(self) -> None:
-        _tell_of_each_call(
-            _enable, "_init_socket", self._count
-        )  # which in an enabled run initialises every trio socket
+        # Which in an enabled run initialises every trio socket.
+        _tell_of_each_call(_enable, "_init_socket", self._count)
         for cls in OURS[1:]:
             _tell_of_each_call(cls, "__init__", self._count)
         for driver in (_driver.RingDriver, _driver.ReadinessDriver):

@@ -68,7 +68,8 @@ def _why_not_passed(result: Result | None) -> str:
     if result is None:
         return "here it was not run"
     if result.outcome != "passed":
-        return f"here it {'failed' if result.outcome == 'failed' else 'was skipped'}\n{result.failure}".rstrip()
+        what = "failed" if result.outcome == "failed" else "was skipped"
+        return f"here it {what}\n{result.failure}".rstrip()
     return "; ".join(result.faults)
 
 
@@ -82,7 +83,10 @@ def _leaks(stock: Run, run: Run) -> Iterator[str]:
     assert run.descriptors is not None
     assert stock.descriptors is not None
     if run.descriptors > stock.descriptors:
-        yield f"{run.descriptors} more descriptors are open at the end than at the beginning, {stock.descriptors} on stock trio"
+        yield (
+            f"{run.descriptors} more descriptors are open at the end than at the beginning, "
+            f"{stock.descriptors} on stock trio"
+        )
 
 
 def _below_floors(run: Run, floors: Floors) -> Iterator[str]:
@@ -90,7 +94,10 @@ def _below_floors(run: Run, floors: Floors) -> Iterator[str]:
         counts = run.counts(measure)
         for module, least in floors[measure].get(run.name, {}).items():
             if counts.get(module, 0) < least:
-                yield f"{measure}: {counts.get(module, 0)} tests of {module}; they must not be fewer than {least}"
+                yield (
+                    f"{measure}: {counts.get(module, 0)} tests of {module}; "
+                    f"they must not be fewer than {least}"
+                )
 
 
 def floor(floors: Floors, measure: str, name: str) -> int:

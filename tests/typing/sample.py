@@ -53,7 +53,10 @@ async def around(path: str, context: ssl.SSLContext) -> None:
     sink: trio_uring.SendStream = trio_uring.open_stdout()
     await sink.send_all([line, await source.receive_some()])
     async with trio.open_nursery() as nursery:
+        options = trio_uring.SocketOptions(keepalive=trio_uring.KeepAlive(idle=60), linger=0)
         await nursery.start(partial(trio_uring.serve_tcp, handle, 0, reuse_port=True))
+        await nursery.start(partial(trio_uring.serve_tcp, handle, 0, options=options))
+        options.apply(unix.socket, "listening")
         await nursery.start(trio_uring.serve_unix, handle, path)
         await nursery.start(trio_uring.serve_ssl_over_tcp, handle_tls, 0, context)
 

@@ -197,9 +197,8 @@ async def test_datagrams_larger_than_the_mtu_go_one_by_one():
 
 async def test_a_kernel_that_refuses_runs_gets_single_datagrams():
     async with udp_pair() as (client, server):
-        client.setsockopt(
-            socket.SOL_SOCKET, 11, 1
-        )  # SO_NO_CHECK: a datagram without a checksum cannot be part of a run
+        # SO_NO_CHECK: a datagram without a checksum cannot be part of a run.
+        client.setsockopt(socket.SOL_SOCKET, 11, 1)
         assert await client.send_many([b"a" * 10] * 5) == 5
         assert await receive_payloads(server, 5) == [b"a" * 10] * 5
         assert client._limits == {None: 9}

@@ -249,7 +249,7 @@ async def test_a_destroyed_receive_keeps_what_it_had(receive):
                 coro.close()
                 sender.send(b"second")
                 assert await receive_payloads(server, 2) == [b"first", b"second"]
-            assert not server._operations
+            assert not any(op.in_use for op in server._lease.operations())
 
 
 @RECEIVES

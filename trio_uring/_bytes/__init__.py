@@ -1,2 +1,2 @@
-"""Bytes without I/O: chunks in order, views of callers' buffers, a pool, the rule of timeouts. No
-ring, no descriptor."""
+"""Bytes without I/O: chunks in order, buffers that go out, a pool; what streams can do, and the
+rule of timeouts. No ring, no descriptor."""

@@ -232,8 +232,8 @@ def _exporter_type(size: int, base: int, free: deque[int]) -> type[ctypes.Array[
     give_back, addressof = free.append, _addressof
 
     class Exporter(ctypes.Array[ctypes.c_char]):
-        _type_ = ctypes.c_char  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-        _length_ = size  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+        _type_ = ctypes.c_char  # pyright: ignore
+        _length_ = size  # pyright: ignore
         __slots__ = ()
 
         def __del__(self) -> None:

@@ -1,13 +1,10 @@
-"""The timeout rule that all streams of this package share, and how one layer knows of the layer
-below what it can do.
+"""The timeout rule that all streams of this package share.
 
 A call's `timeout` is in seconds, for the whole call. None: the stream's default; math.inf: no
 limit.
 
-Rules of this file: what a stream can do is asked of its class. A wrapper that passes unknown
-attributes on to what it wraps (`__getattr__`) would otherwise be bypassed, or be given arguments
-that it does not take. A wrapper of this package (`Wrapper`) can do what the stream can that it
-wraps, and that one is asked.
+Rules of this file: a limit is for a whole call, however many receives or sends that makes; what is
+called within it gets none of its own.
 """
 
 from __future__ import annotations
@@ -18,23 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .abilities import abilities
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-class TimedReceive:
-    """Base of the streams whose receive calls take `timeout=`, with `receive_timeout` as the
-    default."""
-
-
-class TimedSend:
-    """Base of the streams whose `send_all` takes `timeout=`, with `send_timeout` as the default."""
-
-
-class Wrapper:
-    """Base of the wrappers that can do what the stream can that they wrap, no more and no less."""
-
-    wrapped: Any
 
 
 def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
@@ -57,13 +41,6 @@ async def in_time(
         return await method(*args)
 
 
-def set_default(stream: Any, name: str, seconds: float | None) -> None:
-    """Sets a timeout that the stream has: another one would do nothing, without a word."""
-    if not hasattr(stream, name):
-        raise AttributeError(f"{type(stream).__name__} has no {name}")
-    setattr(stream, name, seconds)
-
-
 def check_timeout(timeout: float | None) -> None:
     """For calls that may end without a scope that would find it out.
 
@@ -76,57 +53,8 @@ def check_timeout(timeout: float | None) -> None:
         )
 
 
-def receive_default(stream: object) -> float | None:
+def receive_default(stream: Any) -> float | None:
     """The stream's own default for a receive."""
-    timeout: float | None = (
-        getattr(stream, "receive_timeout", None) if isinstance(stream, TimedReceive) else None
-    )
+    timed = abilities(stream).times_receives
+    timeout: float | None = getattr(stream, "receive_timeout", None) if timed else None
     return timeout
-
-
-def untimed(stream: object) -> dict[str, Any]:
-    """Arguments for a receive whose time is already running: the stream must not add its own
-    limit."""
-    return {"timeout": math.inf} if isinstance(stream, TimedReceive) else {}
-
-
-def sending_end(stream: Any) -> Any:
-    """What a trio.StapledStream sends to; any other stream itself."""
-    while (
-        isinstance(stream, trio.StapledStream)
-        and type(stream).send_all is trio.StapledStream.send_all
-    ):
-        stream = stream.send_stream
-    return stream
-
-
-def receiving_end(stream: Any) -> Any:
-    """What a trio.StapledStream receives from; any other stream itself."""
-    while (
-        isinstance(stream, trio.StapledStream)
-        and type(stream).receive_some is trio.StapledStream.receive_some
-    ):
-        stream = stream.receive_stream
-    return stream
-
-
-def unwrapped(stream: Any, end: Callable[[Any], Any]) -> Any:
-    """What is below all wrappers and staples; `end`: receiving_end or sending_end."""
-    stream = end(stream)
-    while isinstance(stream, Wrapper):
-        stream = end(stream.wrapped)
-    return stream
-
-
-def can_take_back(stream: object) -> bool:
-    """Whether bytes can be put back in front of what it receives: it has `_put_back` and
-    `receive_exactly` then."""
-    below = unwrapped(stream, receiving_end)
-    return isinstance(below, TimedReceive) and hasattr(type(below), "_put_back")
-
-
-def can_send_eof(stream: object) -> bool:
-    """Whether the end of what it sends can be told to its peer."""
-    while isinstance(stream, Wrapper):
-        stream = stream.wrapped
-    return hasattr(type(stream), "send_eof")

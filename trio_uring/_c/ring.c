@@ -1,18 +1,20 @@
-/* The raw io_uring interface: set up and map, write an entry, enter, copy completions, keep the provided buffers.
+/* The raw io_uring interface: set up and map, write an entry, enter, copy completions, keep the
+ * provided buffers.
  *
- * Rules of this file: those of ring.h. The kernel and this process share the heads and tails: each side's own index is
- * read plainly, the other side's with acquire, and what we publish is stored with release (io_uring(7)). The constants
- * below are the uapi's; they are defined here when the build machine's header is older than they are.
+ * Rules of this file: those of ring.h. The kernel and this process share the heads and tails: each
+ * side's own index is read plainly, the other side's with acquire, and what we publish is stored
+ * with release (io_uring(7)). The constants below are the uapi's; they are defined here because the
+ * build machine's header may be older than they are.
  */
 #if !defined(__linux__)
 #error "trio_uring builds on Linux only: io_uring is a Linux interface"
 #endif
 #if !defined(__x86_64__) && !defined(__aarch64__)
-#error "trio_uring supports x86-64 and aarch64 only: its memory ordering has been verified on no other architecture"
+#error "trio_uring supports x86-64 and aarch64 only: its memory ordering is verified on no other"
 #endif
 #if defined(__has_include)
 #if !__has_include(<linux/io_uring.h>)
-#error "trio_uring needs the kernel's header linux/io_uring.h (Debian: linux-libc-dev, Fedora: kernel-headers; Linux 5.4 or newer)"
+#error "trio_uring needs linux/io_uring.h, 5.4 or newer (linux-libc-dev or kernel-headers)"
 #endif
 #endif
 
@@ -45,7 +47,8 @@
 
 #define TU_OF_CANCEL (UINT64_C(1) << 63)
 
-/* Named apart from the uapi's, most of which are enumerators there and cannot be tested with #ifndef. */
+/* Named apart from the uapi's, most of which are enumerators there and cannot be tested with
+ * #ifndef. */
 enum {
     TU_OP_POLL_ADD = 6,
     TU_OP_ASYNC_CANCEL = 14,
@@ -62,18 +65,27 @@ enum {
     TU_PROBE_OPS = 256
 };
 
-struct tu_buf { uint64_t addr; uint32_t len; uint16_t bid; uint16_t tail; };      /* struct io_uring_buf, 5.19 */
-struct tu_buf_reg { uint64_t addr; uint32_t entries; uint16_t bgid; uint16_t flags; uint64_t resv[3]; };
-struct tu_probe_op { uint8_t op; uint8_t resv; uint16_t flags; uint32_t resv2; };  /* struct io_uring_probe_op, 5.6 */
-struct tu_probe { uint8_t last_op, ops_len; uint16_t resv; uint32_t resv2[3]; struct tu_probe_op ops[TU_PROBE_OPS]; };
+/* struct io_uring_buf and io_uring_buf_reg (5.19), io_uring_probe_op and io_uring_probe (5.6), and
+ * io_uring_getevents_arg (5.11). */
+struct tu_buf { uint64_t addr; uint32_t len; uint16_t bid; uint16_t tail; };
+struct tu_buf_reg {
+    uint64_t addr; uint32_t entries; uint16_t bgid; uint16_t flags; uint64_t resv[3];
+};
+struct tu_probe_op { uint8_t op; uint8_t resv; uint16_t flags; uint32_t resv2; };
+struct tu_probe {
+    uint8_t last_op, ops_len; uint16_t resv; uint32_t resv2[3];
+    struct tu_probe_op ops[TU_PROBE_OPS];
+};
 struct tu_getevents_arg { uint64_t sigmask; uint32_t sigmask_sz, pad; uint64_t ts; };
 
 _Static_assert(sizeof(struct msghdr) == 7 * sizeof(uint64_t), "struct msghdr must be seven words");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(uint64_t), "struct iovec must be two words");
-_Static_assert(sizeof(struct io_uring_sqe) == 64 && sizeof(struct io_uring_cqe) == 16, "unexpected ring entry sizes");
+_Static_assert(sizeof(struct io_uring_sqe) == 64, "unexpected size of a submission queue entry");
+_Static_assert(sizeof(struct io_uring_cqe) == 16, "unexpected size of a completion queue entry");
 
 struct tu_group {
-    struct tu_buf *ring;       /* shared with the kernel: entries, and the tail in the first entry's last field */
+    /* Shared with the kernel: entries, and the tail in the first entry's last field. */
+    struct tu_buf *ring;
     char *memory;
     size_t map_bytes;
     unsigned first_id, count, size;
@@ -101,10 +113,11 @@ static int sys_register(int fd, unsigned opcode, void *arg, unsigned count) {
 }
 
 static void *map_shared(int fd, size_t bytes, uint64_t offset) {
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
+    int flags = MAP_SHARED | MAP_POPULATE;
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, (off_t)offset);
     if (at == MAP_FAILED)
         return NULL;
-    /* A child that touched the parent's ring would submit in its name; without the map it cannot. */
+    /* A child that touched the parent's ring would submit in its name: it gets no map. */
     (void)madvise(at, bytes, MADV_DONTFORK);
     return at;
 }
@@ -144,7 +157,8 @@ static void locate(tu_ring *ring, const struct io_uring_params *p) {
         array[i] = i;
 }
 
-int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags, struct tu_info *info) {
+int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags,
+            struct tu_info *info) {
     struct io_uring_params p;
     tu_ring *ring = calloc(1, sizeof *ring);
     int result;
@@ -155,7 +169,8 @@ int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned se
     p.flags = setup_flags;
     if (setup_flags & TU_SETUP_CQSIZE)
         p.cq_entries = cq_entries;
-    ring->fd = (int)syscall(__NR_io_uring_setup, sq_entries, &p);    /* the kernel makes it close-on-exec */
+    /* The kernel makes it close-on-exec. */
+    ring->fd = (int)syscall(__NR_io_uring_setup, sq_entries, &p);
     result = ring->fd < 0 ? -errno : map_rings(ring, &p);
     if (result < 0) {
         (void)tu_close(ring);
@@ -225,15 +240,19 @@ static void group_put(struct tu_group *group, unsigned index) {
 }
 
 static void group_publish(struct tu_group *group) {
-    atomic_store_explicit((_Atomic uint16_t *)&group->ring[0].tail, group->tail, memory_order_release);
+    _Atomic uint16_t *tail = (_Atomic uint16_t *)&group->ring[0].tail;
+    atomic_store_explicit(tail, group->tail, memory_order_release);
 }
 
-int tu_buffers(tu_ring *ring, unsigned group_id, unsigned first_id, unsigned count, unsigned size, char *memory) {
+int tu_buffers(tu_ring *ring, unsigned group_id, unsigned first_id, unsigned count, unsigned size,
+               char *memory) {
     struct tu_buf_reg reg;
     struct tu_group *group = &ring->groups[ring->group_count];
     uint16_t *ids;
     int result;
-    if (ring->group_count == TU_GROUPS_MAX || count == 0 || (count & (count - 1)) || first_id + count > UINT16_MAX)
+    if (ring->group_count == TU_GROUPS_MAX || first_id + count > UINT16_MAX)
+        return -EINVAL;
+    if (count == 0 || (count & (count - 1)))
         return -EINVAL;
     if ((ids = realloc(ring->out_ids, (ring->out_max + count) * sizeof *ids)) == NULL)
         return -ENOMEM;
@@ -269,7 +288,8 @@ static void recycle(tu_ring *ring) {
     for (unsigned i = 0; i < count; i++) {
         for (unsigned g = 0; g < ring->group_count; g++) {
             struct tu_group *group = &ring->groups[g];
-            unsigned index = ring->out_ids[i] - group->first_id;    /* wraps to a large number below first_id */
+            /* Wraps to a large number below first_id. */
+            unsigned index = ring->out_ids[i] - group->first_id;
             if (index < group->count)
                 group_put(group, index);
         }
@@ -296,7 +316,8 @@ int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, u
     struct io_uring_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
-    memcpy(sqe, &entry->head, sizeof entry->head);    /* little-endian on both architectures we build for */
+    /* Little-endian on both architectures that we build for. */
+    memcpy(sqe, &entry->head, sizeof entry->head);
     sqe->off = entry->off;
     sqe->addr = (uint64_t)(uintptr_t)addr;
     sqe->len = len;
@@ -328,13 +349,15 @@ int tu_watch(tu_ring *ring, int fd, uint64_t token) {
     return 0;
 }
 
-int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second, size_t second_length) {
+int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second,
+                   size_t second_length) {
     void *addrs[2] = {first, second};
     size_t lengths[2] = {first_length, second_length};
     return tu_vector_fill(vector, 2, addrs, lengths, 0);
 }
 
-int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start) {
+int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths,
+                   size_t start) {
     for (unsigned index = 0; index < count; index++) {
         vector->iov[2 * index] = (uint64_t)(uintptr_t)addrs[index] + start;
         vector->iov[2 * index + 1] = lengths[index] - start;
@@ -349,7 +372,8 @@ int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const
 }
 
 int tu_sq_space(tu_ring *ring) {
-    return (int)(ring->sq_entries - (ring->tail - atomic_load_explicit(ring->sq_head, memory_order_acquire)));
+    uint32_t head = atomic_load_explicit(ring->sq_head, memory_order_acquire);
+    return (int)(ring->sq_entries - (ring->tail - head));
 }
 
 int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds) {
@@ -361,7 +385,8 @@ int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double 
         recycle(ring);
     atomic_store_explicit(ring->sq_tail, ring->tail, memory_order_release);
     if (seconds < 0) {
-        result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete, enter_flags, NULL, 0);
+        result = syscall(__NR_io_uring_enter, ring->fd, ring->tail - head, min_complete,
+                         enter_flags, NULL, 0);
     } else {
         memset(&arg, 0, sizeof arg);
         ts.tv_sec = (time_t)seconds;
@@ -402,7 +427,8 @@ int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
     return (int)count;
 }
 
-int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds, int64_t *out, unsigned max) {
+int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds,
+            int64_t *out, unsigned max) {
     out[1] = tu_enter(ring, min_complete, enter_flags, seconds);
     return tu_drain(ring, out, max);
 }

@@ -1,9 +1,10 @@
-/* The boundary between Python and the kernel's rings. cffi reads this file as it stands and ring.c includes it,
- * so a declaration is written once.
+/* The boundary between Python and the kernel's rings. cffi reads this file as it stands and ring.c
+ * includes it, so a declaration is written once.
  *
- * Rules of this file: C is a pen, not a brain. It writes the entries it is told to write and copies the completions
- * it finds; which operation, which buffer and when are decided in _ring/uring.py. No Python, no callbacks, no allocation
- * after tu_open. Every function returns a value >= 0 or -errno. Only the thread that opened a ring may call with it.
+ * Rules of this file: C is a pen, not a brain. It writes the entries it is told to write and copies
+ * the completions it finds; which operation, which buffer and when are decided in _ring.
+ * No Python, no callbacks, no allocation after tu_open. Every function returns a value >= 0 or
+ * -errno. Only the thread that opened a ring may call with it.
  */
 
 typedef struct tu_ring tu_ring;
@@ -16,23 +17,30 @@ struct tu_info {
     uint32_t cq_entries;
 };
 
-/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_*, borrowed by the kernel. */
+/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_*, borrowed by the
+ * kernel. */
 struct tu_vector {
     uint64_t msghdr[7];    /* a struct msghdr; ring.c asserts that it fits */
     uint64_t iov[];        /* pairs of address and length: struct iovec */
 };
 
-int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags, struct tu_info *info);
+int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags,
+            struct tu_info *info);
 int tu_close(tu_ring *ring);
-int tu_disown(tu_ring *ring);           /* in a forked child: the maps are not there; close the descriptors only */
+/* In a forked child: the maps are not there, so it closes the descriptors only. */
+int tu_disown(tu_ring *ring);
 int tu_probe(tu_ring *ring, uint8_t *supported, unsigned count);
 
-/* A ring of `count` provided buffers of `size` bytes at `memory`, with the ids first_id .. first_id + count - 1. */
-int tu_buffers(tu_ring *ring, unsigned group, unsigned first_id, unsigned count, unsigned size, char *memory);
-char *tu_pool_alloc(size_t bytes);      /* anonymous memory, absent in forked children; NULL when there is none */
+/* A ring of `count` provided buffers of `size` bytes at `memory`, with the ids
+ * first_id .. first_id + count - 1. */
+int tu_buffers(tu_ring *ring, unsigned group, unsigned first_id, unsigned count, unsigned size,
+               char *memory);
+/* Anonymous memory, absent in forked children; NULL when there is none. */
+char *tu_pool_alloc(size_t bytes);
 int tu_pool_free(char *memory, size_t bytes);
 
-/* What is the same each time that an operation is submitted: the first words of its struct io_uring_sqe. */
+/* What is the same each time that an operation is submitted: the first words of its struct
+ * io_uring_sqe. */
 struct tu_entry {
     uint64_t head;         /* opcode | flags << 8 | ioprio << 16 | fd << 32 */
     uint64_t off;
@@ -41,22 +49,29 @@ struct tu_entry {
 };
 
 int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token);
-int tu_cancel(tu_ring *ring, uint64_t target);      /* ASYNC_CANCEL; its own completion's token is target | 1 << 63 */
+/* ASYNC_CANCEL; its own completion's token is target | 1 << 63. */
+int tu_cancel(tu_ring *ring, uint64_t target);
 int tu_watch(tu_ring *ring, int fd, uint64_t token);   /* one completion when fd is readable */
 /* Fills it with two buffers: a header and a body, what most lists are. */
-int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second, size_t second_length);
+int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second,
+                   size_t second_length);
 /* Fills it with `count` buffers, of which the first begins at byte `start`. */
-int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths, size_t start);
+int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths,
+                   size_t start);
 
 int tu_sq_space(tu_ring *ring);
-/* Enters, and gives back before that every buffer that was reported: entries taken. seconds < 0: it waits for ever. */
+/* Gives back every buffer that was reported, then enters. Returns the number of entries taken.
+ * seconds < 0: it waits for ever. */
 int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds);
 
-/* Copies at most max completions, and says how many: out[0] = tu_more, out[1] is left alone, then token, res, flags of each. */
+/* Copies at most max completions and returns how many: out[0] = tu_more, out[1] is left alone, then
+ * token, res and flags of each. */
 int tu_drain(tu_ring *ring, int64_t *out, unsigned max);
-/* Both: out[1] = what tu_enter answers. */
-int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds, int64_t *out, unsigned max);
-/* bit 0: completions are ready; bit 1: task work waits for an enter(GETEVENTS); bit 2: the overflow list does */
+/* Both: out[1] = what tu_enter returns. */
+int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds,
+            int64_t *out, unsigned max);
+/* Bit 0: completions are ready; bit 1: task work waits for an enter(GETEVENTS); bit 2: the overflow
+ * list does. */
 int tu_more(tu_ring *ring);
 int tu_overflowed(tu_ring *ring);       /* completions the kernel dropped for want of memory */
 

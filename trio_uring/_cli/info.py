@@ -17,15 +17,15 @@ from .._descriptors.provided import OWN_SIZE
 from .._driver.backend import open_uring
 from .._driver.run import backend_info
 from .._errors import RingUnavailableError
-from .._ring.protocol import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
-from .._ring.uring import SQ_ENTRIES_MIN
+from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
+from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
 
 # IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
 FEATURE_NAMES = (
-    "SINGLE_MMAP", "NODROP", "SUBMIT_STABLE", "RW_CUR_POS", "CUR_PERSONALITY", "FAST_POLL", "POLL_32BITS",
-    "SQPOLL_NONFIXED", "EXT_ARG", "NATIVE_WORKERS", "RSRC_TAGS", "CQE_SKIP", "LINKED_FILE", "REG_REG_RING",
-    "RECVSEND_BUNDLE", "MIN_TIMEOUT", "RW_ATTR", "NO_IOWAIT",
+    "SINGLE_MMAP", "NODROP", "SUBMIT_STABLE", "RW_CUR_POS", "CUR_PERSONALITY", "FAST_POLL",
+    "POLL_32BITS", "SQPOLL_NONFIXED", "EXT_ARG", "NATIVE_WORKERS", "RSRC_TAGS", "CQE_SKIP",
+    "LINKED_FILE", "REG_REG_RING", "RECVSEND_BUNDLE", "MIN_TIMEOUT", "RW_ATTR", "NO_IOWAIT",
 )  # fmt: skip
 
 _SYSCTL = "/proc/sys/kernel/io_uring_disabled"
@@ -46,10 +46,10 @@ def describe() -> list[str]:
         *_describe_backend(),
         *_describe_ring(),
         "",
-        "limits of this version",
+        "limits",
         *_describe_limits(),
         "",
-        "private names of trio",
+        "private names of trio that are used",
         *_describe_names(),
     ]
 
@@ -87,7 +87,10 @@ def _describe_ring() -> list[str]:
     if info.provided_buffers:
         receives = "into provided buffers"
     else:
-        receives = f"into {OWN_SIZE} bytes of their own: no provided-buffer rings here (Linux 5.19 has them)"
+        receives = (
+            f"into {OWN_SIZE} bytes of their own: this kernel has no provided-buffer rings "
+            "(Linux 5.19 and newer have them)"
+        )
     return [
         *_entry("io_uring", "available"),
         *(_entry("  not tested", untested) if untested else []),
@@ -122,21 +125,24 @@ def _describe_names() -> list[str]:
 def _describe_limits() -> list[str]:
     pool = POOL_SIZE // 1024
     limits = [
-        ("SQ_ENTRIES", f"{SQ_ENTRIES} operations between two enters; more are flushed in between"),
+        (
+            "SQ_ENTRIES",
+            f"{SQ_ENTRIES} operations for each io_uring_enter; more are flushed earlier",
+        ),
         (
             "SQ_ENTRIES_MIN",
-            f"{SQ_ENTRIES_MIN}, to which it goes down where RLIMIT_MEMLOCK is small",
+            f"{SQ_ENTRIES_MIN} operations: the least it settles for where RLIMIT_MEMLOCK is small",
         ),
         (
             "SMALL_SIZE, SMALL_COUNT",
             f"{SMALL_SIZE} bytes, {SMALL_COUNT} buffers for small messages",
         ),
         ("LARGE_SIZE, LARGE_COUNT", f"{LARGE_SIZE} bytes, {LARGE_COUNT} buffers for bulk"),
-        ("memory of all buffers", f"{pool} KiB a trio.run, whatever the number of streams"),
+        ("memory of all buffers", f"{pool} KiB for each trio.run, however many streams it has"),
         ("IOV_MAX", f"{IOV_MAX} buffers in one operation; send_all takes any number"),
         (
             "VECTOR_BYTES_MAX",
-            f"{VECTOR_BYTES_MAX} bytes after which one operation takes no further buffer",
+            f"{VECTOR_BYTES_MAX} bytes, after which an operation takes no more buffers",
         ),
         ("SEND_MAX, RECEIVE_MAX", f"{SEND_MAX} bytes in one operation; send_all takes any size"),
     ]

@@ -184,7 +184,7 @@ class Round:
             if self.tally.bytes != before:
                 before, since = self.tally.bytes, trio.current_time()
             elif trio.current_time() - since > STALL_MAX:
-                self.error = self.error or DemoError(f"no byte for {STALL_MAX:.0f} seconds")
+                self.error = self.error or DemoError(f"no byte arrived for {STALL_MAX:.0f} seconds")
                 everything.cancel()
             await trio.sleep(TICK)
 
@@ -228,9 +228,8 @@ def count_calls(trace: str) -> Counter[str]:
     _, _, rest = trace.partition(MARK_START)
     served, _, _ = rest.partition(MARK_STOP)
     calls = Counter(match[1] for line in served.splitlines()[1:] if (match := _CALL.match(line)))
-    calls.subtract(
-        {name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]}
-    )  # the second mark itself
+    # The second mark itself.
+    calls.subtract({name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]})
     return +calls
 
 
@@ -284,7 +283,8 @@ def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
         raise DemoError(f"{directory}: {exc.strerror}") from exc
     if not files:
         raise DemoError(
-            f"{directory}: no file to serve that is not empty and not larger than {arguments.max_mib} MiB"
+            f"{directory}: no file to serve: every file is empty or larger than "
+            f"{arguments.max_mib} MiB"
         )
     return Work(directory, files, arguments.clients, arguments.seed), backend
 

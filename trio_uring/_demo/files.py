@@ -28,9 +28,8 @@ OK, REFUSED = 0, 1
 REFUSAL = ANSWER.pack(REFUSED, 0, 0, bytes(32))
 
 PATH_MAX = 1024  # bytes of a path; a longer one ends the connection
-FILES_MAX = (
-    20_000  # files of an index: each is one memory map of the server, and the kernel allows 65,530
-)
+# Files of an index: each is one memory map of the server, and the kernel allows 65,530.
+FILES_MAX = 20_000
 # bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
 JOIN_MAX = 65536
 CHUNKS_MIN = 8  # receives that a file with a cut is made to take, so that the cut is in its middle

@@ -116,11 +116,13 @@ def print_heading(
     size = sum(file.size for file in files) / MIB
     print(f"Serving {len(files):,} files ({size:.1f} MiB) of {directory}")
     print(
-        f"to {clients} clients over loopback, {rounds} times {round_bytes / MIB:.0f} MiB on each kind of streams, in turns."
+        f"to {clients} clients over loopback: {rounds} round{'s' * (rounds > 1)} of "
+        f"{round_bytes / MIB:.0f} MiB on each kind of stream, taking turns."
     )
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, trio {trio.__version__}, "
-        f"{len(os.sched_getaffinity(0))} CPUs; the server has a process and, if it can, a CPU of its own."
+        f"{len(os.sched_getaffinity(0))} CPUs; the server has its own process and, if there is "
+        "more than one, its own CPU."
     )
     why = "" if backend.reason is None else f", because {backend.reason}"
     print(
@@ -175,11 +177,9 @@ def _print_speed(rings: list[Result], trios: list[Result]) -> None:
         gain = ours / theirs if more_is_better else theirs / ours
         _row(name, format(ours, form), format(theirs, form), _comparison(gain))
     print(
-        "  (medians of the rounds; all clients are one process that also verifies, and it is what limits the throughput"
+        "  (medians of the rounds; all clients share one process, which also verifies checksums and"
     )
-    print(
-        "  where the server has a CPU of its own: what the streams cost is the server's CPU time)"
-    )
+    print("  limits the throughput if the server has its own CPU: compare the server's CPU time)")
 
 
 def _print_counts(rings: list[Result], trios: list[Result]) -> None:
@@ -188,7 +188,7 @@ def _print_counts(rings: list[Result], trios: list[Result]) -> None:
         ("MiB received", lambda r: r.tally.bytes / MIB, ",.1f"),
         ("clients cancelled mid-file", lambda r: r.tally.cancelled, ",.0f"),
         ("files resumed", lambda r: r.tally.resumed, ",.0f"),
-        ("connections that broke, by server", lambda r: r.hung_up, ",.0f"),
+        ("connections lost, seen by server", lambda r: r.hung_up, ",.0f"),
         ("checksum failures", lambda r: len(r.tally.bad), ",.0f"),
     ]
     print()
@@ -209,7 +209,8 @@ def _print_calls(traces: list[Trace], why_not: str) -> None:
     for name in dict.fromkeys([*most, "io_uring_enter"]):
         _row(f"  {name}", f"{ours[name]:,}", f"{theirs[name]:,}")
     print(
-        f"  (strace -f, in a run of its own over {traces[0].tally.files:,} files, connecting and hanging up included)"
+        f"  (counted by strace -f in a separate run over {traces[0].tally.files:,} files, "
+        "including connecting and hanging up)"
     )
 
 
@@ -225,15 +226,16 @@ def _print_statistics(rings: list[Result]) -> None:
     print(f"  operations             {used}")
     enters = "io_uring_enter" if s["backend"] == "uring" else "flushes"
     print(
-        f"  {enters:22} {s['enters']:,} in {passes:,} scheduler passes ({s['enters'] / passes:.2f} a pass)"
+        f"  {enters:22} {s['enters']:,} in {passes:,} scheduler passes "
+        f"({s['enters'] / passes:.2f} a pass)"
     )
     print(f"  completions per enter  {s['completions_per_enter']:.1f}")
     print(f"  short writes           {s['short_writes']:,}")
     print(
-        f"  buffers exhausted      {s['buffers_exhausted']:,}; submission queue full {s['sq_full']:,}; ",
-        end="",
+        f"  buffers exhausted      {s['buffers_exhausted']:,}; "
+        f"submission queue full {s['sq_full']:,}; "
+        f"completion queue overflows {s['cq_overflows']:,}"
     )
-    print(f"completion queue overflows {s['cq_overflows']:,}")
     if s["setup_flags"]:
         print(f"  setup flags            {' '.join(s['setup_flags'])}")
 
@@ -243,11 +245,13 @@ def _print_verdict(tallies: list[Tally]) -> int:
     files = sum(tally.files for tally in tallies)
     if bad:
         print(
-            f"\nFAILED: {len(bad):,} of {files:,} files came with a wrong checksum, the first of them {bad[0]}."
+            f"\nFAILED: {len(bad):,} of {files:,} files came with a wrong checksum, "
+            f"the first of them {bad[0]}."
         )
         return 1
     resumed = sum(tally.resumed for tally in tallies)
     print(
-        f"\nAll {files:,} files came with the right checksum, {resumed:,} of them in pieces after a cancellation."
+        f"\nAll {files:,} files came with the right checksum, "
+        f"{resumed:,} of them in pieces after a cancellation."
     )
     return 0

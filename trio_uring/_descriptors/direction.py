@@ -19,7 +19,6 @@ from __future__ import annotations
 import enum
 import errno
 import functools
-import select
 import socket as stdlib_socket
 import weakref
 from threading import get_ident
@@ -30,9 +29,9 @@ import trio
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
-from .._driver.run import current_driver
 from .._errors import AGAIN_ERRNOS
-from .._ring.op import NO_GROUP, POSITION, RECEIVING, Opcode
+from .._ring.op import NO_GROUP, POSITION
+from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
 from .provided import OWN_SIZE, use_first
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ _OF_FILE = {
 # never read.
 SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
 
-_RECEIVING = frozenset(map(int, RECEIVING))
-
 
 class Whole(Protocol):
     """What a direction asks of the lease that it is a part of."""
@@ -66,6 +63,9 @@ class Whole(Protocol):
     fileno: Callable[[], int]
     noun: str
     split: bool
+
+    def current_engine(self) -> Any:
+        """This run's."""
 
     def engine(self) -> Any:
         """The engine for a new operation."""
@@ -135,7 +135,9 @@ class Direction:
         """
         if self.held or self.ended or self.waiter is not None or self.fileno() != self.fd:
             self._look()
-        op = self.operations.get(kind) or self.operation(kind)
+        op = self.operations.get(kind)
+        if op is None or op.owed:
+            op = self.operation(kind)
         self.held = True
         return op
 
@@ -229,7 +231,7 @@ class Direction:
         op = TaskOperation(lease.engine(), opcode, self.fd, self.owner)
         op.way = weakref.ref(self)
         if kind == POLL:
-            op.flags = select.POLLIN if self.receiving else select.POLLOUT
+            op.flags = POLLIN if self.receiving else POLLOUT
         elif not self.is_socket:
             op.offset = POSITION
         elif not self.receiving:
@@ -241,7 +243,10 @@ class Direction:
 
     def get(self, kind: int) -> TaskOperation:
         """An operation of the direction, for whoever holds it."""
-        return self.operations.get(kind) or self.operation(kind)
+        op = self.operations.get(kind)
+        if op is None or op.owed:
+            op = self.operation(kind)
+        return op
 
     async def wait_ready(self, op: TaskOperation | None = None) -> int:
         """Waits until the direction, which the caller has, may be ready. A checkpoint.
@@ -273,6 +278,10 @@ class Direction:
             return Verdict.AGAIN
         return Verdict.WAIT if -res in AGAIN_ERRNOS else Verdict.ERROR
 
+    def would_block(self, exc: OSError) -> bool:
+        """Whether a system call on the descriptor has failed only because it would have waited."""
+        return self.verdict(None, -(exc.errno or errno.EIO)) is Verdict.WAIT
+
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:
@@ -300,7 +309,7 @@ class Direction:
         op.raise_cancel = None
         chunk, op.chunk = op.chunk, None
         memory, op.memory = op.memory, None
-        if op.res > 0 and op.opcode in _RECEIVING:
+        if op.res > 0 and op.opcode in RECEIVING:
             self.keep(chunk if memory is None else memory.tobytes()[: op.res])
         if memory is not None:
             release_view(memory)
@@ -350,7 +359,9 @@ class Direction:
         Raises:
             RuntimeError: it cannot, as it cannot be used in this run or process.
         """
-        if self.used_elsewhere(current_driver().engine):
+        lease = self._lease()
+        assert lease is not None  # whoever uses the direction has it
+        if self.used_elsewhere(lease.current_engine()):
             raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
         for op in list(self.operations.values()):
             if op.engine.phase.over:

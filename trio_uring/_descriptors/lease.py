@@ -82,7 +82,12 @@ class Lease:
 
         In a forked child it is the parent's, which refuses: the parent may have operations on it.
         """
-        return self.used_by() or self.engine_of_streams(in_child=True) or current_driver().engine
+        return self.used_by() or self.engine_of_streams(in_child=True) or self.current_engine()
+
+    @staticmethod
+    def current_engine() -> AnyEngine:
+        """This run's."""
+        return current_driver().engine
 
     def engine_of_streams(self, in_child: bool = False) -> Any:
         """The engine of the run that goes on and has streams on the descriptor; None: there is

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from .._ring.figures import LARGE_SIZE, SMALL_SIZE
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
-from .._ring.protocol import LARGE_SIZE, SMALL_SIZE
 
 if TYPE_CHECKING:
     from .._driver.operation import TaskOperation

@@ -18,7 +18,8 @@ from typing import TypeAlias
 from trio.lowlevel import enable_ki_protection
 
 from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
-from .._ring.uring import SQ_ENTRIES_MIN, UringRing
+from .._ring.setup import SQ_ENTRIES_MIN
+from .._ring.uring import UringRing
 from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
 
 _log = logging.getLogger("trio_uring")
@@ -26,7 +27,8 @@ _log = logging.getLogger("trio_uring")
 BACKENDS = ("uring", "readiness", "auto")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
-# after which "auto" asks again for memory that was refused: asking takes a while, see _ring._open
+# After which "auto" asks again for memory that was refused: asking takes a while, see
+# _ring/setup.py.
 RETRY_SECONDS = 10.0
 
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .._errors import RingBrokenError
-from .._ring.protocol import SHORT_PAUSE
+from .._ring.figures import SHORT_PAUSE
 
 if TYPE_CHECKING:
     from .ring_side import RingSide

@@ -1,6 +1,7 @@
 """The engine: queues operations, parks tasks on them, and takes them back.
 
-How they enter the kernel, and what happens when they are done, is in `ring_side`. It knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
+How they enter the kernel, and what happens when they are done, is in `ring_side`. The engine knows
+neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
 
 Rules of this file:
 
@@ -32,7 +33,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from .._ring.op import Opcode
+from .._ring.opcodes import BY_READINESS, Opcode
 from .phases import FAILED, OVER, RUNNING
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
 from .ring_side import RingSide
@@ -45,10 +46,6 @@ if TYPE_CHECKING:
     from .operation import TaskOperation
 
 _ECANCELED = -errno.ECANCELED
-
-# By completion only what is this process's own: a pipe may have other readers, and this thread may
-# be busy.
-_BY_CALLS = frozenset({int(Opcode.READ)})
 
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
@@ -72,7 +69,7 @@ class Engine(RingSide):
         self.pumps = not ring.info.lacking
         # The opcodes that are not the ring's for a task. (A call would not reach what is connected
         # in a fake's memory.)
-        by_calls = _BY_CALLS | {int(Opcode[name]) for name in ring.info.lacking}
+        by_calls = {*BY_READINESS, *(int(Opcode[name]) for name in ring.info.lacking)}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self._move = move
 

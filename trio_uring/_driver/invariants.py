@@ -6,22 +6,19 @@ Rules of this file: it reads, and changes nothing but its own books.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from .._ring.protocol import Ring
-    from .operation import TaskOperation
 
 CHECKED = False
 TABLE_MAX = 1000  # operations in flight above which nothing is compared: it would be quadratic
 
 # The tokens that were in flight when a ring was last written to.
-_books: weakref.WeakKeyDictionary[Ring, set[int]] = weakref.WeakKeyDictionary()
+_books: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 
 
-def check_written(ring: Ring, queue: Iterable[TaskOperation]) -> None:
+def check_written(ring: Any, queue: Iterable[Any]) -> None:
     """After what is queued has become entries: queue and kernel are disjoint."""
     table = ring.table
     _books.pop(ring, None)
@@ -35,7 +32,7 @@ def check_written(ring: Ring, queue: Iterable[TaskOperation]) -> None:
     _books[ring] = set(table)
 
 
-def check_done(ring: Ring, done: Sequence[TaskOperation]) -> None:
+def check_done(ring: Any, done: Sequence[Any]) -> None:
     """Before anybody is told what was drained: it holds no memory, and the rest is in flight."""
     for op in done:
         assert op.pin is None, f"{op} is done, and still has its memory pinned"

@@ -3,13 +3,37 @@
 A pass of trio's scheduler:
 
     tasks run            they queue operations and park
-    get_events(timeout)  what is queued becomes entries; ONE io_uring_enter submits them and waits; completions are drained and
-                         their tasks rescheduled
+    get_events(timeout)  what is queued becomes entries; ONE io_uring_enter submits them and waits;
+                         completions are drained and their tasks rescheduled
     process_events       what trio's own epoll had to say
 
-trio's epoll instance is watched by a poll in the ring, and read only when that has fired. So there
-is one place to wait, and no descriptor, timer, instrument or task of ours that could fail to wake
-it.
+So there is one place to wait. Who can wake trio when it sleeps there, what the loss of each would
+look like, and which test shows it (all in tests/robustness):
+
+- **A completion.** The kernel ends the enter when one is there. Lost, a task hangs though its data
+  has come, and no cancel scope can free it, since it waits for that completion alone. Shown by data
+  from another process, 100,000 times: test_wakeups.
+- **trio's own epoll**, which has everything that is not ours: other sockets, run_sync_soon, threads
+  that are done, signals. One POLL_ADD in the ring watches it. `_pass` writes it again before each
+  wait, and if there is no room for it, does not wait (`unwritten`). Lost, a program works as long
+  as there is traffic, and hangs when it is quiet. Shown by test_mixed, with one event of each kind.
+- **The time.** Deadlines are the timeout of the enter. Lost, a sleep is as long as the next packet
+  takes; too often told, a run that has nothing to do is busy, and a MockClock jumps too early.
+  Shown by test_mixed (timers under load) and test_idle.
+- **A signal** ends the enter with EINTR. Its handler has written to trio's epoll, so it waits on,
+  and finds that.
+- **A cancel** of what is in the kernel, and a close, are made by tasks, or by the host of a guest
+  run. What they have written is flushed before the next wait. Lost, a cancelled task stays. Shown
+  by test_every_cancel, and for the public way by test_runs (a host's cancel).
+- **A garbage collection** that destroys a coroutine may come at any time, in any thread, also
+  between the last look and the wait. So it calls run_sync_soon (`come_back`), which is trio's
+  epoll. Lost, the ring keeps a buffer, and a direction, for as long as the run is quiet. Shown by
+  test_destroyed and test_halves_freed.
+- **A kernel that is short of something** (EAGAIN, EBUSY) has not taken all. Nobody tells when it
+  has room again, so it is asked after SHORT_PAUSE, and trio's epoll waits meanwhile. Lost, what is
+  queued stays queued. Shown by test_short_kernel.
+
+Nothing of ours ticks: a timer that hid a lost wake-up would hide the defect, too.
 
 Rules of this file:
 
@@ -25,7 +49,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .._ring.protocol import SHORT_PAUSE
+from .._ring.figures import SHORT_PAUSE
 from .._trio import Manager, epoll_fileno, renew_epoll
 
 if TYPE_CHECKING:

@@ -84,10 +84,13 @@ class TaskOperation(Operation):
         return Abort.FAILED
 
     def unwrap(self) -> int:
-        self.owed = False
         raise_cancel = self.raise_cancel
-        if raise_cancel is not None:
+        if raise_cancel is None:
+            self.owed = False
+        else:
             self.raise_cancel = None
+            # A driver that has failed tells it before the kernel does, which may do so later.
+            self.owed = self.state.in_kernel
             if self.res == _ECANCELED:
                 raise_cancel()
         return self.res

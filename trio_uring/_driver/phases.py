@@ -28,7 +28,7 @@ class Phase:
         refusal: why no operation may begin; None: it may, or another engine performs it.
     """
 
-    __slots__ = ("_next", "name", "over", "refusal", "works")
+    __slots__ = ("followers", "name", "over", "refusal", "works")
 
     def __init__(
         self, name: str, *, works: bool = False, over: bool = False, refusal: str | None = None
@@ -37,7 +37,7 @@ class Phase:
         self.works = works
         self.over = over
         self.refusal = refusal
-        self._next: frozenset[Phase] = frozenset()
+        self.followers: frozenset[Phase] = frozenset()
 
     def __repr__(self) -> str:
         return self.name
@@ -48,7 +48,7 @@ class Phase:
         Raises:
             PhaseError: it cannot follow this one.
         """
-        if phase not in self._next:
+        if phase not in self.followers:
             raise PhaseError(f"a run's engine that is {self} cannot become {phase}")
         return phase
 
@@ -73,4 +73,4 @@ FOLLOWERS: dict[Phase, tuple[Phase, ...]] = {
     CHILD: (),
 }
 for _phase, _followers in FOLLOWERS.items():
-    _phase._next = frozenset(_followers)
+    _phase.followers = frozenset(_followers)

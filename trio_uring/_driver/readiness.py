@@ -31,8 +31,9 @@ from trio.lowlevel import (
     wait_writable,
 )
 
-from .._ring.op import NO_GROUP, SENDING, Opcode
-from .._ring.protocol import RingCounters, RingInfo
+from .._ring.figures import RingCounters, RingInfo
+from .._ring.op import NO_GROUP, poll_event
+from .._ring.opcodes import Opcode
 from .phases import OVER, RUNNING, Phase
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own strea
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
-_WAITS_TO_WRITE = frozenset(map(int, SENDING))
 _NOT_THIS_WAY = frozenset(
     getattr(errno, name)
     for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
@@ -148,6 +148,7 @@ def _check_ready(fd: int, events: int) -> bool:
     return True
 
 
+# Of every opcode that may be tried.
 _CALLS: dict[int, Callable[[Any], int]] = {
     int(Opcode.RECV): _recv,
     int(Opcode.SEND): _send,
@@ -249,6 +250,9 @@ class ReadinessEngine:
         if engine is not self:
             performed: Awaitable[int] = engine.perform(op)
             return performed
+        if op.opcode == Opcode.POLL_ADD:
+            waited: Awaitable[int] = self._wait(op)
+            return waited
         return perform_by_readiness(op, self._wait)
 
     def attend(self, op: TaskOperation) -> Any:
@@ -281,10 +285,7 @@ class ReadinessEngine:
                 counters.submitted[opcode] -= 1  # its call is counted
 
     async def _until_ready(self, op: TaskOperation) -> int:
-        to_write = op.opcode in _WAITS_TO_WRITE or (
-            op.opcode == Opcode.POLL_ADD and op.flags == select.POLLOUT
-        )
-        events = select.POLLOUT if to_write else select.POLLIN
+        events = poll_event(op)
         way = None if op.way is None else op.way()
         if way is None or not way.closes_alone:
             return await wait_by_trio(op.fd, events)

@@ -197,7 +197,8 @@ def request_way(way: str) -> None:
         return
     if way == "task" and isinstance(used, RingDriver) and isinstance(used.way, Loop):
         raise RuntimeError(
-            "trio_uring was used in this run already, and the ring is its loop: ask for the task before that"
+            "trio_uring was used in this run already, and the ring is its loop: ask for the task "
+            "before that"
         )
 
 

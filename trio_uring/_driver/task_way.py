@@ -4,7 +4,8 @@ instrument.
     tasks run            they queue operations and park
     before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
     epoll_wait           trio's own; the system task waits there for the ring's descriptor
-    after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this same pass
+    after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this
+                         same pass
 
 For guest runs, where trio waits in another thread; for a trio whose runner has another shape; and
 for whoever asks for it.
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._ring.protocol import SHORT_PAUSE
+from .._ring.figures import SHORT_PAUSE
 from .phases import LATE, RUNNING
 
 if TYPE_CHECKING:

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from .._ring.extension import ffi, lib
+from .._ring.figures import SMALL_SIZE
 from .._ring.op import NO_GROUP, SMALL_GROUP, Opcode, Operation
-from .._ring.protocol import SMALL_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from .._ring.uring import UringRing
+    from .._ring.protocol import Ring
 
-    _Sleep: TypeAlias = Callable[[UringRing, Operation], bool]
+    _Sleep: TypeAlias = Callable[[Ring, Operation], bool]
 
 TRIAL_SECONDS = 1.0  # for the child to end, and for each wake-up of the self-test
 _POLL_SECONDS = 0.0002  # between two looks at the child, which takes about as long
@@ -129,7 +129,7 @@ class _Failed(Exception):
     """The self-test has found a defect, which its text names."""
 
 
-def self_test(ring: UringRing) -> RingUnavailableError | str | None:
+def self_test(ring: Ring) -> RingUnavailableError | str | None:
     """Lets this thread sleep for the ring, in each way that a driver does, while another thread
     does what must wake it.
 
@@ -154,7 +154,7 @@ def self_test(ring: UringRing) -> RingUnavailableError | str | None:
     return "no thread could be started: that another one wakes a sleeping thread was not tested"
 
 
-def _receive(ring: UringRing, sleeper: str, sleep: _Sleep) -> bool:
+def _receive(ring: Ring, sleeper: str, sleep: _Sleep) -> bool:
     """A receive that waits, and a byte. False: there was no thread to send it meanwhile."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -173,7 +173,7 @@ def _receive(ring: UringRing, sleeper: str, sleep: _Sleep) -> bool:
         return threaded
 
 
-def _watch_epoll(ring: UringRing) -> bool:
+def _watch_epoll(ring: Ring) -> bool:
     """A POLL_ADD on an epoll instance, as on trio's. False: no thread to make it readable."""
     ours, theirs = socket.socketpair()
     with ours, theirs, select.epoll() as poller:
@@ -188,7 +188,7 @@ def _watch_epoll(ring: UringRing) -> bool:
         return threaded
 
 
-def _enter(ring: UringRing, op: Operation) -> None:
+def _enter(ring: Ring, op: Operation) -> None:
     ring.submit(op)
     try:
         ring.flush()
@@ -227,13 +227,13 @@ class _Sender:
         self._sent.acquire(timeout=TRIAL_SECONDS)
 
 
-def _sleep_in_epoll(ring: UringRing, op: Operation) -> bool:
+def _sleep_in_epoll(ring: Ring, op: Operation) -> bool:
     with select.epoll() as poller:
         poller.register(ring.fileno(), select.EPOLLIN)
         return _sleep(ring, op, lambda left: bool(poller.poll(left)))
 
 
-def _sleep_in_ring(ring: UringRing, op: Operation) -> bool:
+def _sleep_in_ring(ring: Ring, op: Operation) -> bool:
     def sleep(left: float) -> bool:
         before = time.monotonic()
         ring.turn(left, [])
@@ -242,7 +242,7 @@ def _sleep_in_ring(ring: UringRing, op: Operation) -> bool:
     return _sleep(ring, op, sleep)
 
 
-def _sleep(ring: UringRing, op: Operation, sleep: Callable[[float], bool]) -> bool:
+def _sleep(ring: Ring, op: Operation, sleep: Callable[[float], bool]) -> bool:
     """Sleeps until the operation is done. False: nothing woke us in time, whatever has come."""
     deadline = time.monotonic() + TRIAL_SECONDS
     while op.state.in_kernel:

@@ -15,25 +15,28 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, abilities, receiving_end
 from .._bytes.chunks import ChunkQueue
-from .._bytes.timed import TimedReceive, check_timeout, receive_default, receiving_end, untimed
+from .._bytes.timed import check_timeout, receive_default
 from .._bytes.views import check_writable, copy_into
 from .._errors import DelimiterNotFound, IncompleteReadError
+from ..framing import PREFIX_MAX, decode_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from typing_extensions import Buffer
 
-BUFFER_SIZE = (
-    65536  # bytes: one receive then serves many small reads, and a connection's memory stays small
-)
+    from ..framing import Prefix
+
+# Bytes: one receive then serves many small reads, and a connection's memory stays small.
+BUFFER_SIZE = 65536
 EXACT_MAX = 2**16  # bytes asked for at once by a large exact read
 
 _T = TypeVar("_T")
 
 
-class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
+class BufferedReceiveStream(trio.abc.ReceiveStream):
     """Wraps a stream that receives, for protocols that read headers, lines and records.
 
     Small reads are served from one receive of `buffer_size` bytes. A read that is at least as large
@@ -50,6 +53,8 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
     It holds at most `buffer_size` bytes, and what an interrupted exact read had. What is buffered
     is returned whatever the `timeout` of the call: there is nothing to wait for.
     """
+
+    _abilities = Abilities(times_receives=True, takes_back=True, keeps_receives=True)
 
     # Sockets tell once that a connection is broken, and then seem to have ended. Where the stream
     # is known to be one, it is told each time.
@@ -69,7 +74,9 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         self.stream = stream
         self.receive_timeout = receive_timeout
         self._source = receiving_end(stream)
-        self._untimed = untimed(self._source)  # a call's time is limited here, for the whole call
+        can = abilities(self._source)
+        self._untimed = can.untimed  # a call's time is limited here, for the whole call
+        self._receives_into = can.receives_into
         self._buffer_size = buffer_size
         self._queue = ChunkQueue()
         self._receiving = False
@@ -226,37 +233,44 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         if timeout is not None and timeout != math.inf:
             with trio.fail_after(timeout):
                 return await self._receive(math.inf, receive, *args)
-        self._begin()
+        self._begin_receive()
         try:
             return await receive(*args)
         except trio.BrokenResourceError:
             self._broken = self._stays_broken
             raise
         finally:
-            self._end()
+            self._end_receive()
 
-    def _begin(self) -> None:
+    def _begin_receive(self) -> None:
         self._check_open()
         if self._receiving:
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         self._receiving = True
 
-    def _end(self) -> None:
+    def _end_receive(self) -> None:
         self._receiving = False
         if self._closed:
             self._queue.clear()
+
+    def _whole_frame(self, max_size: int, prefix: Prefix) -> tuple[int, int] | None:
+        """The bytes of a frame's payload and of its prefix, if all of it is buffered."""
+        decoded = decode_prefix(self._queue.peek(PREFIX_MAX[prefix]), prefix)
+        if decoded is None or decoded[0] > max_size or sum(decoded) > self._queue.size:
+            return None
+        return decoded
 
     async def _take(self, count: int, timeout: float | None, prefix: int = 0) -> bytes:
         """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there
         is nothing to time."""
         check_timeout(timeout)
-        self._begin()
+        self._begin_receive()
         try:
             await self._checkpoint()
             self._queue.take(prefix)
             return self._queue.take(count)
         finally:
-            self._end()
+            self._end_receive()
 
     async def _more(self, max_bytes: int) -> bytes:
         """Receives into the queue. What comes when another task has closed the stream comes too
@@ -302,7 +316,7 @@ class BufferedReceiveStream(TimedReceive, trio.abc.ReceiveStream):
         return self._queue.take(min(max_bytes, self._queue.size))
 
     async def _into(self, view: memoryview) -> int:
-        if view.nbytes >= self._buffer_size and hasattr(type(self._source), "receive_into"):
+        if view.nbytes >= self._buffer_size and self._receives_into:
             count: int = await self._source.receive_into(view, **self._untimed)
             if not count:
                 self._check_end()

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.timed import check_timeout, receive_default, receiving_end, untimed, within
+from .._bytes.abilities import abilities, receiving_end
+from .._bytes.timed import check_timeout, receive_default, within
 from .._errors import IncompleteReadError
 from ..framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
 from .frames import encode_frame
-from .vectored import bytes_of_last_send, counts_bytes, send_all_vectored, send_one
+from .vectored import bytes_of_last_send, send_all_vectored, send_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -51,9 +52,8 @@ class FrameStream(trio.abc.Channel[bytes]):
             raise TypeError(f"FrameStream is made over a trio.abc.Stream, not {stream!r}")
         self.stream = stream
         self._source = receiving_end(stream)
-        self._untimed = untimed(
-            self._source
-        )  # a call's time is limited here, for the whole message
+        # A call's time is limited here, for the whole message.
+        self._untimed = abilities(self._source).untimed
         self._max_size = check_max_size(max_size)
         self._prefix: Prefix = prefix
         self._decoder = FrameDecoder(max_size, prefix)
@@ -188,7 +188,7 @@ class FrameStream(trio.abc.Channel[bytes]):
                 await send_one(self.stream, data, timeout)
         except BaseException as exc:
             refused = isinstance(exc, (trio.BusyResourceError, trio.ClosedResourceError))
-            if refused and (type(data) is bytes or counts_bytes(self.stream)):
+            if refused and (type(data) is bytes or abilities(self.stream).lists_by is not None):
                 raise  # it was one call, and the stream would not begin it
             self._broken = started and bytes_of_last_send(self.stream) != 0
             raise

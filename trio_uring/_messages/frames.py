@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import abilities, put_back, receiving_end, sending_end
 from .._bytes.outgoing import buffer_list, buffer_view
-from .._bytes.timed import can_take_back, receive_default, receiving_end, within
+from .._bytes.timed import receive_default, within
 from .._errors import IncompleteReadError
-from .._streams.send import SendSide
 from ..framing import (
     MAX_SIZE,
-    PREFIX_MAX,
     FrameTooLarge,
     Prefix,
     check_max_size,
@@ -66,11 +65,10 @@ async def send_frame(
     do. `bytes_sent` of the stream says how much, if the stream has it.
     """
     buffers = encode_frame(payload, check_max_size(max_size), prefix)
-    target: Any = stream
-    if isinstance(target, SendSide):  # a coroutine less
-        await target.send_all(buffers, timeout=timeout)
+    if abilities(stream).lists_by == "send_all":  # a coroutine less
+        await sending_end(stream).send_all(buffers, timeout=timeout)
     else:
-        await send_all_vectored(target, buffers, timeout=timeout)
+        await send_all_vectored(stream, buffers, timeout=timeout)
 
 
 def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Prefix) -> list[Any]:
@@ -135,14 +133,15 @@ async def receive_frame(
     check_max_size(max_size)
     check_prefix(prefix)
     source = receiving_end(stream)
-    if isinstance(source, BufferedReceiveStream):
-        decoded = decode_prefix(source._queue.peek(PREFIX_MAX[prefix]), prefix)
-        if decoded is not None and decoded[0] <= max_size and sum(decoded) <= source._queue.size:
-            return await source._take(decoded[0], timeout, decoded[1])
+    takes_back = abilities(source).takes_back
+    if takes_back and isinstance(source, BufferedReceiveStream):
+        whole = source._whole_frame(max_size, prefix)
+        if whole is not None:
+            return await source._take(whole[0], timeout, whole[1])
     if timeout is None:
         timeout = receive_default(source)
     with within(timeout):
-        if can_take_back(source):
+        if takes_back:
             return await _receive_frame(source, max_size, prefix)
         with Place(source) as reader:
             return await _receive_frame(reader, max_size, prefix)
@@ -166,7 +165,7 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
         raise
     finally:
         if head and not done:
-            reader._put_back([head])
+            put_back(reader, [head])
 
 
 # By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it;
@@ -188,10 +187,11 @@ class Place:
         except TypeError:
             what = type(stream).__name__
             raise TypeError(
-                f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive frames"
+                f"{what} has no weak references: wrap it in a BufferedReceiveStream to receive "
+                "frames"
             ) from None
         self._reader = BufferedReceiveStream(stream, 0)
-        self._reader._put_back([_kept.get(key) or b""])
+        put_back(self._reader, [_kept.get(key) or b""])
         _kept[key], _watched[key] = None, watched
 
     def __enter__(self) -> BufferedReceiveStream:

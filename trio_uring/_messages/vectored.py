@@ -1,8 +1,7 @@
 """A list of buffers to any stream that sends, never joined.
 
-Rules of this file: what can send a list at once is found by what it is (our streams,
-trio.SocketStream) or by the method that it has (`send_all_vectored`, which is how wrappers forward
-it). The timeout rule is the same for all.
+Rules of this file: a stream that can send a list as one call is asked to (`abilities`); for a
+trio.SocketStream it is done here. The timeout rule is the same for all.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, abilities, sending_end
+from .._bytes.cork import Cork, cork_of, put_cork, uncork
 from .._bytes.outgoing import Outgoing
-from .._bytes.timed import TimedSend, sending_end, within
+from .._bytes.timed import within
 from .._errors import stream_error
-from .._streams.cork import Cork
-from .._streams.send import SendSide
 from .._trio import send_detector
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ async def send_all_vectored(
     one after another, each into a record of its own or more; with TLS 1.3 over a stream of this
     package, the records go out as one operation (256 KiB at a time). A record costs about 20 us and
     22 bytes: join what is small, 1 KiB or less, before it comes here. Any other stream gets the
-    buffers one after another.
+    buffers one after another, and so does a subclass of ours with a send_all of its own.
 
     Args:
         stream: where to send.
@@ -55,12 +54,12 @@ async def send_all_vectored(
 
     Cancellation: as of the stream's send_all; some of the data may have been sent.
     """
-    buffers = listed(buffers)
+    if not isinstance(buffers, (list, tuple)):
+        buffers = listed(buffers)
     target = sending_end(stream)
-    if isinstance(target, SendSide):
-        await target.send_all(buffers, timeout=timeout)
-    elif hasattr(type(target), "send_all_vectored"):
-        await target.send_all_vectored(buffers, timeout=timeout)
+    method = abilities(target).lists_by
+    if method is not None:
+        await getattr(target, method)(buffers, timeout=timeout)
     else:
         with within(timeout):
             await _send(target, buffers)
@@ -69,25 +68,17 @@ async def send_all_vectored(
 async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | None) -> None:
     """stream.send_all(data), by the same timeout rule."""
     target = sending_end(stream)
-    if isinstance(target, TimedSend):
-        # pyright: ignore
-        await target.send_all(data, timeout=timeout)  # type: ignore[attr-defined]
+    if abilities(target).times_sends:
+        await target.send_all(data, timeout=timeout)
     else:
         with within(timeout):
             await target.send_all(data)
 
 
-def counts_bytes(stream: trio.abc.SendStream) -> bool:
-    """Whether the stream gets a list as one call: then its `bytes_sent`, if it has one, is of all
-    that was to be sent."""
-    target = sending_end(stream)
-    return isinstance(target, SendSide) or hasattr(type(target), "send_all_vectored")
-
-
 def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
-    """How much of the last send_all_vectored went; None: the stream does not say, or not of all of
-    it."""
-    if not counts_bytes(stream):
+    """How much of the last send_all_vectored went; None: the stream does not say, or it got the
+    list as several calls."""
+    if abilities(stream).lists_by is None:
         return None
     count: int | None = getattr(sending_end(stream), "bytes_sent", None)
     return count
@@ -96,9 +87,8 @@ def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
 def counting(stream: Any) -> Any:
     """A stream that counts what it sends: of a trio.SocketStream one that does it on it, any other
     stream itself."""
-    if isinstance(stream, trio.SocketStream) and not isinstance(stream, SendSide):
-        return TrioTransport(stream)
-    return stream
+    # Not isinstance: ours are registered as trio's.
+    return TrioTransport(stream) if type(stream) is trio.SocketStream else stream
 
 
 def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
@@ -107,13 +97,14 @@ def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
         return buffers
     if isinstance(buffers, (bytes, bytearray, memoryview, str)):
         raise TypeError(
-            f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: use send_all for one"
+            f"send_all_vectored takes a list of buffers, not one {type(buffers).__name__}: "
+            "use send_all for one"
         )
     return list(buffers)
 
 
 async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffer, ...]) -> None:
-    if isinstance(stream, trio.SocketStream):
+    if type(stream) is trio.SocketStream:
         await TrioTransport(stream).send_all(buffers)
         return
     with Outgoing(buffers) as out:
@@ -122,23 +113,24 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
             if out.done:
                 await stream.send_all(b"")
             while not out.done:
-                if out.count == 1 and transport is not None and transport._cork is not None:
-                    transport._cork.task = None
+                cork = None if transport is None else cork_of(transport)
+                if out.count == 1 and cork is not None:
+                    cork.task = None
                 part = out.first()
                 await stream.send_all(part)
                 out.advance(len(part))
         finally:
             if transport is not None:
-                _uncork(transport)
+                uncork(transport)
 
 
-async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
+async def _corked(stream: trio.abc.SendStream) -> Any:
     """Puts the cork into the stream of ours that a TLS stream sends on, if there is one, and
     returns that."""
     if not isinstance(stream, trio.SSLStream):
         return None
     transport = sending_end(stream.transport_stream)
-    if not isinstance(transport, SendSide):
+    if not abilities(transport).native_sends:
         return None
     try:
         version = stream.version()
@@ -147,22 +139,16 @@ async def _corked(stream: trio.abc.SendStream) -> SendSide | None:
         version = stream.version()
     # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what
     # it wrote.
-    if version != "TLSv1.3" or transport._cork is not None:
+    if version != "TLSv1.3" or cork_of(transport) is not None:
         return None
-    transport._cork = Cork()
+    put_cork(transport, Cork())
     return transport
-
-
-def _uncork(transport: SendSide) -> None:
-    cork = transport._cork
-    if cork is not None:
-        cork.task = None
-        if cork.empty:
-            transport._cork = None
 
 
 class TrioTransport(trio.abc.HalfCloseableStream):
     """A trio.SocketStream that sends lists and counts what it sent."""
+
+    _abilities = Abilities(counts=True, keeps_sends=True)
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream

@@ -69,7 +69,8 @@ def seeded_scheduler(seed: int) -> Iterator[None]:
     generator = getattr(names, "_r", None)
     if not isinstance(generator, random.Random):
         raise RuntimeError(
-            f"trio {trio.__version__} cannot be made deterministic: trio_uring does not know how in this version"
+            f"trio {trio.__version__} cannot be made deterministic: trio_uring does not know how "
+            "in this version"
         )
     before, state = names._ALLOW_DETERMINISTIC_SCHEDULING, generator.getstate()
     names._ALLOW_DETERMINISTIC_SCHEDULING = True

@@ -58,9 +58,8 @@ class Hosts:
         self.refused: set[Address] = set()
         self.known = {HOME, ANY}  # what somebody named, bound to, or dialled
         self._paths: dict[frozenset[str], Path] = {}
-        self._rules: set[Pair] = (
-            set()
-        )  # partitions from or to ANY, for the paths that are still to come
+        # Partitions from or to ANY, for the paths that are still to come.
+        self._rules: set[Pair] = set()
         self._next_ports: dict[str, int] = {}
 
     def path(self, a: str, b: str) -> Path:
@@ -164,7 +163,8 @@ class SimulatedListener(NetworkListener):
         self.config = config
         self.room = ParkingLot()
         self._hosts, self._key, self._local_address = hosts, key, local_address
-        self._backlog = BACKLOG if config.backlog is None else max(1, config.backlog)
+        backlog = config.socket_options.backlog
+        self._backlog = BACKLOG if backlog is None else max(1, backlog)
         self._queue: deque[tuple[SimulatedTransport, Address, Address]] = deque()
         self._arrived = ParkingLot()
         self._accepting = self._closed = False

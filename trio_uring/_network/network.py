@@ -9,6 +9,7 @@ differ in its transport alone.
 from __future__ import annotations
 
 import abc
+import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, abilities, sending_end
 from .._bytes.outgoing import buffer_list
-from .._bytes.timed import TimedReceive, TimedSend, within
+from .._bytes.timed import within
 from .._messages.buffered import BUFFER_SIZE, BufferedReceiveStream
 from .._messages.vectored import listed, send_all_vectored
-from .._streams.send import SendSide
+from .._options import SocketOptions, fold_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,16 +53,14 @@ class NetworkConfig:
     have.
 
     Raises:
-        ValueError, TypeError: a value that no network could use.
+        ValueError, TypeError: a value that no network could use, or a shorthand that contradicts
+            `options`.
     """
 
     tcp_nodelay: bool = True
-    """Small sends leave at once (TCP_NODELAY)."""
+    """Short for `nodelay` of the options."""
     so_linger: int | None = None
-    """SO_LINGER. None: the system's default, which goes on delivering in the background after a
-    close. 0: a close resets the connection (RST), for peers that do not read. More: seconds for
-    which aclose waits until the peer has everything (a SimulatedNetwork does not wait, and delivers
-    all the same)."""
+    """Seconds; short for `linger` of the options."""
     connect_timeout: float | None = None
     """Seconds for one dial; None: no limit but the system's."""
     read_timeout: float | None = None
@@ -70,14 +70,18 @@ class NetworkConfig:
     read_buffer_size: int = BUFFER_SIZE
     """Bytes to receive at once for smaller reads; 0: unbuffered."""
     backlog: int | None = None
-    """Connections that may wait to be accepted; None: as many as the system allows."""
+    """Short for the one of the options."""
+    options: SocketOptions | None = None
+    """Of the listeners and connections; None: the defaults of SocketOptions (a TrioNetwork leaves
+    notsent_lowat to trio then). A SimulatedNetwork knows `backlog`, and a `linger` of 0."""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "read_timeout", "write_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not seconds >= 0:
                 raise ValueError(
-                    f"{name} must be a number of seconds >= 0, or None for no limit, not {seconds!r}"
+                    f"{name} must be a number of seconds >= 0, or None for no limit, "
+                    f"not {seconds!r}"
                 )
         for name in ("so_linger", "backlog"):
             number = getattr(self, name)
@@ -87,15 +91,26 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
         if operator.index(self.read_buffer_size) < 0:
             raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")
+        _ = self.socket_options  # which finds contradictions
+
+    @functools.cached_property
+    def socket_options(self) -> SocketOptions:
+        """`options`, with what their shorthands say."""
+        linger = None if self.so_linger is None else operator.index(self.so_linger)
+        return fold_options(
+            self.options, nodelay=self.tcp_nodelay, linger=linger, backlog=self.backlog
+        )
 
 
-class NetworkStream(TimedReceive, TimedSend, trio.abc.HalfCloseableStream):
+class NetworkStream(trio.abc.HalfCloseableStream):
     """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads
     and timeouts.
 
     Every `timeout` is in seconds, for the whole call. None: the default of the network's config;
     math.inf: no limit. When it is up, trio.TooSlowError.
     """
+
+    _abilities = Abilities(times_sends=True, counts=True, times_receives=True)
 
     send_timeout: float | None
     """Seconds for each send call that says nothing else; None: no limit."""
@@ -248,7 +263,8 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         self.send_timeout = config.write_timeout
         self._local_address = local_address
         self._remote_address = remote_address
-        self._takes_lists = isinstance(transport, SendSide)
+        self._sink: Any = sending_end(transport)
+        self._takes_lists = abilities(transport).lists_by == "send_all"
 
     @property
     def local_address(self) -> Address:
@@ -260,13 +276,11 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
 
     @property
     def bytes_sent(self) -> int:
-        transport: Any = self.transport
-        return transport.bytes_sent  # type: ignore[no-any-return]
+        return self._sink.bytes_sent  # type: ignore[no-any-return]
 
     @bytes_sent.setter
     def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
-        transport: Any = self.transport
-        transport.bytes_sent = count
+        self._sink.bytes_sent = count
 
     @enable_ki_protection
     async def send_all(
@@ -274,15 +288,15 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
     ) -> None:
         if timeout is None:
             timeout = self.send_timeout
-        transport: Any = self.transport
+        sink = self._sink
         try:
             if self._takes_lists:
-                await transport.send_all(data, timeout=timeout)
+                await sink.send_all(data, timeout=timeout)
             elif not isinstance(data, (bytes, bytearray)):
-                await send_all_vectored(transport, buffer_list(data), timeout=timeout)
+                await send_all_vectored(sink, buffer_list(data), timeout=timeout)
             else:
                 with within(timeout):
-                    await transport.send_all(data)
+                    await sink.send_all(data)
         except trio.BrokenResourceError:
             # the socket has told it now: a receive gets what has come, and then would find an end
             self._broken = True

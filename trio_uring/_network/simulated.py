@@ -7,7 +7,6 @@ generators of its own (`_Generators`), so that it does not depend on how others 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import math
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.timed import within
 from .deterministic import run_deterministically
 from .hosts import ANY, HOME, WILDCARDS, HostNames, Hosts, SimulatedListener, key_of, resolve
 from .link import LinkSettings, Path
@@ -46,8 +46,8 @@ class SimulatedNetwork(Network):
     "::" is reached under every name; one of a view, under the view's.
 
     As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a
-    close while there are bytes that were not received, and every close with `so_linger=0`. A reset
-    takes what was not received with it. A close never waits, whatever `so_linger` says. A dial to a
+    close while there are bytes that were not received, and every close with `linger=0`. A reset
+    takes what was not received with it. A close never waits, whatever `linger` says. A dial to a
     host that is cut off waits forever unless there is a connect_timeout.
 
     Args:
@@ -225,12 +225,7 @@ class SimulatedNetwork(Network):
         self._hosts.known.add(target[0])
         path = self._hosts.path(name, target[0])
         generator = _Generators(self.seed, next(self._numbers))
-        timeout = config.connect_timeout
-        with (
-            contextlib.nullcontext()
-            if timeout is None or timeout == math.inf
-            else trio.fail_after(timeout)
-        ):
+        with within(config.connect_timeout):
             listener = await self._reach(path, generator("dial"), target)
         local = (name, self._hosts.free_port(name))
         if not local[1]:
@@ -241,7 +236,7 @@ class SimulatedNetwork(Network):
             (name, target[0]),
             self._settings,
             generator,
-            (config.so_linger != 0, listener.config.so_linger != 0),
+            (config.socket_options.linger != 0, listener.config.socket_options.linger != 0),
             lambda: self._hosts.used.discard(local),
         )
         listener.give(accepted, target, local)

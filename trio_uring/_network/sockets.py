@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import os
 import socket as stdlib_socket
 import struct
@@ -18,8 +19,9 @@ import trio
 
 from .._bytes.timed import within
 from .._messages.vectored import counting
-from .._streams.listeners import SocketListener
-from .._streams.tcp import open_tcp_stream
+from .._options import DEFAULT_OPTIONS
+from .._streams.listeners import SocketListener, listener_over
+from .._streams.tcp import connect_tcp, open_tcp_stream
 from .network import (
     Address,
     BufferedNetworkStream,
@@ -40,14 +42,11 @@ if sys.platform == "linux":
     import termios
 
 _TCP_CLOSE = 7  # the state, linux/tcp_states.h, of a connection that the peer has reset
-_BACKLOG_MAX = (
-    65535  # connections; trio's value for "as many as the system allows", which cuts it down
-)
 
 
 class LingeringStream(BufferedNetworkStream):
-    """A stream whose aclose waits until the peer has everything, but for no longer than `so_linger`
-    seconds.
+    """A stream whose aclose waits until the peer has everything, but for no longer than the
+    `linger` seconds of its network's options.
 
     The option itself is of no use here: close(2) would block the thread, and so every task. Instead
     the stream closes as always, while a second descriptor keeps the socket until the kernel has
@@ -58,7 +57,7 @@ class LingeringStream(BufferedNetworkStream):
         self, transport: Any, config: NetworkConfig, local_address: Address, remote_address: Address
     ) -> None:
         super().__init__(transport, config, local_address, remote_address)
-        self._seconds = config.so_linger or 0
+        self._seconds = config.socket_options.linger or 0
 
     async def aclose(self) -> None:
         last = self._duplicate()
@@ -130,6 +129,9 @@ class SocketNetwork(Network):
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         self.config = config or NetworkConfig()
+        options = self.config.socket_options
+        self._lingers = bool(options.linger)  # more than 0 is for aclose, see LingeringStream
+        self._options = dataclasses.replace(options, linger=None) if self._lingers else options
 
     async def bind(self, address: Address) -> NetworkListener:
         host, port = check_address(address)
@@ -143,12 +145,9 @@ class SocketNetwork(Network):
         family, kind, proto, _, where = targets[0]
         sock = stdlib_socket.socket(family, kind, proto)
         try:
-            if sys.platform != "win32":  # there it would let two servers share a port
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            if family == stdlib_socket.AF_INET6:
-                sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+            self._options.apply(sock, "listening")
             sock.bind(where)
-            sock.listen(_BACKLOG_MAX if self.config.backlog is None else self.config.backlog)
+            sock.listen(self._options.backlog_length)
             return SocketNetworkListener(self, self._listener(sock), _address(sock.getsockname()))
         except OSError as exc:
             sock.close()
@@ -176,25 +175,11 @@ class SocketNetwork(Network):
                 OSError
             ):  # the peer may be gone already: the first receive says so
                 remote_address = _address(sock.getpeername())
-            self._set_options(sock)
-            make = LingeringStream if self.config.so_linger else BufferedNetworkStream
+            make = LingeringStream if self._lingers else BufferedNetworkStream
             return make(self._transport(transport), self.config, local, remote_address or ("", 0))
         except BaseException:
             await trio.aclose_forcefully(transport)
             raise
-
-    def _set_options(self, sock: Any) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # Windows and macOS refuse options of a connection that is gone
-            sock.setsockopt(
-                stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, self.config.tcp_nodelay
-            )
-            if self.config.so_linger == 0:  # more than that is for aclose, see LingeringStream
-                layout = "HH" if sys.platform == "win32" else "ii"
-                sock.setsockopt(
-                    stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack(layout, 1, 0)
-                )
 
     # -- what differs
 
@@ -208,38 +193,48 @@ class SocketNetwork(Network):
 
     @abc.abstractmethod
     def _transport(self, stream: Any) -> trio.abc.HalfCloseableStream:
-        """What a stream of the listener or of `_connect` is used through."""
+        """What a stream of the listener or of `_connect` is used through, with its options set."""
 
 
 class UringNetwork(SocketNetwork):
     """TCP on the ring."""
 
     def _listener(self, sock: stdlib_socket.socket) -> SocketListener:
-        return SocketListener(sock)
+        return listener_over(sock, self._options)
 
     async def _connect(self, host: str, port: int) -> SocketStream:
-        return await open_tcp_stream(host, port)
+        return await open_tcp_stream(host, port, options=self._options)
 
     def _transport(self, stream: SocketStream) -> SocketStream:
         return stream
 
 
 class TrioNetwork(SocketNetwork):
-    """TCP by trio's own functions: where io_uring is not to be had, and for comparing. It uses
-    nothing of Linux.
+    """TCP by trio's own sockets and streams: where io_uring is not to be had, and for comparing. It
+    uses nothing of Linux.
 
     In an enabled run these give the streams of this package, as they do for everybody, and so it is
     on the ring.
     """
 
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__(config)
+        if self._options.notsent_lowat == DEFAULT_OPTIONS.notsent_lowat:
+            # the default of trio's streams is trio's
+            self._options = dataclasses.replace(self._options, notsent_lowat=None)
+
     def _listener(self, sock: stdlib_socket.socket) -> trio.SocketListener:
         return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
     async def _connect(self, host: str, port: int) -> trio.SocketStream:
-        return await trio.open_tcp_stream(host, port)
+        # not by trio.open_tcp_stream, which leaves no time for options before the connect
+        sock = await connect_tcp(host, port, lambda made: made, self._options)
+        return trio.SocketStream(sock)
 
     def _transport(self, stream: trio.SocketStream) -> trio.abc.HalfCloseableStream:
-        return counting(stream)  # type: ignore[no-any-return]
+        self._options.apply(stream.socket, "connected")  # after trio has set its own
+        transport: trio.abc.HalfCloseableStream = counting(stream)
+        return transport
 
 
 @contextlib.contextmanager

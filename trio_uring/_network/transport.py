@@ -8,7 +8,6 @@ returned. Errors last; the end of the stream does, too.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import operator
@@ -23,7 +22,9 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import Outgoing
+from .._bytes.timed import within
 from .._errors import stream_error
 from .link import LinkSettings, Path, Pipe
 
@@ -49,6 +50,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         bytes_sent: bytes of the current or last send that went into the pipe; every send resets it.
     """
 
+    _abilities = Abilities(counts=True, keeps_sends=True)
+
     def __init__(
         self,
         path: Path,
@@ -63,7 +66,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self.peer = self
         self._path, self._linger, self._on_close = path, linger, on_close
         self._can_send, self._can_receive = ParkingLot(), ParkingLot()
-        self._sending = self._receiving = self._closed = self._ended = False
+        self._sending = self._receiving = self.closed = self._ended = False
         self._taken = 0  # bytes that a receive has in its hands
         self._broken: int | None = None  # the errno
         path.ends[self] = None
@@ -91,11 +94,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
         Cancellation: as of send_all.
         """
-        with (
-            contextlib.nullcontext()
-            if timeout is None or timeout == math.inf
-            else trio.fail_after(timeout)
-        ):
+        with within(timeout):
             await self._send(list(buffers))
 
     @enable_ki_protection
@@ -270,15 +269,15 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     def close(self, *, abort: bool = False) -> None:
         """Closes at once, with a reset if `abort`, or if what has arrived was not received, or
         so_linger is 0."""
-        if self._closed:
+        if self.closed:
             return
         now = trio.current_time()
         self.incoming.settle(now)
         unread = self.incoming.arrived.size + self._taken
-        self._closed = True
+        self.closed = True
         if self._on_close is not None:
             self._on_close()
-        if self._broken is None and not self.peer._closed:
+        if self._broken is None and not self.peer.closed:
             if unread or abort or not self._linger:
                 self.outgoing.put_reset(now)
             elif self.outgoing.end_at is None:
@@ -286,19 +285,19 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             self.answer_late_data()
         self.wake()
         self.peer.wake()
-        if self.peer._closed:
-            self._leave()
-            self.peer._leave()
+        if self.peer.closed:
+            self.leave()
+            self.peer.leave()
 
     def reset(self) -> None:
         """Breaks the connection now, for both ends: what was not received is gone."""
-        self._break(errno.ECONNRESET)
-        self.peer._break(errno.ECONNRESET)
+        self.break_off(errno.ECONNRESET)
+        self.peer.break_off(errno.ECONNRESET)
 
     def answer_late_data(self) -> None:
         """If this end is closed, the first bytes that still come are answered with a reset when
         they arrive."""
-        if self._closed and self.incoming.first_arrival() < math.inf:
+        if self.closed and self.incoming.first_arrival() < math.inf:
             self.outgoing.put_reset(max(self.incoming.first_arrival(), trio.current_time()))
 
     def wake(self) -> None:
@@ -332,25 +331,25 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             and pipe.reset_at <= trio.current_time()
         ):
             # As the kernel says it: a reset after the other end's end is a broken pipe.
-            self._break(errno.ECONNRESET if pipe.end_at is None else errno.EPIPE)
+            self.break_off(errno.ECONNRESET if pipe.end_at is None else errno.EPIPE)
         if self._broken is not None:
             raise stream_error(self._broken)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError("this stream was closed")
 
-    def _break(self, code: int) -> None:
+    def break_off(self, code: int) -> None:
         if self._broken is None:
             self._broken = code
             self.incoming.discard()
             self.outgoing.discard()
-            self._leave()
-            if self.peer._closed:
-                self.peer._leave()
+            self.leave()
+            if self.peer.closed:
+                self.peer.leave()
             self.wake()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self._path.ends.pop(self, None)
 
 

@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from .._bytes.timed import can_send_eof, can_take_back, receiving_end, sending_end, unwrapped
+from .._bytes.abilities import abilities, receiving_end, sending_end, unwrapped
 from .._errors import stream_error
 from .._messages.frames import Place
 from .._network.network import BufferedNetworkStream
 from .._streams.endpoint import lease_under
-from .._streams.receive import ReceiveSide
-from .._streams.send import SendSide
 from .loop_sink import LoopSink, LoopSource
 from .pump import can_pump, give, take
 from .stream_pump import StreamPump
@@ -31,9 +29,11 @@ from .stream_pump import StreamPump
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOP_SIZE = (
-    65536  # bytes that the loop receives at a time: what trio's own streams ask for by default
-)
+    from .._streams.receive import ReceiveSide
+    from .._streams.send import SendSide
+
+# Bytes that the loop receives at a time: what trio's own streams ask for by default.
+LOOP_SIZE = 65536
 
 
 class Relayed(NamedTuple):
@@ -56,7 +56,8 @@ async def copy_stream(
     Between two streams of this package (SocketStream, SendStream, ReceiveStream; a
     trio.StapledStream of them) no Python task wakes for the bytes, and this one once, at the end:
     small messages are received and sent in the ring, bulk is moved by splice(2). Any other stream
-    is served by a loop of receive and send.
+    is served by a loop of receive and send, and so is a subclass with a send_all or receive_some of
+    its own.
 
     Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source`
     or sending to `sink` in another task raises trio.BusyResourceError, by way of `.socket` as well.
@@ -100,17 +101,19 @@ async def copy_stream(
     """
     if max_bytes is not None and operator.index(max_bytes) < 0:
         raise ValueError("max_bytes must be >= 0")
-    source, sink = receiving_end(source), sending_end(sink)
+    source_end: Any = receiving_end(source)
+    sink_end: Any = sending_end(sink)
+    can = abilities(source_end)
     if (
-        isinstance(source, ReceiveSide)
-        and isinstance(sink, SendSide)
-        and can_pump(lease_under(source).receiving, lease_under(sink).sending)
+        can.native_receives
+        and abilities(sink_end).native_sends
+        and can_pump(lease_under(source_end).receiving, lease_under(sink_end).sending)
     ):
-        return await _pump(source, sink, max_bytes, progress)
-    with LoopSink(sink, progress) as out:  # counts from 0, whatever comes
-        if can_take_back(source):
-            return await _loop(source, out, max_bytes)
-        with Place(source) as reader:
+        return await _pump(source_end, sink_end, max_bytes, progress)
+    with LoopSink(sink_end, progress) as out:  # counts from 0, whatever comes
+        if can.takes_back:
+            return await _loop(source_end, out, max_bytes)
+        with Place(source_end) as reader:
             return await _loop(reader, out, max_bytes)
 
 
@@ -191,12 +194,11 @@ async def relay(
             if progress is not None:
                 progress(*counts)
 
+        told = None if progress is None else tell
         try:
-            counts[index] = await copy_stream(
-                source, sink, progress=tell if progress is not None else None
-            )
+            counts[index] = await copy_stream(source, sink, progress=told)
             watches[1 - index].cancel()
-            if can_send_eof(sink):
+            if abilities(sink).sends_eof:
                 await sink.send_eof()  # type: ignore[attr-defined]  # pyright: ignore
             with watches[index]:
                 await _until_reset(source)

@@ -59,8 +59,9 @@ def _check_kind(file: Any) -> None:
 
         if not isinstance(inner, tempfile.SpooledTemporaryFile):
             raise TypeError(
-                f"send_file sends what is in a file, which need not be what a {type(inner).__name__} "
-                "gives: read that and use send_all, or give send_file the descriptor"
+                "send_file sends what is in a file, which need not be what a "
+                f"{type(inner).__name__} gives: read that and use send_all, or give send_file the "
+                "descriptor"
             )
     mode = getattr(inner, "mode", "b")
     if isinstance(inner, io.TextIOBase) or (isinstance(mode, str) and "b" not in mode):

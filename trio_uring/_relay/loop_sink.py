@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, current_task, in_trio_run, in_trio_task
 
-from .._bytes.timed import TimedSend, receiving_end, sending_end, untimed, unwrapped
+from .._bytes.abilities import abilities, put_back, receiving_end, sending_end, unwrapped
 from .._descriptors.direction import Direction
-from .._messages.buffered import BufferedReceiveStream
-from .._messages.vectored import TrioTransport, counting, send_one
+from .._messages.vectored import counting, send_one
 from .._network.network import BufferedNetworkStream
 from .._streams.endpoint import lease_under
 from .._streams.receive import ReceiveSide
@@ -45,13 +44,17 @@ class Hold:
         below: the stream that has the direction; one that has none that can be kept is left as it
         is.
         flag: where that stream says that the direction is taken.
-        begin, end: take and free the direction.
+        begin, end: take and free the direction, if it can be kept.
     """
 
     __slots__ = ("_begin", "_end", "_flag", "below")
 
     def __init__(
-        self, below: Any, flag: str, begin: Callable[[], object] | None, end: Callable[[], object]
+        self,
+        below: Any,
+        flag: str,
+        begin: Callable[[], object] | None = None,
+        end: Callable[[], object] | None = None,
     ) -> None:
         self.below, self._flag, self._begin, self._end = below, flag, begin, end
 
@@ -60,7 +63,7 @@ class Hold:
             self._begin()
 
     def end(self) -> None:
-        if self._begin is not None:
+        if self._end is not None:
             self._end()
 
     def __enter__(self) -> None:
@@ -77,22 +80,21 @@ def _receiving_hold(stream: Any) -> Hold:
     if isinstance(below, ReceiveSide):
         way = lease_under(below).receiving
         return Hold(way, "held", lambda: begin(way), lambda: give(way))
-    begins = below._begin if isinstance(below, BufferedReceiveStream) else None
-    return Hold(below, "_receiving", begins, lambda: below._end())
+    if not abilities(below).keeps_receives:
+        return Hold(below, "_receiving")
+    return Hold(below, "_receiving", below._begin_receive, below._end_receive)
 
 
 def _sending_hold(stream: Any) -> Hold:
     below: Any = unwrapped(stream, sending_end)
     if isinstance(below, BufferedNetworkStream):
-        below = below.transport
+        below = unwrapped(below.transport, sending_end)
     if isinstance(below, SendSide):
         way = lease_under(below).sending
         return Hold(way, "held", lambda: begin(way), lambda: give(way))
-    transport: Any = below
-    begins = (
-        transport._begin_send if hasattr(type(below), "_begin_send") else None
-    )  # simulated, or trio's
-    return Hold(below, "_sending", begins, lambda: setattr(below, "_sending", False))
+    if not abilities(below).keeps_sends:
+        return Hold(below, "_sending")
+    return Hold(below, "_sending", below._begin_send, lambda: setattr(below, "_sending", False))
 
 
 class UntilClosed:
@@ -141,8 +143,9 @@ class LoopSource:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._is_ours = isinstance(stream, ReceiveSide)
-        self._untimed = untimed(stream)
+        can = abilities(stream)
+        self._is_ours = can.native_receives
+        self._untimed = can.untimed
         self._hold = _receiving_hold(stream)
 
     def __enter__(self) -> LoopSource:
@@ -163,7 +166,7 @@ class LoopSource:
 
     def put_back(self, rest: bytes) -> None:
         if rest:
-            self._stream._put_back([rest])
+            put_back(self._stream, [rest])
 
 
 class LoopSink:
@@ -180,10 +183,10 @@ class LoopSink:
     ) -> None:
         self._out: Any = counting(stream)
         self._hold = _sending_hold(self._out)
-        self._is_ours = isinstance(stream, SendSide)
-        self._counts = isinstance(self._out, (TimedSend, TrioTransport)) and hasattr(
-            self._out, "bytes_sent"
-        )
+        can = abilities(self._out)
+        self._is_ours = can.native_sends
+        # A NetworkStream of somebody else's may wrap a stream that does not say.
+        self._counts = can.counts and hasattr(self._out, "bytes_sent")
         self._progress = progress
         self.total = 0
         self.unsent = 0

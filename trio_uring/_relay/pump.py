@@ -19,6 +19,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import abc
 import errno
 import os
 import select
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from .._streams.send import SendSide
 
 
-class Pump:
+class Pump(abc.ABC):
     """What all pumps are: operations, a task that waits, an end. A subclass says what is done next.
 
     Args:
@@ -86,15 +87,15 @@ class Pump:
 
     # -- for the subclass
 
+    @abc.abstractmethod
     def _advance(self) -> None:
         """Chains what can be done next. With nothing in flight afterwards, the pump is at its
         end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _settle(self) -> None:
         """Nothing is in flight any more, or never will be told of: gives back what is held, and
         frees the streams."""
-        raise NotImplementedError
 
     def _operation(
         self, way: Direction, kind: int, handle: Callable[[int], object]
@@ -233,6 +234,8 @@ class Pump:
             self._error = self._error or exc
         for way, key in self._extra:
             way.operations.pop(key, None)
+        for op in self._operations:
+            op.memory = None
         # Or each would keep the pump, and the pump its streams, until a garbage collection.
         self._operations.clear()
         self._extra.clear()
@@ -319,9 +322,9 @@ class Pump:
         if raise_cancel is not None and self._error is None and not self._complete:
             raise_cancel()
 
+    @abc.abstractmethod
     def _is_complete(self) -> bool:
         """Whether all was done that was asked for: then a cancellation comes too late."""
-        raise NotImplementedError
 
 
 @disable_ki_protection

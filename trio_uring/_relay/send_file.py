@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
+from .._bytes.abilities import abilities, sending_end
 from .._bytes.outgoing import Outgoing
-from .._bytes.timed import sending_end
-from .._descriptors.direction import SEND
+from .._descriptors.direction import SEND, Verdict
 from .._driver.run import current_driver
-from .._errors import AGAIN_ERRNOS
 from .._ring.op import Opcode
 from .._streams.endpoint import lease_under
 from .._streams.send import SendSide
@@ -42,15 +41,12 @@ from .pump import Pump, call, give, take, takes_splices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIRECT_SIZE = (
-    2**19
-)  # bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it
+# Bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it.
+DIRECT_SIZE = 2**19
 LOOP_SIZE = 2**16  # bytes of one read for a stream that is not ours
-READ_SIZE = (
-    2**18
-    # bytes read and sent at a time where sendfile cannot be used; they are held while they are being
-    # sent
-)
+# Bytes read and sent at a time where sendfile cannot be used; they are held while they are being
+# sent.
+READ_SIZE = 2**18
 
 
 @enable_ki_protection
@@ -66,7 +62,8 @@ async def send_file(
 
     On a stream of this package (SocketStream, SendStream) no Python task wakes for the bytes, and
     none of them is copied as long as the file is in the page cache. What is not is read without
-    blocking the thread. On any other stream a loop reads and sends.
+    blocking the thread. On any other stream, and on a subclass with a send_all of its own, a loop
+    reads and sends.
 
     The pages themselves are sent: a part of the file that is changed before the peer has received
     it may go out changed.
@@ -108,7 +105,7 @@ async def send_file(
     sink = sending_end(stream)
     sender: FilePump | FileLoop | LoopSink | None = None
     try:
-        if isinstance(sink, SendSide):
+        if abilities(sink).native_sends:
             way = lease_under(sink).sending
             await take(way)
             sink.bytes_sent = 0  # from now on, whatever happens
@@ -178,7 +175,7 @@ class FilePump(Pump):
         try:
             count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
-            if exc.errno not in AGAIN_ERRNOS:
+            if not out.would_block(exc):
                 raise self._way_error(out, -(exc.errno or 0)) from exc
         else:
             if count is None:
@@ -206,9 +203,7 @@ class FilePump(Pump):
             self._part.ended = True
         elif self.out.closed:
             raise self._way_error(self.out, res)
-        elif (
-            not self._stopping and -res not in AGAIN_ERRNOS and res != -errno.ECANCELED
-        ):  # with a split stream's other half
+        elif not self._stopping and self.out.verdict(self._read, res) is Verdict.ERROR:
             raise OSError(-res, os.strerror(-res))
 
     def _was_sent(self, res: int) -> None:
@@ -259,7 +254,7 @@ class FileLoop:
         try:
             count = self._part.give(out.fd, out.is_socket, size)
         except OSError as exc:
-            if exc.errno not in AGAIN_ERRNOS:
+            if not out.would_block(exc):
                 raise sink._error(out, -(exc.errno or 0)) from exc
             count = 0
         if count is None:

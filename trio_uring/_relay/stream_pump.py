@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._descriptors.direction import RECEIVE, SEND, Verdict
 from .._descriptors.provided import BULK_STREAK, adapt, use
-from .._errors import AGAIN_ERRNOS
+from .._ring.figures import SMALL_SIZE
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
-from .._ring.protocol import SMALL_SIZE
 from .._streams.endpoint import lease_under
 from .pipes import PIPE_SIZE, Pipe, pipes
 from .pump import Pump, give, takes_splices
@@ -164,7 +163,7 @@ class StreamPump(Pump):
             self._pipes.give(pipe)
             if exc.errno == errno.EINVAL:  # not with this kind of descriptor
                 self._no_bulk()
-            elif exc.errno not in AGAIN_ERRNOS:
+            elif not self._in.would_block(exc):
                 self._fail_source(-(exc.errno or 0))
             return
         if not count:
@@ -194,7 +193,7 @@ class StreamPump(Pump):
             if exc.errno == errno.EINVAL:
                 self._held.append(pipe.read())
                 self._no_bulk()
-            elif exc.errno not in AGAIN_ERRNOS:
+            elif not out.would_block(exc):
                 raise self._way_error(out, -(exc.errno or 0)) from exc
         if pipe.held:
             self._chain(out, self._writable)

@@ -1,6 +1,6 @@
 """Objects become addresses: what an entry says, and what an operation pins.
 
-Rules of this file: rule S1 of _ring/uring.py. What an entry points at is in `op.pin`, or kept by
+Rules of this file: rule S1 of _ring/base.py. What an entry points at is in `op.pin`, or kept by
 the operation itself (`op.entry`, `op.vector`), which the ring's table holds; nothing here looks at
 a task or enters the kernel.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .extension import ffi, lib
-from .op import NO_GROUP, Opcode
+from .op import NO_GROUP
+from .opcodes import Opcode
 
 if TYPE_CHECKING:
     from .op import Operation
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
 _SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
 
 # Looked up once: they are called for most operations.
-_new, _from_buffer, _VECTOR, _tu_pair = (
-    ffi.new,
-    ffi.from_buffer,
-    "struct tu_vector *",
-    lib.tu_vector_pair,
-)
+_new, _from_buffer, _tu_pair = ffi.new, ffi.from_buffer, lib.tu_vector_pair
+_VECTOR = "struct tu_vector *"
 
 
 def make_entry(op: Operation) -> Any:

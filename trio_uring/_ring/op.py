@@ -1,65 +1,21 @@
 """An operation: one thing asked of the kernel, and the table of the states it goes through.
 
-Rules of this file: standard library only, no task, no address. An operation carries what the layers
-above know (opcode, descriptor, the caller's buffers) and what the ring fills in (token, pin,
-result). It is reusable: a stream keeps one operation for each direction, which is also what keeps
-two of a kind out of the kernel.
+Rules of this file: standard library only, no task, no address. What is to be known of an opcode is
+in the table of `opcodes.py`. An operation carries what the layers above know (opcode, descriptor,
+the caller's buffers) and what the ring fills in (token, pin, result). It is reusable: a stream
+keeps one operation for each direction, which is also what keeps two of a kind out of the kernel.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Any
+
+from .opcodes import POLL_EVENTS
+from .opcodes import Opcode as Opcode  # whoever makes an operation names one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-class Direction(enum.Enum):
-    """Which way of a descriptor an operation uses. At most one of each way is in the kernel."""
-
-    SENDING = enum.auto()
-    RECEIVING = enum.auto()
-    NEITHER = enum.auto()
-
-
-_SENDING, _RECEIVING, _NEITHER = Direction
-
-
-class Opcode(enum.IntEnum):
-    """The operations that this package uses, by the kernel's names and numbers
-    (linux/io_uring.h)."""
-
-    since: str
-    """The first kernel that has it."""
-    required: bool
-    """Whether a ring without it is of no use. Of the optional ones `RingInfo.lacking` has those
-    that are not there."""
-    direction: Direction
-    counts_bytes: bool
-    """Whether a result > 0 is a number of bytes."""
-
-    def __new__(cls, number: int, *columns: Any) -> Opcode:
-        self = int.__new__(cls, number)
-        self._value_ = number
-        self.since, self.required, self.direction, self.counts_bytes = columns
-        return self
-
-    # fmt: off
-    #              number  since  required  direction  counts bytes
-    WRITEV       =  2,     "5.1", False,    _SENDING,   True
-    POLL_ADD     =  6,     "5.1", True,     _NEITHER,   False
-    SENDMSG      =  9,     "5.3", True,     _SENDING,   True
-    ASYNC_CANCEL = 14,     "5.5", True,     _NEITHER,   False
-    READ         = 22,     "5.6", False,    _RECEIVING, True
-    WRITE        = 23,     "5.6", False,    _SENDING,   True
-    SEND         = 26,     "5.6", True,     _SENDING,   True
-    RECV         = 27,     "5.6", True,     _RECEIVING, True
-    # fmt: on
-
-
-SENDING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.SENDING)
-RECEIVING = tuple(opcode for opcode in Opcode if opcode.direction is Direction.RECEIVING)
 
 POSITION = 2**64 - 1  # offset of READ and WRITE: the current position, which pipes do not have
 NO_GROUP = -1
@@ -82,7 +38,6 @@ class State:
 
     submitted: State
     cancelling: State
-    lingering: State
     done: State
 
     def __init__(self, name: str, in_kernel: bool) -> None:
@@ -90,7 +45,7 @@ class State:
         self.in_kernel = in_kernel
 
     def __getattr__(self, step: str) -> State:
-        if step in ("submitted", "cancelling", "lingering", "done"):
+        if step in ("submitted", "cancelling", "done"):
             raise OperationStateError(
                 f"an operation that is {self.name} cannot become {step.upper()}"
             )
@@ -103,16 +58,12 @@ class State:
 NEW = State("NEW", in_kernel=False)
 SUBMITTED = State("SUBMITTED", in_kernel=True)
 CANCELLING = State("CANCELLING", in_kernel=True)  # asked to stop; it still owns its memory
-LINGERING = State(
-    "LINGERING", in_kernel=True
-)  # the result is known, the kernel may still read the buffer (zero-copy)
 DONE = State("DONE", in_kernel=False)
 
 STEPS: dict[State, tuple[State, ...]] = {
     NEW: (SUBMITTED,),
-    SUBMITTED: (CANCELLING, LINGERING, DONE),
-    CANCELLING: (LINGERING, DONE),
-    LINGERING: (DONE,),
+    SUBMITTED: (CANCELLING, DONE),
+    CANCELLING: (DONE,),
     DONE: (SUBMITTED,),  # reused by its stream
 }
 for _state, _reachable in STEPS.items():
@@ -148,21 +99,18 @@ class Operation:
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
         self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path
         self.fd = fd
-        self.owner = (
-            owner  # holds the descriptor open for as long as the ring's table holds this operation
-        )
-        # bytes, or a C-contiguous memoryview of any format; held until the last completion
+        # Holds the descriptor open for as long as the ring's table holds this operation.
+        self.owner = owner
+        # bytes, or a C-contiguous memoryview of any format; held until the last completion.
         self.buffer: Any = None
-        self.buffers: Sequence[Any] | None = (
-            None  # for SENDMSG and WRITEV: the same, at most IOV_MAX of them
-        )
+        # For SENDMSG and WRITEV: the same, at most IOV_MAX of them.
+        self.buffers: Sequence[Any] | None = None
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
         self.length = 0  # bytes, without `start`; of `buffers`: all together
-        self.offset = 0  # file offset, or the length of a socket address
-        self.flags = 0  # MSG_*, SOCK_* or poll bits
-        self.group = (
-            NO_GROUP  # buffer group from which the kernel takes a buffer when the data is there
-        )
+        self.offset = 0  # bytes, in a file; or POSITION
+        self.flags = 0  # MSG_* or poll bits
+        # The group from which the kernel takes a buffer when the data is there.
+        self.group = NO_GROUP
 
         self.state = NEW
         self.token = 0
@@ -176,3 +124,8 @@ class Operation:
 
     def __repr__(self) -> str:
         return f"<{Opcode(self.opcode).name} fd={self.fd} {self.state} res={self.res}>"
+
+
+def poll_event(op: Operation) -> int:
+    """The event of poll(2) to wait for when the operation would block; of a POLL_ADD, its own."""
+    return POLL_EVENTS[op.opcode] or op.flags

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .op import RECEIVING, SENDING, Opcode
-from .protocol import OPCODES_MAX
+from .opcodes import BYTES_RECEIVED, BYTES_SENT, OPCODES_MAX, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .figures import RingCounters, RingInfo
     from .op import Operation
-    from .protocol import RingCounters, RingInfo
 
 
 @dataclass(frozen=True)
@@ -111,25 +110,10 @@ def snapshot(
     driver: _DriverCounters,
 ) -> Statistics:
     """Puts the counters of a driver and its ring into one frozen object."""
-    flying = [0] * OPCODES_MAX
-    for op in in_flight:
-        flying[op.opcode] += 1
-    operations = {}
-    for opcode in Opcode:
-        submitted, cancelled, failed = (
-            counters.submitted[opcode],
-            counters.cancelled[opcode],
-            counters.failed[opcode],
-        )
-        if submitted:
-            completed = submitted - cancelled - failed - flying[opcode]
-            operations[opcode.name] = OperationCounts(
-                submitted, completed, cancelled, failed, flying[opcode]
-            )
-    sent = sum(counters.moved[op] for op in SENDING if op.counts_bytes)
-    received = sum(counters.moved[op] for op in RECEIVING if op.counts_bytes)
+    sent = sum(counters.moved[opcode] for opcode in BYTES_SENT)
+    received = sum(counters.moved[opcode] for opcode in BYTES_RECEIVED)
     return Statistics(
-        operations=operations,
+        operations=_count_operations(counters, in_flight),
         in_flight=len(in_flight),
         queued=queued,
         pinned=sum(op.pin is not None for op in in_flight),
@@ -152,3 +136,22 @@ def snapshot(
         sq_entries=info.sq_entries,
         cq_entries=info.cq_entries,
     )
+
+
+def _count_operations(
+    counters: RingCounters, in_flight: Sequence[Operation]
+) -> dict[str, OperationCounts]:
+    """By name, those of the opcodes that were used."""
+    flying = [0] * OPCODES_MAX
+    for op in in_flight:
+        flying[op.opcode] += 1
+    counts = {}
+    for opcode in Opcode:
+        submitted = counters.submitted[opcode]
+        cancelled, failed = counters.cancelled[opcode], counters.failed[opcode]
+        if submitted:
+            completed = submitted - cancelled - failed - flying[opcode]
+            counts[opcode.name] = OperationCounts(
+                submitted, completed, cancelled, failed, flying[opcode]
+            )
+    return counts

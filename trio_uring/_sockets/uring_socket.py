@@ -94,9 +94,9 @@ class UringSocket(SocketOperations):
             trio.lowlevel.notify_closing(self._sock)
             lease.close()
 
-    def shutdown(self, how: int) -> None:
+    def shutdown(self, flag: int) -> None:
         """As socket.socket.shutdown."""
-        super().shutdown(how)
+        super().shutdown(flag)
         if self._own_lease is not None and self.did_shutdown_SHUT_WR:
             self._own_lease.sending.ended = True
 

@@ -20,19 +20,13 @@ import trio
 from .._descriptors.direction import SHUT_DOWN, Verdict
 from .._descriptors.lease import Lease
 from .._errors import stream_error
+from .._options import DEFAULT_OPTIONS
 from .._sockets.uring_socket import UringSocket, become_ours
 
 if TYPE_CHECKING:
     from .._descriptors.direction import Direction
     from .._driver.operation import TaskOperation
 
-
-# Bytes that a TCP socket may hold unsent before it stops being writable. trio sets 16 KiB, which
-# wakes a bulk sender for every few packets; measured in docs/design.md.
-NOTSENT_LOWAT = 2**20
-
-_INTERNET = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
-_TCP = (0, stdlib_socket.IPPROTO_TCP, 262)  # 0: as the socket module makes them; 262: IPPROTO_MPTCP
 
 SocketLike = stdlib_socket.socket | trio.socket.SocketType
 
@@ -101,7 +95,8 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
             raise
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         raise ValueError(
-            f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something else"
+            f"{what} requires a stream socket, a pipe or a FIFO; descriptor {source} is something "
+            "else"
         )
     return Descriptor(source)
 
@@ -140,15 +135,6 @@ class _Borrowed(stdlib_socket.socket):
         self.detach()
 
 
-def _set_options(sock: trio.socket.SocketType) -> None:
-    """Those that every TCP socket of ours has."""
-    if sock.proto in _TCP and sock.type == stdlib_socket.SOCK_STREAM and sock.family in _INTERNET:
-        level, lowat = stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NOTSENT_LOWAT
-        with contextlib.suppress(OSError):  # macOS refuses them once the peer has hung up
-            sock.setsockopt(level, stdlib_socket.TCP_NODELAY, 1)
-            sock.setsockopt(level, lowat, NOTSENT_LOWAT)
-
-
 class Endpoint:
     """A descriptor with an owner, and its two directions."""
 
@@ -165,7 +151,7 @@ class Endpoint:
         self._use(lease or lease_of(owner))
         # A socket that had a stream has the options that its user left it with.
         if options and self._socket is not None and lease is None:
-            _set_options(self._socket)
+            DEFAULT_OPTIONS.apply(self._socket, "connected")
 
     def _use(self, lease: Lease) -> None:
         self._lease = lease

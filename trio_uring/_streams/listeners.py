@@ -14,6 +14,7 @@ import sys
 import trio
 
 from .._errors import CLOSED_ERRNOS
+from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket, make_over
 from .streams import SocketStream
 
@@ -22,13 +23,12 @@ from .streams import SocketStream
 _IGNORABLE = frozenset(
     getattr(errno, name)
     for name in (
-        "EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP",
-        "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET",
+        "EPERM", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN", "ENONET",
+        "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT",
+        "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET",
     )
     if hasattr(errno, name)  # macOS and Windows have not got them all
 )  # fmt: skip
-
-_INHERITED = sys.platform == "linux"  # accepted sockets have the listener's TCP options
 
 
 class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
@@ -41,6 +41,9 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
     Raises:
         TypeError, ValueError: it is something else.
     """
+
+    # What an accepted socket has to be given; None: it has all of it from the listener.
+    _to_accepted: SocketOptions | None = None if sys.platform == "linux" else DEFAULT_OPTIONS
 
     def __init__(self, sock: SocketLike) -> None:
         adopted = adopt_socket(sock, "SocketListener")
@@ -71,4 +74,22 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
                     raise
             else:
                 adopted = adopt_socket(sock, "SocketStream")
-                return make_over(SocketStream, adopted, options=not _INHERITED)
+                if self._to_accepted is not None:
+                    _set_options(adopted, self._to_accepted)
+                return make_over(SocketStream, adopted, options=False)
+
+
+def listener_over(sock: SocketLike, options: SocketOptions) -> SocketListener:
+    """The listener over a socket of this package that listens, with these options set."""
+    listener = make_over(SocketListener, adopt_socket(sock, "SocketListener"), options=False)
+    if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
+        listener._to_accepted = options
+    return listener
+
+
+def _set_options(sock: trio.socket.SocketType, options: SocketOptions) -> None:
+    try:
+        options.apply(sock, "connected")
+    except BaseException:
+        sock.close()
+        raise

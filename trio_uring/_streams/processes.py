@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .endpoint import lease_under
 from .streams import ReceiveStream, SendStream
 
 
@@ -85,5 +86,5 @@ def _pipe(
     child, parent = (read, write) if kind is SendStream else (write, read)
     childs.callback(os.close, child)
     stream = kind(parent)
-    ours.callback(stream._close)
+    ours.callback(lease_under(stream).close)
     return child, stream

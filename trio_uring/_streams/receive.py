@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities
 from .._bytes.chunks import ChunkQueue
-from .._bytes.timed import TimedReceive, within
+from .._bytes.timed import within
 from .._bytes.views import check_writable, copy_into, release_view
 from .._descriptors.direction import INTO, RECEIVE, Direction
 from .._descriptors.provided import take_chunk
 from .._errors import IncompleteReadError
+from .._ring.figures import SMALL_SIZE
 from .._ring.op import NO_GROUP, SMALL_GROUP
-from .._ring.protocol import SMALL_SIZE
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
 _T = TypeVar("_T")
 
 
-class ReceiveSide(TimedReceive, Endpoint):
+class ReceiveSide(Endpoint):
     """Mixed into the streams that receive."""
 
+    _abilities = Abilities(
+        times_receives=True, takes_back=True, native_receives=True, keeps_receives=True
+    )
     _receiving: Direction
 
     receive_timeout: float | None = None
@@ -71,10 +75,9 @@ class ReceiveSide(TimedReceive, Endpoint):
             max_bytes = RECEIVE_MAX
         elif operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
-        if timeout is None:
-            timeout = self.receive_timeout
-        if timeout is not None and timeout != math.inf:
-            with trio.fail_after(timeout):
+        limit = self.receive_timeout if timeout is None else timeout
+        if limit is not None and limit != math.inf:
+            with trio.fail_after(limit):
                 return await self.receive_some(max_bytes, timeout=math.inf)
         way = self._receiving
         op = way.take(RECEIVE)

@@ -9,13 +9,13 @@ worker thread for each slow reader.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities
 from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
-from .._bytes.timed import TimedSend
 from .._descriptors.direction import SEND, SEND_MANY, Direction
 from .endpoint import Endpoint
 
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .._bytes.cork import Cork
     from .._driver.operation import TaskOperation
-    from .cork import Cork
 
 
-class SendSide(TimedSend, Endpoint):
+class SendSide(Endpoint):
     """Mixed into the streams that send."""
 
+    _abilities = Abilities(
+        lists_by="send_all", times_sends=True, counts=True, native_sends=True, keeps_sends=True
+    )
     _sending: Direction
     _cork: Cork | None = None  # holds back the records of a TLS stream that is sending a list
 
@@ -69,20 +72,17 @@ class SendSide(TimedSend, Endpoint):
         Cancellation: what the kernel had taken has been sent and is counted in `bytes_sent`; a
         later send works, and whether the protocol can go on is the caller's to decide.
         """
-        if timeout is None:
-            timeout = self.send_timeout
-        if timeout is not None and timeout != math.inf:
-            with trio.fail_after(timeout):
+        limit = self.send_timeout if timeout is None else timeout
+        if limit is not None and limit != math.inf:
+            with trio.fail_after(limit):
                 await self.send_all(data, timeout=math.inf)
             return
-        cork = self._cork
-        if cork is not None:
-            if cork.holds(data):
-                # without a checkpoint: it is the TLS stream that calls, and it has made its own
+        if self._cork is not None:
+            held = self._corked(self._cork, data)
+            if held is None:
+                # Without a checkpoint: it is the TLS stream that calls, and it has made its own.
                 return
-            data = cork.take()
-            if cork.task is None:
-                self._cork = None
+            data = held
         length = len(data) if type(data) is bytes else plain_length(data)
         if not 0 < length <= SEND_MAX:
             await self._send(data)
@@ -101,8 +101,7 @@ class SendSide(TimedSend, Endpoint):
                 op.buffers = data = tuple(data)  # type: ignore[arg-type]
             op.start, op.length = 0, length
             res = await op.engine.perform(op)
-            if res > 0:
-                self.bytes_sent = res
+            self.bytes_sent = res if res > 0 else 0
             if res != length:
                 with Outgoing(data) as out:
                     await self._send_outgoing(out, op)
@@ -110,6 +109,14 @@ class SendSide(TimedSend, Endpoint):
             way.held = False
             if op.owed:
                 way.leave(op)
+
+    def _corked(self, cork: Cork, data: Any) -> list[Any] | None:
+        """What is to be sent now: nothing, or all that was held back."""
+        if cork.holds(data):
+            return None
+        if cork.task is None:
+            self._cork = None
+        return cork.take()
 
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
         way = self._sending

@@ -21,9 +21,8 @@ import sys
 from .endpoint import Descriptor, make_over
 from .streams import ReceiveStream, SendStream
 
-_PTMX = (
-    5 << 8 | 2
-)  # the device number of a pseudo-terminal's other end: opening that makes a new pseudo-terminal
+# The device number of a pseudo-terminal's other end: opening that makes a new pseudo-terminal.
+_PTMX = 5 << 8 | 2
 
 
 def open_stdin() -> ReceiveStream:

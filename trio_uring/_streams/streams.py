@@ -128,7 +128,8 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
             self.socket.setsockopt(level, option, value)
         elif value is not None:
             raise TypeError(
-                f"invalid value for argument 'value': {value!r}, must be None when specifying optlen"
+                f"invalid value for argument 'value': {value!r}, must be None when specifying "
+                "optlen"
             )
         else:
             self.socket.setsockopt(level, option, value, length)

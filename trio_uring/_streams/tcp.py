@@ -3,7 +3,7 @@
 Rules of this file: what trio does well is trio's (name resolution, serve_listeners); the race of
 connects is ours. Sockets are made by trio.socket.socket, so that a custom socket factory is asked,
 and become ours before they wait. Listening sockets are opened as trio opens them, in a copy of its
-code, which has no room for SO_REUSEPORT: it must be set before bind(2).
+code, which has no room for options that must be set before bind(2).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .endpoint import adopt_socket
-from .listeners import SocketListener
+from .._options import SocketOptions, fold_options
+from .endpoint import adopt_socket, make_over
+from .listeners import SocketListener, listener_over
 from .streams import SocketStream
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ async def open_tcp_stream(
     *,
     happy_eyeballs_delay: float | None = DEFAULT_DELAY,
     local_address: str | None = None,
+    options: SocketOptions | None = None,
 ) -> SocketStream:
     """Connects to a host and port over TCP, trying its addresses as trio.open_tcp_stream does (RFC
     6555).
@@ -47,14 +49,46 @@ async def open_tcp_stream(
         happy_eyeballs_delay: seconds to wait for one attempt before the next is made beside it;
         None: 0.25.
         local_address: the local address to connect from; None: the system's choice.
+        options: of the socket; None: the defaults of SocketOptions.
 
     Raises:
         OSError: no attempt succeeded; each one's error is in the exception group that it is raised
-        from.
+            from. Or an option cannot be had, see SocketOptions.apply.
         TypeError, ValueError: an argument of a wrong type.
         RingUnavailableError: there is no ring: see trio_uring.backend_info().
 
     Cancellation: every socket that was opened is closed.
+    """
+    options = fold_options(options)
+    sock = await connect_tcp(
+        host,
+        port,
+        lambda made: adopt_socket(made, "open_tcp_stream"),
+        options,
+        happy_eyeballs_delay,
+        local_address,
+    )
+    try:
+        options.apply(sock, "connected")
+        return make_over(SocketStream, sock, options=False)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def connect_tcp(
+    host: str | bytes,
+    port: int,
+    adopt: Callable[[trio.socket.SocketType], trio.socket.SocketType],
+    options: SocketOptions,
+    happy_eyeballs_delay: float | None = DEFAULT_DELAY,
+    local_address: str | None = None,
+) -> trio.socket.SocketType:
+    """A socket that is connected, for open_tcp_stream, which has the docstring.
+
+    Args:
+        adopt: given each new socket, returns the one to use.
+        options: those of role "connected" are the caller's to set.
     """
     if not isinstance(host, (str, bytes)):
         raise ValueError(f"host must be str or bytes, not {host!r}")
@@ -65,14 +99,16 @@ async def open_tcp_stream(
     if not targets:
         raise OSError(f"no results found for hostname lookup: {where}")
     _alternate_families(targets)
-    race = _Race(local_address)
+    race = _Race(adopt, options, local_address)
     delay = DEFAULT_DELAY if happy_eyeballs_delay is None else happy_eyeballs_delay
     try:
         await race.run(targets, delay)
+        if race.refused is not None:
+            raise race.refused
         if race.winner is None:
             message = f"all attempts to connect to {where} failed"
             raise OSError(message) from ExceptionGroup(message, race.errors)
-        return SocketStream(race.winner)
+        return race.winner
     except BaseException:
         if race.winner is not None:
             race.winner.close()
@@ -83,9 +119,18 @@ class _Race:
     """The attempts of one open_tcp_stream. The first to connect wins, and the others are
     cancelled."""
 
-    def __init__(self, local_address: str | None) -> None:
+    def __init__(
+        self,
+        adopt: Callable[[trio.socket.SocketType], trio.socket.SocketType],
+        options: SocketOptions,
+        local_address: str | None,
+    ) -> None:
+        self._adopt = adopt
+        self._options = options
         self._local_address = local_address
         self.errors: list[OSError] = []
+        # An option that cannot be had, which is no matter of addresses: it ends the race.
+        self.refused: OSError | None = None
         self.winner: trio.socket.SocketType | None = None
 
     async def run(self, targets: list[Any], delay: float) -> None:
@@ -102,8 +147,9 @@ class _Race:
         self, kind: tuple[int, int, int], address: Any, failed: trio.Event, race: trio.CancelScope
     ) -> None:
         try:
-            sock = adopt_socket(trio.socket.socket(*kind), "open_tcp_stream")
+            sock = self._adopt(trio.socket.socket(*kind))
             try:
+                self._set_options(sock, race)
                 await self._bind(sock, address)
                 await sock.connect(address)
             except BaseException:
@@ -119,6 +165,14 @@ class _Race:
         else:
             sock.close()
 
+    def _set_options(self, sock: trio.socket.SocketType, race: trio.CancelScope) -> None:
+        try:
+            self._options.apply(sock, "connecting")
+        except OSError as exc:
+            self.refused = exc
+            race.cancel()
+            raise
+
     async def _bind(self, sock: trio.socket.SocketType, address: Any) -> None:
         if self._local_address is None:
             return
@@ -128,7 +182,8 @@ class _Race:
             await sock.bind((self._local_address, 0))
         except OSError:
             raise OSError(
-                f"local_address={self._local_address!r} is incompatible with remote address {address!r}"
+                f"local_address={self._local_address!r} is incompatible with remote address "
+                f"{address!r}"
             ) from None
 
 
@@ -148,24 +203,29 @@ def _format_host_port(host: str | bytes, port: int | str) -> str:
 
 async def open_unix_socket(
     filename: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *,
+    options: SocketOptions | None = None,
 ) -> SocketStream:
     """Connects to a Unix socket (trio.open_unix_socket).
 
     Args:
         filename: the path of the socket.
+        options: of the socket; None: the defaults of SocketOptions.
 
     Raises:
         OSError: the connection failed.
 
     Cancellation: the socket is closed.
     """
+    options = fold_options(options)
     path = os.fspath(filename)
     made = trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM)
     sock = adopt_socket(made, "open_unix_socket")
     try:
+        options.apply(sock, "connecting")
         await sock.connect(path)
         _check_connected(sock)
-        return SocketStream(sock)
+        return make_over(SocketStream, sock, options=False)
     except BaseException:
         sock.close()
         raise
@@ -187,6 +247,7 @@ async def open_tcp_listeners(
     host: str | bytes | None = None,
     backlog: int | None = None,
     reuse_port: bool = False,
+    options: SocketOptions | None = None,
 ) -> list[SocketListener]:
     """Opens listeners for TCP connections; arguments and errors are those of
     trio.open_tcp_listeners.
@@ -194,16 +255,18 @@ async def open_tcp_listeners(
     Args:
         port: the port; 0: the kernel chooses one for each address.
         host: the local interface; None: the wildcard addresses of IPv4 and IPv6.
-        backlog: connections that may wait to be accepted; None: as many as the system allows.
-        reuse_port: SO_REUSEPORT: several processes of one user may listen on the same port, if all
-            of them ask for it, and the kernel spreads the connections over them. What waits in the
-            backlog of a listener that is closed is reset.
+        backlog, reuse_port: short for those of the options.
+        options: of the listeners, and so of their connections; None: the defaults of SocketOptions.
+
+    Raises:
+        OSError: an option cannot be had, see SocketOptions.apply; others as trio's.
+        ValueError: `backlog` contradicts the options.
 
     Cancellation: what was opened is closed.
     """
     if not isinstance(port, int):
         raise TypeError(f"port must be an int not {port!r}")
-    length = backlog_length(backlog)
+    options = fold_options(options, backlog=backlog, reuse_port=reuse_port)
     kind, flags = stdlib_socket.SOCK_STREAM, stdlib_socket.AI_PASSIVE
     listeners: list[SocketListener] = []
     unsupported: list[OSError] = []
@@ -220,7 +283,7 @@ async def open_tcp_listeners(
                     exc
                 )  # a system with IPv4 alone may still resolve to IPv6, or the other way round
             else:
-                listeners.append(await _listen(sock, address, length, reuse_port))
+                listeners.append(await _listen(sock, address, options))
     except BaseException:
         for listener in listeners:
             listener.socket.close()
@@ -234,29 +297,16 @@ async def open_tcp_listeners(
 
 
 async def _listen(
-    sock: trio.socket.SocketType, address: Any, backlog: int, reuse_port: bool
+    sock: trio.socket.SocketType, address: Any, options: SocketOptions
 ) -> SocketListener:
     try:
-        if sys.platform != "win32":  # there it means something else
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEPORT, 1)
-        if sock.family == stdlib_socket.AF_INET6:
-            sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        options.apply(sock, "listening")
         await sock.bind(address)
-        sock.listen(backlog)
-        return SocketListener(sock)
+        sock.listen(options.backlog_length)
+        return listener_over(sock, options)
     except BaseException:
         sock.close()
         raise
-
-
-def backlog_length(backlog: int | None) -> int:
-    """As trio: None is as many as the system allows, which may keep the number in 16 bits without
-    looking."""
-    if not isinstance(backlog, int) and backlog is not None:
-        raise TypeError(f"backlog must be an int or None, not {backlog!r}")
-    return 0xFFFF if backlog is None else min(backlog, 0xFFFF)
 
 
 async def serve_tcp(
@@ -268,6 +318,7 @@ async def serve_tcp(
     reuse_port: bool = False,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
+    options: SocketOptions | None = None,
 ) -> None:
     """Serves TCP connections, each with a task that runs `handler(stream)`, until it is cancelled.
 
@@ -277,10 +328,13 @@ async def serve_tcp(
         port, host, backlog, reuse_port: as of open_tcp_listeners.
         handler_nursery: where the handlers run; None: in a nursery of this call.
         task_status: for nursery.start; it gives the list of listeners.
+        options: as of open_tcp_listeners.
 
     Cancellation: the listeners are closed.
     """
-    listeners = await open_tcp_listeners(port, host=host, backlog=backlog, reuse_port=reuse_port)
+    listeners = await open_tcp_listeners(
+        port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
+    )
     await trio.serve_listeners(
         handler, listeners, handler_nursery=handler_nursery, task_status=task_status
     )

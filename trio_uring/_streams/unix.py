@@ -40,8 +40,8 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .listeners import SocketListener
-from .tcp import backlog_length
+from .._options import SocketOptions, fold_options
+from .listeners import SocketListener, listener_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -57,8 +57,15 @@ LOCK_SECONDS = 1.0  # for which a directory that another process has locked is w
 class _UnixListener(SocketListener):
     """Removes its file when it is closed."""
 
-    def __init__(self, sock: stdlib_socket.socket, path: bytes, identity: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        sock: stdlib_socket.socket,
+        path: bytes,
+        identity: tuple[int, int],
+        options: SocketOptions,
+    ) -> None:
         super().__init__(sock)
+        self._to_accepted = options
         self._path = path
         self._identity = identity
         self._process = os.getpid()
@@ -78,7 +85,11 @@ class _UnixListener(SocketListener):
 
 
 async def open_unix_listeners(
-    path: _Path, *, mode: int | None = None, backlog: int | None = None
+    path: _Path,
+    *,
+    mode: int | None = None,
+    backlog: int | None = None,
+    options: SocketOptions | None = None,
 ) -> list[SocketListener]:
     """Opens a listener on a Unix socket.
 
@@ -91,7 +102,8 @@ async def open_unix_listeners(
         without a file.
         mode: permissions of the file, such as 0o600; who may write to it may connect. Nobody else
             can at any moment. None: as the umask has it.
-        backlog: connections that may wait to be accepted; None: as many as the system allows.
+        backlog: short for the one of the options.
+        options: of the listener and its connections; None: the defaults of SocketOptions.
 
     Returns:
         A list with one listener.
@@ -100,8 +112,8 @@ async def open_unix_listeners(
         OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is
             never removed; EPERM: `mode` is more than the umask allows, there is no /proc, and
             others may change the directory; other numbers as of bind(2).
-        ValueError: an empty path or one with a zero byte, a mode that is none, or a mode for an
-            abstract name.
+        ValueError: an empty path or one with a zero byte, a mode that is none, a mode for an
+            abstract name, or a backlog that contradicts the options.
 
     Cancellation: a checkpoint comes first; from then on it is not cancellable.
     """
@@ -110,15 +122,15 @@ async def open_unix_listeners(
         raise ValueError("the path of a Unix socket must not be empty")
     if mode is not None and not 0 <= mode <= 0o777:
         raise ValueError(f"mode must be permissions, 0 to 0o777, not {mode!r}")
-    length = backlog_length(backlog)
+    options = fold_options(options, backlog=backlog)
     if name.startswith(b"\0"):
         if mode is not None:
             raise ValueError("an abstract Unix socket has no permissions: mode must be None")
         await trio.lowlevel.checkpoint()
-        return [_listen_abstract(name, length)]
+        return [_listen_abstract(name, options)]
     if b"\0" in name:  # of which bind(2) would see the beginning only
         raise ValueError("the path of a Unix socket must not contain a zero byte")
-    return [await _in_thread(name, mode, length)]
+    return [await _in_thread(name, mode, options)]
 
 
 async def serve_unix(
@@ -129,33 +141,35 @@ async def serve_unix(
     backlog: int | None = None,
     handler_nursery: trio.Nursery | None = None,
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
+    options: SocketOptions | None = None,
 ) -> None:
     """Serves connections to a Unix socket, each with a task that runs `handler(stream)`, until it
     is cancelled.
 
     Args:
-        path, mode, backlog: as of open_unix_listeners.
+        path, mode, backlog, options: as of open_unix_listeners.
         handler, handler_nursery, task_status: as of serve_tcp.
 
     Cancellation: the listener is closed, and its file removed.
     """
-    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog)
+    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
     await trio.serve_listeners(
         handler, listeners, handler_nursery=handler_nursery, task_status=task_status
     )
 
 
 @enable_ki_protection
-async def _in_thread(path: bytes, mode: int | None, backlog: int) -> SocketListener:
-    return _UnixListener(*await trio.to_thread.run_sync(_listen, path, mode, backlog))
+async def _in_thread(path: bytes, mode: int | None, options: SocketOptions) -> SocketListener:
+    return _UnixListener(*await trio.to_thread.run_sync(_listen, path, mode, options), options)
 
 
-def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
+def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
+        options.apply(sock, "listening")
         sock.bind(name)
-        sock.listen(backlog)
-        return SocketListener(sock)
+        sock.listen(options.backlog_length)
+        return listener_over(sock, options)
     except OSError as exc:
         sock.close()
         raise _located(exc, name) from None
@@ -165,19 +179,20 @@ def _listen_abstract(name: bytes, backlog: int) -> SocketListener:
 
 
 def _listen(
-    path: bytes, mode: int | None, backlog: int
+    path: bytes, mode: int | None, options: SocketOptions
 ) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
     """A socket that listens on `path`, where that is whatever the current directory will be, and
     the file's identity."""
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
+        options.apply(sock, "listening")
         if mode is not None:
             os.fchmod(sock.fileno(), mode)
         with _locked(os.path.dirname(path) or b"."):
             _bind(sock, path)
             try:
                 identity = _settle_mode(path, mode)
-                sock.listen(backlog)
+                sock.listen(options.backlog_length)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import trio
 
 from .._errors import CLOSED_ERRNOS
+from .._options import SocketOptions, fold_options
 from .._sockets.uring_socket import UringSocket, become_ours
 from .._streams.endpoint import SocketLike, lease_of
 from .._trio import plain_socket
@@ -109,7 +110,8 @@ def _adopt(sock: object) -> trio.socket.SocketType:
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
             raise TypeError(
-                f"UDPSocket requires a plain socket.socket or a trio socket, not {type(sock).__name__}"
+                "UDPSocket requires a plain socket.socket or a trio socket, not "
+                f"{type(sock).__name__}"
             )
     elif not isinstance(sock, trio.socket.SocketType):
         raise TypeError(f"UDPSocket requires a stdlib or a trio socket, not {sock!r}")
@@ -130,6 +132,7 @@ async def open_udp_socket(
     reuse_port: bool = False,
     broadcast: bool = False,
     gro: bool = True,
+    options: SocketOptions | None = None,
 ) -> UDPSocket:
     """Opens a UDP socket.
 
@@ -140,31 +143,29 @@ async def open_udp_socket(
         from there are received.
         family: socket.AF_INET or AF_INET6; AF_UNSPEC: as the addresses are, AF_INET if there are
         none.
-        reuse_port: several sockets may bind the same address, and the kernel distributes what comes
-        (SO_REUSEPORT).
-        broadcast: allow sending to broadcast addresses (SO_BROADCAST).
+        reuse_port, broadcast: short for those of the options.
         gro: as of UDPSocket.
+        options: of the socket; None: the defaults of SocketOptions.
 
     A host may be a name; the addresses it has are tried in order, and the first that can be bound
     and connected is taken.
 
     Raises:
         OSError: no address could be bound and connected; each one's error is in the exception group
-        that it is raised from.
+            that it is raised from. Or an option cannot be had, see SocketOptions.apply.
         ValueError: another family.
 
     Cancellation: what was opened is closed.
     """
     if family not in (stdlib_socket.AF_UNSPEC, *_FAMILIES):
         raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
-    options = [stdlib_socket.SO_REUSEPORT] * reuse_port + [stdlib_socket.SO_BROADCAST] * broadcast
+    options = fold_options(options, reuse_port=reuse_port, broadcast=broadcast)
     errors: list[Exception] = []
     for family_, local, remote in await _candidates(family, local_address, remote_address):
         sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # a custom factory is asked
         try:
             _adopt(sock)
-            for option in options:
-                sock.setsockopt(stdlib_socket.SOL_SOCKET, option, 1)
+            options.apply(sock, "datagram")
             if local is not None:
                 await sock.bind(local)
             if remote is not None:
@@ -179,7 +180,8 @@ async def open_udp_socket(
     message = f"no UDP socket from {local_address} to {remote_address} could be opened"
     if not errors:
         raise OSError(f"{message}: they have no address family in common")
-    raise OSError(errors[0].errno, f"{message}: {errors[0]}") from ExceptionGroup(message, errors)  # type: ignore[attr-defined]
+    first: Any = errors[0]
+    raise OSError(first.errno, f"{message}: {first}") from ExceptionGroup(message, errors)
 
 
 async def _candidates(family: int, local: Any, remote: Any) -> list[tuple[int, Any, Any]]:

@@ -1,65 +1,35 @@
-"""Wrappers that tell an observer (counters, an audit) of every operation on a network or a stream:
-attempt, success, failure.
+"""Streams that tell an observer: of the counters, and of the audit.
 
-Rules of this file: a wrapper adds no checkpoint, holds no byte and changes no result and no error.
-What the wrapped stream returned has happened and is a success, however late a cancellation comes.
-Observers never see an iterator, and a stream's feature is there only if the wrapped stream has it.
-send_all and receive_some make no closure and no second coroutine.
+Rules of this file: those of _observe/observer.py. send_all and receive_some make no closure and no
+second coroutine.
 """
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._bytes.abilities import Abilities, Wrapper, abilities, put_back, receiving_end, sending_end
 from .._bytes.outgoing import buffer_list
-from .._bytes.timed import (
-    TimedReceive,
-    TimedSend,
-    Wrapper,
-    in_time,
-    receive_default,
-    receiving_end,
-    sending_end,
-    set_default,
-)
+from .._bytes.timed import in_time, receive_default
 from .._bytes.views import byte_view
 from .._messages.buffered import BufferedReceiveStream
 from .._messages.vectored import bytes_of_last_send, counting, listed, send_all_vectored
-from .._network.network import Address, Network, NetworkListener, NetworkStream
+from .._network.network import Address, NetworkStream
 from ..audit import Audit
 from ..metrics import Metrics
+from .observer import ObservedResource, Observer, outcome_of, told
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from ..metrics import Direction, Outcome
+    from ..metrics import Direction
 
 _T = TypeVar("_T")
-
-Observer = Metrics | Audit
-"""What is told of every operation. Its methods do not raise."""
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """What an operation's exception means. A destroyed coroutine (GeneratorExit) was cancelled, in
-    its way."""
-    if isinstance(error, trio.TooSlowError):
-        return "timed_out"
-    if isinstance(error, (trio.Cancelled, GeneratorExit)):
-        return "cancelled"
-    members = getattr(
-        error, "exceptions", None
-    )  # of an exception group, from a nursery inside of the operation
-    if isinstance(members, tuple) and all(outcome_of(member) == "cancelled" for member in members):
-        return "cancelled"
-    return "failed"
 
 
 if TYPE_CHECKING:
@@ -85,57 +55,23 @@ else:
             if instance is None:
                 return self._method
             name = self._method.__name__
-            getattr(
-                instance.wrapped if name == "send_eof" else instance._source, name
-            )  # AttributeError: its own
+            # AttributeError: its own.
+            getattr(instance.wrapped if name == "send_eof" else instance._source, name)
             return self._method.__get__(instance, owner)
 
 
-class _Wrapper:
-    """What it does not define is the wrapped object's."""
-
-    wrapped: Any
-
-    def __getattr__(self, name: str) -> Any:
-        # A property of ours that raised AttributeError is not to be looked for further down: it
-        # knows why.
-        if name == "wrapped" or hasattr(type(self), name):
-            raise AttributeError(f"{type(self).__name__} has no {name} here")
-        return getattr(self.wrapped, name)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.wrapped!r}>"
-
-
-class _Resource(_Wrapper):
-    """What a stream and a listener have in common: an address, and an end."""
-
-    def __init__(self, wrapped: Any, observer: Observer, address: Address | None) -> None:
-        self.wrapped = wrapped
-        self._observer = observer
-        self._address = address
-        self._was_closed = False
-
-    @enable_ki_protection
-    async def aclose(self) -> None:
-        if self._was_closed:  # trio.serve_listeners closes again what the handler has closed
-            await self.wrapped.aclose()
-            return
-        self._was_closed = True
-        await _told(self._observer, "close", self._address, self.wrapped.aclose)
-        self._observer.success("close", self._address)
-
-
-class _ObservedStream(_Resource, Wrapper, NetworkStream):
+class ObservedStream(ObservedResource, Wrapper, NetworkStream):
     """A stream that tells `observer`. See MeteredStream."""
+
+    _abilities = Abilities(times_sends=True, counts=True, times_receives=True, takes_back=True)
 
     def __init__(self, stream: trio.abc.Stream, observer: Observer) -> None:
         super().__init__(stream, observer, getattr(stream, "remote_address", None))
         # The ends themselves: of a trio.StapledStream they may be ours, with all that ours can do.
-        self._sink: Any = counting(sending_end(stream))
-        self._source: Any = receiving_end(stream)
-        self._times_sends = isinstance(self._sink, TimedSend)
-        self._times_receives = isinstance(self._source, TimedReceive)
+        self._sink = counting(sending_end(stream))
+        self._source = receiving_end(stream)
+        self._times_sends = abilities(self._sink).times_sends
+        self._times_receives = abilities(self._source).times_receives
 
     @property
     def local_address(self) -> Address:
@@ -162,8 +98,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         return self._sink.send_timeout  # type: ignore[no-any-return]
 
     @send_timeout.setter
-    def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        set_default(self._sink, "send_timeout", seconds)
+    def send_timeout(self, seconds: float | None) -> None:  # pyright: ignore
+        _set_default(self._sink, "send_timeout", seconds, self._times_sends)
 
     @property
     def receive_timeout(self) -> float | None:
@@ -171,8 +107,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         return receive_default(self._source)
 
     @receive_timeout.setter
-    def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        set_default(self._source, "receive_timeout", seconds)
+    def receive_timeout(self, seconds: float | None) -> None:  # pyright: ignore
+        _set_default(self._source, "receive_timeout", seconds, self._times_receives)
 
     # -- sending
 
@@ -201,9 +137,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         self, buffers: Iterable[Buffer], *, timeout: float | None = None
     ) -> None:
         observer, address = self._observer, self._address
-        buffers = tuple(
-            listed(buffers)
-        )  # used up once, here; and what the caller does to a list meanwhile is not counted
+        # Used up once, here; and what the caller does to a list meanwhile is not counted.
+        buffers = tuple(listed(buffers))
         observer.attempt("send", address, buffers)
         try:
             await send_all_vectored(self._sink, buffers, timeout=timeout)
@@ -243,9 +178,8 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         source = self._source
-        if not hasattr(
-            type(source), "receive_into"
-        ):  # who asks this of the wrapper's class is told that it has it
+        # Who asks this of the wrapper's class is told that it has it.
+        if not abilities(source).receives_into:
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
         with byte_view(memoryview(buffer))[:count] as part:
@@ -273,7 +207,7 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
     async def _receive(
         self, method: Callable[..., Awaitable[Any]], *args: object, timeout: float | None
     ) -> Any:
-        return await _told(
+        return await told(
             self._observer,
             "receive",
             self._address,
@@ -289,60 +223,12 @@ class _ObservedStream(_Resource, Wrapper, NetworkStream):
         return self._source.peek(max_bytes)  # type: ignore[no-any-return]
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Only where can_take_back says so. Bytes that went back count again when they are received
+        """Only where the source takes back. Bytes that went back count again when they are received
         again."""
-        self._source._put_back(chunks)
+        put_back(self._source, chunks)
 
 
-class _ObservedListener(_Resource, NetworkListener):
-    """A listener of an observed network."""
-
-    def __init__(self, listener: NetworkListener, network: _ObservedNetwork) -> None:
-        super().__init__(listener, network._observer, listener.local_address)
-        self._network = network
-
-    @property
-    def local_address(self) -> Address:
-        return self.wrapped.local_address  # type: ignore[no-any-return]
-
-    @enable_ki_protection
-    async def accept(self) -> NetworkStream:
-        stream: NetworkStream = await _told(
-            self._observer, "accept", self._address, self.wrapped.accept
-        )
-        self._observer.success("accept", stream.remote_address)
-        return self._network._wrap(stream, "in")
-
-
-class _ObservedNetwork(_Wrapper, Network):
-    """A network that tells `observer`. `config` is the wrapped network's, by __getattr__."""
-
-    def __init__(self, network: Network, observer: Observer) -> None:
-        self.wrapped = network
-        self._observer = observer
-
-    @abc.abstractmethod
-    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
-        """The stream of a new connection, observed."""
-
-    @enable_ki_protection
-    async def bind(self, address: Address) -> NetworkListener:
-        listener: NetworkListener = await _told(
-            self._observer, "bind", address, self.wrapped.bind, address
-        )
-        self._observer.success("bind", listener.local_address)
-        return _ObservedListener(listener, self)
-
-    @enable_ki_protection
-    async def dial(self, address: Address) -> NetworkStream:
-        stream: NetworkStream = await _told(
-            self._observer, "dial", address, self.wrapped.dial, address
-        )
-        self._observer.success("dial", stream.remote_address)
-        return self._wrap(stream, "out")
-
-
-class MeteredStream(_ObservedStream):
+class MeteredStream(ObservedStream):
     """Counts what is sent and received on any trio.abc.Stream.
 
     It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists,
@@ -372,7 +258,16 @@ class MeteredStream(_ObservedStream):
                 self.metrics.connection_closed(direction)
 
 
-class AuditedStream(_ObservedStream):
+def metered_connection(
+    stream: NetworkStream, metrics: Metrics, direction: Direction
+) -> MeteredStream:
+    """The stream of a connection that `metrics` has counted as open, until it is closed."""
+    metered = MeteredStream(stream, metrics)
+    metered._direction = direction
+    return metered
+
+
+class AuditedStream(ObservedStream):
     """Hashes what is sent and received on any trio.abc.Stream, which it forwards as MeteredStream
     does.
 
@@ -386,61 +281,11 @@ class AuditedStream(_ObservedStream):
         super().__init__(stream, self.audit)
 
 
-class Metered(_ObservedNetwork):
-    """A network that counts what is done on another: connections, bytes, operations, timeouts and
-    errors.
-
-    Its listeners and streams count, too. What a network has beside bind and dial (the hosts of a
-    SimulatedNetwork) is the wrapped network's, and does not count: wrap what you bind and dial
-    with.
-
-    Args:
-        network: the network; the attribute `wrapped`.
-        metrics: where to count, an attribute too; None: a new one. Several networks may share one.
-    """
-
-    def __init__(self, network: Network, metrics: Metrics | None = None) -> None:
-        self.metrics = Metrics() if metrics is None else metrics
-        super().__init__(network, self.metrics)
-
-    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
-        metered = MeteredStream(stream, self.metrics)
-        metered._direction = direction
-        return metered
-
-
-class Audited(_ObservedNetwork):
-    """A network that hashes all that is done on another, and gives the events to subscribers. It
-    wraps as Metered does.
-
-    Args:
-        network: the network; the attribute `wrapped`.
-        audit: where to hash, an attribute too; None: a new one. Several networks may share one.
-    """
-
-    def __init__(self, network: Network, audit: Audit | None = None) -> None:
-        self.audit = Audit() if audit is None else audit
-        super().__init__(network, self.audit)
-
-    def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
-        return AuditedStream(stream, self.audit)
-
-
-async def _told(
-    observer: Observer,
-    operation: str,
-    address: Address | None,
-    method: Callable[..., Awaitable[Any]],
-    *args: object,
-) -> Any:
-    """Tells of the attempt and of a failure. The success is told by the caller, who knows what it
-    brought."""
-    observer.attempt(operation, address)
-    try:
-        return await method(*args)
-    except BaseException as exc:
-        observer.failure(operation, address, exc, outcome_of(exc))
-        raise
+def _set_default(stream: Any, name: str, seconds: float | None, has_it: bool) -> None:
+    """Sets a timeout that the stream has: another one would do nothing, without a word."""
+    if not has_it:
+        raise AttributeError(f"{type(stream).__name__} has no {name}")
+    setattr(stream, name, seconds)
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:

@@ -18,11 +18,9 @@ from typing import Any
 
 from trio.lowlevel import Task, current_task
 
-CORK_MAX = (
-    2**18
-    # bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
-    # down
-)
+# Bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
+# down.
+CORK_MAX = 2**18
 
 
 class Cork:
@@ -46,3 +44,24 @@ class Cork:
     @property
     def empty(self) -> bool:
         return not self._records
+
+
+def cork_of(stream: Any) -> Cork | None:
+    """The cork that is in a stream of this package that sends."""
+    cork: Cork | None = stream._cork
+    return cork
+
+
+def put_cork(stream: Any, cork: Cork | None) -> None:
+    """Puts it in, or takes out what is there."""
+    stream._cork = cork
+
+
+def uncork(stream: Any) -> None:
+    """The list is over. What was held back of it, if it was interrupted, leaves with the next
+    send."""
+    cork = cork_of(stream)
+    if cork is not None:
+        cork.task = None
+        if cork.empty:
+            put_cork(stream, None)

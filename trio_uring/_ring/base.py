@@ -1,0 +1,276 @@
+"""What every ring does in the same way: tokens, the table, pins, cancels, completions, its owner, a
+fork, its end.
+
+Rules of this file. It knows no address and no kernel: a ring is a subclass, of which it knows the
+hooks below. S1 to S7 are the safety of all above; whoever changes a ring reads them.
+
+S1  Whatever an entry points at belongs to an object that the operation pins (an exported buffer can
+    be neither resized nor freed), and the operation is in the ring's table from its entry being
+    written to its completion. A coroutine's frame is no pin: coro.close() drops it.
+S2  A ring that is open is reachable from this module (`open_rings`).
+S3  Pins are released on one line, in `_collect`.
+S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own
+    completion has its target's with the highest bit set. It proves nothing; only that the target
+    was not found makes the cancel be asked for again.
+S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
+S6  Only the thread and the process that opened a ring touch it.
+S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop
+    the kernel from writing to memory.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import errno
+import importlib
+import os
+import warnings
+from collections import deque
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from .._errors import RingBrokenError
+from .figures import RingCounters
+from .op import CANCELLING, POSITION, SUBMITTED, Operation
+from .opcodes import Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .figures import RingInfo
+
+# The token of the watched descriptor. Above it, as C's int64 below 0, are those of cancels.
+WATCH = 1 << 62
+_TARGET = WATCH - 1  # the bits of a cancel's token that are its target's
+
+_CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1  # IORING_CQE_F_*
+
+open_rings: set[RingBase] = set()  # S2
+
+
+class RingBase(abc.ABC):
+    """A ring, but for how it reaches its kernel.
+
+    Args:
+        info: what it is.
+        room: entries that may be written and not submitted, until `submit` refuses more.
+
+    A subclass sets these attributes, and then calls this `__init__`. Functions are among them since
+    they are called for every operation: C's own are no call of Python code, as a method would be.
+
+    Attributes:
+        _c: what it works with; None once the ring is closed, or in a forked child.
+        _make_entry: what is the same in an operation's entry each time that it is submitted. It may
+            be kept, in `op.entry`.
+        _export: makes of a buffer what pins it, and an entry can point at: ``+ n`` is n bytes on.
+        _export_list: pins an operation's `buffers`; what its entry points at, and the entry's
+            length.
+        _nothing: what an entry without buffers points at.
+        _write: writes an entry: of `_c`, what `_make_entry` made, what it points at, its length,
+            its token. It raises if it does not.
+        _provided: the memory of the provided buffers; a slice of it is bytes.
+        _starts: where in it the buffer of each id begins, in bytes.
+
+    It has the methods `_write_cancels`, `_free` and `_free_in_child`, and those of the protocol
+    that are not here. What it adds to the queue itself it adds to `_unsubmitted`, and what has left
+    the queue it takes off. It gives completions to `_collect`.
+    """
+
+    _c: Any
+    _make_entry: Callable[[Operation], Any]
+    _export: Callable[[Any], Any]
+    _export_list: Callable[[Operation], tuple[Any, int]]
+    _nothing: Any
+    _write: Callable[[Any, Any, Any, int, int], object]
+    _provided: Any
+    _starts: Sequence[int]
+
+    def __init__(self, info: RingInfo, room: int) -> None:
+        self.info = info
+        self.counters = RingCounters()
+        self.table: dict[int, Operation] = {}
+        self.now = 0.0
+        self.watching = self.watched = self.short = False
+        self._submitted = self.counters.submitted
+        self._submit_max = room
+        self._unsubmitted = 0
+        self._token = 0
+        self._late_cancels: deque[int] = deque()  # targets of those that are not written yet
+        self._missed: list[int] = []  # targets that a cancel has not found
+        self._thread = get_ident()
+        open_rings.add(self)
+
+    # -- hooks
+
+    @abc.abstractmethod
+    def _write_cancels(self) -> None:
+        """Writes those of `_late_cancels` that there is room for, and counts them."""
+
+    @abc.abstractmethod
+    def _free(self, c: Any) -> None:
+        """Frees what `_c` was; the kernel has nothing of this ring's any more."""
+
+    @abc.abstractmethod
+    def _free_in_child(self, c: Any) -> None:
+        """The same in a forked child, where the ring is the parent's, and its maps are not
+        there."""
+
+    # -- submission
+
+    def submit(self, op: Operation) -> bool:
+        if self._unsubmitted >= self._submit_max:
+            self.counters.sq_full += 1
+            return False
+        before, state = op.state, op.state.submitted
+        token = self._token = self._token + 1
+        # From here on it is the ring's: a garbage collection while it is being written may destroy
+        # its task's coroutine, and what is not in the kernel would be taken back, and its buffers
+        # let go.
+        op.token, op.state = token, state
+        try:
+            entry, buffer, write = op.entry or self._make_entry(op), op.buffer, self._write
+            # The kernel sees the entry at the next enter; a bad argument raises in here, with
+            # nothing written.
+            if buffer is not None:
+                export = self._export
+                op.pin = at = export(buffer)
+                write(self._c, entry, at + op.start if op.start else at, op.length, token)
+            elif op.buffers is None:
+                write(self._c, entry, self._nothing, op.length, token)
+            else:
+                at, length = self._export_list(op)
+                write(self._c, entry, at, length, token)
+        except BaseException:
+            op.state = before
+            raise
+        self.table[token] = op
+        self._unsubmitted += 1
+        op.born = self.now
+        self._submitted[op.opcode] += 1
+        return True
+
+    def cancel(self, op: Operation) -> None:
+        if op.state is not SUBMITTED:
+            return
+        op.state = op.state.cancelling
+        self._late_cancels.append(op.token)
+        self._write_cancels()
+
+    def _ask_again(self) -> None:
+        """A cancel that entered together with its target may miss it: its target is here still, and
+        knows of nothing."""
+        for target in self._missed:
+            op = self.table.get(target)
+            if op is not None and op.state is CANCELLING and not _is_of_file(op):
+                self._late_cancels.append(target)
+        self._missed.clear()
+
+    # -- completion
+
+    def _collect(self, values: Sequence[int], done: list[Operation]) -> None:
+        """Takes completions.
+
+        Args:
+            values: token, result and flags (IORING_CQE_F_*) of one after the other.
+            done: as of drain.
+        """
+        table, moved = self.table, self.counters.moved
+        self.counters.completions += len(values) // 3
+        promised = 0
+        completions = iter(values)
+        for token, res, flags in zip(completions, completions, completions):
+            if token < 0 or token == WATCH:
+                self._take_own(token, res)
+                continue
+            if flags & _CQE_F_MORE:
+                promised = token  # it stays in the table, pinned: the kernel has not done with it
+                continue
+            op = table.pop(token)
+            done.append(op)  # at once: from here on it is the caller's, whatever happens
+            op.res = res
+            op.state = op.state.done
+            op.pin = op.buffer = op.buffers = None  # S3
+            if flags & _CQE_F_BUFFER:
+                start = self._starts[flags >> 16]
+                try:
+                    op.chunk = self._provided[start : start + res]
+                except MemoryError:
+                    # This stream's bytes are lost, and it is told so; the others go on.
+                    op.res = res = -errno.ENOMEM
+            if res > 0:
+                moved[op.opcode] += res
+            elif res < 0:
+                self.counters.count_failure(op, res)
+        if promised:  # a defect, ours or the kernel's: nothing here asks for several completions
+            what = f"the kernel announced more completions of {table[promised]}, which has only one"
+            raise RingBrokenError(errno.EPROTO, what)
+
+    def _take_own(self, token: int, res: int) -> None:
+        """A completion that is nobody's operation: a cancel's own, which proves nothing, or the
+        watched descriptor's."""
+        if token == WATCH:
+            self.watching, self.watched = False, True
+        elif res == -errno.ENOENT:
+            self._missed.append(token & _TARGET)
+
+    # -- the owner, and the end
+
+    def _check_owner(self) -> None:
+        if self._c is None:
+            raise RuntimeError(
+                "this ring is closed, or belongs to the process that this one was forked from"
+            )
+        if self._thread != get_ident():
+            raise RuntimeError("this ring belongs to another thread")
+
+    def close(self) -> bool:
+        if self._c is None:
+            return True
+        self._check_owner()
+        if self.table:  # S7: the kernel may still write to what these operations pin
+            _keep_for_ever(self)
+            operations = list(self.table.values())
+            warnings.warn(
+                f"trio_uring leaked a ring: the kernel did not give back {len(operations)} "
+                f"operations, among them {operations[:5]}",
+                ResourceWarning,
+                stacklevel=2,
+            )
+            return False
+        # Forgotten first, and then freed: a fork in another thread comes in between, and its child
+        # would free it again.
+        c, self._c = self._c, None
+        open_rings.discard(self)
+        self._free(c)
+        return True
+
+    def disown(self) -> None:
+        """In a forked child: forgets the ring, which is the parent's."""
+        c, self._c = self._c, None
+        if c is not None:
+            self._free_in_child(c)
+
+
+def _is_of_file(op: Operation) -> bool:
+    """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time
+    would not end before it does."""
+    return op.opcode == Opcode.READ and op.offset != POSITION
+
+
+def _keep_for_ever(ring: RingBase) -> None:
+    """`open_rings` is emptied when the interpreter ends, and the kernel may go on until the process
+    does."""
+    with contextlib.suppress(ImportError, AttributeError):  # without ctypes, or CPython
+        ctypes = importlib.import_module("ctypes")
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))
+
+
+def _disown_all() -> None:
+    for ring in list(open_rings):
+        ring.disown()
+    open_rings.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

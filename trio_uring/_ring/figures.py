@@ -1,0 +1,73 @@
+"""The sizes and counters that every ring shares, and what it tells of itself.
+
+Rules of this file: it looks at no ring.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from .opcodes import OPCODES_MAX
+
+# 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little.
+SQ_ENTRIES = 256
+
+SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
+# 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md.
+LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers
+
+# Bytes of all provided buffers of a ring.
+POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
+
+SHORT_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
+
+
+def _zeros() -> list[int]:
+    return [0] * OPCODES_MAX
+
+
+@dataclass
+class RingCounters:
+    """What a ring counts. The lists are indexed by opcode."""
+
+    submitted: list[int] = field(default_factory=_zeros)
+    cancelled: list[int] = field(default_factory=_zeros)
+    failed: list[int] = field(default_factory=_zeros)
+    # The sum of the results > 0: bytes, where they are bytes.
+    moved: list[int] = field(default_factory=_zeros)
+    direct: int = 0  # operations done by a system call of their own
+    enters: int = 0
+    completions: int = 0
+    sq_full: int = 0
+    cq_overflows: int = 0
+    buffers_exhausted: int = 0
+    # By calls of the socket module's.
+    datagrams_sent: int = 0
+    datagrams_received: int = 0
+    datagram_bytes_sent: int = 0
+    datagram_bytes_received: int = 0
+
+    def count_failure(self, op: Any, res: int) -> None:
+        """Counts an operation that is done with a result < 0."""
+        if res == -errno.ECANCELED:
+            self.cancelled[op.opcode] += 1
+        else:
+            self.failed[op.opcode] += 1
+            if res == -errno.ENOBUFS and op.group >= 0:
+                self.buffers_exhausted += 1
+
+
+@dataclass(frozen=True)
+class RingInfo:
+    """What a ring is: fixed at setup."""
+
+    backend: str
+    setup_flags: tuple[str, ...]
+    features: int
+    sq_entries: int
+    cq_entries: int
+    opcodes: tuple[str, ...]  # of ours, those that the kernel has
+    provided_buffers: bool
+    lacking: tuple[str, ...] = ()  # those that it has not: optional ones, which nobody may submit

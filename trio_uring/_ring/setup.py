@@ -1,0 +1,184 @@
+"""How the kernel's ring is opened: down the ladder of setup flags, what it must be able to do, and
+its provided buffers.
+
+Rules of this file: it knows no operation. A whole ring comes out of `open_ring`, or nothing is
+left. Numbers are those of linux/io_uring.h.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import time
+from typing import Any, NamedTuple
+
+from .._errors import RingUnavailableError, why_unavailable
+from .extension import ffi, lib
+from .figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, RingInfo
+from .op import LARGE_GROUP, SMALL_GROUP
+from .opcodes import Opcode
+
+
+class Setup(enum.IntFlag):
+    """IORING_SETUP_*."""
+
+    CQSIZE, CLAMP, SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
+    COOP_TASKRUN, TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
+    SINGLE_ISSUER, DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
+
+
+class Feature(enum.IntFlag):
+    """IORING_FEAT_*: those without which a ring is of no use."""
+
+    NODROP, SUBMIT_STABLE, FAST_POLL, EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
+
+
+_BASE = Setup.CQSIZE | Setup.CLAMP
+_MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
+_COOP = _MODERN | Setup.COOP_TASKRUN
+_COOP_LADDER = (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0)
+# Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
+_LADDERS: dict[str, tuple[int, ...]] = {
+    # Completions wait until we enter: for a thread that waits in the ring itself. They would not
+    # wake one that sleeps in epoll_wait.
+    "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER, *_COOP_LADDER),
+    "coop": _COOP_LADDER,
+    "plain": (_BASE, 0),
+}
+
+SQ_ENTRIES_MIN = 16
+# Completions (16 bytes each) per submission slot: a pass of thousands of connections without
+# overflow.
+_CQ_FACTOR = 16
+# The kernel gives back the locked memory of closed rings with some delay.
+_TRIES, _TRY_SECONDS = 10, 0.02
+
+_OPCODES = 256  # that the kernel may tell of
+
+
+class Opened(NamedTuple):
+    """A ring of the kernel's, open."""
+
+    c: Any
+    """The extension's struct tu_ring."""
+    fd: int
+    info: RingInfo
+    buffers: ProvidedBuffers
+
+
+def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffers: bool) -> Opened:
+    """Opens a ring; the arguments are those of UringRing.
+
+    Raises:
+        RingUnavailableError: there is none to be had, or none that can do what is needed.
+    """
+    c, found = _walk_down(flags, sq_entries, cq_entries)
+    buffers = ProvidedBuffers()
+    try:
+        lacking = _lacking(c, found.features)
+        info = RingInfo(
+            backend="uring",
+            setup_flags=tuple(
+                name for name, bit in Setup.__members__.items() if found.setup_flags & bit
+            ),
+            features=found.features,
+            sq_entries=found.sq_entries,
+            cq_entries=found.cq_entries,
+            opcodes=tuple(opcode.name for opcode in Opcode if opcode not in lacking),
+            provided_buffers=provide_buffers and buffers.register(c),
+            lacking=tuple(opcode.name for opcode in lacking),
+        )
+    except BaseException:
+        lib.tu_close(c)
+        buffers.free()
+        raise
+    return Opened(c, found.fd, info, buffers)
+
+
+def _walk_down(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
+    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK),
+    until a ring opens."""
+    out, found = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
+    result, patience = -errno.EINVAL, _TRIES
+    for setup_flags in _LADDERS[flags]:
+        entries = sq_entries
+        while True:
+            wanted = entries * _CQ_FACTOR if cq_entries is None else cq_entries
+            result = lib.tu_open(out, entries, wanted, setup_flags, found)
+            if result != -errno.ENOMEM:
+                break
+            if entries > SQ_ENTRIES_MIN:
+                entries //= 2
+            elif patience:
+                patience -= 1
+                time.sleep(_TRY_SECONDS)
+            else:
+                break
+        if result == 0:
+            return out[0], found
+        if result != -errno.EINVAL:
+            break
+    raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
+
+
+def _lacking(c: Any, features: int) -> list[Opcode]:
+    """The opcodes that this kernel has not. Raises if one of them, or a feature, is needed."""
+    missing = sum(Feature) & ~features
+    if missing:
+        why = f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them"
+        raise RingUnavailableError(errno.EOPNOTSUPP, why)
+    probe = ffi.new("uint8_t[]", _OPCODES)
+    result = lib.tu_probe(c, probe, _OPCODES)
+    if result < 0:
+        raise RingUnavailableError(-result, why_unavailable(-result, "the opcode probe"))
+    lacking = [opcode for opcode in Opcode if not probe[opcode]]
+    required = [
+        f"{opcode.name} (Linux {opcode.since} has it)" for opcode in lacking if opcode.required
+    ]
+    if required:
+        why = f"this kernel's io_uring lacks {', '.join(required)}"
+        raise RingUnavailableError(errno.EOPNOTSUPP, why)
+    return lacking
+
+
+class ProvidedBuffers:
+    """The memory of a ring's two groups of buffers, from which the kernel takes those that it
+    fills.
+
+    Attributes:
+        memory: a slice of it is bytes. One object for as long as the ring is open: to slice it
+            costs 0.2 us, to make a new ffi.buffer each time would cost four times that.
+        starts: where the buffer of each id begins in it, in bytes. The ids of the large ones go on
+            from those of the small ones.
+    """
+
+    def __init__(self) -> None:
+        self.memory: Any = b""
+        self.starts: list[int] = []
+        self._at: Any = ffi.NULL
+
+    def register(self, c: Any) -> bool:
+        """Registers the groups. False on kernels before 5.19: receives then bring their own
+        memory."""
+        at = self._at = lib.tu_pool_alloc(POOL_SIZE)
+        if at == ffi.NULL:
+            raise RingUnavailableError(
+                errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
+            )
+        if lib.tu_buffers(c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, at) < 0:
+            self.free()  # nothing would ever use it
+            return False
+        self.memory = ffi.buffer(at, POOL_SIZE)
+        smalls = SMALL_COUNT * SMALL_SIZE
+        self.starts = [
+            *range(0, smalls, SMALL_SIZE),
+            *range(smalls, smalls + LARGE_COUNT * LARGE_SIZE, LARGE_SIZE),
+        ]
+        large = lib.tu_buffers(c, LARGE_GROUP, SMALL_COUNT, LARGE_COUNT, LARGE_SIZE, at + smalls)
+        return bool(large >= 0)
+
+    def free(self) -> None:
+        """Gives the memory back; the ring is closed, or does not use it."""
+        at, self._at = self._at, ffi.NULL
+        if at != ffi.NULL:
+            lib.tu_pool_free(at, POOL_SIZE)
