@@ -298,11 +298,14 @@ class Direction:
         if self.waiter is op:
             self.waiter = None
         if op.opcode != Opcode.POLL_ADD:  # which takes nothing: nobody need look at it any more
-            self.left, op.then = op, functools.partial(self._collect, op)
+            view = op.memory  # the call releases it, if it can
+            if view is not None:
+                op.memory = memoryview(view)
+            self.left, op.then = op, functools.partial(self._collect, op, view)
         if op.task is not None:
             op.engine.abandon(op)
 
-    def _collect(self, op: TaskOperation) -> None:
+    def _collect(self, op: TaskOperation, view: memoryview | None = None) -> None:
         """Of what no call is left to have: bytes that were received are kept for the next one."""
         if self.left is op:
             self.left = None
@@ -311,8 +314,9 @@ class Direction:
         memory, op.memory = op.memory, None
         if op.res > 0 and op.opcode in RECEIVING:
             self.keep(chunk if memory is None else memory.tobytes()[: op.res])
-        if memory is not None:
-            release_view(memory)
+        for export in (memory, view):
+            if export is not None:
+                release_view(export)
 
     async def settle(self) -> None:
         """Waits for what a destroyed call left in the kernel.

@@ -138,13 +138,11 @@ class Engine(RingSide):
         if op.state.in_kernel:
             self.ring.cancel(op)
             self.dirty = True
-        elif op in self.queue:
-            self._take_back(op)
-
-    def _take_back(self, op: TaskOperation) -> None:
-        self.withdraw(op)
-        op.res = 0
-        op.finish()
+        else:
+            if op in self.queue:
+                self.withdraw(op)
+                op.res = 0
+            op.finish()  # once: it may be done by now, or drained and about to be finished
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -161,8 +159,7 @@ class Engine(RingSide):
                 await wait_task_rescheduled(leave)
             finally:
                 op.task = None
-        if op.then is not None:  # abandoned by another thread; it is in the queue still
-            self._take_back(op)
+        self._drop(op)  # abandoned by another thread, it is in the queue still
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:
