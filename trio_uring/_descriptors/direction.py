@@ -173,7 +173,7 @@ class Direction:
 
     def _own(self, kind: int) -> TaskOperation:
         op = self.operations.get(kind)
-        if op is None or op.owed or op.state.in_kernel or not is_here(op.engine):
+        if op is None or op.owed or not is_here(op.engine):
             op = self.operation(kind)
         return op
 
@@ -187,7 +187,7 @@ class Direction:
             self.check_open()
         waiter = self.waiter
         if waiter is not None:
-            if waiter.in_use and waiter is not self.left:
+            if waiter.in_use:
                 raise busy()
             self.waiter = None
 
@@ -287,42 +287,50 @@ class Direction:
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:
-        """The end of a call that has not had the result of its operation: it was destroyed."""
+        """The end of a call that has not had the result of its operation: it was destroyed, or the
+        operation was not made."""
         op.owed = False
-        if op.task is not None:
-            op.engine.abandon(op)
-            if not op.state.in_kernel:  # withdrawn
-                op.res = 0
-        if not op.state.in_kernel:
+        if op.task is None and not op.state.in_kernel:
             self._collect(op)
-        elif op.opcode == Opcode.POLL_ADD:
-            # It takes nothing: nobody need look at it any more.
-            self._forget(op)
-        else:
-            self.left, op.then = op, functools.partial(self._collect, op)
-
-    def _forget(self, op: TaskOperation) -> None:
-        for kind in (POLL, ~POLL):
-            if self.operations.get(kind) is op:
+            return
+        # The next call has one of its own.
+        for kind, other in list(self.operations.items()):
+            if other is op:
                 del self.operations[kind]
         if self.waiter is op:
             self.waiter = None
+        if op.opcode != Opcode.POLL_ADD:  # which takes nothing: nobody need look at it any more
+            view = op.memory  # the call releases it, if it can
+            if view is not None:
+                op.memory = memoryview(view)
+            self.left, op.then = op, functools.partial(self._collect, op, view)
+        if op.task is not None:
+            op.engine.abandon(op)
 
-    def _collect(self, op: TaskOperation) -> None:
+    def _collect(self, op: TaskOperation, view: memoryview | None = None) -> None:
         """Of what no call is left to have: bytes that were received are kept for the next one."""
         if self.left is op:
             self.left = None
+        op.raise_cancel = None
         chunk, op.chunk = op.chunk, None
         memory, op.memory = op.memory, None
         if op.res > 0 and op.opcode in RECEIVING:
             self.keep(chunk if memory is None else memory.tobytes()[: op.res])
-        if memory is not None:
-            release_view(memory)
+        for export in (memory, view):
+            if export is not None:
+                release_view(export)
 
     async def settle(self) -> None:
-        """Waits for what a destroyed call left in the kernel, unless another task does."""
+        """Waits for what a destroyed call left in the kernel.
+
+        Raises:
+            trio.BusyResourceError: another task does.
+        """
         left = self.left
-        while left is not None and left.task is None:
+        while left is not None:
+            if left.task is not None:
+                await trio.lowlevel.checkpoint()
+                raise busy()
             await left.engine.settle(left)
             left = self.left
 

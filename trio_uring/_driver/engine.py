@@ -108,6 +108,10 @@ class Engine(RingSide):
 
     async def wait_ready(self, poll: TaskOperation) -> int:
         """Performs a POLL_ADD. The result may be told too early."""
+        if self.phase is not RUNNING or get_ident() != self.thread:
+            engine = self.attend(poll)
+            if engine is not self:
+                return int(await engine.wait_ready(poll))
         events = poll.flags
         res = await self.perform(poll)
         if res < 0 or res & (events | ALWAYS):
@@ -122,19 +126,23 @@ class Engine(RingSide):
 
     def abandon(self, op: TaskOperation) -> None:
         """The task's coroutine was destroyed: the ring holds what the operation needs until it is
-        done."""
-        op.task = op.raise_cancel = None
-        if get_ident() != self.thread or not self.withdraw(op):
+        done. Nobody else may use it."""
+        op.task = None
+        if get_ident() == self.thread and not op.state.in_kernel:
+            self._drop(op)
+        else:
             # It may be a garbage collection that destroys it, when we are about to wait.
-            self.at_flush(functools.partial(self._cancel_abandoned, op, op.token))
+            self.at_flush(functools.partial(self._drop, op))
 
-    def _cancel_abandoned(self, op: TaskOperation, token: int) -> None:
+    def _drop(self, op: TaskOperation) -> None:
         if op.state.in_kernel:
-            if op.token == token:  # this use of it: the next one is somebody else's
-                self.ring.cancel(op)
-                self.dirty = True
-        elif op.task is None:
-            self.withdraw(op)
+            self.ring.cancel(op)
+            self.dirty = True
+        else:
+            if op in self.queue:
+                self.withdraw(op)
+                op.res = 0
+            op.finish()  # once: it may be done by now, or drained and about to be finished
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -151,6 +159,7 @@ class Engine(RingSide):
                 await wait_task_rescheduled(leave)
             finally:
                 op.task = None
+        self._drop(op)  # abandoned by another thread, it is in the queue still
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:
