@@ -124,6 +124,10 @@ class Direction:
         self.operations: dict[Any, TaskOperation] = {}
         self.size, self.streak = OWN_SIZE, 0
 
+    def __del__(self) -> None:
+        for op in self.operations.values():
+            op.unlink()
+
     # -- who has it
 
     def take(self, kind: int) -> TaskOperation:

@@ -33,6 +33,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from .._accelerator import hot
 from .._ring.opcodes import BY_READINESS, Opcode
 from .phases import FAILED, OVER, RUNNING
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .operation import TaskOperation
 
 _ECANCELED = -errno.ECANCELED
+_AWAITS_ITSELF = hot is not None  # an operation in Python would cost one call more
 
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
@@ -98,6 +100,8 @@ class Engine(RingSide):
         self.queue[op] = None
         op.task = current_task()
         op.owed = True
+        if _AWAITS_ITSELF:
+            return op
         return wait_task_rescheduled(op.abort)  # noqa: ASYNC105  (the caller awaits it)
 
     async def _wait_for(self, op: TaskOperation) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from trio.lowlevel import Abort, enable_ki_protection, reschedule
+from trio.lowlevel import Abort, enable_ki_protection, reschedule, wait_task_rescheduled
 
+from .._accelerator import hot
 from .._ring.op import Operation
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import NoReturn
 
     import trio
@@ -42,15 +43,13 @@ class TaskOperation(Operation):
         by_trio: a poll whose task waits by trio's own means instead.
     """
 
-    __slots__ = ("by_trio", "engine", "memory", "owed", "raise_cancel", "task", "then", "way")
+    __slots__ = ("by_trio", "engine", "memory", "way")
 
     def __init__(self, engine: Any, opcode: int, fd: int, owner: object = None) -> None:
         super().__init__(opcode, fd, owner)
         self.engine = engine
         self.way: weakref.ref[Any] | None = None
-        self.task: trio.lowlevel.Task | None = None
-        self.then: Callable[[], object] | None = None
-        self.raise_cancel: Callable[[], NoReturn] | None = None
+        self.task = self.then = self.raise_cancel = None
         self.memory: memoryview | None = None
         self.owed = self.by_trio = False
 
@@ -60,18 +59,6 @@ class TaskOperation(Operation):
         of a forked child, has nothing."""
         waits = self.task is not None or self.state.in_kernel or self.by_trio
         return waits and not self.engine.phase.over
-
-    def finish(self) -> bool:
-        """It is done, or never will be. True: a task was woken."""
-        then, task = self.then, self.task
-        if then is not None:
-            self.then = None
-            then()
-        if task is None:
-            return False
-        self.task = None
-        _reschedule(task, self)
-        return True
 
     @enable_ki_protection
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
@@ -83,18 +70,39 @@ class TaskOperation(Operation):
         engine.cancel(self)
         return Abort.FAILED
 
-    def unwrap(self) -> int:
-        raise_cancel = self.raise_cancel
-        if raise_cancel is None:
-            self.owed = False
-        else:
-            self.raise_cancel = None
-            # A driver that has failed tells it before the kernel does, which may do so later.
-            self.owed = self.state.in_kernel
-            if self.res == _ECANCELED:
-                raise_cancel()
-        return self.res
-
     def let_go(self) -> None:
         """Drops the buffers of an operation that the ring does not hold."""
         self.buffer = self.buffers = self.pin = None
+
+    # The accelerator has these in C (_c/hot.c).
+    if hot is None:
+
+        def finish(self) -> bool:
+            """It is done, or never will be. True: a task was woken."""
+            then, task = self.then, self.task
+            if then is not None:
+                self.then = None
+                then()
+            if task is None:
+                return False
+            self.task = None
+            _reschedule(task, self)
+            return True
+
+        def unwrap(self) -> int:
+            raise_cancel = self.raise_cancel
+            if raise_cancel is None:
+                self.owed = False
+            else:
+                self.raise_cancel = None
+                # A driver that has failed tells it before the kernel does, which may do so later.
+                self.owed = self.state.in_kernel
+                if self.res == _ECANCELED:
+                    raise_cancel()
+            return self.res
+
+        def __await__(self) -> Generator[Any, Any, int]:
+            return wait_task_rescheduled(self.abort).__await__()
+
+        def unlink(self) -> None:
+            """Ends the circle of the operation and what it yields; there is none in Python."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import hot
 from .opcodes import POLL_EVENTS
 from .opcodes import Opcode as Opcode  # whoever makes an operation names one
 
@@ -71,7 +72,25 @@ for _state, _reachable in STEPS.items():
         setattr(_state, _next.name.lower(), _next)
 
 
-class Operation:
+if TYPE_CHECKING or hot is None:
+
+    class _Waiting:
+        """The part of an operation that the accelerator has in C: its result, and who waits for
+        it. `_driver.operation` says what that means."""
+
+        __slots__ = ("owed", "raise_cancel", "res", "task", "then")
+
+        task: Any
+        then: Callable[[], object] | None
+        raise_cancel: Callable[[], NoReturn] | None
+        res: int
+        owed: bool
+
+else:
+    _Waiting = hot.Operation
+
+
+class Operation(_Waiting):
     """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what
     came of it."""
 
@@ -89,7 +108,6 @@ class Operation:
         "opcode",
         "owner",
         "pin",
-        "res",
         "start",
         "state",
         "token",
