@@ -1,18 +1,11 @@
 """The accelerator; see _c/hot.c."""
 
-from collections.abc import Callable, Generator
-from typing import Any, NoReturn
-
-import trio
+from typing import Any
 
 class Operation:
-    task: trio.lowlevel.Task | None
-    then: Callable[[], object] | None
-    raise_cancel: Callable[[], NoReturn] | None
-    res: int
-    owed: bool
+    """The base of _ring.op.Operation."""
 
-    def unwrap(self) -> int: ...
-    def finish(self) -> bool: ...
-    def unlink(self) -> None: ...
-    def __await__(self) -> Generator[Any, Any, int]: ...
+class Ring:
+    """The base of _ring.base.RingBase."""
+
+def finish_all(done: list[Any]) -> bool: ...

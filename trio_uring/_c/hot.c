@@ -22,6 +22,7 @@
 #include <structmember.h>
 #include <errno.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct {
     PyObject_HEAD
@@ -29,13 +30,27 @@ typedef struct {
     PyObject *then;         /* is called with the completion */
     PyObject *raise_cancel; /* of a cancellation that was asked for, or a refusal */
     PyObject *message;      /* WaitTaskRescheduled(self.abort); made once, unlinked by the owner */
+    PyObject *state;        /* NEW, SUBMITTED, CANCELLING, DONE: see _ring/op.py */
+    PyObject *buffer;       /* held until the completion */
+    PyObject *buffers;      /* for several buffers: the same */
+    PyObject *pin;          /* what keeps what the entry points at */
+    PyObject *chunk;        /* what a provided buffer held */
+    PyObject *entry;        /* the ring's own, kept from one use to the next */
+    unsigned long long entry_at; /* the address of the entry, while there is one */
+    long long token;
+    Py_ssize_t start, length;    /* bytes of the buffer to leave out; bytes that follow */
+    double born;            /* seconds, time.monotonic() of the pass that submitted it */
+    int opcode;
     int res;                /* >= 0, or -errno */
     char owed;              /* a call has had it performed, and has not had the result */
     char parked;            /* between the yield and the task's resumption */
 } Operation;
 
 static PyObject *message_type, *s_abort, *s_unwrap, *s_send, *s_append, *s_data, *s_call;
-static PyObject *s_task_scheduled, *s_state, *s_in_kernel, *s_reschedule;
+static PyObject *s_task_scheduled, *s_submitted, *s_done, *s_in_kernel, *s_reschedule;
+static PyObject *s_count_failure, *s_submit;
+
+static PyTypeObject *operation_type;
 
 /* Descriptors of slots of trio.lowlevel.Task and of trio's Runner. */
 static PyObject *d_coro, *d_next_send_fn, *d_next_send, *d_abort_func, *d_sleep_data, *d_runner;
@@ -128,15 +143,15 @@ static int reschedule(PyObject *task, PyObject *outcome)
 /* Whether the kernel may still have it: `self.state.in_kernel`. */
 static int is_in_kernel(PyObject *self)
 {
-    PyObject *state = PyObject_GetAttr(self, s_state), *flag = NULL;
+    PyObject *state = ((Operation *)self)->state, *flag;
     int result = -1;
 
-    if (state != NULL)
-        flag = PyObject_GetAttr(state, s_in_kernel);
+    if (state == NULL)
+        return 0;
+    flag = PyObject_GetAttr(state, s_in_kernel);
     if (flag != NULL)
         result = PyObject_IsTrue(flag);
     Py_XDECREF(flag);
-    Py_XDECREF(state);
     return result;
 }
 
@@ -304,6 +319,12 @@ static int op_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(op->then);
     Py_VISIT(op->raise_cancel);
     Py_VISIT(op->message);
+    Py_VISIT(op->state);
+    Py_VISIT(op->buffer);
+    Py_VISIT(op->buffers);
+    Py_VISIT(op->pin);
+    Py_VISIT(op->chunk);
+    Py_VISIT(op->entry);
     return 0;
 }
 
@@ -315,6 +336,12 @@ static int op_clear(PyObject *self)
     Py_CLEAR(op->then);
     Py_CLEAR(op->raise_cancel);
     Py_CLEAR(op->message);
+    Py_CLEAR(op->state);
+    Py_CLEAR(op->buffer);
+    Py_CLEAR(op->buffers);
+    Py_CLEAR(op->pin);
+    Py_CLEAR(op->chunk);
+    Py_CLEAR(op->entry);
     return 0;
 }
 
@@ -333,6 +360,18 @@ static PyMemberDef op_members[] = {
     {"task", T_OBJECT, offsetof(Operation, task), 0, NULL},
     {"then", T_OBJECT, offsetof(Operation, then), 0, NULL},
     {"raise_cancel", T_OBJECT, offsetof(Operation, raise_cancel), 0, NULL},
+    {"state", T_OBJECT, offsetof(Operation, state), 0, NULL},
+    {"buffer", T_OBJECT, offsetof(Operation, buffer), 0, NULL},
+    {"buffers", T_OBJECT, offsetof(Operation, buffers), 0, NULL},
+    {"pin", T_OBJECT, offsetof(Operation, pin), 0, NULL},
+    {"chunk", T_OBJECT, offsetof(Operation, chunk), 0, NULL},
+    {"entry", T_OBJECT, offsetof(Operation, entry), 0, NULL},
+    {"entry_at", T_ULONGLONG, offsetof(Operation, entry_at), 0, NULL},
+    {"token", T_LONGLONG, offsetof(Operation, token), 0, NULL},
+    {"start", T_PYSSIZET, offsetof(Operation, start), 0, NULL},
+    {"length", T_PYSSIZET, offsetof(Operation, length), 0, NULL},
+    {"born", T_DOUBLE, offsetof(Operation, born), 0, NULL},
+    {"opcode", T_INT, offsetof(Operation, opcode), 0, NULL},
     {"res", T_INT, offsetof(Operation, res), 0, NULL},
     {"owed", T_BOOL, offsetof(Operation, owed), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -366,6 +405,305 @@ static PyType_Slot op_slots[] = {
 static PyType_Spec op_spec = {
     "trio_uring._hot.Operation", sizeof(Operation), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, op_slots,
+};
+
+/* -- the ring's part: writing an entry, and taking completions */
+
+typedef int (*write_entry)(void *ring, void *entry, void *at, unsigned length, uint64_t token);
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *table;        /* what is in flight: token -> operation */
+    PyObject *submitted;    /* counts, by opcode */
+    PyObject *moved;        /* sums of the results > 0, by opcode */
+    PyObject *counters;
+    PyObject *starts;       /* where in the provided memory each buffer begins, in bytes */
+    unsigned long long provided_at, ring_at, write_at, out_at; /* addresses; 0: there is none */
+    double now;             /* seconds; it stamps Operation.born */
+    long long token;        /* the last one that was given */
+    int unsubmitted;        /* entries that are written and not submitted */
+    int submit_max;         /* of these, until `submit` refuses more */
+} Ring;
+
+#define WATCH (1LL << 62)   /* the token of the watched descriptor: see _ring/base.py */
+#define CQE_F_BUFFER 1
+#define CQE_F_MORE 2
+#define BUFFER_SHIFT 16
+
+static int add_to(PyObject *counts, int index, long long amount)
+{
+    PyObject *before = PyList_GetItem(counts, index), *after;
+
+    if (before == NULL)
+        return -1;
+    after = PyLong_FromLongLong(PyLong_AsLongLong(before) + amount);
+    return after == NULL ? -1 : PyList_SetItem(counts, index, after);
+}
+
+/* Takes over a reference. */
+static void put(PyObject **field, PyObject *value)
+{
+    PyObject *before = *field;
+
+    *field = value;
+    Py_XDECREF(before);
+}
+
+/* What an entry points at, if C can tell: nothing, or bytes. -1: Python is to pin it. */
+static int locate(Operation *op, char **at)
+{
+    if (op->buffers != NULL && op->buffers != Py_None)
+        return -1;
+    if (op->buffer == NULL || op->buffer == Py_None) {
+        *at = NULL;
+        return 0;
+    }
+    if (!PyBytes_CheckExact(op->buffer))
+        return -1;
+    *at = PyBytes_AsString(op->buffer) + op->start;
+    return 0;
+}
+
+/* As `_submit` of _ring/base.py, which does what is not as usual. */
+static PyObject *ring_submit(PyObject *self, PyObject *argument)
+{
+    Ring *ring = (Ring *)self;
+    Operation *op = (Operation *)argument;
+    PyObject *state, *token;
+    char *at;
+
+    if (!PyObject_TypeCheck(argument, operation_type) || ring->unsubmitted >= ring->submit_max
+        || ring->ring_at == 0 || op->entry == NULL || op->entry == Py_None || locate(op, &at) < 0
+        || op->length < 0 || op->length > UINT32_MAX)
+        return PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
+    state = PyObject_GetAttr(op->state, s_submitted);
+    token = PyLong_FromLongLong(ring->token + 1);
+    if (state == NULL || token == NULL || PyDict_SetItem(ring->table, token, argument) < 0) {
+        Py_XDECREF(state);
+        Py_XDECREF(token);
+        return NULL;
+    }
+    Py_DECREF(token);
+    op->token = ++ring->token;
+    put(&op->state, state);
+    if (op->buffer != NULL && op->buffer != Py_None) {
+        Py_INCREF(op->buffer);
+        put(&op->pin, op->buffer);
+    }
+    ((write_entry)(uintptr_t)ring->write_at)((void *)(uintptr_t)ring->ring_at,
+                                             (void *)(uintptr_t)op->entry_at, at,
+                                             (unsigned)op->length, (uint64_t)op->token);
+    ring->unsubmitted++;
+    op->born = ring->now;
+    if (add_to(ring->submitted, op->opcode, 1) < 0)
+        return NULL;
+    Py_RETURN_TRUE;
+}
+
+/* The operation of a token, taken out of the table. NULL without an exception: there is none. */
+static Operation *take_from_table(Ring *ring, long long token)
+{
+    PyObject *key = PyLong_FromLongLong(token), *op;
+
+    if (key == NULL)
+        return NULL;
+    op = PyDict_GetItemWithError(ring->table, key);
+    if (op != NULL) {
+        Py_INCREF(op);
+        if (PyDict_DelItem(ring->table, key) < 0)
+            Py_CLEAR(op);
+    } else if (!PyErr_Occurred()) {
+        PyErr_SetObject(PyExc_KeyError, key);
+    }
+    Py_DECREF(key);
+    return (Operation *)op;
+}
+
+static int count_result(Ring *ring, Operation *op)
+{
+    PyObject *res, *counted;
+
+    if (op->res > 0)
+        return add_to(ring->moved, op->opcode, op->res);
+    if (op->res == 0)
+        return 0;
+    res = PyLong_FromLong(op->res);
+    counted = res == NULL ? NULL : PyObject_CallMethodObjArgs(
+        ring->counters, s_count_failure, (PyObject *)op, res, NULL);
+    Py_XDECREF(res);
+    Py_XDECREF(counted);
+    return counted == NULL ? -1 : 0;
+}
+
+/* The bytes that the kernel put into a provided buffer. */
+static void copy_chunk(Ring *ring, Operation *op, unsigned id)
+{
+    PyObject *start = PySequence_GetItem(ring->starts, (Py_ssize_t)id), *chunk = NULL;
+
+    if (start != NULL)
+        chunk = PyBytes_FromStringAndSize(
+            (const char *)(uintptr_t)ring->provided_at + PyLong_AsSsize_t(start), op->res);
+    Py_XDECREF(start);
+    if (chunk == NULL) { /* this stream's bytes are lost, and it is told so; the others go on */
+        PyErr_Clear();
+        op->res = -ENOMEM;
+    } else {
+        put(&op->chunk, chunk);
+    }
+}
+
+/* One completion of an operation. The list has it first: from then on it is the caller's. */
+static int collect_one(Ring *ring, long long token, int res, unsigned flags, PyObject *done)
+{
+    Operation *op = take_from_table(ring, token);
+    PyObject *state;
+    int result = -1;
+
+    if (op == NULL)
+        return -1;
+    state = PyObject_GetAttr(op->state, s_done);
+    if (PyList_Append(done, (PyObject *)op) == 0 && state != NULL) {
+        op->res = res;
+        put(&op->state, state);
+        state = NULL;
+        Py_CLEAR(op->pin); /* S3, see _ring/base.py */
+        Py_CLEAR(op->buffer);
+        Py_CLEAR(op->buffers);
+        if (flags & CQE_F_BUFFER && res >= 0)
+            copy_chunk(ring, op, flags >> BUFFER_SHIFT);
+        result = count_result(ring, op);
+    }
+    Py_XDECREF(state);
+    Py_DECREF(op);
+    return result;
+}
+
+static int take_own(PyObject *ring, long long token, int res)
+{
+    PyObject *taken = PyObject_CallMethod(ring, "_take_own", "Li", token, res);
+
+    Py_XDECREF(taken);
+    return taken == NULL ? -1 : 0;
+}
+
+/* collect(count, done): takes `count` completions out of the memory at `out_at`, where tu_turn has
+ * put them: token, res and flags of each. Returns the token of one that announces more. */
+static PyObject *ring_collect(PyObject *self, PyObject *arguments)
+{
+    Ring *ring = (Ring *)self;
+    const int64_t *out = (const int64_t *)(uintptr_t)ring->out_at + 2;
+    long long promised = 0;
+    PyObject *done;
+    int count, result = 0;
+
+    if (!PyArg_ParseTuple(arguments, "iO:collect", &count, &done))
+        return NULL;
+    for (int i = 0; i < count && result == 0; i++, out += 3) {
+        if (out[0] < 0 || out[0] == WATCH)
+            result = take_own(self, out[0], (int)out[1]);
+        else if (out[2] & CQE_F_MORE)
+            promised = out[0]; /* it stays in the table, pinned: the kernel has not done with it */
+        else
+            result = collect_one(ring, out[0], (int)out[1], (unsigned)out[2], done);
+    }
+    return result < 0 ? NULL : PyLong_FromLongLong(promised);
+}
+
+static PyObject *finish_all(PyObject *module, PyObject *done)
+{
+    int woke = 0;
+
+    (void)module;
+    for (Py_ssize_t i = 0; i < PyList_Size(done); i++) { /* its length may not change meanwhile */
+        PyObject *op = PyList_GetItem(done, i), *finished;
+
+        if (op == NULL)
+            return NULL;
+        Py_INCREF(op);
+        finished = PyObject_TypeCheck(op, operation_type)
+            ? op_finish(op, NULL) : PyObject_CallMethod(op, "finish", NULL);
+        Py_DECREF(op);
+        if (finished == NULL)
+            return NULL;
+        woke |= finished == Py_True;
+        Py_DECREF(finished);
+    }
+    return PyBool_FromLong(woke);
+}
+
+static int ring_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Ring *ring = (Ring *)self;
+
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(ring->table);
+    Py_VISIT(ring->submitted);
+    Py_VISIT(ring->moved);
+    Py_VISIT(ring->counters);
+    Py_VISIT(ring->starts);
+    return 0;
+}
+
+static int ring_clear(PyObject *self)
+{
+    Ring *ring = (Ring *)self;
+
+    Py_CLEAR(ring->table);
+    Py_CLEAR(ring->submitted);
+    Py_CLEAR(ring->moved);
+    Py_CLEAR(ring->counters);
+    Py_CLEAR(ring->starts);
+    return 0;
+}
+
+static void ring_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_it = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    PyObject_GC_UnTrack(self);
+    ring_clear(self);
+    free_it(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef ring_members[] = {
+    {"table", T_OBJECT_EX, offsetof(Ring, table), 0, NULL},
+    {"_submitted", T_OBJECT_EX, offsetof(Ring, submitted), 0, NULL},
+    {"_moved", T_OBJECT_EX, offsetof(Ring, moved), 0, NULL},
+    {"counters", T_OBJECT_EX, offsetof(Ring, counters), 0, NULL},
+    {"_starts", T_OBJECT_EX, offsetof(Ring, starts), 0, NULL},
+    {"_provided_at", T_ULONGLONG, offsetof(Ring, provided_at), 0, NULL},
+    {"_ring_at", T_ULONGLONG, offsetof(Ring, ring_at), 0, NULL},
+    {"_write_at", T_ULONGLONG, offsetof(Ring, write_at), 0, NULL},
+    {"_out_at", T_ULONGLONG, offsetof(Ring, out_at), 0, NULL},
+    {"now", T_DOUBLE, offsetof(Ring, now), 0, NULL},
+    {"_token", T_LONGLONG, offsetof(Ring, token), 0, NULL},
+    {"_unsubmitted", T_INT, offsetof(Ring, unsubmitted), 0, NULL},
+    {"_submit_max", T_INT, offsetof(Ring, submit_max), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef ring_methods[] = {
+    {"submit", ring_submit, METH_O, "Pins and queues an operation. False: no room now."},
+    {"_collect_out", ring_collect, METH_VARARGS, "Takes completions out of the ring's memory."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot ring_slots[] = {
+    {Py_tp_doc, "The part of a ring that C uses."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, ring_dealloc},
+    {Py_tp_traverse, ring_traverse},
+    {Py_tp_clear, ring_clear},
+    {Py_tp_members, ring_members},
+    {Py_tp_methods, ring_methods},
+    {0, NULL},
+};
+
+static PyType_Spec ring_spec = {
+    "trio_uring._hot.Ring", sizeof(Ring), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, ring_slots,
 };
 
 /* -- the module */
@@ -433,7 +771,8 @@ static int make_names(void)
     } wanted[] = {
         {&s_abort, "abort"},   {&s_unwrap, "unwrap"}, {&s_send, "send"},
         {&s_append, "append"}, {&s_data, "data"},     {&s_call, "call"},
-        {&s_state, "state"},   {&s_in_kernel, "in_kernel"},
+        {&s_submitted, "submitted"}, {&s_done, "done"}, {&s_in_kernel, "in_kernel"},
+        {&s_count_failure, "count_failure"}, {&s_submit, "_submit"},
         {&s_task_scheduled, "task_scheduled"}, {&s_reschedule, "reschedule"},
     };
 
@@ -441,6 +780,25 @@ static int make_names(void)
         *wanted[i].into = PyUnicode_InternFromString(wanted[i].name);
         if (*wanted[i].into == NULL)
             return -1;
+    }
+    return 0;
+}
+
+static int add_types(PyObject *module, PyObject *operation)
+{
+    PyObject *ring = PyType_FromSpec(&ring_spec);
+
+    if (ring == NULL)
+        return -1;
+    Py_INCREF(operation); /* operation_type keeps one */
+    if (PyModule_AddObject(module, "Operation", operation) < 0) {
+        Py_DECREF(operation);
+        Py_DECREF(ring);
+        return -1;
+    }
+    if (PyModule_AddObject(module, "Ring", ring) < 0) {
+        Py_DECREF(ring);
+        return -1;
     }
     return 0;
 }
@@ -456,18 +814,22 @@ static int add_all(PyObject *module)
         message_type = PyObject_GetAttrString(traps, "WaitTaskRescheduled");
     type = message_type == NULL ? NULL : PyType_FromSpec(&op_spec);
     if (type != NULL) {
+        operation_type = (PyTypeObject *)type;
         if (make_names() == 0 && find_slot_type(type) == 0 && find_slots(run) == 0)
-            result = PyModule_AddObject(module, "Operation", type);
-        if (result < 0)
-            Py_DECREF(type);
+            result = add_types(module, type);
     }
     Py_XDECREF(run);
     Py_XDECREF(traps);
     return result;
 }
 
+static PyMethodDef module_methods[] = {
+    {"finish_all", finish_all, METH_O, "Finishes operations; True: a task was woken."},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "trio_uring._hot", NULL, -1, NULL, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "trio_uring._hot", NULL, -1, module_methods, NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__hot(void)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from .._accelerator import hot
 from .._errors import RingBrokenError
 from . import invariants
 from .phases import FAILED, RUNNING, Phase
@@ -172,9 +173,12 @@ class RingSide:
         done = self.done
         if invariants.CHECKED:
             invariants.check_done(self.ring, done)
-        for op in done:
-            if op.finish():
-                self.woke = True
+        if hot is not None:
+            self.woke = hot.finish_all(done) or self.woke
+        else:
+            for op in done:
+                if op.finish():
+                    self.woke = True
         done.clear()
         if self.hooks is not None:
             self.look_idle()

@@ -30,6 +30,7 @@ from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import hot
 from .._errors import RingBrokenError
 from .figures import RingCounters
 from .op import CANCELLING, POSITION, SUBMITTED, Operation
@@ -49,7 +50,24 @@ _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1  # IORING_CQE_F_*
 open_rings: set[RingBase] = set()  # S2
 
 
-class RingBase(abc.ABC):
+if TYPE_CHECKING or hot is None:
+
+    class _Fields:
+        """The fields of a ring that the accelerator has in C."""
+
+        if TYPE_CHECKING:  # the accelerator's alone
+            _ring_at: int
+            _write_at: int
+            _out_at: int
+            _provided_at: int
+
+            def _collect_out(self, count: int, done: list[Operation]) -> int: ...
+
+else:
+    _Fields = hot.Ring
+
+
+class RingBase(_Fields, abc.ABC):
     """A ring, but for how it reaches its kernel.
 
     Args:
@@ -92,7 +110,7 @@ class RingBase(abc.ABC):
         self.table: dict[int, Operation] = {}
         self.now = 0.0
         self.watching = self.watched = self.short = False
-        self._submitted = self.counters.submitted
+        self._submitted, self._moved = self.counters.submitted, self.counters.moved
         self._submit_max = room
         self._unsubmitted = 0
         self._token = 0
@@ -118,7 +136,7 @@ class RingBase(abc.ABC):
 
     # -- submission
 
-    def submit(self, op: Operation) -> bool:
+    def _submit(self, op: Operation) -> bool:
         if self._unsubmitted >= self._submit_max:
             self.counters.sq_full += 1
             return False
@@ -149,6 +167,10 @@ class RingBase(abc.ABC):
         op.born = self.now
         self._submitted[op.opcode] += 1
         return True
+
+    # The accelerator has its own, which leaves to this one what is not as usual.
+    if TYPE_CHECKING or hot is None:
+        submit = _submit
 
     def cancel(self, op: Operation) -> None:
         if op.state is not SUBMITTED:
@@ -202,8 +224,14 @@ class RingBase(abc.ABC):
                 moved[op.opcode] += res
             elif res < 0:
                 self.counters.count_failure(op, res)
+        self._check_promised(promised)
+
+    def _check_promised(self, promised: int) -> None:
         if promised:  # a defect, ours or the kernel's: nothing here asks for several completions
-            what = f"the kernel announced more completions of {table[promised]}, which has only one"
+            what = (
+                f"the kernel announced more completions of {self.table[promised]}, which has only "
+                "one"
+            )
             raise RingBrokenError(errno.EPROTO, what)
 
     def _take_own(self, token: int, res: int) -> None:
@@ -241,6 +269,7 @@ class RingBase(abc.ABC):
         # Forgotten first, and then freed: a fork in another thread comes in between, and its child
         # would free it again.
         c, self._c = self._c, None
+        self._ring_at = 0  # the same, for the accelerator
         open_rings.discard(self)
         self._free(c)
         return True
@@ -248,6 +277,7 @@ class RingBase(abc.ABC):
     def disown(self) -> None:
         """In a forked child: forgets the ring, which is the parent's."""
         c, self._c = self._c, None
+        self._ring_at = 0  # the same, for the accelerator
         if c is not None:
             self._free_in_child(c)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import hot
 from .extension import ffi, lib
 from .op import NO_GROUP
 from .opcodes import Opcode
@@ -29,7 +30,14 @@ def make_entry(op: Operation) -> Any:
         op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
     )
     op.entry = _new("struct tu_entry *", (head, op.offset, op.flags, max(op.group, 0)))
+    if hot is not None:
+        op.entry_at = address(op.entry)
     return op.entry
+
+
+def address(pointer: Any) -> int:
+    """For the accelerator, which has no cdata."""
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 def pin_vector(op: Operation) -> tuple[Any, int]:

@@ -15,7 +15,8 @@ from .opcodes import POLL_EVENTS
 from .opcodes import Opcode as Opcode  # whoever makes an operation names one
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 
 POSITION = 2**64 - 1  # offset of READ and WRITE: the current position, which pipes do not have
@@ -74,45 +75,32 @@ for _state, _reachable in STEPS.items():
 
 if TYPE_CHECKING or hot is None:
 
-    class _Waiting:
-        """The part of an operation that the accelerator has in C: its result, and who waits for
-        it. `_driver.operation` says what that means."""
+    class _Fields:
+        """The fields of an operation that the accelerator has in C. Who waits for it, and how, is
+        in `_driver.operation`."""
 
-        __slots__ = ("owed", "raise_cancel", "res", "task", "then")
+        __slots__ = (
+            "born", "buffer", "buffers", "chunk", "entry", "length", "opcode", "owed", "pin",
+            "raise_cancel", "res", "start", "state", "task", "then", "token",
+        )  # fmt: skip
+
+        if TYPE_CHECKING:
+            entry_at: int  # the accelerator's alone
 
         task: Any
         then: Callable[[], object] | None
         raise_cancel: Callable[[], NoReturn] | None
-        res: int
         owed: bool
 
 else:
-    _Waiting = hot.Operation
+    _Fields = hot.Operation
 
 
-class Operation(_Waiting):
+class Operation(_Fields):
     """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what
     came of it."""
 
-    __slots__ = (
-        "born",
-        "buffer",
-        "buffers",
-        "chunk",
-        "entry",
-        "fd",
-        "flags",
-        "group",
-        "length",
-        "offset",
-        "opcode",
-        "owner",
-        "pin",
-        "start",
-        "state",
-        "token",
-        "vector",
-    )
+    __slots__ = ("fd", "flags", "group", "offset", "owner", "vector")
 
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
         self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path

@@ -155,12 +155,12 @@ class ProvidedBuffers:
     def __init__(self) -> None:
         self.memory: Any = b""
         self.starts: list[int] = []
-        self._at: Any = ffi.NULL
+        self.at: Any = ffi.NULL
 
     def register(self, c: Any) -> bool:
         """Registers the groups. False on kernels before 5.19: receives then bring their own
         memory."""
-        at = self._at = lib.tu_pool_alloc(POOL_SIZE)
+        at = self.at = lib.tu_pool_alloc(POOL_SIZE)
         if at == ffi.NULL:
             raise RingUnavailableError(
                 errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
@@ -179,6 +179,6 @@ class ProvidedBuffers:
 
     def free(self) -> None:
         """Gives the memory back; the ring is closed, or does not use it."""
-        at, self._at = self._at, ffi.NULL
+        at, self.at = self.at, ffi.NULL
         if at != ffi.NULL:
             lib.tu_pool_free(at, POOL_SIZE)

@@ -11,9 +11,10 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import hot
 from .._errors import RingBrokenError
 from .base import WATCH, RingBase
-from .entries import make_entry, pin_vector
+from .entries import address, make_entry, pin_vector
 from .extension import ffi, lib
 from .figures import SQ_ENTRIES
 from .opcodes import Opcode
@@ -66,6 +67,14 @@ class UringRing(RingBase):
         self._more_work = False  # the last turn has left task work, for the next one
         self._entries = info.sq_entries
         super().__init__(info, self._entries - min(CANCELS_RESERVED, self._entries // 2))
+        if hot is not None:
+            self._tell_accelerator()
+
+    def _tell_accelerator(self) -> None:
+        """Where things are, for what C does by itself."""
+        self._ring_at, self._out_at = address(self._c), address(self._out)
+        self._write_at = address(ffi.addressof(lib, "tu_submit"))
+        self._provided_at = address(self._buffers.at)
 
     def fileno(self) -> int:
         return self._fd
@@ -116,7 +125,7 @@ class UringRing(RingBase):
         count = _tu_turn(self._c, least, _ENTER_GETEVENTS, timeout, self._out, DRAIN_MAX)
         view = self._view
         if count:  # first of all: they are the caller's, whatever enter has answered
-            self._collect(view[2 : 2 + 3 * count].tolist(), done)
+            self._take(count, done)
         if self._unsubmitted and view[1] == self._unsubmitted:
             self._unsubmitted = 0
             self.short = False
@@ -153,12 +162,19 @@ class UringRing(RingBase):
 
     # -- completion
 
+    def _take(self, count: int, done: list[Operation]) -> None:
+        """Takes the completions that C has copied."""
+        if hot is None:
+            self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
+        else:
+            self._check_promised(self._collect_out(count, done))
+
     def drain(self, done: list[Operation]) -> bool:
         self._check_owner()
         while True:
             count = lib.tu_drain(self._c, self._out, DRAIN_MAX)
             if count:
-                self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
+                self._take(count, done)
             more = self._view[0]
             if more & 6:
                 self.counters.cq_overflows += more >> 2
