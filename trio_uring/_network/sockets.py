@@ -65,9 +65,8 @@ class LingeringStream(BufferedNetworkStream):
             await super().aclose()
             if last is not None:
                 with contextlib.suppress(OSError), trio.move_on_after(self._seconds):
-                    last.shutdown(
-                        stdlib_socket.SHUT_WR
-                    )  # the FIN, which the other descriptor's close did not send
+                    # The FIN, which the other descriptor's close did not send.
+                    last.shutdown(stdlib_socket.SHUT_WR)
                     pause = 0.001
                     while _unsent(last):
                         await trio.sleep(pause)
@@ -171,9 +170,8 @@ class SocketNetwork(Network):
         sock = transport.socket
         try:
             local = _address(sock.getsockname())
-            with contextlib.suppress(
-                OSError
-            ):  # the peer may be gone already: the first receive says so
+            # The peer may be gone already: the first receive says so.
+            with contextlib.suppress(OSError):
                 remote_address = _address(sock.getpeername())
             make = LingeringStream if self._lingers else BufferedNetworkStream
             return make(self._transport(transport), self.config, local, remote_address or ("", 0))

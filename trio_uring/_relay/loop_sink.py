@@ -240,9 +240,8 @@ class LoopSink:
 
     def _count(self, total: int) -> None:
         if self._counts:
-            with contextlib.suppress(
-                AttributeError
-            ):  # somebody else's NetworkStream, which cannot be told
+            # Somebody else's NetworkStream, which cannot be told.
+            with contextlib.suppress(AttributeError):
                 self._out.bytes_sent = total
 
 

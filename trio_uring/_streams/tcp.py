@@ -279,9 +279,8 @@ async def open_tcp_listeners(
             except OSError as exc:
                 if exc.errno != errno.EAFNOSUPPORT:
                     raise
-                unsupported.append(
-                    exc
-                )  # a system with IPv4 alone may still resolve to IPv6, or the other way round
+                # A system with IPv4 alone may still resolve to IPv6, or the other way round.
+                unsupported.append(exc)
             else:
                 listeners.append(await _listen(sock, address, options))
     except BaseException:

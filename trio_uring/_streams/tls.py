@@ -50,9 +50,8 @@ async def open_ssl_over_tcp_stream(
     try:
         if ssl_context is None:
             ssl_context = ssl.create_default_context()
-            if hasattr(
-                ssl, "OP_IGNORE_UNEXPECTED_EOF"
-            ):  # or a connection that was cut would look like one that ended
+            # Or a connection that was cut would look like one that ended.
+            if hasattr(ssl, "OP_IGNORE_UNEXPECTED_EOF"):
                 ssl_context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         return trio.SSLStream(
             stream, ssl_context, server_hostname=host, https_compatible=https_compatible

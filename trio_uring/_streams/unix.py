@@ -278,9 +278,8 @@ def _is_stale(path: bytes) -> bool:
 
 def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
     """Gives the new file the permissions that the umask took, and returns its identity."""
-    file = os.open(
-        path, os.O_PATH | os.O_NOFOLLOW
-    )  # should somebody have put a link in its place: not that link's target
+    # Should somebody have put a link in its place: not that link's target.
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
         status = os.fstat(file)
         if (
