@@ -127,7 +127,7 @@ class SocketOperations(SocketType_):
 
     @enable_ki_protection
     async def _complete(self, kind: int, data: bytes | memoryview) -> int | None:
-        """Sends `data` or receives into it: how many bytes. None: none, the call goes trio's way."""
+        """Sends `data` or receives into it. How many bytes; None: none, call trio's way."""
         view = data if isinstance(data, memoryview) else None
         lent = self._lend(kind, kind == INTO)
         if lent is None:
