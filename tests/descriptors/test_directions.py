@@ -87,6 +87,26 @@ async def test_a_stream_has_the_socket_s_directions() -> None:
         await stream.aclose()
 
 
+async def test_a_socket_has_what_a_stream_kept() -> None:
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        for receive in (sock.recv, stream.receive_some, sock.recvfrom):
+            await peer.send(b"kept")
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.receive_exactly, 5)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            await peer.send(b" and what came then")
+            assert sock.is_readable()
+            got = await receive(4)
+            assert b"kept" in (got, got[0])
+            assert await sock.recv(99) == b" and what came then"
+            assert not sock.is_readable()
+        await stream.aclose()
+
+
 async def test_a_socket_has_the_stream_s_directions() -> None:
     with ours() as sockets:
         sock, peer = sockets.pair("unix")

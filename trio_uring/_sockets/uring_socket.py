@@ -160,9 +160,14 @@ class UringSocket(SocketOperations):
         lease, reading = self._lease_on_ring(), wait_fn is trio.lowlevel.wait_readable
         if lease is None:
             own = self._own_lease
-            if own is not None and (own.receiving if reading else own.sending).held:
-                await trio.lowlevel.checkpoint()
-                raise busy()
+            if own is not None:
+                way = own.receiving if reading else own.sending
+                if way.held:
+                    await trio.lowlevel.checkpoint()
+                    raise busy()
+                if way.kept is not None and own.owner is self._sock:
+                    with contextlib.suppress(BlockingIOError):
+                        return await at_once(self._call, way, fn, args, kwargs)
             return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
         way = lease.receiving if reading else lease.sending
         await way.settle()
