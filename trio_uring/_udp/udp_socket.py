@@ -163,7 +163,7 @@ async def open_udp_socket(
     options = fold_options(options, reuse_port=reuse_port, broadcast=broadcast)
     errors: list[Exception] = []
     for family_, local, remote in await _candidates(family, local_address, remote_address):
-        sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # perhaps a custom one
+        sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # a custom factory may make it
         try:
             _adopt(sock)
             options.apply(sock, "datagram")
