@@ -252,7 +252,7 @@ class SimulatedNetwork(Network):
     ) -> SimulatedListener:
         """Waits until a listener takes the connection.
 
-        There is room when it returns, so the caller must not wait before it uses that.
+        There is room when it returns, so the caller must use it before it waits again.
         """
         while True:
             await path.cross(
