@@ -145,7 +145,7 @@ def _is_background(task: Any) -> bool:
 
 
 def _describe_operation(op: Any) -> str:
-    seen = op.driver.describe(op)
+    seen = _driver().describe(op)
     task = (
         "nobody (its coroutine was destroyed)"
         if seen.task_name is None

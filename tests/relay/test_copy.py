@@ -436,9 +436,8 @@ async def test_cancelled_when_all_was_done_it_returns():
 @pytest.mark.parametrize("state", ["idle", "from the start", "in the middle"])
 async def test_one_of_them_is_closed_meanwhile(way, which, state):
     async with line("pipe") as ends, trio.open_nursery() as nursery:
-        fcntl.fcntl(
-            ends.sink._lease.fd, fcntl.F_SETPIPE_SZ, 4096
-        )  # so that what is held goes in parts
+        # So that what is held goes in parts.
+        fcntl.fcntl(ends.sink._lease.fd, fcntl.F_SETPIPE_SZ, 4096)
         clogged = clog(ends.sink._lease.fd) if state == "from the start" else 0
         copying = Copying(ends, nursery)
         if state == "idle":

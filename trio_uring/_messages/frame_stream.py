@@ -178,9 +178,8 @@ class FrameStream(trio.abc.Channel[bytes]):
         self._sending = True
         started = False
         try:
-            await (
-                trio.lowlevel.checkpoint_if_cancelled()
-            )  # if cancelled before it began, nothing is broken
+            # If cancelled before it began, nothing was sent and nothing is broken.
+            await trio.lowlevel.checkpoint_if_cancelled()
             started = True
             if isinstance(data, list):
                 await send_all_vectored(self.stream, data, timeout=timeout)
@@ -238,9 +237,8 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     def _take_all(self) -> list[bytes]:
         messages = [self._take()]
-        with contextlib.suppress(
-            FrameError
-        ):  # what came before the error goes first; the decoder raises it again
+        # What came before the error goes first; the decoder raises it again.
+        with contextlib.suppress(FrameError):
             messages.extend(self._decoder)
         return messages
 

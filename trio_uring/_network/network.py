@@ -84,9 +84,8 @@ class NetworkConfig:
                 )
         for name in ("so_linger", "backlog"):
             number = getattr(self, name)
-            if (
-                number is not None and not 0 <= operator.index(number) <= 65535
-            ):  # what kernels accept
+            # The range that kernels accept.
+            if number is not None and not 0 <= operator.index(number) <= 65535:
                 raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
         if operator.index(self.read_buffer_size) < 0:
             raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")

@@ -64,9 +64,8 @@ class LingeringStream(BufferedNetworkStream):
             await super().aclose()
             if last is not None:
                 with contextlib.suppress(OSError), trio.move_on_after(self._seconds):
-                    last.shutdown(
-                        stdlib_socket.SHUT_WR
-                    )  # the FIN, which closing the first descriptor did not send
+                    # The FIN, which closing the first descriptor did not send.
+                    last.shutdown(stdlib_socket.SHUT_WR)
                     pause = 0.001
                     while _unsent(last):
                         await trio.sleep(pause)
@@ -170,9 +169,8 @@ class SocketNetwork(Network):
         sock = transport.socket
         try:
             local = _address(sock.getsockname())
-            with contextlib.suppress(
-                OSError
-            ):  # the peer may be gone already: the first receive will say so
+            # If the peer is gone already, the first receive will say so.
+            with contextlib.suppress(OSError):
                 remote_address = _address(sock.getpeername())
             make = LingeringStream if self._lingers else BufferedNetworkStream
             return make(self._transport(transport), self.config, local, remote_address or ("", 0))

@@ -243,9 +243,8 @@ class LoopSink:
 
     def _count(self, total: int) -> None:
         if self._counts:
-            with contextlib.suppress(
-                AttributeError
-            ):  # another package's NetworkStream may not allow it
+            # Another package's NetworkStream may not allow it.
+            with contextlib.suppress(AttributeError):
                 self._out.bytes_sent = total
 
 

@@ -211,6 +211,7 @@ class StreamPump(Pump):
 
         That excludes what a failed driver left in the kernel, since it may have been sent.
         """
+        self._receive.memory = None
         held, self._held = self._held, []
         pipe, self._pipe = self._pipe, None
         try:

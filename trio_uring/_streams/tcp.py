@@ -277,9 +277,8 @@ async def open_tcp_listeners(
             except OSError as exc:
                 if exc.errno != errno.EAFNOSUPPORT:
                     raise
-                unsupported.append(
-                    exc
-                )  # a system with only IPv4 may still resolve to IPv6, or the other way round
+                # A system with only IPv4 may still resolve to IPv6, or the other way round.
+                unsupported.append(exc)
             else:
                 listeners.append(await _listen(sock, address, options))
     except BaseException:

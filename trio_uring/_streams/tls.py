@@ -49,9 +49,8 @@ async def open_ssl_over_tcp_stream(
     try:
         if ssl_context is None:
             ssl_context = ssl.create_default_context()
-            if hasattr(
-                ssl, "OP_IGNORE_UNEXPECTED_EOF"
-            ):  # else a cut connection would look like one that ended
+            # Otherwise a connection that was cut would look like one that ended.
+            if hasattr(ssl, "OP_IGNORE_UNEXPECTED_EOF"):
                 ssl_context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         return trio.SSLStream(
             stream, ssl_context, server_hostname=host, https_compatible=https_compatible
