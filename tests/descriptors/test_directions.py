@@ -1,7 +1,7 @@
-"""One task a direction, on a UringSocket and the stream on it together; closing and detaching under
-those that wait.
+"""One task per direction, on a UringSocket together with its stream; closing and detaching under
+waiting tasks.
 
-Rules: what is expected of trio's own sockets, too, is in tests/sockets/test_parity_errors.py.
+Rules: what is also expected of trio's own sockets is in tests/sockets/test_parity_errors.py.
 """
 
 from __future__ import annotations
