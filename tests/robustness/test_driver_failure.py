@@ -272,3 +272,23 @@ def test_a_failure_within_a_pass_keeps_what_the_kernel_has_pinned() -> None:
     expect_log("driver has failed")
     expect_log("could not empty its ring")
     os._exit(0)
+
+
+@in_child(hang_seconds=10)
+async def test_what_fails_twice_in_a_pass_fails_once() -> None:
+    """A pass that has failed goes no further."""
+    stream, peer = pair()
+    engine = driver()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("injected")
+
+    turn = engine.ring.turn
+    engine.ring.turn = fail
+    engine.at_flush(fail)
+    await expect_broken(stream.receive_some)
+    engine.ring.turn = turn
+    await trio.lowlevel.checkpoint()
+    expect_log("driver has failed")
+    await stream.aclose()
+    peer.close()

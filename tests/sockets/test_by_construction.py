@@ -207,6 +207,31 @@ async def test_streams_over_sockets_of_another_class(kind: str) -> None:
     assert lent.fileno() == -1
 
 
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_socket_of_another_class_that_was_closed_behind_its_stream(ended: bool) -> None:
+    """Its number may be another's by now."""
+    ours, peer = socket.socketpair()
+    lent = Lent(trio.socket.from_stdlib_socket(ours))
+    stream = trio_uring.SocketStream(lent)
+    await stream.send_all(b"x")
+    if ended:
+        await stream.send_eof()
+        with pytest.raises(trio.ClosedResourceError, match="EOF"):
+            await stream.send_all(b"x")
+        await stream.wait_send_all_might_not_block()
+    lent.close()
+    for call in (
+        stream.send_all(b"x"),
+        stream.receive_some(),
+        stream.wait_send_all_might_not_block(),
+        stream.send_eof(),
+    ):
+        with pytest.raises(trio.ClosedResourceError, match="already closed"):
+            await call
+    await stream.aclose()
+    peer.close()
+
+
 async def test_a_descriptor_is_asked_what_it_is() -> None:
     """No factory is asked for what there is already."""
     trio.socket.set_custom_socket_factory(Factory())

@@ -16,6 +16,7 @@ from typing import Any
 import outcome
 import pytest
 import trio
+import trio.testing
 from support.sockets import Sockets, of_messages, of_streams
 from support.streams import LADDER, TINY, clog, drain, open_descriptors, until
 from trio._core._traps import WaitTaskRescheduled
@@ -313,3 +314,33 @@ async def test_a_call_that_comes_before_what_was_left_is_noticed() -> None:
             os.write(left.fileno(), b"CC")
         # Of two calls that both end in this pass, either task may resume first.
         assert sorted(chunk for chunk in got if chunk != b"busy") in ([b"AA", b"BB"], [b"AA"])
+
+
+@pytest.mark.parametrize("first", ["recv", "receive_some"])
+@pytest.mark.parametrize("second", ["recv", "receive_some"])
+@pytest.mark.parametrize("left", ["recv", "receive_some"])
+async def test_one_task_waits_for_what_was_left(left: str, first: str, second: str) -> None:
+    """Another one, by the socket or by a stream on it, does not receive beside it."""
+    with Sockets(trio_uring.socket) as sockets:
+        peer, sock = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        calls = {"recv": lambda: sock.recv(9), "receive_some": stream.receive_some}
+        coro = calls[left]()
+        await parked(coro)
+        coro.close()
+        got: list[object] = []
+
+        async def receive(call: str) -> None:
+            try:
+                got.append(await calls[call]())
+            except trio.BusyResourceError:
+                got.append("busy")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, first)
+            nursery.start_soon(receive, second)
+            await trio.testing.wait_all_tasks_blocked()
+            assert got == ["busy"]
+            os.write(peer.fileno(), b"one")
+        assert got == ["busy", b"one"]
+        await stream.aclose()

@@ -9,6 +9,7 @@ hand; here the next call comes in the same pass.
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import outcome
@@ -97,6 +98,95 @@ async def test_accept_after_a_destroyed_accept_in_the_same_pass():
     with trio.move_on_after(0):
         await listener.accept()
     await listener.aclose()
+
+
+@waits_are_ours
+async def test_a_cancel_that_came_too_late_is_not_the_next_call_s():
+    """What was done won over the cancel; then the coroutine was destroyed."""
+    stream, peer = stream_and_peer()
+    coro = stream.receive_some()
+    await park(coro)
+    operation = stream._receiving.operations[RECEIVE]
+
+    def never() -> None:
+        raise AssertionError("the dead task's cancellation reached another task")
+
+    peer.send(b"x")
+    operation.task = None  # nobody is to be rescheduled: this coroutine is driven by hand
+    while operation.state.in_kernel:
+        await trio.lowlevel.checkpoint()
+    operation.raise_cancel = never  # as a cancel leaves it that the kernel did not find in time
+    coro.close()
+    assert await stream.receive_some() == b"x"
+
+    async def receive() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.aclose()
+    peer.close()
+
+
+CALLS = ["receive_some", "receive_into", "recv", "recv_into"]
+
+
+def call_of(stream: trio_uring.SocketStream, call: str, buffer: bytearray) -> Any:
+    method = getattr(stream.socket if call.startswith("recv") else stream, call)
+    return method(buffer if call.endswith("into") else len(buffer))
+
+
+@waits_are_ours
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_call_that_is_destroyed_while_its_completion_is_reaped(call):
+    """As a garbage collection may do at any allocation: it is drained, and nobody was told."""
+    stream, peer = stream_and_peer()
+    buffer = bytearray(4)
+    coro = call_of(stream, call, buffer)
+    await park(coro)
+    engine = trio_uring._driver.run.current_driver().engine
+    finish_done = engine.finish_done
+
+    def destroy() -> None:
+        coro.close()
+        finish_done()
+
+    engine.finish_done = destroy
+    peer.send(b"AAAA")
+    for _ in range(5):
+        await trio.lowlevel.checkpoint()
+    engine.finish_done = finish_done
+    peer.send(b"BBBB")
+    assert await stream.receive_exactly(8) == b"AAAABBBB"
+    buffer.append(0)
+    await stream.aclose()
+    peer.close()
+
+
+@waits_are_ours
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("submitted", [False, True])
+async def test_a_call_that_is_destroyed_in_another_thread(call, submitted):
+    """As a garbage collection does that runs there."""
+    for _ in range(20):
+        stream, peer = stream_and_peer()
+        buffer = bytearray(4)
+        coro = call_of(stream, call, buffer)
+        if submitted:
+            await park(coro)
+        else:
+            coro.send(None)
+        peer.send(b"AAAA")
+        thread = threading.Thread(target=coro.close)
+        thread.start()
+        thread.join()
+        peer.send(b"BBBB")
+        assert await stream.receive_exactly(8) == b"AAAABBBB"
+        buffer.append(0)
+        await stream.aclose()
+        peer.close()
 
 
 async def send_later(peer: socket.socket, data: bytes) -> None:

@@ -181,7 +181,7 @@ class Direction:
 
     def _own(self, kind: int) -> TaskOperation:
         op = self.operations.get(kind)
-        if op is None or op.owed or op.state.in_kernel or not is_here(op.engine):
+        if op is None or op.owed or not is_here(op.engine):
             op = self.operation(kind)
         return op
 
@@ -195,7 +195,7 @@ class Direction:
             self.check_open()
         waiter = self.waiter
         if waiter is not None:
-            if waiter.in_use and waiter is not self.left:
+            if waiter.in_use:
                 raise busy()
             self.waiter = None
 
@@ -296,42 +296,51 @@ class Direction:
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:
-        """Ends a call that did not get the result of its operation, because it was destroyed."""
+        """Ends a call that did not get the result of its operation: the call was destroyed, or the
+        operation was never made."""
         op.owed = False
-        if op.task is not None:
-            op.engine.abandon(op)
-            if not op.state.in_kernel:  # withdrawn
-                op.res = 0
-        if not op.state.in_kernel:
+        if op.task is None and not op.state.in_kernel:
             self._collect(op)
-        elif op.opcode == Opcode.POLL_ADD:
-            # A poll takes nothing, so nobody needs its result.
-            self._forget(op)
-        else:
-            self.left, op.then = op, functools.partial(self._collect, op)
-
-    def _forget(self, op: TaskOperation) -> None:
-        for kind in (POLL, ~POLL):
-            if self.operations.get(kind) is op:
+            return
+        # The next call has one of its own.
+        for kind, other in list(self.operations.items()):
+            if other is op:
                 del self.operations[kind]
         if self.waiter is op:
             self.waiter = None
+        if op.opcode != Opcode.POLL_ADD:
+            # A poll takes nothing, so nobody needs its result.
+            view = op.memory  # the call releases it, if it can
+            if view is not None:
+                op.memory = memoryview(view)
+            self.left, op.then = op, functools.partial(self._collect, op, view)
+        if op.task is not None:
+            op.engine.abandon(op)
 
-    def _collect(self, op: TaskOperation) -> None:
+    def _collect(self, op: TaskOperation, view: memoryview | None = None) -> None:
         """Keeps what the operation of a destroyed call received, for the next receive."""
         if self.left is op:
             self.left = None
+        op.raise_cancel = None
         chunk, op.chunk = op.chunk, None
         memory, op.memory = op.memory, None
         if op.res > 0 and op.opcode in RECEIVING:
             self.keep(chunk if memory is None else memory.tobytes()[: op.res])
-        if memory is not None:
-            release_view(memory)
+        for export in (memory, view):
+            if export is not None:
+                release_view(export)
 
     async def settle(self) -> None:
-        """Waits for what a destroyed call left in the kernel, unless another task already does."""
+        """Waits for what a destroyed call left in the kernel.
+
+        Raises:
+            trio.BusyResourceError: another task does.
+        """
         left = self.left
-        while left is not None and left.task is None:
+        while left is not None:
+            if left.task is not None:
+                await trio.lowlevel.checkpoint()
+                raise busy()
             await left.engine.settle(left)
             left = self.left
 

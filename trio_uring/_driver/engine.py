@@ -107,7 +107,11 @@ class Engine(RingSide):
         return int(await way.wait_ready())
 
     async def wait_ready(self, poll: TaskOperation) -> int:
-        """Performs a POLL_ADD. It may return too early."""
+        """Performs a POLL_ADD. The result may be told too early."""
+        if self.phase is not RUNNING or get_ident() != self.thread:
+            engine = self.attend(poll)
+            if engine is not self:
+                return int(await engine.wait_ready(poll))
         events = poll.flags
         res = await self.perform(poll)
         if res < 0 or res & (events | ALWAYS):
@@ -121,22 +125,24 @@ class Engine(RingSide):
             poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
-        """Withdraws or cancels the operation of a task whose coroutine was destroyed.
+        """The task's coroutine was destroyed: the ring holds what the operation needs until it is
+        done. Nobody else may use it."""
+        op.task = None
+        if get_ident() == self.thread and not op.state.in_kernel:
+            self._drop(op)
+        else:
+            # It may be a garbage collection that destroys it, when we are about to wait.
+            self.at_flush(functools.partial(self._drop, op))
 
-        Until it is done, the ring holds what it needs.
-        """
-        op.task = op.raise_cancel = None
-        if get_ident() != self.thread or not self.withdraw(op):
-            # A garbage collection may have destroyed the coroutine when we are about to wait.
-            self.at_flush(functools.partial(self._cancel_abandoned, op, op.token))
-
-    def _cancel_abandoned(self, op: TaskOperation, token: int) -> None:
+    def _drop(self, op: TaskOperation) -> None:
         if op.state.in_kernel:
-            if op.token == token:  # still the same use of it: a later one is somebody else's
-                self.ring.cancel(op)
-                self.dirty = True
-        elif op.task is None:
-            self.withdraw(op)
+            self.ring.cancel(op)
+            self.dirty = True
+        else:
+            if op in self.queue:
+                self.withdraw(op)
+                op.res = 0
+            op.finish()  # once: it may be done by now, or drained and about to be finished
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -156,6 +162,7 @@ class Engine(RingSide):
                 await wait_task_rescheduled(leave)
             finally:
                 op.task = None
+        self._drop(op)  # abandoned by another thread, it is in the queue still
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:

@@ -98,6 +98,8 @@ class Loop(Manager):
             engine.woke = False
             if engine.errands:
                 engine.run_errands()
+                if not engine.phase.works:
+                    return _HAPPENED
             busy = timeout or engine.queue or engine.dirty
             if not busy and ring.watching and not ring.ready():
                 return ()

@@ -256,9 +256,6 @@ class ReadinessEngine:
         if engine is not self:
             performed: Awaitable[int] = engine.perform(op)
             return performed
-        if op.opcode == Opcode.POLL_ADD:
-            waited: Awaitable[int] = self._wait(op)
-            return waited
         return perform_by_readiness(op, self._wait)
 
     def attend(self, op: TaskOperation) -> Any:

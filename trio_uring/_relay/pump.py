@@ -337,6 +337,7 @@ async def take(way: Direction) -> None:
     begin(way)
     try:
         await way.settle()
+        way.check_open()
     except BaseException:
         give(way)
         raise

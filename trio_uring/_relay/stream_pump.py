@@ -209,6 +209,7 @@ class StreamPump(Pump):
     def _settle(self) -> None:
         """Gives back what was received and not sent. What a failed driver left in the kernel may
         have been sent: not that."""
+        self._receive.memory = None
         held, self._held = self._held, []
         pipe, self._pipe = self._pipe, None
         try:

@@ -118,7 +118,8 @@ def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
 
 def _number_to_send(sock: trio.socket.SocketType) -> int:
     """Nobody tells us when a socket of somebody else's class is shut down: it is asked."""
-    return SHUT_DOWN if sock.did_shutdown_SHUT_WR else sock.fileno()
+    number = sock.fileno()
+    return SHUT_DOWN if number >= 0 and sock.did_shutdown_SHUT_WR else number
 
 
 class _Borrowed(stdlib_socket.socket):
