@@ -272,7 +272,7 @@ class FakeRing(RingBase):
     def _complete(self, entry: _Entry, res: int, done: list[Operation]) -> None:
         op = self.table[entry.token]
         if op.pin is None and entry.at is not self._nothing:
-            raise Misuse(f"the buffers of {op} were let go before it was done")
+            raise Misuse(f"the buffers of {op} were released before it was done")
         self._active.remove(entry)
         self._cancels.discard(entry.token)
         self._collect((entry.token, res, 0), done)
