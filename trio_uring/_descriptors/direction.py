@@ -310,8 +310,8 @@ class Direction:
                 del self.operations[kind]
         if self.waiter is op:
             self.waiter = None
+        # A poll takes nothing, so nobody needs its result.
         if op.opcode != Opcode.POLL_ADD:
-            # Not for a poll, which takes nothing, so that nobody needs its result.
             view = op.memory  # the call releases it, if it can
             if view is not None:
                 op.memory = memoryview(view)
