@@ -71,7 +71,7 @@ def encode_prefix(size: int, prefix: Prefix = "u32be") -> bytes:
     if size > SIZE_MAX:
         raise FrameTooLarge(size, SIZE_MAX)
     if size < 0:
-        raise ValueError("the size of a frame must not be negative")
+        raise ValueError("the size of a frame is not negative")
     if prefix == "u32be":
         return _U32BE.pack(size)
     check_prefix(prefix)
