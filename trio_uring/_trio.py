@@ -20,17 +20,15 @@ _RUN, _IO, _SOCKET = "trio._core._run", "trio._core._io_epoll", "trio._socket"
 
 LOOP = "the ring is not trio's loop: a system task waits for it, as with TRIO_URING_DRIVER=task"
 FORK = "a forked child that stays in its parent's run shares trio's epoll instance with it"
-SOCKET = "nothing: it is the class of what trio.socket.from_stdlib_socket gives"
-HELPER = "sockets that use the ring: they wait and move bytes as trio's; streams are as ever"
-RESOLVE = "connects that wait by the ring: they wait as trio's"
-METACLASS = (
-    "streams and listeners of ours in place of trio's in an enabled run: only its sockets are ours"
-)
-SCHEDULER = "runs that are the same each time: trio_uring.testing.run_deterministically refuses"
+SOCKET = "nothing changes: the class is taken from what trio.socket.from_stdlib_socket returns"
+HELPER = "sockets do not use the ring: they wait and move bytes as trio's do; streams still use it"
+RESOLVE = "sockets that connect do not wait on the ring: they wait as trio's do"
+METACLASS = "in an enabled run only the sockets are ours: trio's streams and listeners stay trio's"
+SCHEDULER = "there are no repeatable runs: trio_uring.testing.run_deterministically refuses"
 DETECTOR = (
-    "the notice that another task sends on the trio.SocketStream beneath TrioNetwork's stream"
+    "TrioNetwork's stream does not notice when another task sends on the trio.SocketStream below it"
 )
-PLAIN = "UDPSocket and sockets on the ring: they need the plain socket within trio's"
+PLAIN = "no UDPSocket and no socket on the ring works: they need the plain socket within trio's"
 
 
 class PrivateName(NamedTuple):

@@ -296,13 +296,15 @@ class Direction:
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:
-        """Ends a call that did not get the result of its operation: the call was destroyed, or the
-        operation was never made."""
+        """Ends a call that did not get the result of its operation.
+
+        The call was destroyed, or the operation was never made.
+        """
         op.owed = False
         if op.task is None and not op.state.in_kernel:
             self._collect(op)
             return
-        # The next call has one of its own.
+        # The next call makes a new operation.
         for kind, other in list(self.operations.items()):
             if other is op:
                 del self.operations[kind]
@@ -334,7 +336,7 @@ class Direction:
         """Waits for what a destroyed call left in the kernel.
 
         Raises:
-            trio.BusyResourceError: another task does.
+            trio.BusyResourceError: another task already waits for it.
         """
         left = self.left
         while left is not None:

@@ -96,7 +96,7 @@ class Lease:
             in_child: in a forked child, the engine of the parent's run counts, too.
         """
         for way in (self.receiving, self.sending):
-            # At once: a garbage collection may change the dict.
+            # A copy, since a garbage collection may change the dict.
             for kind, op in list(way.operations.items()):
                 of_stream = not isinstance(kind, int) or kind >= 0
                 phase = op.engine.phase
@@ -189,7 +189,7 @@ def _nothing() -> None:
 
 
 def _operations(way: Direction) -> list[TaskOperation]:
-    kept = list(way.operations.values())  # at once, too
+    kept = list(way.operations.values())  # a copy, for the same reason
     return kept + [op for op in (way.waiter, way.left) if op is not None and op not in kept]
 
 

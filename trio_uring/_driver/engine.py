@@ -107,7 +107,7 @@ class Engine(RingSide):
         return int(await way.wait_ready())
 
     async def wait_ready(self, poll: TaskOperation) -> int:
-        """Performs a POLL_ADD. The result may be told too early."""
+        """Performs a POLL_ADD. It may return too early."""
         if self.phase is not RUNNING or get_ident() != self.thread:
             engine = self.attend(poll)
             if engine is not self:
@@ -125,13 +125,15 @@ class Engine(RingSide):
             poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
-        """The task's coroutine was destroyed: the ring holds what the operation needs until it is
-        done. Nobody else may use it."""
+        """Withdraws or cancels the operation of a task whose coroutine was destroyed.
+
+        Until it is done, the ring holds what it needs, and nobody else may use it.
+        """
         op.task = None
         if get_ident() == self.thread and not op.state.in_kernel:
             self._drop(op)
         else:
-            # It may be a garbage collection that destroys it, when we are about to wait.
+            # A garbage collection may have destroyed the coroutine when we are about to wait.
             self.at_flush(functools.partial(self._drop, op))
 
     def _drop(self, op: TaskOperation) -> None:
@@ -142,7 +144,7 @@ class Engine(RingSide):
             if op in self.queue:
                 self.withdraw(op)
                 op.res = 0
-            op.finish()  # once: it may be done by now, or drained and about to be finished
+            op.finish()  # only once: it may be done already, or drained and not yet finished
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -162,7 +164,7 @@ class Engine(RingSide):
                 await wait_task_rescheduled(leave)
             finally:
                 op.task = None
-        self._drop(op)  # abandoned by another thread, it is in the queue still
+        self._drop(op)  # if another thread has abandoned it, it may still be in the queue
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:

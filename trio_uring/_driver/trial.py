@@ -91,7 +91,7 @@ def try_system_calls() -> RingUnavailableError | None:
 
 
 def _why_no_child(code: int) -> str:
-    what = "a seccomp filter is in force, and a child to try io_uring under it cannot be had: clone"
+    what = "a seccomp filter is in force, and no child could be started to test io_uring: clone"
     if code == errno.EAGAIN:
         return why_unavailable(code, what)
     why = "the filter forbids that, too"
