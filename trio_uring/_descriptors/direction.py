@@ -38,7 +38,6 @@ from .provided import OWN_SIZE, use_first
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 # The kinds of operation that a direction keeps for reuse. Those for calls of the socket itself are
 # ~RECEIVE and so on. They are separate because a socket may move from one run to another while
 # both go on, and a stream may not.
@@ -149,11 +148,7 @@ class Direction:
         return op
 
     def hold(self, *, also_ended: bool = False) -> None:
-        """Like take, but without an operation.
-
-        Args:
-            also_ended: allow a direction that was shut down, since nothing will be sent.
-        """
+        """Like take, but without an operation. `also_ended`: even if it was shut down."""
         self._look(also_ended)
         self.held = True
 
