@@ -1,14 +1,14 @@
-"""What every test of trio_uring runs under.
+"""The setup that every test of trio_uring runs in.
 
-Rules: a machine that refuses io_uring, or TRIO_URING_BACKEND=epoll, runs everything by readiness,
-and skips the tests that are about the kernel's ring only: those with the marker `uring_only` and a
-reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A
-test that hangs ends the process after HANG_SECONDS with every stack, because a lost wake-up cannot
-be ended by a trio timeout. Every async test ends with an empty ring and as many descriptors as it
-began with (`checked_run`). A test for which no ring matters carries the marker `no_ring`: it runs
-without the C extension, too. A long case carries the marker `long` and is skipped without `--long`
-(or TRIO_URING_LONG=1). A test has the same name in each process, or pytest-xdist could not share
-them out.
+Rules: if the machine refuses io_uring, or with TRIO_URING_BACKEND=epoll, everything runs by
+readiness, and tests that are only about the kernel's ring are skipped: those with the marker
+`uring_only` and a reason. TRIO_URING_REQUIRE=1 makes a refusal an error. A test that hangs ends the
+process after HANG_SECONDS and shows every stack, because a trio timeout cannot end a lost wake-up.
+Every async test ends with an empty ring and as many descriptors as it began with (`checked_run`). A
+test for which the ring does not matter has the marker `no_ring`, and also runs without the C
+extension. A long case has the marker `long`, and is skipped without `--long` (or
+TRIO_URING_LONG=1). A test has the same name in every process, so that pytest-xdist can distribute
+them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""`python -m tests.denied`: io_uring denied as platforms deny it, and the fallback shown. Run in
-the repository's root.
+"""`python -m tests.denied`: shows the fallback where io_uring is denied as platforms deny it.
 
-For each errno that platforms answer with, and each way to end a process that asks: a child process
-installs a seccomp filter, runs an ordinary trio program with trio_uring enabled, says what it ran
-on and why, and then runs trio's checks of streams (tests/streams/test_trio_checks.py).
+Run it in the repository's root. For each errno with which platforms refuse, and each way to end a
+process that tries: a child process installs a seccomp filter, runs an ordinary trio program with
+trio_uring enabled, says what it ran on and why, and then runs trio's checks of streams
+(tests/streams/test_trio_checks.py).
 
-Rules of this file: the refusal is the kernel's. Exit status 0 if every child fell back and worked.
+Rules of this file: the refusal is the kernel's. The exit status is 0 if every child fell back and
+worked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The documents: every example in the guides is a program that runs, and what they name is there.
+"""The documents: every example in the guides is a program that runs, and what they name exists.
 
-Rules of this file: each block in a process of its own, with warnings as errors. A document is read
+Rules of this file: each block runs in its own process, with warnings as errors. A document is read
 as text.
 """
 

@@ -1,9 +1,8 @@
-"""The guides' programs once more, with every trio.run in them enabled: what is documented works
-there as well.
+"""The guides' programs again, with every trio.run in them enabled: they work there, too.
 
-Rules of this file: in this process, with warnings as errors. That they work as they are is what
-tests/test_docs.py looks at; the examples of docs/testing.md are pytest's, and test_pytest_plugin
-runs them, enabled too.
+Rules of this file: the programs run in this process, with warnings as errors. tests/test_docs.py
+tests that they work as they are. The examples in docs/testing.md are for pytest, and
+test_pytest_plugin runs them, enabled as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The examples, as a reader would run them: each a process of its own, on a port that the kernel
+"""The examples as a reader would run them: each in its own process, on a port that the kernel
 chooses.
 
-Rules: a test waits for what a process prints or for its end, never for a time. A server that wrote
-anything to its standard error, or did not end with 0 on SIGINT, fails its test.
+Rules: a test waits for what a process prints or for its end, never for some time. A server that
+wrote anything to standard error, or did not exit with 0 on SIGINT, fails its test.
 """
 
 from __future__ import annotations

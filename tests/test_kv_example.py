@@ -1,8 +1,7 @@
-"""The key-value server of the examples: over the ring, over a simulated network, and as the process
-that a reader runs.
+"""The key-value server example: over the ring, over a simulated network, and as a reader runs it.
 
-Rules of this file: what the server does is tested over both networks; what needs time to pass, over
-the simulated one, whose clock is virtual.
+Rules of this file: what the server does is tested over both networks; what needs time to pass is
+tested over the simulated one, whose clock is virtual.
 """
 
 from __future__ import annotations

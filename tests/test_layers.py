@@ -1,4 +1,4 @@
-"""The house: which package may import which, no circles, and few looks into others' rooms.
+"""The layers: which package may import which, no cycles, and little use of others' private names.
 
 Rules of this file: modules are read as text, not imported. docs/design.md has the same packages in
 the same order; a test compares.

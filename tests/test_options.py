@@ -1,7 +1,7 @@
 """SocketOptions as a value: what it refuses, how shorthands are folded into it, and what apply does
-where a platform, a kernel or a peer will not have it.
+if a platform, a kernel or a peer does not support an option.
 
-Rules: what real sockets get is in test_options_on_sockets; here a fake one says what it was told.
+Rules: real sockets are in test_options_on_sockets; here a fake one records what it was told.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 kernel.
 
 Rules: getsockopt on real sockets says what was set, not the code. A socket that a field is not
-meant for has what it has without options.
+meant for keeps what it has without options.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""trio's own tests with ours swapped in, on the default ring, and what judges them. All of it:
-`python -m tests.trio_suite`.
+"""trio's own tests with our sockets and streams, on the default ring; and the judge of their
+results.
 
-Rules of this file: the judge is tested on runs made by hand, one defect in each.
+`python -m tests.trio_suite` runs all of them.
+
+Rules of this file: the judge is tested on runs made by hand, each with one defect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""trio streams and listeners driven by io_uring, and by readiness where that cannot be had.
+"""trio's sockets, streams and listeners, driven by io_uring, or by readiness where there is none.
 
 Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring:
 the first operation of a trio.run does.
@@ -41,22 +41,21 @@ __version__ = "0.1.0"
 
 
 def current_statistics() -> Statistics:
-    """What the ring and the driver of this trio.run have done so far: a frozen snapshot.
+    """A frozen snapshot of what the ring and the driver of this trio.run have done so far.
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: there is no ring: see backend_info().
+        RingUnavailableError: io_uring is asked for and not available: see backend_info().
     """
     return _current_driver().statistics()
 
 
 def current_operations() -> list[OperationInFlight]:
-    """Every operation in flight in this trio.run: its opcode, descriptor, age in seconds, and the
-    task that waits.
+    """Every operation in flight in this trio.run, with its descriptor, its age and its task.
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: there is no ring: see backend_info().
+        RingUnavailableError: io_uring is asked for and not available: see backend_info().
     """
     return _current_driver().operations()
 

@@ -1,6 +1,6 @@
 """The command line: `python -m trio_uring demo`, `info`, `--version`.
 
-Rules of this file: it parses arguments and reports errors, in one sentence each; the work is done
+Rules of this file: it parses arguments and reports errors, one sentence for each; the work is done
 in _demo/demo.py and _cli/info.py.
 """
 
@@ -19,7 +19,7 @@ from ._demo.demo import DemoError, run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DESCRIPTORS_KEPT = 64  # of RLIMIT_NOFILE, for everything but the demo's connections
+DESCRIPTORS_KEPT = 64  # reserved, of RLIMIT_NOFILE, for everything but the demo's connections
 
 
 def _count(text: str) -> int:

@@ -12,32 +12,34 @@ from typing import Any
 
 import trio
 
-# What the stream's own descriptor being gone looks like. Everything else on a stream means that the
+# These mean that the stream's own descriptor is gone. Any other errno on a stream means that the
 # connection is broken.
 CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
 
-# A result that says "ask again", never an error of the stream.
+# These mean "try again", and are never an error of the stream.
 AGAIN_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR})
 
 
 class RingUnavailableError(OSError):
-    """io_uring was asked for and cannot be had. `errno` and the message say why, and what to do."""
+    """io_uring is asked for and not available. `errno` and the message say why and what to do."""
 
 
 class RingBrokenError(OSError):
-    """A ring that worked has failed; every operation on it fails. Seen when a sandbox forbids
-    io_uring_enter later."""
+    """A ring that worked has failed, and every operation on it fails.
+
+    It is seen when a sandbox begins to forbid io_uring_enter.
+    """
 
 
 class IncompleteReadError(EOFError):
-    """The stream ended before the bytes asked for had come.
+    """The stream ended before the bytes that were asked for had come.
 
-    The bytes that came are not lost: they are in `partial`, and the stream gives them to the next
-    receive.
+    The bytes that did come are not lost: they are in `partial`, and the stream's next receive
+    returns them.
 
     Attributes:
         partial: the bytes that came before the end.
-        expected: how many bytes had been asked for; None: as many as it takes to a delimiter.
+        expected: how many bytes were asked for; None: everything up to a delimiter.
     """
 
     def __init__(self, partial: bytes, expected: int | None = None) -> None:
@@ -58,8 +60,8 @@ class DelimiterNotFound(ValueError):
     """The peer's line is longer than allowed. Its bytes stay in the stream.
 
     Attributes:
-        delimiter: what was looked for.
-        max_bytes: in how many bytes.
+        delimiter: the bytes searched for.
+        max_bytes: how many bytes were searched.
     """
 
     def __init__(self, delimiter: bytes, max_bytes: int) -> None:
@@ -76,7 +78,12 @@ def stream_error(
     *,
     of_socket: bool = True,
 ) -> trio.BrokenResourceError | trio.ClosedResourceError:
-    """The trio exception for errno `code` on a stream, in trio's words, caused by its OSError."""
+    """The trio exception for errno `code` on a stream, in trio's words, with its OSError as cause.
+
+    Args:
+        code: the errno.
+        of_socket: whether the stream is on a socket.
+    """
     cause = OSError(code, os.strerror(code))
     if code in CLOSED_ERRNOS:
         what = "socket" if of_socket else "file"
@@ -103,7 +110,7 @@ _REASONS = {
 
 
 def why_unavailable(code: int, what: str) -> str:
-    """A sentence for a person: what failed and what to change."""
+    """A sentence for the user: what failed, why, and what to change."""
     reason = _REASONS.get(code, "no io_uring ring can be had")
     if code == errno.EPERM:
         reason = _who_forbids() or reason
@@ -131,7 +138,7 @@ def _who_forbids() -> str | None:
 
 
 def _address_space() -> int | None:
-    """Bytes that this process may map; None: there is no limit, or it is not known."""
+    """Bytes that this process may map; None: there is no limit, or it is unknown."""
     try:
         import resource  # which not every platform has
     except ImportError:

@@ -1,9 +1,9 @@
 """Socket options: one frozen value, and the one place that sets them.
 
-Rules of this file: a field of SocketOptions that is an option of the kernel's has its row in _ROWS,
-which says on which sockets and when it is set, and what values it takes. A value that is the
-default says nothing: equal values do the same, so an explicit default is no wish. It knows no ring,
-no stream and no trio.
+Rules of this file: each field of SocketOptions that is an option of the kernel has a row in _ROWS,
+which says on which sockets and when it is set, and which values it takes. A field that has its
+default says nothing: equal values have to do the same, so an explicit default is not a request.
+This file knows no ring, no stream and no trio.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 Role = Literal["listening", "connecting", "connected", "datagram"]
 """What a socket is about to be used for: see SocketOptions.apply."""
 
-BACKLOG_MAX = 65535  # some systems keep the number in 16 bits without looking
-_SECONDS_MAX = 65535  # what Windows takes for SO_LINGER
+BACKLOG_MAX = 65535  # some systems silently keep only 16 bits of the number
+_SECONDS_MAX = 65535  # the most that Windows takes for SO_LINGER
 _INT_MAX = 2**31 - 1
-_NOTHING: tuple[int | bytes | None, ...] = ()  # what the kernel is told; None: nothing
+_NOTHING: tuple[int | bytes | None, ...] = ()  # what to set, for each row; None: leave it alone
 _DEVICE_MAX = 15  # bytes; IFNAMSIZ has one more, for the zero byte
 
 _INTERNET = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
-_TCP = (0, stdlib_socket.IPPROTO_TCP, 262)  # 0: as the socket module makes them; 262: IPPROTO_MPTCP
+_TCP = (0, stdlib_socket.IPPROTO_TCP, 262)  # 0: the socket module's default; 262: IPPROTO_MPTCP
 
 
 class _Socket(Protocol):
-    """What is used of a socket: the socket module's, trio's, or one of somebody else's class."""
+    """What we use of a socket: the socket module's, trio's, or one of some other class."""
 
     @property
     def family(self) -> int: ...
@@ -49,7 +49,7 @@ class _Socket(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAlive:
-    """When TCP asks an idle peer whether it is still there, and when it gives it up.
+    """When TCP asks an idle peer whether it is still there, and when it gives up.
 
     Raises:
         TypeError, ValueError: a value that the kernel could not use.
@@ -61,8 +61,8 @@ class KeepAlive:
     interval: int | None = None
     """Seconds between probes (TCP_KEEPINTVL), 1 to 32,767; None: the system's (Linux: 75)."""
     count: int | None = None
-    """Probes without an answer after which the connection is broken (TCP_KEEPCNT), 1 to 127; None:
-    the system's (Linux: 9)."""
+    """Unanswered probes after which the connection is broken (TCP_KEEPCNT), 1 to 127; None: the
+    system's (Linux: 9)."""
 
     def __post_init__(self) -> None:
         for name, high in (("idle", 32767), ("interval", 32767), ("count", 127)):
@@ -71,12 +71,11 @@ class KeepAlive:
 
 @dataclass(frozen=True, kw_only=True)
 class SocketOptions:
-    """The options of sockets, as a value: what opens a stream, a listener, a server, a network or a
-    UDP socket takes one.
+    """Socket options as one value, for everything that opens a stream, listener, network or socket.
 
-    A field is set where it means something: those of TCP not on Unix sockets, those of listeners
-    not on connections. Elsewhere it is ignored, so that one value can serve a whole program. What a
-    listener has, its connections have.
+    A field is set only where it means something: TCP's not on Unix sockets, those of listeners not
+    on connections. Elsewhere it is ignored, so that one value can serve a whole program.
+    Connections have the options of their listener.
 
     Raises:
         TypeError, ValueError: a value that no socket could have.
@@ -86,21 +85,21 @@ class SocketOptions:
     """TCP: small sends leave at once (TCP_NODELAY)."""
     notsent_lowat: int | None = 2**20
     """TCP: bytes that may wait unsent in the socket before a send waits (TCP_NOTSENT_LOWAT), at
-    least 1. None: the system's choice, which is no limit but the buffer. trio has 16 KiB, which
+    least 1. None: the system's choice, which is no limit but the buffer. trio sets 16 KiB, which
     wakes a bulk sender for every few packets."""
     keepalive: bool | KeepAlive = False
     """TCP: an idle peer is asked whether it is still there (SO_KEEPALIVE). True: with the
-    system's timings; a KeepAlive sets its own."""
+    system's timings; a KeepAlive has its own."""
     user_timeout: float | None = None
-    """TCP: seconds, 0.001 to 2,147,483, after which a connection is broken whose peer does not
+    """TCP: seconds, 0.001 to 2,147,483, after which the connection is broken if the peer does not
     acknowledge what was sent (TCP_USER_TIMEOUT; Linux only); None: the system's choice (about
-    15 minutes). With `keepalive`, it takes the place of the count."""
+    15 minutes). With `keepalive`, it replaces the count."""
     linger: float | None = None
     """TCP: seconds, 0 to 65,535. None: a close returns at once, and the system goes on delivering.
     0: a close resets the connection (RST), and drops what was not sent.
 
-    More: in a network, aclose waits for as long until the peer has everything (a SimulatedNetwork
-    does not wait, and delivers all the same). Everywhere else it is the kernel's option
+    Above 0: on a network's stream, aclose waits at most this long until the peer has everything (a
+    SimulatedNetwork delivers without waiting). Everywhere else it is the kernel's option
     (SO_LINGER), in whole seconds, rounded up: close(2) blocks the thread meanwhile, and with it
     every task of the run."""
     reuse_address: bool = True
@@ -108,8 +107,8 @@ class SocketOptions:
     (SO_REUSEADDR). Never set on Windows, where it lets two servers share a port."""
     reuse_port: bool = False
     """TCP listeners and UDP: several sockets of one user may have the same port, if all of them ask
-    for it, and the kernel spreads the connections or datagrams over them (SO_REUSEPORT). What waits
-    in the backlog of a listener that is closed is reset."""
+    for it, and the kernel spreads the connections or datagrams over them (SO_REUSEPORT). When a
+    listener is closed, the connections in its backlog are reset."""
     ipv6_only: bool = True
     """TCP listeners on IPv6: they take no connections over IPv4 (IPV6_V6ONLY). False: a listener on
     "::" takes both, and nothing else can listen on that port over IPv4."""
@@ -118,17 +117,17 @@ class SocketOptions:
     allows."""
     bind_to_device: str | None = None
     """TCP and UDP: the name of the network interface that everything goes through, such as "eth0",
-    at most 15 bytes (SO_BINDTODEVICE; Linux only, before 5.7 for CAP_NET_RAW only)."""
+    at most 15 bytes (SO_BINDTODEVICE; Linux only, and before 5.7 only with CAP_NET_RAW)."""
     receive_buffer: int | None = None
     """Bytes of the socket's receive buffer (SO_RCVBUF), at least 1; None: the system's choice,
-    which for TCP grows as it needs to. Linux doubles the number, for its own bookkeeping, and cuts
-    it to net.core.rmem_max without saying so."""
+    which for TCP grows as needed. Linux silently cuts the number to net.core.rmem_max, and doubles
+    it for its own bookkeeping."""
     send_buffer: int | None = None
-    """Bytes of the socket's send buffer (SO_SNDBUF), as `receive_buffer`; the limit is
+    """Bytes of the socket's send buffer (SO_SNDBUF), like `receive_buffer`; the limit is
     net.core.wmem_max."""
     broadcast: bool = False
     """UDP: sending to broadcast addresses is allowed (SO_BROADCAST)."""
-    _told = _NOTHING  # for each of _ROWS; no field
+    _told = _NOTHING  # what to set, for each of _ROWS; not a field
 
     def __post_init__(self) -> None:
         told = tuple(row.encode(row.field, getattr(self, row.field)) for row in _ROWS)
@@ -136,23 +135,25 @@ class SocketOptions:
         object.__setattr__(self, "_told", told)
 
     def apply(self, sock: _Socket, role: Role) -> None:
-        """Sets what makes sense for a socket, a stdlib or a trio one.
+        """Sets the options that make sense for a socket.
 
         Args:
-            sock: a stream or datagram socket.
+            sock: a stream or datagram socket, of the standard library or trio.
             role: what it is about to be used for.
-                "listening": before bind(2). `backlog` is for listen(2), which the caller calls.
-                "connecting": before bind(2) and connect(2): what has to be set by then.
-                "connected": all the rest, after connect(2); after accept(2), where the listener's
-                options are not inherited (all but the buffers of Unix sockets are, on Linux).
-                "datagram": before bind(2).
+                "listening": to be set before bind(2). `backlog` is for listen(2), which the caller
+                calls.
+                "connecting": what has to be set before bind(2) and connect(2).
+                "connected": everything else, after connect(2); also after accept(2), if the
+                listener's options are not inherited (on Linux all but the buffers of Unix sockets
+                are).
+                "datagram": to be set before bind(2).
 
         Raises:
-            OSError: an option that differs from the default cannot be had; the message names it.
+            OSError: an option that differs from the default cannot be set; the message names it.
                 ENOPROTOOPT: this platform does not have it; EPERM: it needs a privilege; ENODEV:
-                there is no such device; others as of setsockopt(2). What fails on a connection that
-                is already gone is skipped: the first receive tells.
-            ValueError: no such role.
+                there is no such device; others as for setsockopt(2). On a connection that is
+                already gone, failures are ignored: the first receive reports it.
+            ValueError: there is no such role.
         """
         if role not in _ROWS_OF:
             raise ValueError(f"role must be one of {', '.join(_ROWS_OF)}, not {role!r}")
@@ -180,21 +181,21 @@ class SocketOptions:
 
     @property
     def backlog_length(self) -> int:
-        """What listen(2) is told."""
+        """The backlog to pass to listen(2)."""
         return BACKLOG_MAX if self.backlog is None else self.backlog
 
 
 def fold_options(options: SocketOptions | None, **shorthands: Any) -> SocketOptions:
-    """The options of a call that has keyword arguments for some of them, too.
+    """The options of a call that also has keyword arguments for some of them.
 
     Args:
-        options: as the caller has them; None: the defaults.
-        shorthands: fields by name. One that is the field's default says nothing; `backlog` is taken
-            as trio takes it.
+        options: the call's argument; None: the defaults.
+        shorthands: fields by name. A value that is the field's default says nothing; `backlog` is
+            converted as trio does it.
 
     Raises:
-        ValueError: both say something, and not the same.
-        TypeError: options are something else, or a backlog that is no int.
+        ValueError: a shorthand and the options contradict each other.
+        TypeError: `options` is something else, or the backlog is not an int.
     """
     if options is None:
         options = DEFAULT_OPTIONS
@@ -215,13 +216,13 @@ def fold_options(options: SocketOptions | None, **shorthands: Any) -> SocketOpti
 
 
 def _trios_backlog(backlog: Any) -> int | None:
-    """trio takes any int, as listen(2) does."""
+    """The field for a backlog as trio takes it: any int, as listen(2) does."""
     if not isinstance(backlog, int) and backlog is not None:
         raise TypeError(f"backlog must be an int or None, not {backlog!r}")
     return None if backlog is None else max(0, min(int(backlog), BACKLOG_MAX))
 
 
-# -- what the values become: None leaves the option alone
+# -- from values to what setsockopt(2) takes: None leaves the option alone
 
 
 def _flag(name: str, value: object) -> int:
@@ -270,7 +271,7 @@ def _linger(name: str, value: Any) -> bytes | None:
     if value is None:
         return None
     _seconds(name, value, 0, _SECONDS_MAX)
-    # rounded up, since 0 is something else
+    # rounded up, since 0 means something else
     return struct.pack("HH" if sys.platform == "win32" else "ii", 1, math.ceil(value))
 
 
@@ -300,11 +301,11 @@ def _device(name: str, value: object) -> bytes | None:
     return encoded + b"\0"
 
 
-# -- where they are set
+# -- where and when they are set
 
 
 class _Row(NamedTuple):
-    """An option of the kernel's."""
+    """An option of the kernel."""
 
     field: str  # of SocketOptions
     level: int
@@ -312,18 +313,18 @@ class _Row(NamedTuple):
     kind: str  # of sockets: see _kinds_of
     roles: tuple[Role, ...]
     encode: Callable[[str, Any], int | bytes | None]
-    optional: bool = False  # where the default cannot be had, it is not missed
+    optional: bool = False  # if the default cannot be set, that is no error
 
 
 _SOCKET, _TCP_LEVEL = stdlib_socket.SOL_SOCKET, stdlib_socket.IPPROTO_TCP
 _STREAMS: tuple[Role, ...] = ("listening", "connected")
 _BEFORE: tuple[Role, ...] = ("listening", "connecting", "datagram")
-# after accept(2), too: those of a Unix listener are not inherited
+# After accept(2), too: those of a Unix listener are not inherited.
 _ALWAYS: tuple[Role, ...] = (*_BEFORE, "connected")
 _SIZE = _whole(1, _INT_MAX)  # bytes
 _KEEPIDLE = ("TCP_KEEPIDLE", "TCP_KEEPALIVE")  # the latter on macOS
 
-# In the order in which they are set.
+# In the order in which they are set on a socket.
 _ROWS = (
     _Row("reuse_address", _SOCKET, ("SO_REUSEADDR",), "tcp", ("listening",), _address_reuse),
     _Row("reuse_port", _SOCKET, ("SO_REUSEPORT",), "internet", ("listening", "datagram"), _if_on),

@@ -1,7 +1,7 @@
-"""The private names of trio that this package uses: all of them, and what is lost without each.
+"""All private names of trio that this package uses, and what is lost without each of them.
 
-Rules of this file: importing never fails, whatever trio looks like. Each name is looked up once.
-One that is missing is told with what is lost without it, and whoever would use it does without.
+Rules of this file: importing never fails, whatever trio looks like. Each name is looked up once. If
+one is missing, the table says what is lost, and the code that would use it does without.
 `python -m trio_uring info` prints the table.
 """
 
@@ -20,17 +20,15 @@ _RUN, _IO, _SOCKET = "trio._core._run", "trio._core._io_epoll", "trio._socket"
 
 LOOP = "the ring is not trio's loop: a system task waits for it, as with TRIO_URING_DRIVER=task"
 FORK = "a forked child that stays in its parent's run shares trio's epoll instance with it"
-SOCKET = "nothing: it is the class of what trio.socket.from_stdlib_socket gives"
-HELPER = "sockets that use the ring: they wait and move bytes as trio's; streams are as ever"
-RESOLVE = "connects that wait by the ring: they wait as trio's"
-METACLASS = (
-    "streams and listeners of ours in place of trio's in an enabled run: only its sockets are ours"
-)
-SCHEDULER = "runs that are the same each time: trio_uring.testing.run_deterministically refuses"
+SOCKET = "nothing changes: the class is taken from what trio.socket.from_stdlib_socket returns"
+HELPER = "sockets do not use the ring: they wait and move bytes as trio's do; streams still use it"
+RESOLVE = "sockets that connect do not wait on the ring: they wait as trio's do"
+METACLASS = "in an enabled run only the sockets are ours: trio's streams and listeners stay trio's"
+SCHEDULER = "there are no repeatable runs: trio_uring.testing.run_deterministically refuses"
 DETECTOR = (
-    "the notice that another task sends on the trio.SocketStream beneath TrioNetwork's stream"
+    "TrioNetwork's stream does not notice when another task sends on the trio.SocketStream below it"
 )
-PLAIN = "UDPSocket and sockets on the ring: they need the plain socket within trio's"
+PLAIN = "no UDPSocket and no socket on the ring works: they need the plain socket within trio's"
 
 
 class PrivateName(NamedTuple):
@@ -39,7 +37,7 @@ class PrivateName(NamedTuple):
     name: str
     found: bool
     lost: str
-    """What does not work, or works in another way, without it."""
+    """What does not work, or works differently, without it."""
 
 
 def _find(module: str, name: str) -> Any:
@@ -57,12 +55,12 @@ def _probe(module: str, lost: str, *names: str) -> list[PrivateName]:
 
 
 def _socket_class() -> type[trio.socket.SocketType]:
-    """The class of trio's sockets, asked of one."""
+    """The class of trio's sockets, taken from one."""
     with stdlib_socket.socket() as sock:
         return type(trio.socket.from_stdlib_socket(sock))
 
 
-# The class of trio's own sockets, which trio_uring.UringSocket is derived from.
+# The class of trio's own sockets, from which trio_uring.UringSocket is derived.
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,18 +70,18 @@ if TYPE_CHECKING:
 else:
     SocketType_ = _find(_SOCKET, "_SocketType") or _socket_class()
 
-# All of its methods that may block go through this one, which we override.
+# All of its methods that may wait go through this one, which we override.
 HAS_NONBLOCKING_HELPER = hasattr(SocketType_, "_nonblocking_helper")
 
-# The socket module's socket within it.
+# The socket module's socket within a trio socket.
 HAS_PLAIN_SOCKET = "_sock" in getattr(
     _find(_SOCKET, "_SocketType.__init__.__code__"), "co_names", ("_sock",)
 )
 
-# How it resolves the address that it is to connect to.
+# Resolves the address to connect or send to.
 HAS_RESOLVE_ADDRESS = hasattr(SocketType_, "_resolve_address_nocp")
 
-# An enabled run puts a class derived from this one in the place of the metaclass of these two.
+# An enabled run replaces the metaclass of these two classes with one derived from it.
 _METACLASS_NAME = "the metaclass of trio.SocketStream and trio.SocketListener, abc.ABCMeta"
 HAS_PLAIN_METACLASS = {type(trio.SocketStream), type(trio.SocketListener)} == {abc.ABCMeta}
 
@@ -107,7 +105,7 @@ NAMES = [
 
 
 def missing(lost: str) -> list[str]:
-    """The names that are not there, of those without which `lost` is lost."""
+    """The missing names, of those that `lost` depends on."""
     return [private.name for private in NAMES if private.lost == lost and not private.found]
 
 
@@ -128,7 +126,7 @@ async def resolve(sock: Any, address: Any) -> Any:
 
 
 class _Detector:
-    """As trio's ConflictDetector, where that is missing."""
+    """Stands in for trio's ConflictDetector where that is missing."""
 
     _held = False
 
@@ -142,8 +140,10 @@ class _Detector:
 
 
 def send_detector(stream: trio.SocketStream) -> Any:
-    """What notices that two tasks send on a trio.SocketStream: a context manager, `_held`
-    within."""
+    """The context manager by which a trio.SocketStream notices that two tasks send on it.
+
+    Its `_held` is true inside the block.
+    """
     found = getattr(stream, "_send_conflict_detector", None)
     return found if hasattr(found, "_held") else _Detector()
 
@@ -152,7 +152,7 @@ def send_detector(stream: trio.SocketStream) -> Any:
 
 
 def scheduler() -> Any:
-    """The module with trio's random generator, which orders tasks; None: it is not as it was."""
+    """The module with trio's random generator, which orders tasks; None: names are missing."""
     return None if missing(SCHEDULER) else importlib.import_module(_RUN)
 
 
@@ -162,8 +162,10 @@ _EpollIOManager: Any = _find(_IO, "EpollIOManager")
 
 
 def loop_runner() -> Any:
-    """trio's runner of this run, if the ring can be its loop. None: it is a guest run, or has
-    another shape."""
+    """trio's runner of this run, if the ring can be its loop.
+
+    None: it is a guest run, or trio's runner has another shape.
+    """
     if not _CAN_BE_LOOP:
         return None
     runner = _context.runner
@@ -172,16 +174,16 @@ def loop_runner() -> Any:
 
 
 def trios_own(manager: Any) -> Any:
-    """trio's own I/O manager, within those of ours."""
+    """trio's own I/O manager, inside ours."""
     while isinstance(manager, Manager):
         manager = manager.inner
     return manager
 
 
 class Manager:
-    """An I/O manager in the place of another one, to which it leaves everything.
+    """An I/O manager that replaces another one, and passes every call on to it.
 
-    It has all that trio asks of it. (A __getattr__ would make every look-up slower.)
+    It has every method that trio uses. (A __getattr__ would make every look-up slower.)
     """
 
     def __init__(self, inner: Any) -> None:
@@ -221,9 +223,10 @@ class _AtEnd(trio.abc.Instrument):
 
 
 def call_at_end(function: Callable[[], object]) -> None:
-    """Has a function called at the end of this trio.run. It must not raise.
+    """Calls a function at the end of this trio.run. It must not raise.
 
-    By an I/O manager, since an instrument shows: some of trio's own tests look for hooks.
+    An I/O manager does it where possible, since an instrument is visible: some of trio's own tests
+    look for hooks.
     """
     if not _CAN_BE_LOOP:
         trio.lowlevel.add_instrument(_AtEnd(function))
@@ -233,7 +236,7 @@ def call_at_end(function: Callable[[], object]) -> None:
 
 
 class _Ending(Manager):
-    """Calls a function before it is closed."""
+    """Calls a function before it closes."""
 
     def __init__(self, inner: Any, function: Callable[[], object]) -> None:
         super().__init__(inner)
@@ -252,8 +255,10 @@ def epoll_fileno(manager: Any) -> int:
 
 
 def renew_epoll(manager: Any) -> None:
-    """In a forked child: gives trio's I/O manager an epoll instance of the child's own, in place of
-    the one that it shares with its parent."""
+    """Called in a forked child: gives trio's I/O manager an epoll instance that only it has.
+
+    The old one is shared with the parent.
+    """
     if not _CAN_RENEW:
         return
     manager = trios_own(manager)

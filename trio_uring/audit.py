@@ -1,16 +1,17 @@
-"""A running SHA-256 of everything that is done on a network, and the events that go into it.
-`Audited` feeds it.
+"""A running SHA-256 of everything that is done on a network, and its events. `Audited` feeds it.
 
-Two runs of a program over a simulated network with the same seed have the same digest; where a
-digest differs, the events say which is the first that does.
+Two runs of a program over a simulated network with the same seed have the same digest; if the
+digests differ, the events show where the runs first differ.
 
 Rules of this file: standard library only. What is hashed is the encoding below, in which every part
-has its length in front, so that no two sequences of events look the same; buffers are hashed where
-they are, and once. A subscriber can break neither the I/O nor the digest.
+is preceded by its length, so that no two sequences of events look the same; buffers are hashed in
+place, and once. A subscriber can break neither the I/O nor the digest.
 
     event = text(kind) text(operation) text(address) u64(number of buffers) {buffer} text(error)
-    buffer = u64(bytes) and the bytes; of a send that succeeded u64(bytes) alone: its attempt had
-    the bytes text = u64(bytes) and the UTF-8; u64 = 8 bytes, big-endian
+    buffer = u64(bytes) and the bytes; for a send that succeeded u64(bytes) alone, since its attempt
+        had the bytes
+    text = u64(bytes) and the UTF-8
+    u64 = 8 bytes, big-endian
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ Kind = Literal["attempt", "success", "failure"]
 _log = logging.getLogger("trio_uring")
 
 _NO_ERROR = bytes(8)  # text("")
-_NOT_A_BUFFER = b"\xff" * 8  # in place of the size of something that the stream will refuse
-_ADDRESS_IN_MEMORY = re.compile(r"\bat 0x[0-9a-fA-F]+")  # of a repr; another in every run
+_NOT_A_BUFFER = b"\xff" * 8  # instead of the size of something that the stream will refuse
+_ADDRESS_IN_MEMORY = re.compile(r"\bat 0x[0-9a-fA-F]+")  # in a repr; differs from run to run
 
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One thing that happened. `Audit.digest`, called in the subscriber, is the digest up to and
-    with this event."""
+    """One thing that happened.
+
+    In a subscriber, `Audit.digest` returns the digest up to and including this event.
+    """
 
     number: int
     """From 1, in order."""
@@ -49,21 +52,21 @@ class AuditEvent:
     operation: str
     """bind, dial, accept, send, receive or close."""
     address: Any
-    """The other end's (host, port); of bind the one asked for and then the one got, of a failed
-    accept the listener's; None on streams that do not know."""
+    """The other end's (host, port). For bind, the address asked for, and then the one bound; for a
+    failed accept, the listener's. None on streams that do not know it."""
     sizes: tuple[int, ...]
     """Bytes of each buffer that was to be sent, was sent, or was received."""
     error: str | None
-    """Of a failure: the type, and the text if it is an error."""
+    """For a failure: the type, and the text unless it was a cancellation or timeout."""
     outcome: Outcome | None
-    """Of a failure: "timed_out", "cancelled" or "failed"."""
+    """For a failure: "timed_out", "cancelled" or "failed"."""
 
 
 class Audit:
     """Hashes what is done on a network or a stream that is wrapped in Audited or AuditedStream.
 
-    Several networks and streams may share one, if they are used in one thread. The price is that of
-    SHA-256: about 0.5 ms for 1 MiB, in the thread that does the I/O.
+    Several networks and streams may share one, if they are used in one thread. It costs a SHA-256:
+    about 0.5 ms for 1 MiB, in the thread that does the I/O.
     """
 
     def __init__(self) -> None:
@@ -80,12 +83,12 @@ class Audit:
         """The SHA-256 of all events so far, as 64 hexadecimal digits."""
         return self._hash.hexdigest()
 
-    # -- what observers are told
+    # -- called by the wrappers
 
     def attempt(
         self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
     ) -> None:
-        """An operation begins.
+        """Records that an operation begins.
 
         Args:
             operation: its name.
@@ -97,25 +100,25 @@ class Audit:
     def success(
         self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
     ) -> None:
-        """An operation has done what it should.
+        """Records that an operation succeeded.
 
         Args:
             operation: its name.
             address: (host, port), or None.
-            buffers: what was received, which is hashed, or sent, which was hashed by `attempt`.
+            buffers: what was received (hashed here), or sent (hashed by `attempt`).
         """
         self._fold("success", operation, address, buffers, operation != "send")
 
     def failure(
         self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed"
     ) -> None:
-        """An operation has ended otherwise.
+        """Records that an operation ended in any other way.
 
         Args:
             operation: its name.
             address: (host, port), or None.
-            error: what it raised. Of a cancellation or a timeout only the type counts: its text
-            tells of tasks and scopes.
+            error: what it raised. For a cancellation or a timeout only the type is hashed, since
+                the text mentions tasks and scopes.
             outcome: what that means.
         """
         text = _describe(error) if outcome == "failed" else type(error).__name__
@@ -151,8 +154,7 @@ class Audit:
             self._publish(AuditEvent(self._number, kind, operation, address, sizes, None, None))
 
     def _fold_buffer(self, buffer: Buffer) -> None:
-        """One that is not bytes: of any item size and shape, perhaps not contiguous, perhaps not
-        even a buffer."""
+        """Hashes a buffer that is not bytes: of any items or shape, perhaps not even a buffer."""
         update = self._hash.update
         try:
             with memoryview(buffer) as view:
@@ -161,7 +163,7 @@ class Audit:
                     with view.cast("B") as plain:
                         update(plain)
                 except TypeError:
-                    # Not contiguous, without items, or of a format that only its own library knows.
+                    # Not contiguous, empty, or of a format that only its own library knows.
                     update(view.tobytes())
         except (TypeError, ValueError):
             update(_NOT_A_BUFFER + _text(type(buffer).__name__))
@@ -169,12 +171,12 @@ class Audit:
     # -- subscribers
 
     def subscribe(self, callback: Callable[[AuditEvent], object]) -> Callable[[], None]:
-        """Calls `callback` with every event from now on, before the operation goes on.
+        """Calls `callback` with every event from now on, before the operation continues.
 
         Args:
-            callback: a plain function, quick: it runs in the task that does the I/O. If it raises
-                an Exception, that is logged (logger "trio_uring") and it is not called again; the
-                operation and the digest go on.
+            callback: a plain function. It should be quick: it runs in the task that does the I/O.
+                If it raises an Exception, that is logged (logger "trio_uring") and the function is
+                not called again; the operation and the digest go on.
 
         Returns:
             A function that ends the subscription; calling it again does nothing.
@@ -190,18 +192,17 @@ class Audit:
         return unsubscribe
 
     def log_to(self, logger: Any) -> Callable[[], None]:
-        """Logs every event from now on: errors and timeouts as warnings, everything else at debug
-        level.
+        """Logs every event from now on: errors and timeouts as warnings, everything else as debug.
 
         Args:
             logger: a logging.Logger or LoggerAdapter, which gets a message and, as `extra`, the
                 attributes `event_number`, `event_kind`, `operation`, `address`, `sizes`, `error`
                 and `outcome`. Or a structlog logger (anything else that has the methods `debug` and
-                `warning`): these get the event "network <operation> <kind>" and the same values as
+                `warning`), which gets the event "network <operation> <kind>" and the same values as
                 key-value pairs.
 
         Returns:
-            A function that ends it.
+            A function that ends the logging.
         """
         if isinstance(logger, (logging.Logger, logging.LoggerAdapter)):
             return self.subscribe(functools.partial(_log_plainly, logger))
@@ -223,10 +224,10 @@ class Audit:
 
 
 def _head(kind: str, operation: str, address: Any, count: int) -> bytes:
-    """Only what addresses are made of comes into the cache.
+    """The encoding of an event's beginning; cached only for None and (str, int) addresses.
 
-    There the first of equal keys would decide what is hashed for the others, and ("a", 80.0) is
-    equal to ("a", 80).
+    In the cache, the first of equal keys would decide what is hashed for the others, and
+    ("a", 80.0) is equal to ("a", 80).
     """
     if address is None or (type(address) is tuple and [*map(type, address)] == [str, int]):
         return _known_head(kind, operation, address, count)
@@ -241,7 +242,7 @@ def _known_head(kind: str, operation: str, address: Any, count: int) -> bytes:
         and isinstance(address[0], str)
         and isinstance(address[1], int)
     ):
-        text = f"{str.__str__(address[0])} {address[1]:d}"  # of a str enum the value, not its name
+        text = f"{str.__str__(address[0])} {address[1]:d}"  # the value of a str enum, not its name
     else:
         text = "" if address is None else _ADDRESS_IN_MEMORY.sub("at 0x...", str(address))
     return _text(kind) + _text(operation) + _text(text) + count.to_bytes(8, "big")
@@ -255,7 +256,7 @@ def _text(text: str) -> bytes:
 def _describe(error: BaseException) -> str:
     try:
         text = _ADDRESS_IN_MEMORY.sub("at 0x...", str(error))
-    except Exception:  # this must not take the place of the error itself
+    except Exception:  # this must not replace the error itself
         text = "(without a text)"
     return f"{type(error).__name__}: {text}"
 

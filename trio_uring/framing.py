@@ -1,8 +1,7 @@
-"""Frames: messages with a length prefix, in a stream of bytes. The codec alone, without I/O, for
-any program.
+"""Frames: messages with a length prefix, in a stream of bytes. Only the codec, without I/O.
 
-Two prefixes: "u32be", four bytes, big-endian; and "varint", unsigned LEB128 of one to five bytes.
-Both hold 0 to 2**32 - 1.
+There are two prefixes: "u32be", four bytes, big-endian; and "varint", unsigned LEB128 of one to
+five bytes. Both hold 0 to 2**32 - 1.
 
 Rules of this file: standard library only; nothing is allocated for a frame before its bytes have
 come; a size is checked against the limit as soon as it is known. The limit is inclusive.
@@ -22,21 +21,20 @@ if TYPE_CHECKING:
 
 Prefix = Literal["u32be", "varint"]
 
-SIZE_MAX = 2**32 - 1  # bytes of a frame: what four bytes can say
-PREFIX_MAX = {"u32be": 4, "varint": 5}  # bytes of a prefix
-# Bytes: the limit for those who say none; a peer can make us hold as much for each connection.
+SIZE_MAX = 2**32 - 1  # bytes of the largest frame: what four bytes can say
+PREFIX_MAX = {"u32be": 4, "varint": 5}  # bytes of the longest prefix
+# Bytes: the default limit. A peer can make us hold this much for each connection.
 MAX_SIZE = 2**20
 
 _U32BE = struct.Struct(">I")
 
 
 class FrameError(ValueError):
-    """The bytes are not frames: what follows in the stream cannot be understood."""
+    """The bytes are not frames, and what follows in the stream cannot be decoded."""
 
 
 class FrameTooLarge(FrameError):
-    """A frame is larger than the limit. On send, nothing was sent; on receive, nothing was
-    allocated for it.
+    """A frame is larger than the limit. Nothing was sent, or allocated for receiving it.
 
     Attributes:
         size: bytes of the frame.
@@ -53,7 +51,7 @@ class FrameTooLarge(FrameError):
 
 
 def check_max_size(max_size: int) -> int:
-    """The limit, if it is one.
+    """Returns the limit if it is valid.
 
     Raises:
         TypeError, ValueError: it is not an integer from 0 to 2**32 - 1.
@@ -67,8 +65,8 @@ def encode_prefix(size: int, prefix: Prefix = "u32be") -> bytes:
     """The prefix of a frame of `size` bytes.
 
     Raises:
-        FrameTooLarge: no prefix can say `size`.
-        ValueError: an unknown kind of prefix, or a negative size.
+        FrameTooLarge: `size` does not fit in a prefix.
+        ValueError: `prefix` is unknown, or `size` is negative.
     """
     if size > SIZE_MAX:
         raise FrameTooLarge(size, SIZE_MAX)
@@ -86,14 +84,14 @@ def encode_prefix(size: int, prefix: Prefix = "u32be") -> bytes:
 
 
 def decode_prefix(data: bytes, prefix: Prefix = "u32be") -> tuple[int, int] | None:
-    """The prefix at the beginning of `data`.
+    """Decodes the prefix at the beginning of `data`.
 
     Returns:
         The size of the frame, and the length of the prefix, in bytes; None: more bytes are needed.
 
     Raises:
         FrameError: no prefix begins like this.
-        ValueError: an unknown kind of prefix.
+        ValueError: `prefix` is unknown.
     """
     if prefix == "u32be":
         return (_U32BE.unpack_from(data)[0], 4) if len(data) >= 4 else None
@@ -121,8 +119,8 @@ class FrameDecoder:
         max_size: bytes of the largest frame allowed, inclusive.
         prefix: "u32be" or "varint".
 
-    It holds what was fed and is not yet a frame that was taken: for a caller that takes all there
-    are after each feed, at most one frame of `max_size` bytes, its prefix, and one piece.
+    It holds what was fed and has not been taken as frames. If the caller takes all frames after
+    each feed, that is at most one frame of `max_size` bytes, its prefix, and one piece.
     """
 
     def __init__(self, max_size: int = MAX_SIZE, prefix: Prefix = "u32be") -> None:
@@ -132,19 +130,21 @@ class FrameDecoder:
         self._queue = ChunkQueue()
         self._size: int | None = None  # of the frame whose prefix was read
         self._prefix_length = 0
-        # Makes it: a kept error would keep its traceback's frames.
+        # Makes the error. If the error itself were kept, so would be its traceback's frames.
         self._error: Callable[[], FrameError] | None = None
 
     def feed(self, data: bytes) -> None:
-        """Adds bytes as they came. b"" adds nothing: what the end of the stream means is for the
-        caller to say."""
+        """Adds bytes as they came.
+
+        b"" adds nothing: what the end of the stream means is up to the caller.
+        """
         self._queue.append(bytes(data))
 
     def next_frame(self) -> bytes | None:
         """The next complete frame; None: more bytes are needed.
 
         Raises:
-            FrameTooLarge, FrameError: the stream says what it must not; so will every later call.
+            FrameTooLarge, FrameError: the stream is wrong; every later call raises this again.
         """
         queue = self._queue
         size = self._size
@@ -161,23 +161,22 @@ class FrameDecoder:
             raise self._error()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The complete frames, as next_frame gives them."""
+        """The complete frames, as next_frame returns them."""
         return iter(self.next_frame, None)
 
     @property
     def pending(self) -> int:
-        """Bytes of the prefix and frame that are not complete; 0: the stream may end here."""
+        """Bytes held of an incomplete frame and its prefix; 0: the stream may end here."""
         return (0 if self._size is None else self._prefix_length) + self._queue.size
 
     @property
     def partial(self) -> bytes:
-        """What came of the frame that is not complete: of its prefix, or, once that is whole, of
-        what follows it."""
+        """What has come of the incomplete frame; until its prefix is complete, of the prefix."""
         return self._queue.peek(self._queue.size)
 
     @property
     def missing(self) -> int:
-        """Bytes that the next frame needs at least."""
+        """How many more bytes the next frame needs at least."""
         if self._size is None:
             return max(1, 4 - self._queue.size) if self._prefix == "u32be" else 1
         return self._size - self._queue.size

@@ -1,10 +1,9 @@
-"""Counters of what a network did: connections, bytes, and operations by how they ended. `Metered`
-feeds them.
+"""Counts what a network does: connections, bytes, operations by how they ended. `Metered` feeds it.
 
-Rules of this file: standard library only. One thread writes, that of the trio run which the network
-is used in. Every change is one store into one dict and a snapshot is one copy of it, so that a
-snapshot taken in any thread is of one moment, and counting needs no lock (two would cost more than
-the rest of it).
+Rules of this file: standard library only. Only one thread writes: that of the trio run that uses
+the network. Every change is one store into one dict, and a snapshot is one copy of it. So a
+snapshot taken in any thread shows a single moment, and counting needs no lock (two would cost more
+than everything else).
 """
 
 from __future__ import annotations
@@ -22,25 +21,24 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Outcome = Literal["timed_out", "cancelled", "failed"]
-"""How an operation ended that did not succeed."""
+"""How an operation that did not succeed ended."""
 
 Direction = Literal["in", "out"]
-"""Of a connection: accepted, or dialed."""
+"""The direction of a connection: accepted, or dialed."""
 
 OPERATIONS: Final = ("bind", "dial", "accept", "send", "receive", "close")
 
-_DEPTH_MAX = 8  # causes of causes that are looked at: they may go in a circle
+_DEPTH_MAX = 8  # how far causes of causes are followed: they may form a circle
 
-# OSErrors whose errno is not one of the system's: of the resolver, or of OpenSSL.
+# OSErrors whose errno is not the system's, but the resolver's or OpenSSL's.
 _FOREIGN_NUMBERS = (socket.gaierror, socket.herror, ssl.SSLError)
 
 
 _Ended = Mapping[tuple[Outcome, str], int]
 _Row = tuple[int, int, int, _Ended]
-"""What is counted of one operation: attempted, succeeded, bytes, and by outcome and kind those that
-ended otherwise.
+"""The counts of one operation: attempts, successes, bytes, and other ends by outcome and kind.
 
-Not a class: two are made for every operation. The mapping is replaced, never changed.
+It is not a class, because two are made for every operation. The mapping is replaced, never changed.
 """
 
 _ZERO: _Row = (0, 0, 0, {})
@@ -48,32 +46,34 @@ _ZERO: _Row = (0, 0, 0, {})
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
-    """What a network did so far, all of one moment. Mappings by operation have every name of
-    OPERATIONS as a key."""
+    """What a network has done so far, at a single moment.
+
+    Mappings by operation have every name of OPERATIONS as a key.
+    """
 
     connections_in: int
-    """Accepted."""
+    """Connections accepted."""
     connections_out: int
-    """Dialed."""
+    """Connections dialed."""
     open_in: int
-    """Of those accepted, the ones not closed yet."""
+    """Accepted connections that are not closed yet."""
     open_out: int
-    """Of those dialed, the ones not closed yet."""
+    """Dialed connections that are not closed yet."""
     bytes_in: int
-    """Returned by receives that succeeded."""
+    """Bytes returned by receives that succeeded."""
     bytes_out: int
-    """Of sends that succeeded as a whole; what part of a cancelled or failed send went is not
-    counted."""
+    """Bytes of sends that succeeded completely; the part of a cancelled or failed send that went
+    out is not counted."""
     operations: Mapping[str, int]
-    """Attempts: of these, the ones that are in none of the mappings below are in progress."""
+    """Attempts; those that are in none of the mappings below are in progress."""
     successes: Mapping[str, int]
     timeouts: Mapping[str, int]
-    """Ended by trio.TooSlowError, which is what a `timeout` or a default of the config raises. A
-    scope of the caller's (trio.fail_after) is a cancellation."""
+    """Operations ended by trio.TooSlowError, which a `timeout` or a default of the config raises. A
+    scope of the caller's (trio.fail_after) counts as a cancellation."""
     cancelled: Mapping[str, int]
-    """Ended by cancellation, or because their coroutine was destroyed."""
+    """Operations ended by cancellation, or because their coroutine was destroyed."""
     errors: Mapping[tuple[str, str], int]
-    """By operation and kind (see error_kind); those that were seen."""
+    """By operation and kind (see error_kind); only those that have occurred."""
 
 
 class Metrics:
@@ -84,17 +84,17 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        # By operation; and by direction, where the successes are the connections that were closed.
+        # By operation; and by direction, where the successes are closed connections.
         self._rows: dict[str, _Row] = dict.fromkeys((*OPERATIONS, "in", "out"), _ZERO)
 
     def attempt(
         self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
     ) -> None:
-        """An operation begins.
+        """Counts an operation that begins.
 
         Args:
             operation: one of OPERATIONS.
-            address, buffers: not used; here for the wrappers, which tell every observer the same.
+            address, buffers: not used; the wrappers tell every observer the same.
         """
         rows = self._rows
         attempted, succeeded, size, ended = rows[operation]
@@ -103,7 +103,7 @@ class Metrics:
     def success(
         self, operation: str, address: object = None, buffers: Sequence[Buffer] = ()
     ) -> None:
-        """An operation has done what it should.
+        """Counts an operation that succeeded.
 
         Args:
             operation: one of OPERATIONS. "accept" and "dial" open a connection.
@@ -120,26 +120,25 @@ class Metrics:
     def failure(
         self, operation: str, address: object, error: BaseException, outcome: Outcome = "failed"
     ) -> None:
-        """An operation has ended otherwise.
+        """Counts an operation that ended in any other way.
 
         Args:
             operation: one of OPERATIONS.
             address: not used.
             error: what it raised.
-            outcome: what that means; whoever knows trio's exceptions says so.
+            outcome: what that means; the caller, which knows trio's exceptions, decides it.
         """
         key = (outcome, error_kind(error) if outcome == "failed" else "")
         attempted, succeeded, size, ended = self._rows[operation]
         self._rows[operation] = (attempted, succeeded, size, {**ended, key: ended.get(key, 0) + 1})
 
     def connection_closed(self, direction: Direction) -> None:
-        """A connection that "accept" (in) or "dial" (out) had opened is closed."""
+        """Counts the close of a connection that "accept" (in) or "dial" (out) had opened."""
         attempted, closed, size, ended = self._rows[direction]
         self._rows[direction] = (attempted, closed + 1, size, ended)
 
     def snapshot(self) -> MetricsSnapshot:
-        """A consistent copy of all counters. May be called in any thread, and in a signal
-        handler."""
+        """A consistent copy of all counters, from any thread, even in a signal handler."""
         rows = self._rows.copy()
         attempted = {name: rows[name][0] for name in OPERATIONS}
         succeeded = {name: rows[name][1] for name in OPERATIONS}
@@ -165,8 +164,7 @@ class Metrics:
 
 
 def size_of(buffer: object) -> int:
-    """Bytes of a buffer; 0 for what is none (any more), which is for the stream to complain
-    about."""
+    """Bytes of a buffer; 0 for what is not a buffer, or no longer: the stream will refuse it."""
     try:
         with memoryview(buffer) as view:  # type: ignore[arg-type]
             return view.nbytes
@@ -175,11 +173,11 @@ def size_of(buffer: object) -> int:
 
 
 def error_kind(error: BaseException) -> str:
-    """A short, stable name of what went wrong, for counting by: never a text or an address.
+    """A short, stable name of what went wrong, to count by: never a text or an address.
 
-    It is the errno's name ("ECONNRESET") if `error` is an OSError of the system, or was caused by
-    one, as trio.BrokenResourceError is; also if it was caused by a group of which all members are
-    of that kind, as a dial that tried several addresses is. Anything else is the name of the
+    It is the name of the errno ("ECONNRESET") if `error` is an OSError of the system, or was caused
+    by one, as trio.BrokenResourceError is; also if it was caused by a group whose members all have
+    the same errno, as when a dial tried several addresses. Otherwise it is the name of the
     exception's class ("ClosedResourceError", "gaierror").
     """
     return _errno_name(error, _DEPTH_MAX) or type(error).__name__

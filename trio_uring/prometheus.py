@@ -1,16 +1,15 @@
-"""Collectors for prometheus-client: of the ring and the driver of a trio run, and of the Metrics of
-a network.
+"""Collectors for prometheus-client: for a trio run's ring and driver, and for a network's Metrics.
 
     registry.register(DriverCollector())  # in the trio run
     registry.register(NetworkCollector(network.metrics))
     prometheus_client.start_http_server(9100, registry=registry)
 
-Needs the extra: pip install 'trio-uring[prometheus]'. A registry takes one collector of each class:
-give each trio run (each thread that has one) a registry of its own.
+It needs the extra: pip install 'trio-uring[prometheus]'. A registry takes one collector of each
+class, so give each trio run (each thread that has one) a separate registry.
 
 Rules of this file: names begin with trio_uring_, units are base units, counters end in _total.
 Numbers are read, not computed: rates and ratios are for the query. Collecting may be done in any
-thread, at any time, and never waits for long.
+thread, at any time, and never takes long.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_uring")
 
-# for a trio thread that is busy: a scrape should not fail because of it, and may see old values
+# How long to wait for a busy trio thread. After that, a scrape gets old values rather than failing.
 WAIT_SECONDS: Final = 1.0
 
-# Names after "trio_uring_driver_", attributes of Statistics, and help.
+# For each metric: its name after "trio_uring_driver_", the attribute of Statistics, and the help.
 _DRIVER_COUNTERS = (
     ("direct", "direct", "Operations done by a system call of their own."),
     ("enters", "enters", "Calls of io_uring_enter."),
@@ -89,13 +88,14 @@ _DRIVER_GAUGES = (
 class DriverCollector:
     """Exports the statistics of this trio run's driver (trio_uring.current_statistics).
 
-    Make it inside of the run. It may be collected in any thread; after the run it gives the values
-    of the run's end. While the trio thread is busy for more than a second, and when it is collected
-    by another trio run, it gives those of the last time.
+    Make it in the run. It may be collected in any thread; after the run it exports the final
+    values. If the trio thread is busy for more than a second, or if another trio run collects it,
+    it exports the values that it last read.
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: there is no ring: see trio_uring.backend_info().
+        RingUnavailableError: io_uring is asked for and not available: see
+            trio_uring.backend_info().
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class DriverCollector:
             )
 
     def describe(self) -> list[Metric]:
-        """The metrics without a look at the run: registering never waits for the trio thread."""
+        """The metrics with old values, so that registering never waits for the trio thread."""
         return list(_driver_metrics(self._last))
 
     def collect(self) -> list[Metric]:
@@ -121,12 +121,12 @@ class DriverCollector:
         if in_a_run and trio.lowlevel.current_trio_token() is self._token:
             self._read()
         elif not self._driver.engine.phase.over and self._pid == os.getpid():
-            # In a forked child nobody would answer.
+            # (In a forked child nobody would answer.)
             done = threading.Event()
             with contextlib.suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._read_for, done)
-                # Another run is not to wait: its thread has its own tasks, and two of them might
-                # wait for each other.
+                # Another run must not wait: its thread has its own tasks, and two runs could wait
+                # for each other.
                 done.wait(0 if in_a_run else WAIT_SECONDS)
 
     def _read(self) -> None:
@@ -136,7 +136,7 @@ class DriverCollector:
     def _read_for(self, done: threading.Event) -> None:
         try:
             self._read()
-        except Exception:  # here it would end the whole run
+        except Exception:  # raised here, it would crash the whole run
             _log.exception("the driver's statistics could not be read")
         finally:
             done.set()
@@ -152,14 +152,14 @@ class NetworkCollector:
     """Exports the Metrics of a network or a stream. It may be collected in any thread.
 
     Args:
-        metrics: of a Metered or a MeteredStream; several of them may share one.
+        metrics: those of a Metered or a MeteredStream; several of these may share one.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def describe(self) -> list[Metric]:
-        """As collect."""
+        """The same as collect."""
         return self.collect()
 
     def collect(self) -> list[Metric]:

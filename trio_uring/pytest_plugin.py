@@ -1,13 +1,12 @@
-"""pytest fixtures: uring_driver_idle, simulated_network, echo_server. docs/testing.md shows how to
-use them.
+"""pytest fixtures: uring_driver_idle, simulated_network, echo_server. See docs/testing.md.
 
 Rules of this file:
 
 - It is an entry point: pytest imports it in every run of an environment that has trio_uring. So it
-  imports pytest and the standard library only, everything else inside of fixtures, and it does
-  nothing before one of its fixtures is asked for.
+  imports only pytest and the standard library at the top, everything else inside the fixtures, and
+  does nothing until one of its fixtures is used.
 - Nothing here opens a ring for a test that does not use one.
-- Old-style hook wrappers: the new ones would break every run where pluggy is old.
+- Hook wrappers are old-style: new-style ones would break every run with an old pluggy.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
     from ._network.network import Address, NetworkListener, NetworkStream
     from ._network.simulated import SimulatedNetwork
 
-PASSES_MAX = 1000  # passes of the scheduler that operations get to be over
-# in a row without an operation are enough: a task that was just started has had its turn by then
+PASSES_MAX = 1000  # passes of the scheduler within which operations must be over
+# This many passes in a row without an operation are enough: by then a task that was just started
+# has had its turn.
 QUIET_PASSES = 3
 
 _seed = pytest.StashKey[int]()
@@ -42,17 +42,17 @@ _in_background: ContextVar[bool] = ContextVar("a task of one of these fixtures",
 
 
 class DriverIdle:
-    """What the fixture `uring_driver_idle` gives."""
+    """The value of the fixture `uring_driver_idle`."""
 
     async def check(self) -> None:
         """Fails the test now if the tasks that it has started are still waiting for operations.
 
-        Descriptors are looked at after the test only. The tasks of `echo_server` do not count.
+        Descriptors are checked only after the test. The tasks of `echo_server` do not count.
 
         Raises:
-            AssertionError: an operation is queued or in flight; it says which.
+            AssertionError: an operation is queued or in flight; the message says which.
 
-        Cancellation: a checkpoint like others; nothing is changed.
+        Cancellation: an ordinary checkpoint; nothing is changed.
         """
         __tracebackhide__ = True
         left = await _operations_left(background=False)
@@ -62,8 +62,10 @@ class DriverIdle:
 
 @pytest.fixture
 def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> DriverIdle:
-    """Fails a pytest-trio test that leaves operations, buffers or descriptors behind, once all its
-    fixtures are over too."""
+    """Fails a pytest-trio test that leaves operations, buffers or descriptors behind.
+
+    It checks when the test and all its async fixtures are over.
+    """
     item: Any = request.node
     if hasattr(getattr(item, "obj", None), "hypothesis"):
         pytest.fail(
@@ -77,15 +79,14 @@ def uring_driver_idle(request: pytest.FixtureRequest, _trio_test: None) -> Drive
         if marker.kwargs.get("run") is not None
     ]
     run = runs[0] if runs else sys.modules["pytest_trio.plugin"].choose_run(item.config)
-    # pytest-trio runs the test and all its fixtures in one call of this; so the check depends on no
-    # order of fixtures.
+    # pytest-trio runs the test and all its fixtures in one call of this, so the order of fixtures
+    # does not matter to the check.
     item.add_marker(pytest.mark.trio(run=_checked(run)), append=False)
     return DriverIdle()
 
 
 def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` is trio.run, or something like it. What it raises comes first: then nothing is
-    checked."""
+    """Wraps `run`, which is trio.run or something like it. If it raises, nothing is checked."""
 
     def checked_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         left: list[str] = []
@@ -108,14 +109,17 @@ def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _operations_left(background: bool) -> list[str]:
-    """What is still queued or in flight after PASSES_MAX passes, in words. `background`: also that
-    of our own tasks."""
+    """What is still queued or in flight after PASSES_MAX passes, in words.
+
+    Args:
+        background: include operations of our own tasks.
+    """
     import trio
 
     ops: list[Any] = []
     quiet = 0
     for _ in range(PASSES_MAX):
-        # What a destroyed coroutine was waiting for is cancelled in the next pass.
+        # The operation of a destroyed coroutine is cancelled in the next pass.
         await trio.lowlevel.checkpoint()
         ops = [op for op in _operations() if background or not _is_background(op.task)]
         quiet = 0 if ops else quiet + 1
@@ -125,8 +129,10 @@ async def _operations_left(background: bool) -> list[str]:
 
 
 def _driver() -> Any:
-    """The driver of this run; None if it has not used trio_uring yet. (current_driver() would open
-    a ring.)"""
+    """The driver of this run; None if it has not used trio_uring yet.
+
+    (current_driver() would open a ring.)
+    """
     from ._driver.run import _current
 
     try:
@@ -157,7 +163,7 @@ def _describe_operation(op: Any) -> str:
 
 
 def _open_descriptors() -> dict[int, str]:
-    """The open descriptors and what they are; none where /proc is missing."""
+    """The open descriptors and what they are; empty where there is no /proc."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
@@ -167,7 +173,7 @@ def _open_descriptors() -> dict[int, str]:
 
 
 def _describe(fd: int) -> str:
-    """What a descriptor is, and of a socket, its two addresses."""
+    """What a descriptor is, with the two addresses of a socket."""
     try:
         what = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -184,11 +190,10 @@ def _describe(fd: int) -> str:
 
 @pytest.fixture
 def simulated_network(request: pytest.FixtureRequest) -> Iterator[SimulatedNetwork]:
-    """A SimulatedNetwork, and trio's scheduler, with a seed that a failure shows; TRIO_URING_SEED
-    chooses it.
+    """A SimulatedNetwork; its seed also orders trio's tasks, and a failure shows it.
 
-    The seed comes from the test's id, so it is the same in every run. TRIO_URING_SEED is an
-    integer, or "random".
+    The seed comes from the test's id, so it is the same in every run. The environment variable
+    TRIO_URING_SEED replaces it: an integer, or "random".
     """
     from ._network.deterministic import seeded_scheduler
     from ._network.simulated import SimulatedNetwork
@@ -226,7 +231,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
             f"The seed was {seed}. To repeat it: "
             f"TRIO_URING_SEED={seed} python -m pytest {shlex.quote(item.nodeid)}"
         )
-        if hasattr(report.longrepr, "addsection"):  # is shown with --show-capture=no, too
+        if hasattr(report.longrepr, "addsection"):  # shown even with --show-capture=no
             report.longrepr.addsection("simulated_network", text)
         else:
             report.sections.append(("simulated_network", text))
@@ -237,17 +242,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 @pytest.fixture
 async def echo_server(_trio_test: None) -> AsyncIterator[Address]:
-    """The (host, port) of a server on the ring that sends back what it receives, until the test is
-    over.
+    """The (host, port) of a server on the ring that echoes until the test is over.
 
     Raises:
-        RingUnavailableError: there is no ring: see trio_uring.backend_info().
+        RingUnavailableError: io_uring is asked for and not available: see
+            trio_uring.backend_info().
     """
     import trio
 
     from . import UringNetwork, current_statistics
 
-    current_statistics()  # opens the ring here, where it can be said that it cannot be
+    current_statistics()  # opens the ring here, where a failure can be reported
     listener = await UringNetwork().bind(("127.0.0.1", 0))
     async with listener, trio.open_nursery() as nursery:
         nursery.start_soon(_serve_echo, listener, name="echo_server of trio_uring")
@@ -258,7 +263,7 @@ async def echo_server(_trio_test: None) -> AsyncIterator[Address]:
 async def _serve_echo(listener: NetworkListener) -> None:
     import trio
 
-    _in_background.set(True)  # of this task, and of those that it starts
+    _in_background.set(True)  # for this task, and those that it starts
     await trio.serve_listeners(_echo, [listener])
 
 

@@ -1,6 +1,6 @@
-"""A mirror of `trio.socket`: the same names, and sockets that are on the ring.
+"""A mirror of `trio.socket`: the same names, with sockets on the ring.
 
-`trio_uring.socket.socket()` is an `UringSocket`, a real subclass of `trio.socket.SocketType`, in
+`trio_uring.socket.socket()` makes a `UringSocket`, a real subclass of `trio.socket.SocketType`, in
 any trio.run, enabled or not. The constants, the resolution of names and `set_custom_socket_factory`
 are trio's own.
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     def __getattr__(name: str) -> Any: ...  # the constants
 
 
-# Whatever else trio has on this platform.
+# Everything else that trio.socket has on this platform.
 globals().update(
     {name: value for name, value in vars(_trio_socket).items() if not name.startswith("_")}
 )
 
 
 def from_stdlib_socket(sock: _stdlib_socket.socket) -> UringSocket:
-    """Makes an UringSocket of a plain socket of the standard library, and owns it from then on.
+    """Makes a UringSocket from a plain socket of the standard library, and owns it from then on.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: `sock` is something else.
     """
     return UringSocket(sock)
 
@@ -53,19 +53,19 @@ def socket(
 ) -> UringSocket:
     """Makes a new socket; the arguments are those of socket.socket.
 
-    Inside of a trio.run a factory that was set with `set_custom_socket_factory` is asked, as by
-    trio. What it makes of trio's own class is an UringSocket; what it makes of another class is
-    returned as it is.
+    In a trio.run, a factory that was set with `set_custom_socket_factory` is used, as by trio. If
+    it returns a socket of trio's own class, that becomes a UringSocket; a socket of another class
+    is returned as it is.
 
     Args:
-        family, type, proto: as of socket.socket.
-        fileno: a descriptor, whose family and type are asked of the kernel; no factory is asked.
+        family, type, proto: as for socket.socket.
+        fileno: a descriptor, whose family and type the kernel is asked for; no factory is used.
     """
     if _trio.lowlevel.in_trio_run():
         made = _trio_socket.socket(family, type, proto, fileno)
         return _become_ours(made)  # type: ignore[return-value]
     if fileno is not None:
-        # With only the descriptor given, Python asks the kernel for the rest.
+        # Given only the descriptor, Python asks the kernel for the rest.
         return UringSocket(_stdlib_socket.socket(fileno=fileno))
     return UringSocket(_stdlib_socket.socket(family, type, proto))
 
@@ -76,7 +76,7 @@ def fromfd(
     type: _stdlib_socket.SocketKind | int = _stdlib_socket.SOCK_STREAM,
     proto: int = 0,
 ) -> UringSocket:
-    """Makes a socket of a duplicate of `fd`, whatever its family and type."""
+    """Makes a socket from a duplicate of `fd`, whatever its family and type."""
     return _become_ours(_trio_socket.fromfd(fd, family, type, proto))  # type: ignore[return-value]
 
 

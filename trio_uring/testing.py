@@ -1,12 +1,13 @@
-"""For tests: FakeRing, a ring without a kernel; SimulatedNetwork, a network in memory;
-run_deterministically, a run to repeat.
+"""For tests: FakeRing, SimulatedNetwork and run_deterministically.
 
-FakeRing speaks the Ring protocol over descriptors that are connected in memory, scripted or at
-random from a seed, and it checks the duties of its caller: one operation a direction, a state that
-allows it, buffers held to the end, no cancel of a stranger, one thread.
+They are a ring without a kernel, a network in memory, and a trio.run that can be repeated exactly.
+
+FakeRing implements the Ring protocol over descriptors that are connected in memory, scripted or
+random from a seed. It also checks its caller: one operation for each direction, only in a state
+that allows it, buffers held to the end, cancels only of its own operations, one thread.
 
 Rules of this file: everything random comes from the one seed; nothing waits; no address anywhere.
-Operations make progress in `drain` only.
+Operations make progress only in `drain`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _End:
 
 
 class _Memory:
-    """What an entry points at: buffers, from a byte on."""
+    """What an entry points at: buffers, from byte `start` on."""
 
     def __init__(self, *buffers: Any, start: int = 0) -> None:
         self.buffers = [memoryview(buffer) for buffer in buffers]
@@ -77,7 +78,7 @@ class _Entry:
 
 
 def _no_entry(op: Operation) -> None:
-    """All of it is in what is queued."""
+    """Nothing to prepare: a queued _Entry has all of it."""
 
 
 def _export_list(op: Operation) -> tuple[_Memory, int]:
@@ -89,13 +90,15 @@ class FakeRing(RingBase):
     """A ring in memory.
 
     Args:
-        seed: of everything random.
-        short: probability that a send takes only a part, or a receive gives only a part.
+        seed: for everything random.
+        short: probability that a send takes, or a receive returns, only a part.
         slow: probability that an operation that could complete does not, this time.
         refuse: probability that submit finds no room, and that flush finds the kernel short of
-        something.
-        faults: errno to probability: an operation fails with it (EINTR, EAGAIN, ECONNRESET, ...).
-            ENOBUFS strikes only receives that take a provided buffer.
+            resources.
+        faults: for each errno (EINTR, EAGAIN, ECONNRESET, ...), the probability that an operation
+            fails with it. ENOBUFS affects only receives that take a provided buffer.
+        sq_entries: slots of the submission queue.
+        provided_buffers: False: receives bring their own memory.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class FakeRing(RingBase):
         self._c = self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._make_entry, self._write = _no_entry, self._queue_entry
         self._export, self._export_list, self._nothing = _Memory, _export_list, _Memory()
-        self._provided, self._starts = b"", ()  # what is received is the operation's at once
+        self._provided, self._starts = b"", ()  # received bytes go to the operation at once
         info = RingInfo(
             backend="fake",
             setup_flags=(),
@@ -136,19 +139,23 @@ class FakeRing(RingBase):
     # -- the world
 
     def connect(self, first: int, second: int, capacity: int = _CAPACITY) -> None:
-        """Connects two descriptors: what one sends, the other receives. They need not be connected
-        really."""
+        """Connects two descriptors: what one sends, the other receives.
+
+        They need not really be connected. Each end holds up to `capacity` bytes.
+        """
         self._ends[first], self._ends[second] = _End(capacity), _End(capacity)
         self._ends[first].peer, self._ends[second].peer = self._ends[second], self._ends[first]
 
     def shutdown(self, fd: int) -> None:
-        """The end of what `fd` sends."""
+        """Ends what `fd` sends."""
         self._ends[fd].peer.ended = True
         self._signal()
 
     def script(self, opcode: Opcode, results: Iterable[int]) -> None:
-        """The next operations of this opcode complete at once with these results, and nothing else
-        happens."""
+        """Makes the next operations of this opcode complete at once with these results.
+
+        They move no data.
+        """
         self._script.setdefault(opcode, deque()).extend(results)
 
     # -- the Ring protocol
@@ -253,9 +260,9 @@ class FakeRing(RingBase):
             self._signal()
 
     def _answer(self, entry: _Entry) -> int | None:
-        """The operation's result now, or None: it has to wait."""
+        """The operation's result now; None: it has to wait."""
         op, cancelled = self.table[entry.token], entry.token in self._cancels
-        if cancelled and self._chance(0.5):  # before or after the data: the race of the kernel
+        if cancelled and self._chance(0.5):  # before or after the data, as in the kernel's race
             return -errno.ECANCELED
         if self._chance(self._slow):
             return None
@@ -265,7 +272,7 @@ class FakeRing(RingBase):
     def _complete(self, entry: _Entry, res: int, done: list[Operation]) -> None:
         op = self.table[entry.token]
         if op.pin is None and entry.at is not self._nothing:
-            raise Misuse(f"the buffers of {op} were let go before it was done")
+            raise Misuse(f"the buffers of {op} were released before it was done")
         self._active.remove(entry)
         self._cancels.discard(entry.token)
         self._collect((entry.token, res, 0), done)
@@ -326,8 +333,7 @@ class FakeRing(RingBase):
 
 
 def use_ring(ring: Any) -> None:
-    """Makes `ring` the ring of this trio.run. To be called before anything of trio_uring was used
-    in it.
+    """Makes `ring` the ring of this trio.run. Call it before anything else of trio_uring is used.
 
     Raises:
         RuntimeError: outside of trio, or this run has a ring already.

@@ -1,1 +1,1 @@
-"""Tests of what holds bytes: the queue of chunks and the pool of buffers."""
+"""Tests of what holds bytes: the queue of chunks, and the pool of buffers."""

@@ -1,8 +1,7 @@
-"""What is said of a stream: of each class of ours, of subclasses that override, of wrappers and of
-streams of others.
+"""The abilities of streams: of each class of ours, overriding subclasses, wrappers, and others'
+streams.
 
-Rules: no I/O. Classes are asked through objects that were never initialised, wherever that is
-enough.
+Rules: no I/O. Classes are tested through objects that were never initialised, where that is enough.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""ChunkQueue against plain bytes: whatever is done to it, it holds the same bytes in the same
-order.
+"""ChunkQueue against plain bytes: whatever is done to it, it holds the same bytes in order.
 
-Rules: no I/O. The model is one bytes object, and each operation of it one slice.
+Rules: no I/O. The model is one bytes object, and each of its operations is one slice.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Outgoing against the joined bytes: whatever was given and however little goes at a time, what it
-hands out is the rest of them, in order; and every buffer can be resized afterwards.
+"""Outgoing against the joined bytes: whatever was given and however little goes at a time, it hands
+out the rest of them in order, and every buffer can be resized afterwards.
 
 Rules: no I/O. What a stream would send is read from the fields of an operation.
 """

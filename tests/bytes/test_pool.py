@@ -2,8 +2,8 @@
 can still reach.
 
 Rules of this file: "in use" is compared with what the test itself holds, never with an earlier
-answer of the pool. A test that wants the garbage collector calls it, and the others run without:
-what they expect happens at once. Addresses are asked for through ctypes, and only to compare them.
+answer of the pool. A test that needs the garbage collector calls it, and the others run without it:
+what they expect happens at once. Addresses are read through ctypes, and only to compare them.
 """
 
 from __future__ import annotations

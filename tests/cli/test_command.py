@@ -1,5 +1,6 @@
-"""The command line: what `python -m trio_uring` prints, and its exit statuses. The demo is in
-tests/demo.
+"""The command line: what `python -m trio_uring` prints, and its exit status.
+
+The demo is tested in tests/demo.
 """
 
 from __future__ import annotations

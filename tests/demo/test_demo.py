@@ -1,7 +1,7 @@
-"""The demo, and what the command line prints of it.
+"""The demo, and what the command line prints about it.
 
-Rules: the demo runs whole (servers, clients, cancellations, report), over a directory small enough
-for a second. A speed is never asserted, only what must be so on every machine.
+Rules: the whole demo runs (servers, clients, cancellations, report), over a directory small enough
+to take a second. No speed is asserted, only what must be true on every machine.
 """
 
 from __future__ import annotations

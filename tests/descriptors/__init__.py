@@ -1,1 +1,1 @@
-"""Tests of what a descriptor's users share: one task a direction."""
+"""Tests of what a descriptor's users share: one task per direction."""

@@ -1,7 +1,7 @@
-"""One task a direction, on a UringSocket and the stream on it together; closing and detaching under
-those that wait.
+"""One task per direction, on a UringSocket together with its stream; closing and detaching under
+waiting tasks.
 
-Rules: what is expected of trio's own sockets, too, is in tests/sockets/test_parity_errors.py.
+Rules: what is also expected of trio's own sockets is in tests/sockets/test_parity_errors.py.
 """
 
 from __future__ import annotations
@@ -84,6 +84,26 @@ async def test_a_stream_has_the_socket_s_directions() -> None:
             nursery.start_soon(sock.recv, 1)
             await peer.send(b"x")
             drain(peer._sock)
+        await stream.aclose()
+
+
+async def test_a_socket_has_what_a_stream_kept() -> None:
+    with ours() as sockets:
+        sock, peer = sockets.pair("unix")
+        stream = trio_uring.SocketStream(sock)
+        for receive in (sock.recv, stream.receive_some, sock.recvfrom):
+            await peer.send(b"kept")
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stream.receive_exactly, 5)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+            await peer.send(b" and what came then")
+            assert sock.is_readable()
+            got = await receive(4)
+            assert b"kept" in (got, got[0])
+            assert await sock.recv(99) == b" and what came then"
+            assert not sock.is_readable()
         await stream.aclose()
 
 

@@ -1,6 +1,7 @@
-"""The self-test: what it tries on a ring of each kind, and what it says it could not try.
+"""The self-test: what it tries on each kind of ring, and what it says it could not try.
 
-Rules of this file: rings with a defect are in tests/robustness/test_unavailable.py, and not used.
+Rules of this file: rings with a defect, which must not be used, are in
+tests/robustness/test_unavailable.py.
 """
 
 from __future__ import annotations

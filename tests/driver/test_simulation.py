@@ -1,9 +1,9 @@
-"""The driver and the streams over a seeded FakeRing with faults: thousands of small worlds, each
-the same every time.
+"""The driver and the streams over a seeded FakeRing with faults: thousands of small, repeatable
+worlds.
 
-Rules of this file: MockClock with autojump, no kernel ring, no wall clock; everything is run twice,
-with the ring as trio's loop and with a task that waits for it. A failing seed is in the test's
-message; run it alone with TRIO_URING_SEEDS=seed:seed+1. A longer run on request:
+Rules of this file: MockClock with autojump, no kernel ring, no wall clock; everything runs twice,
+with the ring as trio's loop and with a task that waits for it. The message of a failing test has
+its seed; run it alone with TRIO_URING_SEEDS=seed:seed+1. For a longer run, set
 TRIO_URING_SEEDS=0:200000.
 """
 

@@ -1,5 +1,4 @@
-"""Every async test here runs in an enabled run: trio_uring.Enable() is among trio's instruments, as
-a user would have it."""
+"""Every async test here runs with trio_uring.Enable() among trio's instruments, as for a user."""
 
 from __future__ import annotations
 

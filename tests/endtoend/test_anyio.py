@@ -2,7 +2,7 @@
 TLS and descriptors.
 
 Rules: tests are plain functions, because anyio.run is what is tested; `enabled` runs their
-coroutine by it.
+coroutine with it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""dnspython, its trio backend, against a small DNS server of this file: UDP, TCP, TLS, and its
-resolver."""
+"""dnspython's trio backend against a small DNS server: UDP, TCP, TLS, and its resolver."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""httpx's client on the ring, under servers that are not: those of the standard library, in
-threads.
+"""httpx's client on the ring, against servers that are not: the standard library's, in threads.
 
-Rules: what httpx does with a server of ours is in test_hypercorn.py.
+Rules: httpx with a server on the ring is in test_hypercorn.py.
 """
 
 from __future__ import annotations

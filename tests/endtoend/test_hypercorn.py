@@ -1,5 +1,4 @@
-"""hypercorn's trio worker under httpx, both unmodified, both on the ring: Starlette and Quart-Trio
-applications."""
+"""hypercorn's trio worker with httpx, both unmodified and on the ring: Starlette and Quart-Trio."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Programs in which trio's own sockets and ours are used side by side.
+"""Programs that use trio's own sockets and ours side by side.
 
-Rules: these runs are started by the tests themselves, as a program would, and `stock_calls` tells
-who did the I/O.
+Rules: the tests start these runs themselves, as a program would, and `stock_calls` says who did the
+I/O.
 """
 
 from __future__ import annotations

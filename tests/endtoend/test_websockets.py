@@ -1,4 +1,4 @@
-"""websockets, its trio module: client and server, unmodified, on the ring."""
+"""The trio module of websockets: client and server, unmodified, on the ring."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""BufferedReceiveStream over streams that a test scripts: how it receives, and what it says when it
-cannot.
+"""BufferedReceiveStream over scripted streams: how it receives, and what it raises when it cannot.
 
-Rules: the wrapped stream writes down what it was asked for. Nothing here needs a kernel, but the
-run is checked like every other. Timeouts are of a MockClock.
+Rules: the wrapped stream records what it was asked for. Nothing here needs a kernel, but the run is
+checked like every other. Timeouts run on a MockClock.
 """
 
 from __future__ import annotations

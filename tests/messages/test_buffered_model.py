@@ -1,12 +1,12 @@
-"""BufferedReceiveStream in lockstep with plain bytes, whatever is called or cut short, and in
-whatever pieces data comes.
+"""BufferedReceiveStream in lockstep with plain bytes: any calls, any interruptions, data in any
+pieces.
 
 The model is what arrived and was not returned yet, and how much of it the wrapped stream gave.
-After every rule nothing runs any more (wait_all_tasks_blocked), and the one call there is must have
-ended exactly when the model says so, with what it says.
+After every rule all tasks are blocked (wait_all_tasks_blocked), and the one call under way must
+have ended exactly when the model says so, with the result that it says.
 
-Rules: time is a MockClock that only a rule moves. The run is in a thread of its own, because a rule
-is not a coroutine; the two never run at once.
+Rules: time is a MockClock that only a rule moves. The run has its own thread, because a rule is not
+a coroutine; the two never run at once.
 """
 
 from __future__ import annotations

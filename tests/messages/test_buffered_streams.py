@@ -1,8 +1,8 @@
 """BufferedReceiveStream over real streams: the ring's, trio's, and trio's in memory.
 
-Rules: trio's own suite is not adapted. In the property test the other end writes in pieces and
-knows nothing of buffers; a cut comes after a count of passes, or right after bytes moved, never
-from a clock that matters.
+Rules: trio's own suite is not adapted. In the property test, the other end writes in pieces and
+knows nothing of buffers. An interruption comes after a number of passes, or right after bytes
+moved, and never depends on a clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""BufferedReceiveStream and the scheduler: checkpoints, cancellation, timeouts, two tasks, and a
-close under a call.
+"""BufferedReceiveStream and the scheduler: checkpoints, cancels, timeouts, two tasks, close during
+a call.
 
-Rules: the wrapped stream is scripted. Time is a MockClock: it moves when nothing else can
+Rules: the wrapped stream is scripted. Time is a MockClock, which moves when nothing else can
 (autojump_clock), or by hand.
 """
 

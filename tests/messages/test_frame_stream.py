@@ -1,5 +1,5 @@
-"""FrameStream: messages both ways over every kind of stream, their limits, their ends, and how few
-operations they are.
+"""FrameStream: messages both ways over every kind of stream, limits, ends, and how few operations
+they take.
 
 Rules: what must be on the wire is computed from the format, not by the codec. Operations are what
 the ring counted.

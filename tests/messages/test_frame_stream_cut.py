@@ -1,8 +1,8 @@
-"""FrameStream whose calls are cut short: a send within a message breaks that direction, a receive
-loses nothing.
+"""FrameStream when calls are interrupted: a send within a message breaks it, a receive loses
+nothing.
 
-Rules: a call is cut short when nothing runs any more, by a MockClock that a test moves, or after a
-count of passes. What the peer holds says how much was sent, not the stream alone.
+Rules: a call is interrupted when all tasks are blocked, by a MockClock that a test moves, or after
+a number of passes. Not only the stream says how much was sent: the peer is asked what it holds.
 """
 
 from __future__ import annotations

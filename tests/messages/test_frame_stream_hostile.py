@@ -1,8 +1,7 @@
-"""FrameStream and a hostile peer: the right messages, the right error, and memory bounded by the
-limit and one receive.
+"""FrameStream and a hostile peer: the right messages, the right error, and bounded memory.
 
-Rules: a plain decoder that has all bytes at once says what is right. Memory is what tracemalloc
-counts.
+Rules: a plain decoder that gets all bytes at once says what is right. Memory, as tracemalloc counts
+it, is bounded by the limit and one receive.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""FrameStream over a stream that refuses a send, or is closed by another task at the worst moment.
+"""FrameStream over a stream that refuses a send, or that another task closes at the worst moment.
 
-Rules: the stream is scripted, and the order of two tasks is not the scheduler's.
+Rules: the stream is scripted, and the test decides the order of two tasks, not the scheduler.
 """
 
 from __future__ import annotations

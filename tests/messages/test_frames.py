@@ -1,7 +1,8 @@
-"""send_frame and receive_frame over every kind of stream: what arrives, and in how few operations.
+"""send_frame and receive_frame over every kind of stream: what arrives, and how few operations it
+takes.
 
-Rules: what must be on the wire is computed from the format, not by the codec. Operations are what
-the ring counted.
+Rules: what must be on the wire is computed from the format, not by the codec. Operations are those
+that the ring counted.
 """
 
 from __future__ import annotations

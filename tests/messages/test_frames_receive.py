@@ -1,9 +1,9 @@
-"""receive_frame cut short, ended, refused and hostile: no byte is lost, none is taken too many,
-nothing is allocated ahead.
+"""receive_frame interrupted, ended, refused and attacked: no byte is lost, none is taken beyond the
+frame, and nothing is allocated ahead.
 
-Rules: every kind of stream, both prefixes, every byte. A call is cut short when nothing runs any
-more: it has then received what came. The result never depends on that. Memory is what tracemalloc
-counts.
+Rules: every kind of stream, both prefixes, every byte. A call is interrupted when all tasks are
+blocked, so that it has received what came; the result never depends on that. Memory is what
+tracemalloc counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The codec of frames, without I/O: every boundary, byte by byte, any chunking, and bytes that are
-no frames.
+"""The codec of frames, without I/O: every boundary, byte by byte, any chunking, and invalid bytes.
 
-Rules: no clock and no I/O. What is expected is computed here, from the format's definition, and
-never by the codec itself. Memory is what tracemalloc counts.
+Rules: no clock and no I/O. What is expected is computed here from the format's definition, never by
+the codec itself. Memory is what tracemalloc counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The codec fed with bytes that a hostile peer chose: the right frames, the right error, and no
-more memory than it sent.
+"""The codec with bytes from a hostile peer: the right frames, the right error, and no more memory
+than it sent.
 
-Rules: no clock and no I/O. A plain decoder that has all bytes at once says what is right. Memory is
-what tracemalloc counts.
+Rules: no clock and no I/O. A plain decoder that gets all bytes at once says what is right. Memory
+is what tracemalloc counts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Streams with methods of their own, subclasses of ours and wrappers that pass attributes on.
-Lists, frames, exact reads and time limits go through those methods, and give them what they take.
+"""Streams that override methods, subclasses of ours, and wrappers that pass attributes on.
+
+Lists, frames, exact reads and time limits go through those methods, with arguments that they take.
 """
 
 from __future__ import annotations

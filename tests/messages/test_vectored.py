@@ -1,8 +1,7 @@
-"""send_all_vectored over every kind of stream: what it becomes there, and that errors, time and
-buffers are handled alike.
+"""send_all_vectored over every kind of stream: what it becomes there; errors, timeouts and buffers.
 
-Rules: what reaches the operating system is counted where it is called (the ring's statistics, a
-socket's send and sendmsg), and the other end says what came.
+Rules: what reaches the operating system is counted at the calls (the ring's statistics, a socket's
+send and sendmsg), and the other end says what came.
 """
 
 from __future__ import annotations

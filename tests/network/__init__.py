@@ -1,1 +1,1 @@
-"""Tests of the networks: of sockets, and simulated."""
+"""Tests of the networks: on sockets, and simulated."""

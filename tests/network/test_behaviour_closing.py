@@ -1,5 +1,4 @@
-"""Behaviour of every network: closing, half-closing, and what that means to tasks that are blocked
-and to the peer."""
+"""Behaviour of every network: closing and half-closing, for blocked tasks and for the peer."""
 
 from __future__ import annotations
 

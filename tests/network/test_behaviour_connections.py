@@ -1,4 +1,4 @@
-"""Behaviour of every network: bind, dial, accept, what fails there, and closing."""
+"""Behaviour of every network: bind, dial, accept, their errors, and closing."""
 
 from __future__ import annotations
 

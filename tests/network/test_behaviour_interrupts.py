@@ -1,8 +1,7 @@
-"""Behaviour of every network: cancels, timeouts and collisions at any moment; what went in comes
-out, by count and checksum.
+"""Behaviour of every network: cancels, timeouts and collisions at any moment.
 
-Rules: who is cancelled and when comes from the world's seed (TRIO_URING_SEED); a loop ends by the
-number of cancels.
+Rules: what goes in must come out, by count and checksum. The world's seed (TRIO_URING_SEED) decides
+who is cancelled and when; a loop ends after a number of cancels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Behaviour of every network: receiving, peeking, exact reads, and what comes after the end or an
+"""Behaviour of every network: receiving, peeking, exact reads, and what follows an end or an
 error."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same seed is the same run: of the scheduler, and of the simulated network.
+"""The same seed gives the same run: of the scheduler, and of the simulated network.
 
 Rules of this file: those of support/simulated.py.
 """

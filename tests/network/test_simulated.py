@@ -1,5 +1,5 @@
-"""Connections of the simulated network: trio's own suites, exact times, bounded buffers, and every
-byte's whereabouts.
+"""Connections of the simulated network: trio's own suites, exact times, bounded buffers, and where
+every byte is.
 
 Rules of this file: those of support/simulated.py.
 """

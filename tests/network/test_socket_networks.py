@@ -1,8 +1,8 @@
-"""What only networks of sockets have: options that the kernel confirms, host names, IPv6, and
-descriptors that are given back.
+"""What only networks on sockets have: options that the kernel confirms, host names, IPv6,
+descriptors.
 
 Rules: the kernel says what was set (getsockopt, TCP_INFO, a plain socket at the other end), not the
-code. Both networks do the same; that they do it everywhere is in test_behaviour_*.
+code. Both networks do the same; what every network does is in test_behaviour_*.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Many connections at once that carry many messages, all of it checksummed at both ends.
+"""Many connections at once that carry many messages, all checksummed at both ends.
 
-96 connections carry 4,096 messages of 4 KiB each, 1.5 GiB in all, and the messages come back: as
-frames from `send_frame` and `FrameStream`, received by `receive_frame` and `FrameStream`. This is
-the full size, which io_uring gets in a long run (--long); the other networks and the wrapped ones
-get a part of it, and with TRIO_URING_STRESS=full the whole, but for the hostile simulation, which
-would take minutes.
+96 connections carry 4,096 messages of 4 KiB each, 1.5 GiB in all, and the messages come back, as
+frames: sent by `send_frame` and `FrameStream`, received by `receive_frame` and `FrameStream`.
+io_uring gets this full size in a long run (--long). The other networks and the wrapped ones get a
+part of it, or with TRIO_URING_STRESS=full the whole, except for the hostile simulation, which would
+take minutes.
 
-Rules: no message is like another, and what each end sent and received is hashed in order (blake2b).
-A digest of one end is compared with what the other end says, over the connection itself.
+Rules: no two messages are alike, and what each end sent and received is hashed in order (blake2b).
+Each end's digest is compared with the other end's, over the connection itself.
 """
 
 from __future__ import annotations

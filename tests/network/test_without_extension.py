@@ -1,7 +1,6 @@
-"""Where the C extension is not built: everything but the ring works, and the ring says why it does
-not.
+"""Without the C extension: everything except the ring works, and the ring says why it does not.
 
-Rules of this file: each test in a process of its own, in which the extension cannot be imported.
+Rules of this file: each test has its own process, in which the extension cannot be imported.
 """
 
 from __future__ import annotations

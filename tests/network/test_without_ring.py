@@ -1,8 +1,7 @@
-"""Messages, simulated networks, observers and frames where nothing that knows a ring can be
-imported.
+"""Messages, frames, simulated networks and observers work without the packages that know a ring.
 
-Rules of this file: each test in a process of its own, in which the package is not imported as a
-whole, and importing one of those packages is an error.
+Rules of this file: each test has its own process, in which trio_uring is not imported as a whole,
+and importing one of those packages is an error.
 """
 
 from __future__ import annotations

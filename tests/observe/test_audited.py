@@ -1,8 +1,7 @@
-"""Audited and AuditedStream: the digest, the events, who may listen, and that a seed has one
-digest.
+"""Audited and AuditedStream: the digest, the events, the subscribers, and one digest for each seed.
 
-Rules of this file: `reference` is the encoding as the module's docstring has it, written again,
-with copies and without care.
+Rules of this file: `reference` is a second, careless implementation of the encoding that the
+module's docstring describes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Metered and MeteredStream: what they count. What holds for every observer is in test_observed.py.
 
-Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps.
-Nothing sleeps for luck.
+Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps. No
+test sleeps and hopes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What holds for every observer: nobody can tell a wrapped stream from the stream, but by what was
-observed.
+"""What holds for every observer: a wrapped stream behaves exactly like the stream itself.
 
-Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps.
-Nothing sleeps for luck.
+Rules of this file: tests without a ring run under run_deterministically, on a clock that jumps. No
+test sleeps and hopes.
 """
 
 from __future__ import annotations

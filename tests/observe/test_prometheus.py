@@ -1,7 +1,8 @@
-"""The collectors: names and units by Prometheus' conventions, true values, and scrapes from any
-thread that never hang.
+"""The collectors: names and units as Prometheus wants them, true values, and scrapes from any
+thread.
 
-Rules of this file: what is exported is read back by prometheus-client's own parser.
+Rules of this file: what is exported is read back by prometheus-client's own parser. No scrape may
+hang.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Tests of the plugin for pytest."""
+"""Tests of the pytest plugin."""

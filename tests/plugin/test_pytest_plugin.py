@@ -1,9 +1,8 @@
-"""The pytest plugin, as a user's pytest runs it: each test here starts pytest in a process of its
-own, warnings are errors.
+"""The pytest plugin as a user runs it: each test here starts pytest in its own process.
 
-Rules of this file: the plugins are given one by one (PYTEST_DISABLE_PLUGIN_AUTOLOAD), so that
-nothing depends on what else is installed; but for the one test that looks at the entry point. What
-is asserted is what the user reads.
+Rules of this file: warnings are errors. The plugins are named one by one
+(PYTEST_DISABLE_PLUGIN_AUTOLOAD), so that nothing depends on what else is installed, except in the
+one test of the entry point. What is asserted is what the user reads.
 """
 
 from __future__ import annotations

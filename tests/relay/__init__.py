@@ -1,1 +1,2 @@
-"""Copies, relays and files: bytes that move without a Python task for each chunk."""
+"""Tests of copies, relays and files: bytes that move without waking a Python task for each
+chunk."""

@@ -1,8 +1,8 @@
-"""A copy has its directions of both sockets: by way of `.socket` and of a split stream's halves
-nobody else may use them.
+"""A copy holds its directions of both sockets, also against `.socket` and the halves of a split
+stream.
 
-Rules of this file: every conflict is looked at in both orders, and while the copy waits for its
-other stream.
+Rules of this file: every conflict is tested in both orders, and while the copy waits for its other
+stream.
 """
 
 from __future__ import annotations

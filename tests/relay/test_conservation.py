@@ -1,8 +1,8 @@
-"""Copies that are cancelled again and again: what goes in comes out, in order, once.
+"""Copies that are cancelled again and again: what goes in comes out once, in order.
 
-Rules: everything random comes from a seed. On the FakeRing sends and receives are short, slow and
-refused; on the kernel's ring the cancels race with real data. A run fails if its cancels did not
-hit a copy that held something.
+Rules: everything random comes from a seed. On the FakeRing, sends and receives are short, slow and
+refused; on the kernel's ring, the cancels race with real data. A run fails if no cancel hit a copy
+that held something.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a copy that is over has left: nothing, and it takes no garbage collection to see it.
+"""A copy that is over leaves nothing behind, even without a garbage collection.
 
 Rules of this file: the collector is off. A stream that somebody still refers to keeps its
-descriptor, so every way in which a copy may end is looked at.
+descriptor open, so every way in which a copy may end is tested.
 """
 
 from __future__ import annotations

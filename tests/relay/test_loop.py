@@ -1,8 +1,7 @@
-"""copy_stream by receive and send between streams of this package: where nothing completes by
-itself, it is done so.
+"""copy_stream between streams of this package by a loop of receive and send, as it is by readiness.
 
-Rules of this file: the loop is forced, so that it is tested on the ring as well; the tests of pumps
-that have to hold of it are made tests here as well.
+Rules of this file: the loop is forced, so that it is tested on the ring, too. Tests of pumps that
+must hold for the loop as well are run here again.
 """
 
 from __future__ import annotations

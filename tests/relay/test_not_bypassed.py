@@ -1,5 +1,5 @@
-"""Streams with methods of their own: a copy, a relay and a file go through those methods, not past
-them by a pump.
+"""Streams that override methods: a copy, a relay and a file use those methods, not a pump past
+them.
 """
 
 from __future__ import annotations

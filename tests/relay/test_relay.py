@@ -1,4 +1,4 @@
-"""relay, and copy_stream where a stream is not of this package: the loop does what the pump
+"""relay, and copy_stream with a stream that is not of this package: the loop does what the pump
 does."""
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""relay: a connection that is reset after its half-close, while nothing is sent to it.
+"""relay: a connection that is reset after a half-close, while nothing is sent to it.
 
-Rules of this file: the sockets are TCP's, where a half-close and what comes after it are different
-things.
+Rules of this file: the sockets are TCP, where a half-close and a later reset can be told apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The driver fails, the run ends or crashes, the process forks, Ctrl-C comes: with copies under
-way.
+"""The driver fails, the run ends or crashes, the process forks, Ctrl-C comes: during copies.
 
-Rules of this file: as of tests/robustness: each in a process of its own, which checks that nothing
+Rules of this file: as in tests/robustness, each test has its own process, which checks that nothing
 is left.
 """
 

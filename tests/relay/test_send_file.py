@@ -1,7 +1,7 @@
-"""send_file: sendfile's semantics, on sockets and pipes, from the page cache and past it.
+"""send_file: sendfile's semantics, on sockets and pipes, from the page cache and from the disk.
 
-Rules of this file: files are regular ones in tmp_path. `cold` drops a file from the page cache, so
-that it has to be read. A kind with "loop" in its name is a stream whose driver is told that it has
+Rules of this file: files are regular files in tmp_path. `cold` drops a file from the page cache, so
+that it has to be read. A kind with "loop" in its name is a stream whose driver believes that it has
 no pumps.
 """
 

@@ -1,7 +1,7 @@
-"""send_file where the driver tells readiness only: sendfile(2) in the task, and reads elsewhere.
+"""send_file by readiness: sendfile(2) in the task, and reads in a worker thread.
 
-Rules of this file: the driver of each test is told that it has no pumps. What works the same in all
-ways is in test_send_file.
+Rules of this file: the driver of each test believes that it has no pumps. What works the same in
+every way is in test_send_file.
 """
 
 from __future__ import annotations

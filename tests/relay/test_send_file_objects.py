@@ -1,4 +1,4 @@
-"""send_file: what is a file and what only looks like one.
+"""send_file: which objects are files, and which only look like one.
 
 Rules of this file: a wrong object is refused before anything is sent, and the stream is free
 afterwards.

@@ -1,8 +1,8 @@
-"""Observed streams say what they wrap: what the stream within can do, the wrapper can, over every
-kind of stream that we have.
+"""Observed streams can do what the stream that they wrap can, over every kind of stream that we
+have.
 
 Rules of this file: each test runs over every kind, bare and in each wrapper, and expects the same
-of all of them.
+of all.
 """
 
 from __future__ import annotations

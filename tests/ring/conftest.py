@@ -1,9 +1,8 @@
-"""The worlds that the contract suite runs in: a ring of each kind, and connected descriptors that
-it understands.
+"""The worlds that the contract suite runs in: each kind of ring, with connected descriptors for it.
 
-Rules of this file: a world is the ring, `pair()` for two connected descriptors, and `settle()`,
-which flushes and drains until everything that can complete has. Nothing sleeps: a real ring is
-waited for in the kernel.
+Rules of this file: a world is a ring, `pair()`, which gives two connected descriptors, and
+`settle()`, which flushes and drains until everything that can complete has completed. Nothing
+sleeps: a real ring is waited for in the kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Ring protocol's contract: one suite over every ring.
 
-Rules of this file: only the protocol is used, and the world's `pair` and `settle`. What one ring
-alone can do is tested in a file of its own.
+Rules of this file: only the protocol is used, and the world's `pair` and `settle`. What only one
+kind of ring can do is tested in a separate file.
 """
 
 from __future__ import annotations

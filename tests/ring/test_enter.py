@@ -1,9 +1,8 @@
-"""What io_uring_enter may answer: a signal, a shortage, a part, the end. Nothing is lost, and
-nothing spins.
+"""What io_uring_enter may return: a signal, a shortage, a part, the end. Nothing is lost or spins.
 
-Rules of this file: the answers are put in at the seam to C; what they do not touch is the kernel's.
-One that is not asked for again within the answers that a test has is a failure of the test
-(`Answers` runs out), so a loop that spins is found.
+Rules of this file: the answers are injected at the seam to C; everything else is the kernel's. A
+test fails if more calls are made than it has answers (`Answers` runs out), so a loop that spins is
+found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of an operation's states: every pair is either listed or refused.
+"""The table of an operation's states: every pair of states is either listed or refused.
 
 Rules of this file: pure logic, no ring.
 """

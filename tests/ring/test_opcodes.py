@@ -1,5 +1,4 @@
-"""The table of opcodes: every row is complete, and every family, wherever it is used, is derived
-from it.
+"""The table of opcodes: every row is complete, and every family that is used is derived from it.
 
 Rules of this file: pure logic, no ring.
 """

@@ -1,7 +1,7 @@
-"""What only the kernel's ring can do: setup on lesser kernels, its limits, its memory, its owner.
+"""What only the kernel's ring has: setup on older kernels, limits, memory, an owner.
 
-Rules of this file: kernels that we do not have are played by a stand-in for the C library that
-refuses what they would refuse; everything else is the real one.
+Rules of this file: older kernels are played by a stand-in for the C library that refuses what they
+would refuse; everything else is real.
 """
 
 from __future__ import annotations

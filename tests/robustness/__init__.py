@@ -1,2 +1,1 @@
-"""Robustness tests: what happens to a ring driver when runs end badly, processes misbehave and
-limits are reached."""
+"""Robustness tests: runs that end badly, processes that misbehave, and limits that are reached."""

@@ -1,9 +1,9 @@
-"""Coroutines destroyed while they wait: coro.close(), closed and garbage-collected generators,
-forgotten streams.
+"""Coroutines destroyed while they wait: coro.close(), closed and collected generators, forgotten
+streams.
 
 Rules of this file: a coroutine is driven by hand to the point where it parks, so that destroying it
-is deterministic. What the kernel still holds then belongs to the ring; what it gives later belongs
-to the stream.
+is deterministic. What the kernel still holds then belongs to the ring; what it delivers later
+belongs to the stream.
 """
 
 from __future__ import annotations

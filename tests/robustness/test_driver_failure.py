@@ -1,8 +1,7 @@
-"""The driver fails: everyone who waits is told at once, nothing spins, nothing hangs, and nothing
-leaks in silence.
+"""The driver fails: every waiting task is told at once; nothing spins, hangs or leaks silently.
 
-Rules of this file: no spinning is shown by counting trio's passes while a timer of another kind
-runs, never by a clock.
+Rules of this file: that nothing spins is shown by counting trio's passes while a timer of another
+kind runs, never by a clock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every kind of operation, cancelled once and then used: a cancel changes nothing.
+"""Every kind of operation, cancelled once and then repeated: a cancel changes nothing.
 
 Rules of this file: the cancel comes when the operation is in the kernel (or, as a second case,
-still queued), and the same stream then does what was asked. At the end of each test nothing is in
-flight.
+still queued), and the same stream must then do what was asked. At the end of each test nothing is
+in flight.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Seccomp filters that do not refuse io_uring but end the process that tries it, or never answer.
+"""Seccomp filters that do not refuse io_uring, but end the process that tries it or never answer.
 
-Rules of this file: the filter is the kernel's own, in a child process, which lives and says why it
-waits by readiness.
+Rules of this file: the filter is the kernel's own, in a child process, which must live and say why
+it waits by readiness.
 """
 
 from __future__ import annotations

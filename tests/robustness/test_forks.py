@@ -1,9 +1,9 @@
-"""Forks in the middle of a run: the child goes on in its parent's run, or leaves it, and the parent
-does not notice.
+"""Forks in the middle of a run: the child goes on in it or leaves it, and the parent does not
+notice.
 
-Rules of this file: a child ends with os._exit, whose code says what it saw. The parent waits for it
-with its thread blocked, so that what the kernel tells of the parent's ring and of trio's epoll
-instance is the same before and after, to the letter.
+Rules of this file: a child ends with os._exit, and its exit code says what it saw. The parent's
+thread is blocked meanwhile, so that what the kernel shows of the parent's ring and of trio's epoll
+instance is exactly the same before and after.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Peers that have half-closed and do not read: whoever sends to them waits, at no cost.
+"""Peers that have half-closed and do not read: sending to them waits, and waiting costs nothing.
 
-io_uring's polls always include POLLRDHUP, so that one for room to write is over at once when the
-peer has sent its end, or when we have shut down our own receiving. What goes on trying then is a
-processor at 100 %, or a kernel thread for each peer.
+A poll in io_uring always includes POLLRDHUP, so one that waits for room to write completes at once
+if the peer has sent its end, or if we have shut down our receiving. Trying again and again would
+cost a processor at 100 %, or a kernel thread for each peer.
 
-Rules of this file: what the waiting costs is asked of the kernel: processor time of a second, and
+Rules of this file: the kernel says what the waiting costs: the processor time of a second, and
 io_uring's worker threads.
 """
 

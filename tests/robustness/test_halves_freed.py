@@ -1,8 +1,7 @@
-"""A split stream, of which one half is closed and freed: nothing that a garbage collector runs
-touches what the other one uses.
+"""A split stream with one half closed and freed: no finalizer touches what the other half uses.
 
-Rules of this file: the half is freed for certain (a weak reference says so) while the other one is
-blocked, and between two of its calls.
+Rules of this file: the half has certainly been freed (a weak reference says so), while the other
+one is blocked and between two of its calls.
 """
 
 from __future__ import annotations

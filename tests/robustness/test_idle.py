@@ -1,8 +1,7 @@
-"""When a run is idle: a clock that jumps and wait_all_tasks_blocked take the word of whoever waits
-for the kernel.
+"""When a run is idle: a jumping clock and wait_all_tasks_blocked rely on what the wait returns.
 
-Rules of this file: stock trio says what is right. A program writes down what happened and when (by
-its mock clock), once over trio's own streams and once over the ring's, and both must be the same.
+Rules of this file: stock trio says what is right. A program records what happened and when (by its
+mock clock), once over trio's own streams and once over the ring's; both must be the same.
 """
 
 from __future__ import annotations

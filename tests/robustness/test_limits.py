@@ -1,5 +1,4 @@
-"""Small limits: tiny queues, no buffers or hardly any, more operations than fit, and what is
-promised about numbers.
+"""Small limits: tiny queues, few or no buffers, more operations than fit, and promised numbers.
 
 Rules of this file: a limit is made small rather than the load large, and the statistics must say
 that it was really reached.

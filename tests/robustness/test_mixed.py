@@ -1,9 +1,8 @@
-"""Ring streams beside everything else that a trio program waits for: nobody is delayed by more than
-a pass, nobody starves.
+"""Ring streams beside everything else that a trio program waits for: no task starves or is delayed.
 
 Rules of this file: a delay is counted in trio's passes, from the task step in which the event is
-made to the pass in which its waiter runs. Stock trio, in a run without a ring, says how many there
-must be. Starving is a hang, and the child's.
+made to the pass in which its waiter runs, and is at most one pass. Stock trio, in a run without a
+ring, says how many there must be. A task that starves makes the child hang.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Nothing is left after a run, however it ends: no operation in flight, descriptor, pinned buffer,
-or kernel thread.
+"""Nothing is left after a run, however it ends: no operation, descriptor, pinned buffer or kernel
+thread.
 
-Rules of this file: every test ends a run in another way in the middle of load, and `Watch`
-(child.py) looks at what is left. The buffers of the load are bytearrays that the test keeps: one
-that is still pinned cannot be resized.
+Rules of this file: every test ends a run in another way under load, and `Watch` (child.py) checks
+what is left. The load's buffers are bytearrays that the test keeps: one that is still pinned cannot
+be resized.
 """
 
 from __future__ import annotations

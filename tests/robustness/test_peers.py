@@ -1,9 +1,8 @@
-"""Peers that flood, drip, storm, stop reading or half close, and signals that stop us: nothing
-grows, starves, spins or dies.
+"""Peers that flood, drip, storm, stop reading or half-close, and signals that stop us.
 
-Rules of this file: peers are other processes or plain sockets. What must stay bounded is read from
-the kernel (resident memory, processor time, threads), with a bound that has a reason; the clock
-decides nothing.
+Rules of this file: nothing may grow, starve, spin or die. Peers are other processes or plain
+sockets. What must stay bounded is read from the kernel (resident memory, processor time, threads),
+and each bound has a reason; the clock decides nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What of trio is private may be missing: each name in turn. The import works, streams work, and it
-is told what is lost.
+"""Each private name of trio's may be missing: import and streams work, and what is lost is
+reported.
 
-Rules of this file: each in a new interpreter, in which a stand-in for trio's module hides the name
-before trio_uring is imported (without.py). trio itself goes on with its own.
+Rules of this file: each test has a new interpreter, in which a stand-in for trio's module hides the
+name before trio_uring is imported (without.py). trio itself still uses the real module.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Processes that fork, die, are killed, or exit with operations in flight; and SIGPIPE.
 
-Rules of this file: what is said about an end is read from exit codes and from the other end of the
+Rules of this file: how a process ended is read from exit codes and from the other end of its
 sockets.
 """
 

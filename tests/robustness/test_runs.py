@@ -1,8 +1,8 @@
-"""Every kind of trio.run: one after another, in threads at once, as a guest, under MockClock, and
-at its very end.
+"""Every kind of trio.run: in sequence, in threads at once, as a guest, under MockClock, and at its
+very end.
 
-Rules of this file: a lost wake-up is a hang, and the child's. trio's own random order of tasks is
-seeded, and the seed is an argument of the test.
+Rules of this file: a lost wake-up makes the child hang. trio's random order of tasks is seeded, and
+the seed is an argument of the test.
 """
 
 from __future__ import annotations

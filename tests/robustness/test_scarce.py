@@ -1,8 +1,8 @@
 """Too little of something for io_uring (descriptors, memory, processes, threads): it falls back, or
-does with less.
+uses less.
 
-Rules of this file: the limit is the kernel's own, in a child process; for what no limit gives at
-will, the exception is raised in the place where it would be.
+Rules of this file: the limit is the kernel's own, in a child process. Where no limit can cause the
+shortage at will, the exception is raised in the place where it would occur.
 """
 
 from __future__ import annotations

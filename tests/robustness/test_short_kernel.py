@@ -1,9 +1,8 @@
-"""A kernel that is interrupted, busy or short of memory in the middle of a run: nothing is lost,
-nothing spins, nothing hangs.
+"""A kernel interrupted, busy or short of memory during a run: nothing is lost, spins or hangs.
 
-Rules of this file: io_uring_enter answers so at the seam to C, and else is the kernel's. What spins
-is found by counting: of enters for so many messages, and of passes while a thread of another kind
-waits.
+Rules of this file: such answers of io_uring_enter are injected at the seam to C; everything else is
+the kernel's. Spinning is found by counting: the enters for a number of messages, and the passes
+while a thread of another kind waits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""io_uring is refused, or does not work: streams wait by readiness, and a sentence says why and
-what to change.
+"""io_uring is refused, or does not work: streams wait by readiness, and a message says why.
 
-Rules of this file: the refusal is the kernel's own (a seccomp filter, a resource limit), in a child
-process. The child asks for "auto", whatever the tests run on.
+Rules of this file: the message also says what to change. The refusal is the kernel's own (a seccomp
+filter, a resource limit), in a child process. The child asks for "auto", whatever the tests run on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""No wake-up is lost: data from another process, 100,000 messages there and back, on every set of
-setup flags and both ways to wait.
+"""No wake-up is lost: 100,000 messages to another process and back, with every set of setup flags
+and both ways to wait.
 
 Rules of this file: the data comes from a process that shares nothing with ours (a test in one
-thread cannot see a lost wake-up). A loss is a hang, and the child's: nothing of ours ticks that
-could cover it.
+thread cannot see a lost wake-up). A loss makes the child hang: nothing of ours ticks that could
+hide it.
 """
 
 from __future__ import annotations

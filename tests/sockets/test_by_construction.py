@@ -1,7 +1,7 @@
-"""What is trio's and the socket module's own: audit events, addresses, errnos and words, and who
-makes the sockets.
+"""What must be trio's and the socket module's own: audit events, addresses, errors, and how sockets
+are made.
 
-Rules: an audit hook cannot be taken away, so that programs with one are processes of their own.
+Rules: an audit hook cannot be removed, so programs with one have their own process.
 """
 
 from __future__ import annotations

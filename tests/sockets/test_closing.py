@@ -1,7 +1,6 @@
-"""Closing: by whom a socket may be closed, and that whoever waits on it, or on what is built on it,
-wakes.
+"""Closing: who may close a socket, and that tasks waiting on it, or on what is built on it, wake.
 
-Rules: those of support/sockets.py. What is closed by a thread is closed in a run of the test's own.
+Rules: those of support/sockets.py. If a thread closes something, the test has its own run for that.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Calls of a socket whose coroutine is destroyed while they wait: nothing of a stream is lost or
-doubled, nothing stays open.
+"""Socket calls whose coroutine is destroyed while they wait: no byte is lost or duplicated, nothing
+stays open.
 
 Rules: a coroutine is driven by hand to where it waits; the next call comes in the same pass. Until
-it is closed, the test's own task is what its operation would wake: what completes it in between is
-done without waiting, or the operation forgets the task.
+the coroutine is closed, its operation would wake the test's own task, so whatever completes it in
+between is done without waiting, or the operation is made to forget the task.
 """
 
 from __future__ import annotations

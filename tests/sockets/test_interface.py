@@ -1,7 +1,7 @@
-"""What a UringSocket is: every method of trio's socket is ours or inherited on purpose, with trio's
-own signature.
+"""The interface of a UringSocket: each method is ours or inherited on purpose, with trio's
+signature.
 
-Rules: the lists are written out, so that a method that trio adds is decided about.
+Rules: the lists are written out, so that a method that trio adds needs a decision.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What sockets do, the same with trio's and with ours.
+"""What sockets do: the same with trio's and with ours.
 
-Rules: those of support/sockets.py. No test looks at which library it runs over.
+Rules: those of support/sockets.py. No test checks which library it runs over.
 """
 
 from __future__ import annotations

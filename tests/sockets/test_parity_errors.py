@@ -1,8 +1,8 @@
-"""What goes wrong with sockets, the same with trio's and with ours: type and errno, a checkpoint,
-and no buffer left exported.
+"""Errors of sockets, the same with trio's and with ours: type and errno, a checkpoint, and no
+buffer left exported.
 
-Rules: those of support/sockets.py; what is expected is written out, so that both cannot be wrong
-in the same way.
+Rules: those of support/sockets.py. What is expected is written out, so that both cannot be wrong in
+the same way.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A trio that has not got one of the private names: nothing fails, and what is lost is told.
+"""A trio that lacks one of the private names: nothing fails, and what is lost is reported.
 
-Rules: a trio of another shape is made of this one, in a process of its own, before the package is
+Rules: the installed trio is given another shape, in a separate process, before the package is
 imported.
 """
 

@@ -1,9 +1,9 @@
-"""What the ring takes, and what it only tells of: connections and messages are for whoever is there
-to have them.
+"""What the ring takes, and what it only waits for: connections and messages go to a process that
+wants them.
 
-Rules: workers share a socket that they inherit, and are processes, forked where there is no run.
-One that is stopped is known to be stopped (waitpid), and one that waits has said so. No clock
-decides: a client that gets no answer hangs its test.
+Rules: workers are processes, forked where there is no run, which share a socket that they inherit.
+A stopped worker is known to be stopped (waitpid), and a waiting one has said so. No clock decides:
+a client that gets no answer hangs its test.
 """
 
 from __future__ import annotations

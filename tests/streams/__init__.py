@@ -1,1 +1,1 @@
-"""Tests of streams, listeners and openers: TCP, Unix, TLS, pipes, processes; and of enabling."""
+"""Tests of streams, listeners and openers (TCP, Unix, TLS, pipes, processes), and of enabling."""

@@ -1,8 +1,7 @@
-"""Closing and breaking: who is woken, with what, what the peer sees, and that it can be done at any
-moment.
+"""Closing and breaking, at any moment: which tasks wake, with what error, and what the peer sees.
 
-Rules: "promptly" is counted in passes of the scheduler, and never in seconds. A test runs over each
-transport that can do it.
+Rules: "promptly" is counted in passes of the scheduler, never in seconds. A test runs over each
+transport that supports it.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """A long run of cancels on both sides at once: what goes in comes out, by count and by checksum.
 
-Rules: both ends are on the ring, both are cancelled again and again at random, often just as bytes
-come from outside of the ring (a cancel that the ring sends beside the data would always win). What
-decides is a seed, which is printed: TRIO_URING_SEED=<n> repeats a run. The run ends when it has
-seen enough cancels, never by the clock, and it fails if the cancels did not reach the kernel or
-never lost to data, for then it would have shown nothing.
+Rules: both ends are on the ring, and both are cancelled again and again at random, often just as
+bytes come from outside the ring (a cancel that is submitted together with the data would always
+win). A seed decides, and is printed: TRIO_URING_SEED=<n> repeats a run. The run ends when it has
+seen enough cancels, never by the clock. It fails if the cancels did not reach the kernel or never
+lost to data, because then it would have shown nothing.
 
-With DEFER_TASKRUN no cancel loses in the kernel: data only completes an operation when the ring is
-entered, and the cancel is submitted first in that same call. So there is a run on a ring without
-it, where the data is there before the cancel is.
+With DEFER_TASKRUN no cancel loses in the kernel: data completes an operation only when the ring is
+entered, and that same call submits the cancel first. So there is a run on a ring without it, where
+the data can be there before the cancel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What streams and listeners are made from, what they refuse, and what they do to it.
+"""What streams and listeners are made from, what they refuse, and what they do to a descriptor.
 
-Rules: what is refused still belongs to the caller, open and usable.
+Rules: what is refused still belongs to the caller, and is open and usable.
 """
 
 from __future__ import annotations

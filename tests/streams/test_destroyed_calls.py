@@ -1,9 +1,9 @@
 """Calls whose coroutine is destroyed (coro.close()) while they wait, and what the stream does next.
 
-Rules of this file: tasks are destroyed from within the run, by closing their coroutine; what the
-nursery then makes of its dead child does not matter, so each scenario ends its process-independent
-part before the nursery does. The children of tests/robustness/test_destroyed.py drive coroutines by
-hand; here the next call comes in the same pass.
+Rules of this file: tasks are destroyed from within the run, by closing their coroutine. What the
+nursery then makes of its dead child does not matter, so each scenario is finished before the
+nursery is. The tests in tests/robustness/test_destroyed.py drive coroutines by hand; here the next
+call comes in the same pass.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Enabling: which objects an enabled run makes, and that no other run, and nothing after it,
-notices.
+"""Enabling: which objects an enabled run makes, and that no other or later run notices.
 
-Rules: a test that enables does so in a run of its own. `stock()` is what trio makes without us;
-every test ends with it.
+Rules: a test that enables does so in its own run. `stock()` checks what trio makes without us, and
+ends every test.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Streams that nobody closed: they warn, as sockets do, and their descriptors do not stay open.
 
-Rules: a descriptor is told by what it refers to; its number alone may have been taken by somebody
-else.
+Rules: a descriptor is identified by what it refers to, since its number may have been reused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Listeners: what accept gives, and that a connection or a descriptor is never lost, whoever
-cancels or closes when.
+"""Listeners: what accept returns, and that no cancel or close loses a connection or a descriptor.
 
-Rules: connections are made by plain sockets without waiting (loopback completes them at once), so
-that their number is known. Races are seeded, and the seed is printed.
+Rules: plain sockets make the connections without waiting (loopback completes them at once), so that
+their number is known. Races are seeded, and the seed is printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""current_statistics and current_operations, and use outside of the run that a stream belongs to.
+"""current_statistics and current_operations, and using a stream outside of its run.
 
 Rules: counts are compared with what the test did, not with themselves.
 """

@@ -1,9 +1,9 @@
-"""open_tcp_stream and open_unix_socket: who is tried in which order, who wins, what is closed, what
-the errors say.
+"""open_tcp_stream and open_unix_socket: the order of attempts, the winner, what is closed, the
+errors.
 
-Rules: names resolve through a resolver of the test's own, and time is trio's MockClock: an attempt
-that must hang connects to a listener whose backlog is full, and a delay passes when the test says
-so. Every descriptor is counted after each test.
+Rules: names are resolved by the test's own resolver, and time is trio's MockClock. An attempt that
+must hang connects to a listener whose backlog is full, and a delay passes when the test says so.
+Descriptors are counted after each test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""open_process: children whose pipes are streams of ours.
+"""open_process: children whose pipes are our streams.
 
 Rules: every child is waited for, and ends by itself when its pipes do.
 """

@@ -1,10 +1,9 @@
-"""Property tests: whatever is sent and received, and however it is cut short, no byte is lost,
-doubled or moved.
+"""Property tests: whatever is sent, received or interrupted, no byte is lost, duplicated or moved.
 
-Rules: tiny buffers, so that every send is many partial writes. The other end is trio's own stream:
-it knows nothing of the ring. A cut comes after a count of passes, or from inside the peer right
-after it moved bytes, never from a clock that matters. What was sent is what `bytes_sent` says, and
-the next send goes on from there.
+Rules: buffers are tiny, so that every send is many partial writes. The other end is trio's own
+stream, which knows nothing of the ring. An interruption comes after a number of passes, or from
+inside the peer right after it moved bytes, and never depends on a clock. `bytes_sent` says what was
+sent, and the next send goes on from there.
 """
 
 from __future__ import annotations

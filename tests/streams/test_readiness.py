@@ -1,8 +1,8 @@
-"""By readiness: what a stream does with a descriptor that others share, that is closed behind its
-back, or that cannot be waited for.
+"""By readiness: descriptors that others share, that are closed behind a stream's back, or that
+cannot be waited for.
 
-Rules of this file: every run asks for that backend, whatever the tests run on. Nothing sleeps; that
-nobody is woken for nothing is counted in trio's passes.
+Rules of this file: every run asks for that backend, whatever the tests run on. Nothing sleeps;
+needless wake-ups are found by counting trio's passes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The receives: how much they return and where, the end of the stream, and what an interrupted one
-keeps for the next.
+"""The receives: how much they return and where, the end, and what an interrupted one keeps for the
+next.
 
-Rules: the peer is a plain socket or descriptor, whose sends are complete when they return: what a
-receive finds is known.
+Rules: the peer is a plain socket or descriptor, whose sends are complete when they return, so that
+it is known what a receive finds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """reuse_port: several listeners on one port.
 
-Rules: which of them gets a connection is the kernel's choice; a test accepts on all of them.
+Rules: the kernel chooses which of them gets a connection, so a test accepts on all of them.
 """
 
 from __future__ import annotations

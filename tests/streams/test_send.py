@@ -1,8 +1,8 @@
-"""send_all: what it takes, in which order it goes out, what it refuses, and when it lets go of the
-caller's buffers.
+"""send_all: what it takes, in which order it goes out, what it refuses, and when it releases
+buffers.
 
-Rules: the other end is a plain socket or trio's own stream. What is refused is refused whole:
-nothing of it was sent, and the stream goes on.
+Rules: the other end is a plain socket or trio's own stream. What is refused is refused as a whole:
+nothing of it was sent, and the stream still works.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""serve_tcp: handlers, nurseries, and what becomes of the server when a handler or the machine
-fails.
+"""serve_tcp: handlers, nurseries, and what happens when a handler fails or resources run out.
 
-Rules: trio.serve_listeners does the work and its rules are trio's; these tests show that they hold
-with our listeners.
+Rules: trio.serve_listeners does the work, by trio's rules; these tests show that they hold with our
+listeners.
 """
 
 from __future__ import annotations

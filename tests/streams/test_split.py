@@ -1,6 +1,6 @@
 """SocketStream.split: two halves of one socket that close independently.
 
-Rules: what a half does to the peer is looked at with a plain socket.
+Rules: a plain socket shows what a half does to the peer.
 """
 
 from __future__ import annotations

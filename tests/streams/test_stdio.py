@@ -1,7 +1,7 @@
 """The standard streams: every kind of descriptor that a shell gives, left as it was.
 
-Rules: descriptors 0, 1 and 2 are replaced for the length of a test and put back. What matters to
-other processes (flags, and that they stay open) is looked at on the descriptor itself.
+Rules: descriptors 0, 1 and 2 are replaced for the duration of a test and put back. What matters to
+other processes (flags, and that they stay open) is checked on the descriptor itself.
 """
 
 from __future__ import annotations

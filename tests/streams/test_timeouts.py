@@ -1,4 +1,4 @@
-"""Timeouts: of a stream and of a call, over the whole call, with an exact account of what went
+"""Timeouts of a stream and of a call, for the whole call, with an exact count of what was sent
 before.
 
 Rules: time is trio's MockClock, moved by hand, so that a timeout fires when the test says so and at

@@ -1,6 +1,6 @@
 """TLS over our streams: trio's SSLStream works on them, and the openers are trio's.
 
-Rules: the TLS is trio's, and so are its rules for what a cancellation does.
+Rules: the TLS is trio's, and so are the rules for what a cancellation does.
 """
 
 from __future__ import annotations

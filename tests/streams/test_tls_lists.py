@@ -1,6 +1,6 @@
-"""Lists of buffers to a TLS stream over ours: not joined on their way, and one operation.
+"""Lists of buffers to a TLS stream over ours: not joined on the way, and sent as one operation.
 
-Rules: what a list becomes is counted by the ring's statistics.
+Rules: the ring's statistics count what a list becomes.
 """
 
 from __future__ import annotations

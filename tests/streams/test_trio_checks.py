@@ -1,8 +1,7 @@
-"""trio's own suites for streams, with clogged makers, over every kind of descriptor that a stream
-can have.
+"""trio's own suites for streams, over every kind of descriptor that a stream can have.
 
-Rules: the suite is trio's and is not adapted; a maker here only makes a pair, and a clogged maker
-one whose writers block.
+Rules: the suites are trio's and are not adapted. A maker here only makes a pair, and a clogged
+maker one whose writers block.
 """
 
 from __future__ import annotations

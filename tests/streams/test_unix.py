@@ -1,4 +1,4 @@
-"""Unix listeners: whose file it is, who may connect, and what is left afterwards.
+"""Unix listeners: who owns the file, who may connect, and what is left afterwards.
 
 Rules: other servers are plain sockets of this process; permissions are read from the file, since
 root may do everything.

@@ -1,6 +1,7 @@
-"""Unix listeners: whose the file is, when several servers start, and when one dies while it does.
+"""Unix listeners: who owns the file when several servers start, and when one dies while starting.
 
-Rules: other programs are plain sockets of this process; a killed server is a process of its own.
+Rules: other programs are plain sockets of this process; a server that is killed is a separate
+process.
 """
 
 # ruff: noqa: ASYNC240

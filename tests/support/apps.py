@@ -1,5 +1,5 @@
-"""Two ASGI applications with the same routes, one of Starlette and one of Quart-Trio, and hypercorn
-to serve them.
+"""Two ASGI applications with the same routes (Starlette and Quart-Trio), and hypercorn to serve
+them.
 
     GET  /              b"hello"
     GET  /peer          the client's host and port
@@ -9,7 +9,7 @@ to serve them.
     GET  /hang          no answer, until the client is gone
     WS   /echo          every message comes back
 
-Rules: an application tells its test what only a server can see, by the events of its Watch.
+Rules: an application tells its test what only a server can see, through the events of its Watch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Coroutines that a test drives by hand, step by step.
 
-Rules of this file: what such a coroutine waits for is told by what it yields to trio.
+Rules of this file: what such a coroutine yields to trio says what it waits for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a test's body in a process of its own, and looks at what it leaves behind.
+"""Runs a test's body in a separate process, and checks what it leaves behind.
 
     @in_child()
     async def test_something(flags): ...  # the body runs in a child, under trio.run
@@ -8,8 +8,8 @@ A plain function runs there without trio.run.
 Rules of this file: standard library, trio and the package only. A child fails if its body raises;
 if anything is left of its run (descriptors, rings, operations, pinned buffers, kernel threads); if
 an exception was ignored somewhere; or if the package or trio logged a warning that the body did not
-ask for with `expect_log`. A child that hangs is shown with its stacks and the state of its rings,
-and is a failure: no clock decides anything else.
+ask for with `expect_log`. A child that hangs is a failure, and its stacks and the state of its
+rings are shown; no clock decides anything else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Calls that are cut short at drawn moments, for the property tests.
+"""Calls that are interrupted at randomly drawn moments, for the property tests.
 
-Rules of this file: a cut comes after a count of passes, or from inside the peer right after it
-moved bytes, never from a clock that matters.
+Rules of this file: an interruption comes after a number of passes, or from inside the peer right
+after it moved bytes, and never depends on a clock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Run as a program by test_serve: a server that runs out of descriptors, under a clock that only
-the program moves.
+"""A program that test_serve runs: a server that runs out of descriptors, under a clock that only it
+moves.
 
 Rules: trio's rule is one attempt, one log record and 0.1 s of sleep for each failure of capacity.
-It is checked by counting attempts against the clock, and then that a connection that waited is
-served when there are descriptors again.
+This is checked by counting attempts against the clock; then a connection that waited must be served
+once there are descriptors again.
 """
 
 from __future__ import annotations

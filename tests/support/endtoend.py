@@ -1,9 +1,9 @@
-"""What the end-to-end tests share: the enabled run, the proof that nothing went past the ring,
+"""What the end-to-end tests share: the enabled run, proof that nothing bypassed the ring,
 certificates, data.
 
-Rules: the libraries are used as they come, by their documented interfaces. Each test runs in
+Rules: the libraries are used as they come, through their documented interfaces. Each test runs in
 `enabled_run`, which fails if an I/O call was made on a trio socket that is not ours, or if ours did
-nothing; so no test has to say it once more.
+nothing, so that no test has to check that again.
 """
 
 from __future__ import annotations

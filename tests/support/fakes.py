@@ -1,5 +1,4 @@
-"""What the tests of the observers share: streams that do as they are told, and a run without a
-ring.
+"""What the tests of the observers share: streams that do as they are told, and runs without a ring.
 
 Rules of this file: a fake has no checkpoint of its own.
 """

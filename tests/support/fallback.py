@@ -1,7 +1,7 @@
-"""What the tests of a refused io_uring share: a run that falls back, one that may not, and what is
-said of it.
+"""What the tests of a refused io_uring share: a run that falls back, one that may not, and the
+messages.
 
-Rules of this file: it is used in child processes only, which ask for "auto", whatever the tests run
+Rules of this file: it is used only in child processes, which ask for "auto", whatever the tests run
 on.
 """
 

@@ -1,6 +1,6 @@
 """A ring that fails when a test says so.
 
-Rules of this file: it fails in front of the kernel's ring, which goes on working.
+Rules of this file: the failure is raised in front of the kernel's ring, which goes on working.
 """
 
 from __future__ import annotations

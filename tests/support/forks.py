@@ -1,10 +1,11 @@
-"""A test's child by fork, from a process that has imported everything: to start Python anew for
-each costs more than most tests.
+"""Forks a test's child from a process that has imported everything.
 
-Rules of this file: the process that forks has no thread, no ring and no run of trio; it imports,
-forks and waits, for one child at a time. There is one for each process of tests, and it ends with
-that, because then its socket does. A child ends as Python ends, and everything that it says goes to
-a file.
+Starting Python anew for each child would cost more than most tests.
+
+Rules of this file: the process that forks has no thread, no ring and no trio run; it imports,
+forks, and waits for one child at a time. There is one for each process of tests, and it ends when
+that does, because its socket is then closed. A child ends as Python ends, and its output goes to a
+file.
 """
 
 from __future__ import annotations

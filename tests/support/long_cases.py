@@ -1,5 +1,6 @@
-"""How much the tests do: all of it with `--long` or TRIO_URING_LONG=1, as in CI; else long cases
-are skipped, and random ones do a fifth.
+"""How much the tests do: everything with `--long` or TRIO_URING_LONG=1, as in CI.
+
+Otherwise long cases are skipped, and random ones do a fifth.
 """
 
 from __future__ import annotations

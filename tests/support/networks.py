@@ -1,16 +1,16 @@
 """The networks that the behaviour suite runs over, and what its tests share.
 
-A test is an async function whose first argument is a `World`: it makes the networks of that one
-test, all of one kind. The decorator `everywhere` makes a test for each kind of it; `on` for some.
-Other arguments can be parametrised as usual.
+A test is an async function whose first argument is a `World`, which makes the networks of that
+test, all of one kind. The decorator `everywhere` turns it into a test for each kind, and `on` for
+some. Other arguments can be parametrised as usual.
 
 Rules: a test does not know which network it has; `world.is_simulated` may change sizes, never what
-is expected. Nothing sleeps for luck, and nothing is asserted of the wall clock. A simulated network
-runs under a MockClock and a seeded scheduler (TRIO_URING_SEED=<n> for another seed), where a
-deadlock is a TooSlowError at once. What holds for every test is checked here: no descriptor is
-left, nothing is left in the ring, networks that are not the ring's open none, counters add up,
-every connection that was counted as opened was counted as closed, and an audited simulation that
-runs twice has one digest.
+is expected. No test sleeps and hopes, and nothing is asserted about the wall clock. A simulated
+network runs under a MockClock and a seeded scheduler (TRIO_URING_SEED=<n> for another seed), where
+a deadlock is a TooSlowError at once. What holds for every test is checked here: no descriptor is
+left, nothing is left in the ring, networks that do not use the ring open none, counters add up,
+every connection counted as opened was counted as closed, and an audited simulation has the same
+digest when it runs twice.
 """
 
 from __future__ import annotations

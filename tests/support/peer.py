@@ -7,9 +7,9 @@
     python peer.py storm PORT COUNT
         COUNT connects at once, one byte there and back on each
 
-Rules of this file: standard library only, no import of trio: a wake-up must come from a process
-that shares nothing with the one that sleeps. A peer exits with an error when what it saw is not
-what it should have seen.
+Rules of this file: standard library only, and no import of trio: a wake-up must come from a process
+that shares nothing with the one that sleeps. A peer exits with an error if it saw anything
+unexpected.
 """
 
 from __future__ import annotations

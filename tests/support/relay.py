@@ -1,7 +1,7 @@
-"""What the tests of copies share: a line of two connections with a copy between them, and its ends.
+"""What the tests of copies share: two connections with a copy between them, and their outer ends.
 
-Rules: the ends are plain sockets or descriptors outside of the ring, or streams that a test reads
-and writes itself.
+Rules: the ends are plain sockets or descriptors outside the ring, or streams that a test reads and
+writes itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Streams that do what a test says and write down what they were asked; and pairs of streams of
-every kind.
+"""Scripted streams that record what they were asked, and pairs of streams of every kind.
 
-Rules: a scripted stream gives one piece for each receive, or the first part of one, and takes it
-only in the step in which it returns it: a cancelled receive takes nothing. Nothing here knows a
-clock.
+Rules: a scripted stream gives one piece, or the first part of one, for each receive, and takes it
+only in the step in which it returns it, so that a cancelled receive takes nothing. Nothing here
+knows a clock.
 """
 
 from __future__ import annotations

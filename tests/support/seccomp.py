@@ -1,4 +1,4 @@
-"""Seccomp filters that do to one system call what sandboxes do. For the calling thread, for good.
+"""Seccomp filters that do to one system call what sandboxes do, permanently for the calling thread.
 
 Rules of this file: ctypes and prctl only; x86-64 and aarch64 have the same numbers for io_uring.
 """

@@ -1,7 +1,7 @@
-"""Streams with a send_all and a receive_some of their own: what goes past one of them is seen,
-because it is not in capital letters.
+"""Streams that override send_all and receive_some to make bytes upper case, which shows what
+bypasses them.
 
-Rules: their methods take what trio's take, and no more.
+Rules: their methods take the arguments of trio's, and no others.
 """
 
 from __future__ import annotations

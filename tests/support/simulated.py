@@ -1,8 +1,7 @@
-"""What the tests of the simulated network share: the run, connected pairs, and what errors look
-like.
+"""What the tests of the simulated network share: the run, connected pairs, and how errors look.
 
 Rules: every test runs under run_deterministically, on a clock that jumps; a time that is asserted
-is one that the arguments imply. Nothing sleeps for luck.
+is one that the arguments imply. No test sleeps and hopes.
 """
 
 from __future__ import annotations

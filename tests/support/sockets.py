@@ -1,8 +1,8 @@
-"""What the socket tests share: the two libraries that must behave alike, kinds of connected
-sockets, and errors told apart.
+"""What the socket tests share: two libraries that must behave alike, kinds of connected sockets,
+errors.
 
-Rules: a test with `library` runs over trio.socket and over trio_uring.socket, and knows no
-difference. Every socket that a helper makes is closed by the test's `sockets` stack.
+Rules: a test with `library` runs over trio.socket and over trio_uring.socket, and does not know
+which. The test's `sockets` stack closes every socket that a helper makes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the stream tests share: connected pairs, clogging, waiting for a state of the ring, and the
-check after each run.
+"""What the stream tests share: connected pairs, clogging, waiting for the ring, and checks after a
+run.
 
-Rules: nothing in here sleeps for luck. To wait is to give the scheduler passes until a condition
-holds, and to fail by name when it does not within PASSES_MAX of them. Every pair owns its
+Rules: nothing in here sleeps and hopes. Waiting means giving the scheduler passes until a condition
+holds, and failing with the condition's name if that takes more than PASSES_MAX. Every pair owns its
 descriptors until a stream takes them.
 """
 

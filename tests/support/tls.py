@@ -1,6 +1,6 @@
 """What the TLS tests share: a certificate, and connected pairs of TLS streams over ours.
 
-Rules: certificates come from trustme, anew for each session.
+Rules: certificates come from trustme, new for each session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of UDP share.
+"""What the UDP tests share.
 
 Rules: everything is on loopback, where what fits into the receiver's buffer arrives, in order.
 """

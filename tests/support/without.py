@@ -1,5 +1,5 @@
-"""A program in a new interpreter in which trio lacks one of its private names: python -c "...
-main(module, name)".
+"""A program in a new interpreter where trio lacks a private name: python -c "... main(module,
+name)".
 
 Rules of this file: importing it imports neither trio nor trio_uring.
 """

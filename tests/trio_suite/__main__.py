@@ -1,7 +1,8 @@
-"""The command: `python -m tests.trio_suite`, in the repository's root. Exit status 0 if each run is
-as good as stock trio's.
+"""The command `python -m tests.trio_suite`, to be run in the repository's root.
 
-Rules of this file: it prints one line for each run, and then what is wrong, whole.
+Its exit status is 0 if each run is as good as stock trio's.
+
+Rules of this file: it prints one line for each run, and then everything that is wrong.
 """
 
 from __future__ import annotations

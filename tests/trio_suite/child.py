@@ -1,12 +1,12 @@
-"""The child process: trio's own tests in pytest as trio runs them, with ours swapped in, and a line
-of JSON for each test.
+"""The child process: runs trio's own tests with ours swapped in, and prints a line of JSON for
+each.
 
     python -I child.py stock|sockets|streams FILE [PYTEST ARGUMENTS]
 
-Rules of this file: a test gets ours by the public switch alone, `trio.run(...,
-instruments=[trio_uring.Enable()])`; what it made and submitted is counted, never changed. No
-plugin, no setting and no conftest of this repository applies. It imports nothing of this package,
-so that the process can be isolated (-I).
+Rules of this file: pytest runs the tests as trio does. A test gets ours only through the public
+switch, `trio.run(..., instruments=[trio_uring.Enable()])`; what it made and submitted is counted,
+never changed. No plugin, setting or conftest of this repository applies. It imports nothing from
+the tests' package, so that the process can be isolated (-I).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What a run with ours has to be, beside one of stock trio: the same passes, and ours really used.
+"""What a run with ours must be, compared with stock trio: the same tests pass, and ours is really
+used.
 
 `floors.json` holds the counts of tests that really used ours, which must not fall: for each measure
-(see Result), run and one of trio's test modules. There is no list of exceptions: what passes on
-stock trio passes here.
+(see Result), run and test module of trio's. There is no list of exceptions: what passes on stock
+trio must pass here.
 
-Rules of this file: pure; it reads runs and answers with sentences.
+Rules of this file: judging is pure; it takes runs and returns sentences.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One run of trio's tests in a child process, and what came of it.
+"""One run of trio's tests in a child process, and its result.
 
-Rules of this file: a child that hangs is ended and its run is a failed one; nothing is judged here.
+Rules of this file: a child that hangs is killed, and its run has failed; nothing is judged here.
 """
 
 from __future__ import annotations

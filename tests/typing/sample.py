@@ -1,7 +1,7 @@
-"""A program that uses the public API, for type checkers: beside trio's own types, and beside
+"""A program that uses the public API, for type checkers: with trio's own types, and with
 trio-typing's stubs.
 
-Rules of this file: it is checked, and never run.
+Rules of this file: it is only checked, never run.
 """
 
 from __future__ import annotations

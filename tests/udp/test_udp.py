@@ -1,6 +1,7 @@
 """UDP sockets: what is sent arrives, whole and once.
 
-Rules of this file: loopback, and no more at a time than the receiver's buffer holds.
+Rules of this file: everything is on loopback, and no more at a time than the receiver's buffer
+holds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 UDP over loopback never blocks, so these are Unix datagram sockets under a UDPSocket.
 
-Rules of this file: the peer is a plain socket that is read by the test; what it gets is compared
-with `datagrams_sent`.
+Rules of this file: the peer is a plain socket that the test reads; what it gets is compared with
+`datagrams_sent`.
 """
 
 from __future__ import annotations

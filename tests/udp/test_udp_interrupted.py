@@ -1,6 +1,6 @@
 """UDP sockets that are cancelled, timed out, closed, refused, or used by two tasks at once.
 
-Rules of this file: a socket works after all of it, and what was counted as sent is what arrives.
+Rules of this file: a socket still works after all of this, and what was counted as sent arrives.
 """
 
 from __future__ import annotations

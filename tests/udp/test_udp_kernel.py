@@ -1,6 +1,6 @@
-"""What the kernel, the socket module and trio are asked for a UDP socket, and their refusals.
+"""What a UDP socket asks of the kernel, the socket module and trio, and their refusals.
 
-Rules of this file: the socket module's calls are looked at where they are made (`Spy`).
+Rules of this file: the socket module's calls are watched where they are made (`Spy`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where a datagram came to, and where an answer leaves from.
+"""Where a datagram arrived, and where an answer leaves from.
 
-Rules of this file: every address of 127.0.0.0/8 is this host's.
+Rules of this file: every address in 127.0.0.0/8 is this host's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Datagrams to messages and back, without a socket.
+"""Datagrams become messages and back, without a socket.
 
-Rules of this file: the kernel's side is played by the test: it splits what UDP_SEGMENT says, and
-joins as UDP_GRO does.
+Rules of this file: the test plays the kernel: it splits as UDP_SEGMENT says, and joins as UDP_GRO
+does.
 """
 
 from __future__ import annotations

@@ -1,2 +1,4 @@
-"""Bytes without I/O: chunks in order, buffers that go out, a pool; what streams can do, and the
-rule of timeouts. No ring, no descriptor."""
+"""Bytes without I/O: queues, outgoing buffers, a pool, what streams can do, the rule of timeouts.
+
+No ring, no descriptor.
+"""

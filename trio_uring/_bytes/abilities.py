@@ -1,15 +1,15 @@
-"""What a stream can do beyond what trio's abstract classes ask for: the one place where that is
-asked.
+"""What a stream can do beyond trio's abstract classes. This is the only place that finds out.
 
-Rules of this file: it is asked of the stream's class, never of the stream. A wrapper that passes
-unknown attributes on to what it wraps (`__getattr__`) would otherwise be bypassed, or be given
-arguments that it does not take. What a class says of its method ends where a subclass overrides
-that method: the override may take less, and its bytes must not go past it. So a subclass that can
-still do it says so again. Of an abstract method it is a promise, which whoever implements it keeps.
+Rules of this file: the stream's class is asked, never the stream itself. Otherwise a wrapper that
+forwards unknown attributes to what it wraps (`__getattr__`) would be bypassed, or be given
+arguments that it does not take. What a class declares about a method ends where a subclass
+overrides that method: the override may take less, and its bytes must not go past it. So a subclass
+that still has the ability declares it again. Declared about an abstract method, an ability is a
+promise that every implementation keeps.
 
-Two kinds of streams are what they are made of. A trio.StapledStream can do what its ends can. A
-wrapper of this package (`Wrapper`) takes lists and timeouts for any stream; the rest it can do if
-the stream can that it wraps.
+The abilities of two kinds of streams depend on other streams. A trio.StapledStream can do what its
+ends can. A wrapper of this package (`Wrapper`) takes lists and timeouts for any stream; everything
+else it can do only if the wrapped stream can.
 """
 
 from __future__ import annotations
@@ -27,72 +27,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a stream can do. Of a trio.StapledStream it is to be done with its ends (`sending_end`,
-    `receiving_end`).
+    """What a stream can do.
 
-    A class declares its own as the class attribute `_abilities`; `lists_by` (send_all_vectored),
-    `receives_into` and `sends_eof` are also true of whatever class has the method.
+    With a trio.StapledStream, use its ends (`sending_end`, `receiving_end`) to do it.
+
+    A class declares its own abilities in the class attribute `_abilities`. `lists_by`
+    (send_all_vectored), `receives_into` and `sends_eof` also hold for any class that has the
+    method.
     """
 
-    # -- of send_all
+    # -- abilities of send_all
 
     lists_by: Literal["send_all", "send_all_vectored"] | None = None
-    """The method that takes a sequence of buffers, and `timeout=`, and sends it as one call."""
+    """The method that sends a sequence of buffers in one call, and takes `timeout=`."""
     times_sends: bool = False
     """send_all takes `timeout=`, with `send_timeout` as the default."""
     counts: bool = False
-    """`bytes_sent` says how much of the last send went. A copy, which is one call to many sends,
-    may set it."""
+    """`bytes_sent` says how many bytes of the last send went out. A copy, one call that makes many
+    sends, may set it."""
     native_sends: bool = False
-    """It is a SendSide, and what that sends with may be used in place of its send_all."""
+    """It is a SendSide, whose internals may be used in place of its send_all."""
 
-    # -- of receive_some
+    # -- abilities of receive_some
 
     times_receives: bool = False
     """receive_some takes `timeout=`, with `receive_timeout` as the default."""
     takes_back: bool = False
-    """Bytes can be put back in front of what it receives: it has `_put_back` and
+    """Bytes can be put back in front of its next receive: it has `_put_back` and
     `receive_exactly`."""
     receives_into: bool = False
     """It has receive_into, which takes `timeout=` if receive_some does."""
     native_receives: bool = False
-    """It is a ReceiveSide, and what that receives with may be used in place of its
-    receive_some."""
+    """It is a ReceiveSide, whose internals may be used in place of its receive_some."""
 
-    # -- of neither
+    # -- other abilities
 
     keeps_sends: bool = False
-    """Its sending direction can be kept between calls, so that others get trio.BusyResourceError:
-    it has `_begin_send` and `_sending`."""
+    """Its sending direction can be held from one call to the next, so that other tasks get
+    trio.BusyResourceError: it has `_begin_send` and `_sending`."""
     keeps_receives: bool = False
-    """The same of its receiving direction: it has `_begin_receive` and `_receiving`."""
+    """The same for its receiving direction: it has `_begin_receive` and `_receiving`."""
     sends_eof: bool = False
-    """The end of what it sends can be told to its peer: it has send_eof."""
+    """It can tell its peer that nothing more will be sent: it has send_eof."""
 
     @property
     def untimed(self) -> dict[str, Any]:
-        """Arguments for a receive whose time is already running: the stream must not add its own
-        limit."""
+        """Arguments for a receive inside a time limit, so that the stream does not add its own."""
         return {"timeout": math.inf} if self.times_receives else {}
 
 
 class Wrapper:
-    """Base of the wrappers that can do what the stream can that they wrap, no more and no less.
+    """Base class of wrappers that can do exactly what the stream that they wrap can do.
 
     Attributes:
         wrapped: that stream.
     """
 
     wrapped: Any
-    _sink: Any  # what its sends go to, and
-    _source: Any  # its receives: the ends of `wrapped`, or what stands in for them
+    # Where sends go and where receives come from: the ends of `wrapped`, or what stands in for
+    # them.
+    _sink: Any
+    _source: Any
 
 
 def abilities(stream: object) -> Abilities:
-    """What a stream can do; nothing, of a class that nobody here knows and that has none of the
-    methods."""
+    """What a stream can do: nothing, if its class declares nothing and has none of the methods."""
     cls: Any = type(stream)
-    # The methods are part of the key: somebody may replace one.
+    # The methods are part of the cache's key, since somebody may replace one.
     send_all, receive_some = getattr(cls, "send_all", None), getattr(cls, "receive_some", None)
     found, made_of = _of_class(cls, send_all, receive_some)
     if made_of is None:
@@ -118,7 +119,7 @@ def abilities(stream: object) -> Abilities:
 
 
 def put_back(stream: Any, chunks: list[bytes]) -> None:
-    """Puts bytes back, in order, in front of what a stream that `takes_back` receives."""
+    """Puts bytes back, in order, in front of the next receive of a stream that `takes_back`."""
     stream._put_back(chunks)
 
 
@@ -134,8 +135,7 @@ def _wrapping(own: Abilities, counts: bool, takes_back: bool, sends_eof: bool) -
 
 @functools.lru_cache(maxsize=256)
 def _of_class(cls: Any, send_all: Any, receive_some: Any) -> tuple[Abilities, type | None]:
-    """What a class says, and what of its objects has to be asked as well: Wrapper,
-    trio.StapledStream, or None."""
+    """What a class can do; and Wrapper or trio.StapledStream if each object has to be asked too."""
     of_send, of_receive, of_class = _Said(cls, "send_all"), _Said(cls, "receive_some"), _Said(cls)
     found = Abilities(
         lists_by=of_send.lists_by(),
@@ -155,7 +155,7 @@ def _of_class(cls: Any, send_all: Any, receive_some: Any) -> tuple[Abilities, ty
 
 
 class _Said:
-    """What a class and its bases say that is true of one of its methods; None: of the class."""
+    """What a class and its bases declare about one of its methods; None: about the class."""
 
     def __init__(self, cls: type, method: str | None = None) -> None:
         self._bases = cls.__mro__ if method is None else tuple(_speaking_of(cls, method))
@@ -176,8 +176,11 @@ class _Said:
 
 
 def _speaking_of(cls: type, method: str) -> Iterator[type]:
-    """The classes whose word on a method counts: down to the one that defines it; and those that
-    have it as an abstract one, which that one implements."""
+    """The classes whose declarations about a method count.
+
+    These are the classes from `cls` to the one that defines the method, and after that one those in
+    which the method is abstract.
+    """
     defined = False
     for base in cls.__mro__:
         own = vars(base).get(method)
@@ -189,25 +192,25 @@ def _speaking_of(cls: type, method: str) -> Iterator[type]:
         defined = defined or own is not None
 
 
-# -- what is within
+# -- streams within streams
 
 
 def sending_end(stream: Any) -> Any:
-    """What a trio.StapledStream sends to; any other stream itself."""
+    """The stream that a trio.StapledStream sends to; any other stream is returned as it is."""
     while type(stream) is trio.StapledStream:  # which has no subclasses
         stream = stream.send_stream
     return stream
 
 
 def receiving_end(stream: Any) -> Any:
-    """What a trio.StapledStream receives from; any other stream itself."""
+    """The stream that a trio.StapledStream receives from; any other stream is returned as it is."""
     while type(stream) is trio.StapledStream:
         stream = stream.receive_stream
     return stream
 
 
 def unwrapped(stream: Any, end: Callable[[Any], Any]) -> Any:
-    """What is below all wrappers and staples; `end`: receiving_end or sending_end."""
+    """The stream below all wrappers and StapledStreams; `end`: receiving_end or sending_end."""
     stream = end(stream)
     while isinstance(stream, Wrapper):
         stream = end(stream.wrapped)

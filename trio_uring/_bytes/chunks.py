@@ -1,18 +1,19 @@
-"""Bytes in the order in which they came, taken from the front in any sizes.
+"""A queue of bytes: chunks go in at the end, and any number of bytes is taken from the front.
 
-Rules of this file: standard library only, no I/O. Every operation is linear in the bytes it moves,
-also for a peer that sends byte by byte: small chunks are merged, so that a chunk's own overhead is
-a small part of what is held.
+Rules of this file: standard library only, no I/O. Every operation is linear in the bytes that it
+moves, even if a peer sends byte by byte: small chunks are merged, so that the overhead of the
+objects stays a small part of the memory held.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-# bytes: a smaller chunk is copied to the end of the one before it; its object would be much of its
-# size
+# Bytes. A smaller chunk is copied to the end of the one before it: as an object of its own, most of
+# its memory would be overhead.
 MERGE_BELOW = 512
-# Bytes at which a merged chunk is full: what was taken from its front is let go with it.
+# Bytes at which a merged chunk is full. The memory of what was taken from its front is freed only
+# with the whole chunk.
 MERGED_MAX = 2**16
 
 
@@ -27,7 +28,7 @@ class ChunkQueue:
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | bytearray] = deque()
-        self._start = 0  # bytes of the first chunk that are taken already
+        self._start = 0  # bytes of the first chunk that have been taken already
         self.size = 0
 
     def append(self, chunk: bytes) -> None:
@@ -40,7 +41,7 @@ class ChunkQueue:
             if len(last) < (MERGED_MAX if type(last) is bytearray else MERGE_BELOW):
                 if type(last) is not bytearray:
                     last = chunks[-1] = bytearray(last)
-                # What was taken from its front is most of it.
+                # Drop what was taken from its front once that is most of it.
                 if len(chunks) == 1 and 2 * self._start > len(last):
                     del last[: self._start]
                     self._start = 0
@@ -80,7 +81,7 @@ class ChunkQueue:
         return self.take(self.size)
 
     def peek(self, count: int) -> bytes:
-        """Up to `count` bytes of the front, which stay."""
+        """Up to `count` bytes from the front, which stay in the queue."""
         parts, start = [], self._start
         for chunk in self._chunks:
             if count <= 0:
@@ -91,7 +92,7 @@ class ChunkQueue:
         return parts[0] if len(parts) == 1 and type(parts[0]) is bytes else b"".join(parts)
 
     def find(self, delimiter: bytes, start: int, end: int) -> int:
-        """Where `delimiter` lies as a whole within bytes `start` to `end`; -1: nowhere."""
+        """The index of the first `delimiter` that lies between `start` and `end`; -1: none does."""
         if not self.size:
             return -1
         if len(self._chunks) > 1:
@@ -104,8 +105,11 @@ class ChunkQueue:
         self._start = self.size = 0
 
     def _join(self) -> None:
-        """Makes one chunk of all. A bytearray grows in place: searching a long line again and again
-        stays linear."""
+        """Joins all chunks into one.
+
+        It is a bytearray, which grows in place, so that searching a long line repeatedly stays
+        linear.
+        """
         first = self._chunks.popleft()
         if type(first) is not bytearray:
             first = bytearray(first)

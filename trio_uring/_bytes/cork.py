@@ -1,15 +1,15 @@
-"""Holds back what a TLS stream sends, so that the records of one list of buffers go out as one
-operation.
+"""Holds back TLS records, so that all records of one list of buffers go out as one operation.
 
-A trio.SSLStream encrypts one buffer at a time and hands its transport the record. With the cork in,
-the transport keeps what the task that is sending the list gives it, and the last record takes all
-of it along, within the TLS stream's own lock and error handling. What another task sends in between
-(an answer to the peer's protocol messages) is not held back, nor what came before it. It takes no
-more of the TLS stream than that it calls send_all of its transport.
+A trio.SSLStream encrypts one buffer at a time and gives the record to its transport. While a cork
+is in place, the transport keeps the records that the task sending the list gives it, and sends all
+of them together with the last one, within the TLS stream's own lock and error handling. If another
+task sends something in between (an answer to the peer's protocol messages), that goes out at once,
+with everything held back before it. All this relies on is that the TLS stream calls send_all of its
+transport.
 
 Rules of this file: bytes leave in the order in which they came. Nothing is dropped: if the list is
-interrupted, what was encrypted goes out with the stream's next send, since the peer counts the
-records.
+interrupted, what was already encrypted goes out with the stream's next send, since the peer counts
+the records.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from trio.lowlevel import Task, current_task
 
-# Bytes held back; more go out at once, so that memory is bounded and a slow peer slows the sender
-# down.
+# Bytes held back at most. At this size they go out, so that memory is bounded and a slow peer slows
+# the sender down.
 CORK_MAX = 2**18
 
 
 class Cork:
-    """What one task holds back; `task` is None when it has nothing more to add."""
+    """The records that one task holds back; `task` is None once it has no more to add."""
 
     def __init__(self) -> None:
         self.task: Task | None = current_task()
@@ -32,7 +32,7 @@ class Cork:
         self._size = 0
 
     def holds(self, record: Any) -> bool:
-        """Takes a record. False: all of them are to be sent now."""
+        """Adds a record. False: everything held has to be sent now."""
         self._records.append(record)
         self._size += len(record)
         return self.task is not None and self.task is current_task() and self._size < CORK_MAX
@@ -47,19 +47,18 @@ class Cork:
 
 
 def cork_of(stream: Any) -> Cork | None:
-    """The cork that is in a stream of this package that sends."""
+    """The cork that a sending stream of this package has, if any."""
     cork: Cork | None = stream._cork
     return cork
 
 
 def put_cork(stream: Any, cork: Cork | None) -> None:
-    """Puts it in, or takes out what is there."""
+    """Gives the stream a cork; None: takes its cork away."""
     stream._cork = cork
 
 
 def uncork(stream: Any) -> None:
-    """The list is over. What was held back of it, if it was interrupted, leaves with the next
-    send."""
+    """Ends the list. Records still held back, if it was interrupted, go out with the next send."""
     cork = cork_of(stream)
     if cork is not None:
         cork.task = None

@@ -1,7 +1,7 @@
-"""Buffers that go out: what a caller gave to be sent, and how far it has gone.
+"""Outgoing buffers: what a caller gave to one send, and how much of it has been sent.
 
 Rules of this file: no I/O, no task, and no opcode. A caller's buffer is exported once and never
-copied or joined; a wrong one is found before the first byte goes. Empty buffers are left out.
+copied or joined; a wrong one is found before the first byte is sent. Empty buffers are left out.
 Lengths are in bytes, whatever the items of a buffer are.
 """
 
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 IOV_MAX = 1024  # buffers that the kernel takes in one operation (UIO_MAXIOV)
-# Bytes after which one operation takes no further buffer: a socket rarely takes more at once.
+# Once an operation has this many bytes, it takes no further buffer: a socket rarely takes more at
+# once.
 VECTOR_BYTES_MAX = 2**22
-SEND_MAX = 2**30  # bytes of one buffer asked for in one operation: its length has 32 bits
+SEND_MAX = 2**30  # bytes of a single buffer in one operation, whose length has 32 bits
 
 
 class Load(Protocol):
-    """What an operation says of the buffers that it sends: one, or several; how many bytes of the
-    first to leave out; and how many bytes come then."""
+    """The fields of an operation that say what it sends.
+
+    That is one buffer or several, how many bytes of the first to skip, and how many bytes to send
+    after these.
+    """
 
     buffer: Any
     buffers: Any
@@ -32,15 +36,15 @@ class Load(Protocol):
 
 
 class Outgoing:
-    """What was given to one call to be sent, and has not gone yet.
+    """What one call was given to send, and has not sent yet.
 
-    Used as a context manager, it lets the buffers go at the end of the block.
+    As a context manager, it releases the buffers at the end of the block.
 
     Args:
-        data: a buffer or a sequence of buffers, as of send_all; borrowed until `release`.
+        data: a buffer or a sequence of buffers, as for send_all; exported until `release`.
 
     Attributes:
-        done: everything has gone.
+        done: everything has been sent.
 
     Raises:
         TypeError: something in it is not a buffer.
@@ -51,8 +55,8 @@ class Outgoing:
 
     def __init__(self, data: Buffer | Sequence[Buffer]) -> None:
         self._views = buffer_views(data)
-        self._index = 0  # of the buffer that goes on
-        self._start = 0  # bytes of it that have gone
+        self._index = 0  # of the first buffer that is not sent completely
+        self._start = 0  # bytes of it that have been sent
         self.done = not self._views
 
     def __enter__(self) -> Self:
@@ -63,7 +67,7 @@ class Outgoing:
 
     @property
     def count(self) -> int:
-        """Buffers of which something is left."""
+        """Buffers of which something is left to send."""
         return len(self._views) - self._index
 
     @property
@@ -73,8 +77,10 @@ class Outgoing:
         return index + 1 < len(views) and views[index].nbytes - self._start < VECTOR_BYTES_MAX
 
     def load(self, op: Load) -> None:
-        """Sets the next operation's worth: one buffer, or several if `vectored` says so. Not when
-        all has gone."""
+        """Sets what the next operation sends: one buffer, or several if `vectored` is true.
+
+        Not to be called once `done` is true.
+        """
         end, length = self._end()
         if end - self._index == 1:
             op.buffer = self._views[self._index]
@@ -83,12 +89,14 @@ class Outgoing:
         op.start, op.length = self._start, min(length, SEND_MAX)
 
     def cut(self) -> list[memoryview]:
-        """The next operation's worth for a call that takes no `start`: the first without what has
-        gone. Still ours: not to be released."""
+        """The buffers of the next operation, for a call that cannot skip bytes of the first one.
+
+        The caller must not release them.
+        """
         return [self.first(), *self._views[self._index + 1 : self._end()[0]]]
 
     def first(self) -> memoryview:
-        """What is left of the first buffer, as memory of bytes. Still ours: not to be released."""
+        """What is left of the first buffer, as bytes in place. The caller must not release it."""
         view = self._views[self._index]
         if self._start or view.format != "B" or view.ndim != 1:
             plain = byte_view(view)
@@ -99,7 +107,7 @@ class Outgoing:
         return self._views[self._index]
 
     def take(self, count: int) -> bytes:
-        """A copy of the next `count` bytes of the first buffer, which have gone then."""
+        """A copy of the next `count` bytes of the first buffer, which then count as sent."""
         part = self.first()[:count]
         data = bytes(part)
         part.release()
@@ -107,25 +115,25 @@ class Outgoing:
         return data
 
     def advance(self, count: int) -> None:
-        """Moves past `count` bytes that have gone, and lets go of the buffers that end there."""
+        """Moves past `count` bytes that were sent, and releases the buffers that are finished."""
         views, index, start = self._views, self._index, self._start + count
         end = len(views)
         while index < end and start >= views[index].nbytes:
             start -= views[index].nbytes
-            release_view(views[index])  # what has gone need not be held
+            release_view(views[index])  # it has been sent and need not be held
             index += 1
         self._index, self._start, self.done = index, start, index == end
 
     def release(self) -> None:
-        """Lets go of all buffers, gone or not. Doing it twice is allowed.
+        """Releases all buffers, sent or not. It may be called twice.
 
-        One that the kernel has still, because its call's coroutine was destroyed, is let go with
-        the last reference to it.
+        A buffer that the kernel still has, because the call's coroutine was destroyed, is released
+        with the last reference to it.
         """
         release_views(self._views)
 
     def _end(self) -> tuple[int, int]:
-        """Past the last buffer that the next operation takes, and the bytes that it takes."""
+        """The index after the last buffer of the next operation, and how many bytes that sends."""
         views, index = self._views, self._index
         length, end = views[index].nbytes - self._start, index + 1
         while end < len(views) and end - index < IOV_MAX and length < VECTOR_BYTES_MAX:
@@ -135,8 +143,10 @@ class Outgoing:
 
 
 def plain_length(data: object) -> int:
-    """Bytes of a short list of bytes objects, which the ring can pin as they are; 0: it is
-    something else."""
+    """The length of a short list of bytes objects, which the ring can pin as they are.
+
+    0: `data` is something else.
+    """
     length = 0
     if type(data) is list or type(data) is tuple:
         for item in data:
@@ -149,8 +159,7 @@ def plain_length(data: object) -> int:
 
 
 def buffer_views(data: object) -> list[memoryview]:
-    """The buffers of `data` that are not empty, exported: from now on none of them can be
-    resized."""
+    """The buffers of `data` that are not empty, exported: until released, none can be resized."""
     views: list[memoryview] = []
     try:
         for item in buffer_list(data):
@@ -158,13 +167,13 @@ def buffer_views(data: object) -> list[memoryview]:
             if view.nbytes:
                 views.append(view)
     except BaseException:
-        release_views(views)  # the traceback has them
+        release_views(views)  # the traceback would keep them exported
         raise
     return views
 
 
 def buffer_list(data: Any) -> Sequence[Any]:
-    """What send_all was given, one buffer or a sequence of them, as a sequence."""
+    """What send_all was given, a buffer or a sequence of buffers, as a sequence."""
     if isinstance(data, str):
         raise TypeError("send_all takes bytes, not str: encode the text first")
     if isinstance(data, (list, tuple)) or (isinstance(data, Sequence) and not _is_buffer(data)):
@@ -181,10 +190,10 @@ def _is_buffer(data: object) -> bool:
 
 
 def buffer_view(item: object) -> memoryview:
-    """One buffer, exported.
+    """Exports one buffer.
 
     Raises:
-        TypeError: it is not one.
+        TypeError: `item` is not a buffer.
         BufferError: it is not C-contiguous.
     """
     try:

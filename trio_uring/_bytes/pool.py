@@ -1,12 +1,13 @@
 """A pool of buffers for receives and sends: bounded, in size classes, without locks.
 
-How a buffer comes back. Each one that is handed out is exported by a small ctypes array of its own,
-which lies over its part of the class's memory. Every view of the buffer, every slice and the pin of
-an operation in the kernel keep that array alive, and its finaliser gives the memory back. So memory
-is never given out again while anything can still reach it, and nobody has to say when that is.
+How a buffer comes back: each buffer that is handed out is exported by a small ctypes array, made
+for it, which lies over its part of the class's memory. Every view of the buffer, every slice and
+the pin of an operation in the kernel keep that array alive, and its finaliser gives the memory
+back. So memory is never handed out again while anything can still reach it, and nobody has to
+release it.
 
 Rules of this file: the garbage collector never sees an exporter (`_SizeClass.take` says why), and
-nothing else gives memory back. A finaliser may run at any moment and in any thread, also in the
+nothing else gives memory back. A finaliser may run at any moment and in any thread, even in the
 middle of a method here: it makes one atomic call of a deque, and the methods take no lock. Standard
 library only.
 """
@@ -19,10 +20,10 @@ import operator
 from collections import deque
 from dataclasses import dataclass
 
-SIZE_MIN = 64  # bytes of the smallest class that may be asked for: a cache line
+SIZE_MIN = 64  # bytes of the smallest class allowed: a cache line
 
 _addressof = ctypes.addressof
-# By item: an object of our own, whose types nobody else sets.
+# Looked up by item, which gives us an object whose types nobody else sets.
 _untrack = ctypes.pythonapi["PyObject_GC_UnTrack"]
 _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 
@@ -34,40 +35,40 @@ class BufferClassStatistics:
     size: int
     """Bytes of each buffer of the class."""
     capacity: int
-    """Buffers that the class has."""
+    """Buffers that the class has, in use or not."""
     in_use: int
-    """Buffers that something still holds a view of."""
+    """Buffers of which something still holds a view."""
     allocations: int
     """Buffers that were handed out."""
     exhausted: int
-    """Times that a buffer of the class was asked for and none was free."""
+    """How often a buffer of the class was asked for and none was free."""
 
 
 class BufferPool:
-    """Memory that is used again, in size classes of powers of two, each with a bound.
+    """Memory that is reused, in size classes of powers of two, each with a bound.
 
     A buffer goes back to the pool when the last view of it is gone, and not before. A memoryview is
-    a context manager, so that the end of a block can be that moment:
+    a context manager, so the end of a block can be that moment:
 
         with pool.alloc(65536) as view:
             count = await stream.receive_into(view)
             await stream.send_all(view[:count])
 
-    What still holds a slice of the view after the block, or an operation that the kernel still has,
-    keeps the buffer for as long as it needs it. As with every memoryview, the end of the block
-    raises BufferError if something that is not a memoryview (cffi's `from_buffer`,
+    A slice of the view that is still held after the block, or an operation that is still in the
+    kernel, keeps the buffer for as long as it needs it. As with every memoryview, the end of the
+    block raises BufferError if something that is not a memoryview (cffi's `from_buffer`,
     `pickle.PickleBuffer`) still exports the view itself; the buffer goes back when that is gone. A
     view that is simply forgotten gives its buffer back when Python destroys it.
 
-    The contents of a new buffer are not zeros but whatever was there in an earlier use, from this
-    process and this pool only. So send only what you have written: of a buffer that a receive
-    filled in part, `view[:count]`. Where buffers hold secrets, overwrite them before they go.
+    A new buffer does not contain zeros, but whatever an earlier use left there (of this pool, in
+    this process). So send only what you have written: `view[:count]` of a buffer that a receive has
+    filled in part. If buffers hold secrets, overwrite them before you drop them.
 
-    A class takes its memory at the first use, as address space; each page of it becomes memory when
-    it is first written to, and stays until the pool and all its buffers are gone. The buffer used
-    last is handed out first. Nothing needs closing. Threads may share a pool; while several use it,
-    `allocations` and the counts of refusals are exact under the GIL only. A forked child has a copy
-    of its own.
+    A class reserves its address space at the first use. Each page becomes memory when it is first
+    written to, and stays until the pool and all its buffers are gone. The buffer returned last is
+    handed out first. Nothing needs closing. Threads may share a pool; while several use it,
+    `allocations` and the counts of refusals are exact only under the GIL. A forked child has a copy
+    of the pool.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class BufferPool:
         Args:
             min_size: bytes of the smallest buffers; a power of two, at least 64.
             max_size: bytes of the largest buffers; a power of two, at least `min_size`.
-            max_bytes_per_class: bytes that all buffers of one class may have together, at least 1.
-                A class has at least one buffer, whatever its size.
+            max_bytes_per_class: the most bytes that all buffers of one class have together, at
+                least 1. A class has at least one buffer, whatever its size.
 
         Raises:
-            TypeError, ValueError: a number is not an integer, or not one of those.
+            TypeError, ValueError: a number is not an integer, or not in its range.
         """
         min_size, max_size = (
             _power_of_two("min_size", min_size),
@@ -102,8 +103,8 @@ class BufferPool:
     def try_alloc(self, size: int) -> memoryview | None:
         """Hands out a buffer of the smallest class that holds `size` bytes.
 
-        A larger class does not help out when that one is exhausted: else a burst of small buffers
-        would take the large ones, and one flood would exhaust every class.
+        A larger class does not step in when that one is exhausted: otherwise a burst of small
+        buffers would take the large ones, and one flood would exhaust every class.
 
         Args:
             size: bytes, at least 1.
@@ -111,11 +112,11 @@ class BufferPool:
         Returns:
             A writable view of exactly `size` bytes, format "B", aligned to the size of its class or
             to a page, whichever is less. None: all buffers of the class are in use, or `size` is
-            more than the pool's `max_size`.
+            larger than the pool's `max_size`.
 
         Raises:
             TypeError, ValueError: `size` is not an integer, or less than 1.
-            OSError: the system refused the memory of a class that was not used before.
+            OSError: the system refused the memory of a class that is used for the first time.
         """
         size = operator.index(size)
         if size < 1:
@@ -127,11 +128,10 @@ class BufferPool:
         return self._classes[index if index > 0 else 0].take(size)
 
     def alloc(self, size: int) -> memoryview:
-        """As try_alloc, but what the pool has not comes from the heap: for callers who need no
-        bound.
+        """Like try_alloc, but takes the buffer from the heap where the pool has none.
 
-        A buffer from the heap has no alignment to rely on, and its memory is not used again.
-        `heap_allocations` counts them.
+        For callers that need no bound. A buffer from the heap has no guaranteed alignment, and its
+        memory is not reused. `heap_allocations` counts them.
 
         Args:
             size: bytes, at least 1.
@@ -140,8 +140,8 @@ class BufferPool:
             A writable view of exactly `size` bytes, format "B".
 
         Raises:
-            TypeError, ValueError, OSError: as try_alloc.
-            MemoryError, OverflowError: the heap has not so much either.
+            TypeError, ValueError, OSError: as for try_alloc.
+            MemoryError, OverflowError: the heap does not have that much either.
         """
         view = self.try_alloc(size)
         if view is None:
@@ -151,35 +151,33 @@ class BufferPool:
 
     @property
     def oversized(self) -> int:
-        """Times that more than `max_size` bytes were asked for. No class counts them."""
+        """How often more than `max_size` bytes were asked for. No class counts these."""
         return self._oversized
 
     @property
     def heap_allocations(self) -> int:
-        """Buffers that `alloc` took from the heap: too large for the pool, or their class was
-        exhausted."""
+        """Buffers that `alloc` took from the heap: too large for the pool, or none was free."""
         return self._heap_allocations
 
     def statistics(self) -> tuple[BufferClassStatistics, ...]:
-        """What each size class has and has done so far, from the smallest to the largest."""
+        """The state and the counts of each size class, from the smallest to the largest."""
         return tuple(each.statistics() for each in self._classes)
 
 
 class _SizeClass:
-    """The buffers of one size, their memory once there is any, and the counts."""
+    """The buffers of one size, their memory once it is needed, and the counts."""
 
     def __init__(self, size: int, capacity: int) -> None:
         self.size = size
         self.capacity = capacity
         self.allocations = 0
         self.exhausted = 0
-        self.memory: dict[
-            str, _Memory
-        ] = {}  # one item, once there is any: a dict for its atomic `setdefault`
+        # At most one item. It is a dict because `setdefault` is atomic.
+        self.memory: dict[str, _Memory] = {}
 
     def take(self, size: int) -> memoryview | None:
-        # Two threads may both find none. One of them wins; what the other made goes away before a
-        # buffer of it is handed out.
+        # Two threads may both find no memory. One of them wins; what the other made goes away
+        # before a buffer of it is handed out.
         memory = self.memory.get("slab") or self.memory.setdefault(
             "slab", _Memory(self.size, self.capacity)
         )
@@ -188,15 +186,14 @@ class _SizeClass:
         except IndexError:
             self.exhausted += 1
             return None
-        # A KeyboardInterrupt exactly here loses this buffer to the pool. It cannot make it free
-        # twice, which would be worse.
+        # A KeyboardInterrupt exactly here loses this buffer for the pool. It cannot free it twice,
+        # which would be worse.
         exporter = memory.exporter.from_buffer(memory.slab, offset)
         # The garbage collector calls the finalisers of a dead cycle while its objects can still
-        # reach each other. An object in it with a `__del__` of its own could use a view, or even
+        # reach each other. An object in the cycle that has a `__del__` could use a view, or even
         # bring it back to life, after the exporter's finaliser had given the memory away. An
         # exporter that the collector does not see is finalised by its reference count only, when
-        # its last view is really gone. It holds nothing but the slab, so it is never what closes a
-        # cycle.
+        # its last view is really gone. It refers only to the slab, so it never closes a cycle.
         _untrack(exporter)
         self.allocations += 1
         return memoryview(exporter).cast("B")[:size]
@@ -210,13 +207,13 @@ class _SizeClass:
 
 
 class _Memory:
-    """One slab of memory, cut into buffers of one size, and the offsets of those that are free."""
+    """One slab of memory, cut into buffers of one size, and the offsets of the free ones."""
 
     def __init__(self, size: int, capacity: int) -> None:
         # Private: Python's default for anonymous maps is shared, and a forked child would write
         # into its parent's buffers.
         self.slab = mmap.mmap(-1, size * capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A stack: the lowest pages are the first to be touched.
+        # A stack: the lowest pages are touched first.
         self.free = deque(range((capacity - 1) * size, -1, -size))
         self.exporter = _exporter_type(
             size, _addressof(ctypes.c_char.from_buffer(self.slab)), self.free
@@ -224,9 +221,11 @@ class _Memory:
 
 
 def _exporter_type(size: int, base: int, free: deque[int]) -> type[ctypes.Array[ctypes.c_char]]:
-    """The type of the arrays that lie over the buffers of a slab at `base`, and give their offsets
-    back to `free`."""
-    # No global names in the finaliser: at the end of the interpreter they may be gone.
+    """The type of the arrays over the buffers of a slab at `base`.
+
+    They give their offsets back to `free`.
+    """
+    # No global names in the finaliser: when the interpreter ends they may be gone.
     give_back, addressof = free.append, _addressof
 
     class Exporter(ctypes.Array[ctypes.c_char]):

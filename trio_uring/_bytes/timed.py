@@ -1,10 +1,9 @@
 """The timeout rule that all streams of this package share.
 
-A call's `timeout` is in seconds, for the whole call. None: the stream's default; math.inf: no
-limit.
+A call's `timeout` is in seconds. None: the stream's default; math.inf: no limit.
 
-Rules of this file: a limit is for a whole call, however many receives or sends that makes; what is
-called within it gets none of its own.
+Rules of this file: a limit applies to a whole call, however many receives or sends it makes; these
+get no limit of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
-    """The scope of a call with a time limit; none for None and math.inf."""
+    """The cancel scope of a call with a time limit; no scope for None and math.inf."""
     return (
         contextlib.nullcontext()
         if timeout is None or timeout == math.inf
@@ -33,8 +32,10 @@ def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
 async def in_time(
     takes_timeout: bool, timeout: float | None, method: Callable[..., Awaitable[Any]], *args: object
 ) -> Any:
-    """Calls a method with a time limit, which one that takes no `timeout`, as of trio's own
-    streams, is given from outside."""
+    """Calls a method with a time limit.
+
+    A method that takes no `timeout`, as those of trio's own streams, runs inside a cancel scope.
+    """
     if takes_timeout:
         return await method(*args, timeout=timeout)
     with within(timeout):
@@ -42,7 +43,7 @@ async def in_time(
 
 
 def check_timeout(timeout: float | None) -> None:
-    """For calls that may end without a scope that would find it out.
+    """Checks a timeout, for calls that may end without opening a scope, which would check it.
 
     Raises:
         ValueError: it is negative, or not a number.
@@ -54,7 +55,7 @@ def check_timeout(timeout: float | None) -> None:
 
 
 def receive_default(stream: Any) -> float | None:
-    """The stream's own default for a receive."""
+    """The stream's own default timeout for a receive."""
     timed = abilities(stream).times_receives
     timeout: float | None = getattr(stream, "receive_timeout", None) if timed else None
     return timeout

@@ -1,4 +1,4 @@
-"""Views of callers' memory: as bytes, fit to receive into, and let go as soon as a call is over.
+"""Views of callers' buffers: seen as bytes, checked, and released as soon as a call is over.
 
 Rules of this file: no I/O. Whoever exports a buffer releases it, so that its owner can resize it.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def byte_view(view: memoryview) -> memoryview:
-    """The same memory as bytes, which is what others know how to slice."""
+    """The same memory as a view of bytes, which can be sliced byte by byte."""
     try:
         return view.cast("B")
     except TypeError:  # an item format that only its own library knows
@@ -29,21 +29,25 @@ def check_writable(view: memoryview) -> None:
 
 
 def copy_into(view: memoryview, chunk: bytes) -> int:
-    """Into a view of any format, where a slice would want bytes."""
+    """Copies into a view of any format; assigning to a slice works only with format "B"."""
     return io.BytesIO(chunk).readinto(view)
 
 
 def release_view(view: memoryview) -> None:
-    """Ends our export of a caller's buffer, unless the kernel has it still because the call's
-    coroutine was destroyed."""
-    try:  # noqa: SIM105  (done for each buffer of each send, where contextlib.suppress is felt)
+    """Ends our export of a caller's buffer.
+
+    It does nothing if the kernel still has the buffer because the call's coroutine was destroyed.
+    """
+    try:  # noqa: SIM105  (for each buffer of each send; contextlib.suppress costs measurably more)
         view.release()
     except BufferError:
         pass
 
 
 def release_views(views: Iterable[memoryview]) -> None:
-    """Releases them all: a traceback may keep the frame that has them, and the caller may resize
-    its buffers all the same."""
+    """Releases all of them, so that a traceback that keeps our frames does not keep them exported.
+
+    The caller can resize its buffers in any case.
+    """
     for view in views:
         release_view(view)

@@ -1,7 +1,7 @@
-"""Builds `trio_uring._uring`, the C extension, with cffi in API mode (run by setup.py, never
-imported at run time).
+"""Builds the C extension, `trio_uring._uring`, with cffi in API mode.
 
-The declarations come from ring.h as it stands: one header, read by cffi and included by ring.c.
+It is run by setup.py and never imported at run time. The declarations are those of ring.h, which
+both cffi and the C files read.
 """
 
 import pathlib

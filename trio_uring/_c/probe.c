@@ -1,9 +1,9 @@
-/* io_uring's system calls, tried where it does no harm if a seccomp filter kills for one of them:
- * in a child process.
+/* Tries io_uring's system calls in a child process, where it does no harm if a seccomp filter kills
+ * for one of them.
  *
- * Rules of this file: those of ring.h. The child is a copy that does the calls below and exits; it
- * runs nothing of the program's (no signal handler, no pthread_atfork) and shares nothing but
- * `*stage` with it.
+ * Rules of this file: those of ring.h. The child is a copy of the process; it makes the calls below
+ * and exits. It runs none of the program's code (no signal handler, no pthread_atfork) and shares
+ * nothing with it but `*stage`.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -24,8 +24,8 @@ enum {    /* the same on every architecture */
     TU_NR_REGISTER = 427
 };
 
-/* A filter judges a call when it enters the kernel, so the arguments may be such that nothing is
- * made. What a call returns is no news: whoever opens a ring gets it too. */
+/* A filter judges a call when it enters the kernel, so the arguments can be invalid: nothing is
+ * created. The results do not matter: whoever opens a ring will get them, too. */
 static void try_calls(volatile uint8_t *stage) {
     (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);    /* no core dump, and no report of a crash */
     *stage = TU_TRIES_SETUP;
@@ -43,8 +43,9 @@ int tu_try_calls(uint8_t *stage) {
     sigset_t all, before;
     long pid;
     int error;
-    /* A handler of the program's would run in the child, and might write to descriptors that both
-     * have. A blocked SIGSYS of a filter ends the process, whatever handler there is for it. */
+    /* Otherwise the program's signal handlers could run in the child, and might write to
+     * descriptors that both share. If a filter sends SIGSYS while it is blocked, the process ends,
+     * whatever handler there is. */
     sigfillset(&all);
     if ((error = pthread_sigmask(SIG_SETMASK, &all, &before)) != 0)
         return -error;

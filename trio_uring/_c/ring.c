@@ -1,10 +1,10 @@
-/* The raw io_uring interface: set up and map, write an entry, enter, copy completions, keep the
- * provided buffers.
+/* The raw io_uring interface: sets up and maps a ring, writes entries, enters the kernel, copies
+ * completions, keeps the provided buffers.
  *
- * Rules of this file: those of ring.h. The kernel and this process share the heads and tails: each
- * side's own index is read plainly, the other side's with acquire, and what we publish is stored
- * with release (io_uring(7)). The constants below are the uapi's; they are defined here because the
- * build machine's header may be older than they are.
+ * Rules of this file: those of ring.h. The kernel and this process share the heads and tails: our
+ * own index is read plainly, the kernel's with acquire, and what we publish is stored with release
+ * (io_uring(7)). The constants below are those of the uapi; they are defined here because the build
+ * machine's header may be too old to have them.
  */
 #if !defined(__linux__)
 #error "trio_uring builds on Linux only: io_uring is a Linux interface"
@@ -47,8 +47,7 @@
 
 #define TU_OF_CANCEL (UINT64_C(1) << 63)
 
-/* Named apart from the uapi's, most of which are enumerators there and cannot be tested with
- * #ifndef. */
+/* Not named like the uapi's: most of those are enumerators, which #ifndef cannot test. */
 enum {
     TU_OP_POLL_ADD = 6,
     TU_OP_ASYNC_CANCEL = 14,
@@ -65,8 +64,8 @@ enum {
     TU_PROBE_OPS = 256
 };
 
-/* struct io_uring_buf and io_uring_buf_reg (5.19), io_uring_probe_op and io_uring_probe (5.6), and
- * io_uring_getevents_arg (5.11). */
+/* The uapi's struct io_uring_buf and io_uring_buf_reg (5.19), io_uring_probe_op and io_uring_probe
+ * (5.6), and io_uring_getevents_arg (5.11). */
 struct tu_buf { uint64_t addr; uint32_t len; uint16_t bid; uint16_t tail; };
 struct tu_buf_reg {
     uint64_t addr; uint32_t entries; uint16_t bgid; uint16_t flags; uint64_t resv[3];
@@ -117,7 +116,8 @@ static void *map_shared(int fd, size_t bytes, uint64_t offset) {
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, (off_t)offset);
     if (at == MAP_FAILED)
         return NULL;
-    /* A child that touched the parent's ring would submit in its name: it gets no map. */
+    /* Forked children do not get the mapping: one that touched the ring would submit in the
+     * parent's name. */
     (void)madvise(at, bytes, MADV_DONTFORK);
     return at;
 }
@@ -153,7 +153,7 @@ static void locate(tu_ring *ring, const struct io_uring_params *p) {
     ring->sq_mask = *(uint32_t *)AT(ring->sq_map, p->sq_off.ring_mask);
     ring->cq_mask = *(uint32_t *)AT(ring->cq_map, p->cq_off.ring_mask);
     ring->sq_entries = p->sq_entries;
-    for (uint32_t i = 0; i < p->sq_entries; i++)    /* entry i of the queue is always slot i */
+    for (uint32_t i = 0; i < p->sq_entries; i++)    /* index i of the queue is always entry i */
         array[i] = i;
 }
 
@@ -169,7 +169,7 @@ int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned se
     p.flags = setup_flags;
     if (setup_flags & TU_SETUP_CQSIZE)
         p.cq_entries = cq_entries;
-    /* The kernel makes it close-on-exec. */
+    /* The kernel sets close-on-exec. */
     ring->fd = (int)syscall(__NR_io_uring_setup, sq_entries, &p);
     result = ring->fd < 0 ? -errno : map_rings(ring, &p);
     if (result < 0) {
@@ -282,13 +282,13 @@ int tu_buffers(tu_ring *ring, unsigned group_id, unsigned first_id, unsigned cou
     return 0;
 }
 
-/* Gives back every buffer that tu_drain has reported. */
+/* Gives every buffer that tu_drain has reported back to the kernel. */
 static void recycle(tu_ring *ring) {
     unsigned count = ring->out_count;
     for (unsigned i = 0; i < count; i++) {
         for (unsigned g = 0; g < ring->group_count; g++) {
             struct tu_group *group = &ring->groups[g];
-            /* Wraps to a large number below first_id. */
+            /* Below first_id this wraps to a large number. */
             unsigned index = ring->out_ids[i] - group->first_id;
             if (index < group->count)
                 group_put(group, index);
@@ -316,7 +316,7 @@ int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, u
     struct io_uring_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
-    /* Little-endian on both architectures that we build for. */
+    /* Both architectures that we build for are little-endian. */
     memcpy(sqe, &entry->head, sizeof entry->head);
     sqe->off = entry->off;
     sqe->addr = (uint64_t)(uintptr_t)addr;
@@ -414,7 +414,7 @@ int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
     for (int64_t *to = out + 2; head != tail && count < max; head++, count++, to += 3) {
         const struct io_uring_cqe *cqe = &ring->cqes[head & ring->cq_mask];
         if (cqe->flags & TU_CQE_F_BUFFER) {
-            if (ring->out_count == ring->out_max)       /* cannot be: a buffer is out once */
+            if (ring->out_count == ring->out_max)       /* cannot happen: each is out once */
                 break;
             ring->out_ids[ring->out_count++] = (uint16_t)(cqe->flags >> TU_CQE_BUFFER_SHIFT);
         }

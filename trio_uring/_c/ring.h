@@ -1,23 +1,23 @@
-/* The boundary between Python and the kernel's rings. cffi reads this file as it stands and ring.c
- * includes it, so a declaration is written once.
+/* The boundary between Python and the kernel's rings. cffi reads this very file and the C files
+ * include it, so each declaration is written once.
  *
- * Rules of this file: C is a pen, not a brain. It writes the entries it is told to write and copies
- * the completions it finds; which operation, which buffer and when are decided in _ring.
+ * Rules of this file: C decides nothing. It writes the entries that it is told to write and copies
+ * the completions that it finds; which operation, which buffer and when are decided in _ring.
  * No Python, no callbacks, no allocation after tu_open. Every function returns a value >= 0 or
- * -errno. Only the thread that opened a ring may call with it.
+ * -errno. Only the thread that opened a ring may use it.
  */
 
 typedef struct tu_ring tu_ring;
 
 struct tu_info {
     int fd;                /* the ring */
-    uint32_t setup_flags;  /* IORING_SETUP_*, as the kernel took them */
+    uint32_t setup_flags;  /* IORING_SETUP_*, as the kernel accepted them */
     uint32_t features;     /* IORING_FEAT_* */
     uint32_t sq_entries;
     uint32_t cq_entries;
 };
 
-/* What one SENDMSG or WRITEV points at: made by Python, filled by tu_vector_*, borrowed by the
+/* What one SENDMSG or WRITEV points at: allocated by Python, filled by tu_vector_*, read by the
  * kernel. */
 struct tu_vector {
     uint64_t msghdr[7];    /* a struct msghdr; ring.c asserts that it fits */
@@ -27,20 +27,19 @@ struct tu_vector {
 int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags,
             struct tu_info *info);
 int tu_close(tu_ring *ring);
-/* In a forked child: the maps are not there, so it closes the descriptors only. */
+/* For a forked child, which has no mappings: only closes the descriptor and frees our memory. */
 int tu_disown(tu_ring *ring);
 int tu_probe(tu_ring *ring, uint8_t *supported, unsigned count);
 
-/* A ring of `count` provided buffers of `size` bytes at `memory`, with the ids
+/* Registers a group of `count` provided buffers of `size` bytes at `memory`, with the ids
  * first_id .. first_id + count - 1. */
 int tu_buffers(tu_ring *ring, unsigned group, unsigned first_id, unsigned count, unsigned size,
                char *memory);
-/* Anonymous memory, absent in forked children; NULL when there is none. */
+/* Anonymous memory, not mapped in forked children; NULL: there is none. */
 char *tu_pool_alloc(size_t bytes);
 int tu_pool_free(char *memory, size_t bytes);
 
-/* What is the same each time that an operation is submitted: the first words of its struct
- * io_uring_sqe. */
+/* The part of an operation's struct io_uring_sqe that is the same in each submission. */
 struct tu_entry {
     uint64_t head;         /* opcode | flags << 8 | ioprio << 16 | fd << 32 */
     uint64_t off;
@@ -49,38 +48,38 @@ struct tu_entry {
 };
 
 int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token);
-/* ASYNC_CANCEL; its own completion's token is target | 1 << 63. */
+/* Writes an ASYNC_CANCEL; the token of its own completion is target | 1 << 63. */
 int tu_cancel(tu_ring *ring, uint64_t target);
 int tu_watch(tu_ring *ring, int fd, uint64_t token);   /* one completion when fd is readable */
-/* Fills it with two buffers: a header and a body, what most lists are. */
+/* Fills it with two buffers, like a header and a body: what most lists are. */
 int tu_vector_pair(struct tu_vector *vector, void *first, size_t first_length, void *second,
                    size_t second_length);
-/* Fills it with `count` buffers, of which the first begins at byte `start`. */
+/* Fills it with `count` buffers, skipping the first `start` bytes of the first one. */
 int tu_vector_fill(struct tu_vector *vector, unsigned count, void **addrs, const size_t *lengths,
                    size_t start);
 
 int tu_sq_space(tu_ring *ring);
 /* Gives back every buffer that was reported, then enters. Returns the number of entries taken.
- * seconds < 0: it waits for ever. */
+ * seconds < 0: no timeout. */
 int tu_enter(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds);
 
-/* Copies at most max completions and returns how many: out[0] = tu_more, out[1] is left alone, then
- * token, res and flags of each. */
+/* Copies at most max completions and returns how many. out[0] = tu_more; out[1] is left alone; then
+ * token, res and flags of each completion. */
 int tu_drain(tu_ring *ring, int64_t *out, unsigned max);
-/* Both: out[1] = what tu_enter returns. */
+/* tu_enter and then tu_drain: out[1] = what tu_enter returns. */
 int tu_turn(tu_ring *ring, unsigned min_complete, unsigned enter_flags, double seconds,
             int64_t *out, unsigned max);
-/* Bit 0: completions are ready; bit 1: task work waits for an enter(GETEVENTS); bit 2: the overflow
- * list does. */
+/* Bit 0: completions are ready; bit 1: task work waits for an enter(GETEVENTS); bit 2: completions
+ * on the overflow list do. */
 int tu_more(tu_ring *ring);
-int tu_overflowed(tu_ring *ring);       /* completions the kernel dropped for want of memory */
+int tu_overflowed(tu_ring *ring);       /* completions that the kernel dropped, out of memory */
 
 #define TU_TRIES_SETUP 1
 #define TU_TRIES_REGISTER 2
 #define TU_TRIES_ENTER 3
 #define TU_TRIED 4
 
-/* Starts a child that makes io_uring's three system calls and exits (probe.c); its pid. How far it
- * has come is in *stage, which must be shared memory, and 0 before. It sends no SIGCHLD, and is
- * there until it is waited for with __WALL. */
+/* Starts a child that makes io_uring's three system calls and exits (probe.c); returns its pid.
+ * *stage, which must be shared memory and 0 before, says how far the child has come. The child
+ * sends no SIGCHLD, and stays until it is waited for with __WALL. */
 int tu_try_calls(uint8_t *stage);

@@ -1,1 +1,1 @@
-"""What the command line says."""
+"""What the command line prints."""

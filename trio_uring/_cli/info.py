@@ -1,8 +1,7 @@
-"""`python -m trio_uring info`: what this machine's io_uring can do, what trio_uring makes of it,
-and if it is not used why.
+"""`python -m trio_uring info`: what this machine's io_uring can do, and how trio_uring uses it.
 
-Rules of this file: it opens rings and closes them. It never fails: what cannot be read is said to
-be unknown.
+Rules of this file: it opens rings and closes them. It never fails: what cannot be read is reported
+as unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMA
 from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
 
-# IORING_FEAT_*, by their bits in what io_uring_setup answers (linux/io_uring.h).
+# IORING_FEAT_* (linux/io_uring.h), in the order of their bits in io_uring_setup's answer.
 FEATURE_NAMES = (
     "SINGLE_MMAP", "NODROP", "SUBMIT_STABLE", "RW_CUR_POS", "CUR_PERSONALITY", "FAST_POLL",
     "POLL_32BITS", "SQPOLL_NONFIXED", "EXT_ARG", "NATIVE_WORKERS", "RSRC_TAGS", "CQE_SKIP",
@@ -35,7 +34,7 @@ _SYSCTL_MEANINGS = {
     "2": "nobody may use io_uring",
 }
 _WIDTH = 28  # characters of the first column
-_WRAP = 100  # characters of a list, after which it goes on in the next line
+_WRAP = 100  # characters of text after it, in each line
 
 
 def describe() -> list[str]:
@@ -105,7 +104,7 @@ def _describe_ring() -> list[str]:
 
 
 def feature_names(bits: int) -> list[str]:
-    """The names of the IORING_FEAT_* bits; a bit without a name in this version is given as a
+    """The names of the IORING_FEAT_* bits. Bits without a name in this version are given as a
     number."""
     names = [name for bit, name in enumerate(FEATURE_NAMES) if bits >> bit & 1]
     unknown = bits >> len(FEATURE_NAMES) << len(FEATURE_NAMES)
@@ -113,8 +112,8 @@ def feature_names(bits: int) -> list[str]:
 
 
 def _describe_names() -> list[str]:
-    """Every private name of trio's that is used; and what is lost without one that this trio has
-    not got."""
+    """Every private name of trio's that is used, and what is lost without those that are
+    missing."""
     lines = [f"  found    {private.name}" for private in NAMES if private.found]
     for private in NAMES:
         if not private.found:
@@ -150,7 +149,7 @@ def _describe_limits() -> list[str]:
 
 
 def _entry(name: str, text: str) -> list[str]:
-    """A name and its text, in as many lines as it needs."""
+    """A name and its text, in as many lines as they need."""
     lines, line = [], f"{name:<{_WIDTH}}"
     for word in text.split(" "):
         if len(line) + len(word) > _WIDTH + _WRAP:

@@ -1,1 +1,1 @@
-"""The demonstration: a file server with clients, compared to trio's."""
+"""The demonstration: a file server and its clients, compared with trio."""

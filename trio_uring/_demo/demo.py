@@ -1,10 +1,9 @@
-"""`python -m trio_uring demo`: serves real files to many clients, on our streams and on trio's own,
-and compares.
+"""`python -m trio_uring demo`: serves files to many clients, on our streams and on trio's, and
+compares.
 
 Rules of this file: both kinds of streams get the same work, in turns, each turn with a new server
-process and a new trio.run, so that neither runs in the other's shadow. System calls are counted in
-runs of their own, because strace slows down what it watches. A wrong checksum makes the whole demo
-fail.
+process and a new trio.run, so that neither affects the other. System calls are counted in separate
+runs, because strace slows down what it watches. A wrong checksum makes the whole demo fail.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
     from .._driver.backend import BackendInfo
 
 MIB = 2**20
-CUT_SHARE = 0.05  # of the files that can be cut: those whose client is cancelled in the middle
-CUT_SIZE_MIN = 16384  # bytes of a file that can be cut
+CUT_SHARE = 0.05  # share of the files that can be cut whose client is cancelled in the middle
+CUT_SIZE_MIN = 16384  # bytes of the smallest file that can be cut
 STALL_MAX = 30.0  # seconds without a byte, after which the demo gives up
-TRACED_BYTES = 16 * MIB  # served while strace looks on
+TRACED_BYTES = 16 * MIB  # bytes served while strace watches
 TICK = 0.1  # seconds between two looks at the progress
 LIBRARY_SUFFIXES = (".py", ".so")
 
@@ -54,7 +53,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be served: the same for both kinds of streams."""
+    """What is to be served, for both kinds of streams."""
 
     directory: Path
     files: list[File]
@@ -62,8 +61,8 @@ class Work:
     seed: int
 
     def downloads(self, bytes_wanted: int) -> list[Download]:
-        """Files in a random order, again and again until there are enough bytes; some of them are
-        to be cut."""
+        """The files in random order, repeated until there are enough bytes. Some of them are to be
+        cut."""
         rng = random.Random(self.seed)
         downloads: list[Download] = []
         while bytes_wanted > 0:
@@ -81,7 +80,7 @@ class Work:
         return downloads
 
     def _cut_one(self, downloads: list[Download]) -> None:
-        """However few files there are, one is cut, if one can be."""
+        """Makes sure that, however few files there are, one is cut if one can be."""
         if all(download.cut is None for download in downloads):
             largest = max(downloads, key=lambda download: download.file.size)
             if largest.file.size >= CUT_SIZE_MIN:
@@ -96,7 +95,7 @@ class Round:
     work: Work
     downloads: list[Download]
     server_cpu: int  # the CPU that the server is pinned to; -1: none
-    wrapper: tuple[str, ...] = ()  # a command to run the server under
+    wrapper: tuple[str, ...] = ()  # a command under which to run the server
     tally: Tally = field(default_factory=Tally)
     error: Exception | None = None
 
@@ -177,7 +176,7 @@ class Round:
             everything.cancel()
 
     async def _watch(self, progress: Progress, everything: trio.CancelScope) -> None:
-        """Shows the progress, and ends the round when there is none any more."""
+        """Shows the progress, and ends the round when there is no more progress."""
         before, since = -1, trio.current_time()
         while True:
             progress.show(self.tally.bytes)
@@ -190,7 +189,7 @@ class Round:
 
 
 class _Lines:
-    """The JSON objects that the server prints, one a line."""
+    """The JSON objects that the server prints, one per line."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
@@ -207,7 +206,7 @@ class _Lines:
 
 
 async def _stop(process: trio.Process) -> None:
-    """Closes its pipes, on which it ends; kills it if it does not."""
+    """Closes the server's pipes, which ends it; kills it if it does not end."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             await trio.aclose_forcefully(pipe)
@@ -224,11 +223,11 @@ _CALL = re.compile(r"^(?:\d+\s+)?(\w+)\(")
 
 
 def count_calls(trace: str) -> Counter[str]:
-    """The system calls between the marks, of what strace -f wrote."""
+    """Counts the system calls between the marks in the output of strace -f."""
     _, _, rest = trace.partition(MARK_START)
     served, _, _ = rest.partition(MARK_STOP)
     calls = Counter(match[1] for line in served.splitlines()[1:] if (match := _CALL.match(line)))
-    # The second mark itself.
+    # Do not count the second mark itself.
     calls.subtract({name: 1 for name in ("access", "faccessat", "faccessat2") if calls[name]})
     return +calls
 
@@ -254,7 +253,7 @@ def trace_calls(work: Work, stack: str, progress: Progress) -> Trace:
 
 @contextmanager
 def _pinned() -> Iterator[int]:
-    """Leaves one CPU to the server, which is the value, and takes the others. -1 if there is only
+    """Yields one CPU for the server, and keeps the others for this process; -1 if there is only
     one."""
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
@@ -299,7 +298,7 @@ def run(arguments: argparse.Namespace) -> int:
         The exit status: 0, or 1 if a checksum was wrong.
 
     Raises:
-        DemoError: it could not be run to its end.
+        DemoError: the demo could not be completed.
     """
     work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB

@@ -1,8 +1,8 @@
-"""The file server and the file client of the demo, the same code for both kinds of streams.
+"""The demo's file server and client: the same code for both kinds of streams.
 
-The protocol is that of examples/file_protocol.py. Rules of this file: nothing here knows which
-streams it runs on but `Stack`; a path that is not in the index does not exist, so there is nothing
-to traverse to; sizes that a peer sends are bounded before memory is taken for them.
+The protocol is that of examples/file_protocol.py. Rules of this file: only `Stack` knows which
+streams it runs on. A path that is not in the index does not exist, which rules out path traversal.
+Sizes that a peer sends are bounded before memory is allocated for them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ OK, REFUSED = 0, 1
 REFUSAL = ANSWER.pack(REFUSED, 0, 0, bytes(32))
 
 PATH_MAX = 1024  # bytes of a path; a longer one ends the connection
-# Files of an index: each is one memory map of the server, and the kernel allows 65,530.
+# Most files in an index: each is a memory map in the server, and the kernel allows 65,530 maps.
 FILES_MAX = 20_000
-# bytes of a body up to which a user of trio's streams joins it with its header: two sends cost more
+# Bytes of a body up to which a user of trio's streams joins it with its header: two sends cost
+# more.
 JOIN_MAX = 65536
-CHUNKS_MIN = 8  # receives that a file with a cut is made to take, so that the cut is in its middle
+CHUNKS_MIN = 8  # least receives for a file with a cut, so that the cut is in its middle
 
 NOT_SERVED = {"site-packages", "__pycache__"}
 
@@ -48,8 +49,8 @@ class File:
 
 @dataclass(frozen=True)
 class Stack:
-    """One of the two kinds of streams: what opens them, what serves them, and how one sends a
-    header and a body."""
+    """One of the two kinds of streams: how to open them, serve them, and send a header and a
+    body."""
 
     name: str
     connect: Callable[[str, int], Awaitable[Any]]
@@ -62,8 +63,7 @@ async def _send_list(stream: trio_uring.SocketStream, header: bytes, body: memor
 
 
 async def _send_joined(stream: trio.SocketStream, header: bytes, body: memoryview) -> None:
-    """The best that a user of trio's streams can do: a copy where it is cheaper than a second send,
-    two sends elsewhere."""
+    """The best that a user of trio's streams can do: copy if that is cheaper than a second send."""
     if len(body) <= JOIN_MAX:
         await stream.send_all(b"".join((header, body)))
     else:
@@ -80,11 +80,11 @@ STACKS = {
 
 
 def scan(directory: Path, suffixes: tuple[str, ...], bytes_max: int) -> list[File]:
-    """The files below `directory` that end with one of `suffixes` (none: all files), folder by
-    folder, in order of their names.
+    """The files below `directory` that end with one of `suffixes` (if there are none, all files).
 
-    Files that are empty or cannot be read are left out, and so is what would make it more than
-    `bytes_max` bytes or FILES_MAX files in all. Links to directories are not followed.
+    They are listed directory by directory, sorted by name. Files that are empty or cannot be read
+    are left out, and so are those beyond `bytes_max` bytes or FILES_MAX files in all. Links to
+    directories are not followed.
 
     Raises:
         OSError: the directory cannot be listed.
@@ -133,7 +133,7 @@ class Server:
         self._index = {
             os.fsencode(file.name): (file, _map(directory / file.name, file.size)) for file in files
         }
-        self.hung_up = 0  # connections that a client left in the middle of a file
+        self.hung_up = 0  # connections that clients left in the middle of a file
 
     async def serve_client(self, stream: Any) -> None:
         """Serves one connection, until the client hangs up or breaks the protocol."""
@@ -163,7 +163,7 @@ _NOTHING = memoryview(b"")
 
 
 def _map(path: Path, size: int) -> memoryview:
-    """Its pages, which stay mapped for as long as the process runs."""
+    """Maps a file, whose pages stay mapped for as long as the process runs."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
@@ -173,7 +173,7 @@ class Reader:
 
     Args:
         stream: the stream.
-        most: bytes of one receive; None: as the stream likes.
+        most: the most bytes of one receive; None: the stream chooses.
     """
 
     def __init__(self, stream: Any, most: int | None = None) -> None:
@@ -182,7 +182,7 @@ class Reader:
         self._buffer = bytearray()
 
     async def take(self, count: int) -> bytes | None:
-        """Exactly `count` bytes, or None: the stream ended before."""
+        """Returns exactly `count` bytes, or None if the stream ended before."""
         buffer = self._buffer
         while len(buffer) < count:
             chunk = await self._stream.receive_some(self._most)
@@ -194,7 +194,7 @@ class Reader:
         return taken
 
     def rest(self) -> bytes:
-        """What came after the bytes taken."""
+        """Returns what came after the bytes taken."""
         taken = bytes(self._buffer)
         self._buffer.clear()
         return taken
@@ -205,7 +205,7 @@ class Reader:
 
 @dataclass
 class Tally:
-    """What the clients have seen. All of them share one."""
+    """What the clients have seen. They all share one."""
 
     files: int = 0
     bytes: int = 0
@@ -220,7 +220,7 @@ class ProtocolError(Exception):
 
 @dataclass
 class Download:
-    """One file on its way to a client. It remembers where it is, over any number of connections.
+    """A file on its way to a client, which remembers its position across connections.
 
     Attributes:
         cut: bytes after which the attempt is cancelled, once; None: never.
@@ -237,9 +237,9 @@ class Download:
         return self.received >= self.file.size
 
     async def run(self, stream: Any, tally: Tally, cancel: Callable[[], None]) -> None:
-        """Asks for what is missing and receives it.
+        """Requests what is missing, and receives it.
 
-        Cancellation: `received` and the checksum stand for exactly the bytes that came.
+        Cancellation: `received` and the checksum reflect exactly the bytes that came.
         """
         path = os.fsencode(self.file.name)
         await stream.send_all(REQUEST.pack(self.received, len(path)) + path)
@@ -259,8 +259,8 @@ class Download:
                 return
             if self.cut is not None and self.received >= self.cut:
                 self.cut = None
-                # Not now but in the next pass, from outside: by then this task waits, with its
-                # receive in the kernel.
+                # Not now but in the next pass: by then this task is waiting, with its receive in
+                # the kernel.
                 trio.lowlevel.current_trio_token().run_sync_soon(cancel)
             chunk = await stream.receive_some(most)
             if not chunk:
@@ -273,9 +273,9 @@ class Download:
 
 
 async def run_client(stack: Stack, port: int, downloads: Iterator[Download], tally: Tally) -> None:
-    """One client: fetches the next download that nobody has taken, until there is none.
+    """One client: fetches downloads that nobody has taken yet, until there are none left.
 
-    A cancelled one loses its connection and is resumed on a new one.
+    A cancelled download loses its connection, and is resumed on a new one.
     """
     stream: Any = None
     try:

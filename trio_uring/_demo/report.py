@@ -1,8 +1,8 @@
 """What the demo prints: the progress bar and the report.
 
-Rules of this file: a terminal gets one line that is written over, anything else gets a line for
-each step and no control characters. Every number has its unit, and every comparison says which way
-is better.
+Rules of this file: a terminal gets one line that is overwritten; anything else gets a line for each
+step, and no control characters. Every number has its unit, and every comparison says which way is
+better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 BAR_WIDTH = 30  # characters
-LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
+LINE_SECONDS = 10.0  # between two lines of progress if there is no terminal
 CALLS_SHOWN = 8  # system calls that are shown by name
 
 
@@ -55,11 +55,12 @@ class Trace:
 
 
 class Progress:
-    """A progress bar on a terminal, now and then a line elsewhere. On standard error: the report is
-    what is printed.
+    """A progress bar on a terminal; elsewhere a line now and then.
+
+    It goes to standard error, because standard output is for the report.
 
     Args:
-        total: bytes of all steps that count.
+        total: the bytes of all steps that count.
     """
 
     def __init__(self, total: int) -> None:
@@ -71,14 +72,14 @@ class Progress:
         self._line_at = 0.0
 
     def start(self, label: str, counted: bool = True) -> None:
-        """The next step begins. `counted`: its bytes are among the total."""
+        """Begins the next step. `counted`: its bytes are part of the total."""
         self._before += self._in_step
         self._in_step, self._label, self._counted = 0, label, counted
         self._line_at = 0.0
         self.show(0)
 
     def show(self, done: int) -> None:
-        """`done` bytes of this step are done."""
+        """Shows that `done` bytes of this step are done."""
         self._in_step = done if self._counted else 0
         now = time.monotonic()
         if self._is_terminal:
@@ -112,7 +113,7 @@ def print_heading(
     round_bytes: int,
     backend: BackendInfo,
 ) -> None:
-    """Says what is going to be done."""
+    """Prints what is going to be done."""
     size = sum(file.size for file in files) / MIB
     print(f"Serving {len(files):,} files ({size:.1f} MiB) of {directory}")
     print(
@@ -148,7 +149,7 @@ def _row(name: str, ours: str, theirs: str, note: str = "") -> None:
 
 
 def _comparison(gain: float) -> str:
-    """`gain`: above 1 where trio_uring is better."""
+    """Words for `gain`, which is above 1 where trio_uring is better."""
     if round(gain, 2) == 1:
         return "the same"
     return f"{gain:.2f}x better" if gain > 1 else f"{1 / gain:.2f}x worse"
@@ -215,7 +216,7 @@ def _print_calls(traces: list[Trace], why_not: str) -> None:
 
 
 def _print_statistics(rings: list[Result]) -> None:
-    """The driver's own counts, of the last round's server."""
+    """Prints the driver's own counts, from the server of the last round."""
     statistics = rings[-1].statistics
     if statistics is None:
         return

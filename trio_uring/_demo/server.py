@@ -1,11 +1,10 @@
-"""The demo's server, in a process of its own so that its CPU time and its system calls are the
-server's and nobody else's.
+"""The demo's server, in its own process, so that CPU time and system calls are the server's alone.
 
     python -m trio_uring._demo.server STACK CPU [DIRECTORY]
 
 Reads the list of files as one line of JSON from its standard input, prints {"port": ...}, serves
-until its standard input ends (its parent closed it, or died), and prints its report. Nothing
-between `MARK_START` and `MARK_STOP` is start-up or report.
+until its standard input ends (its parent closed it, or died), and prints its report. Start-up and
+report are outside of `MARK_START` and `MARK_STOP`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ import trio_uring
 
 from .files import STACKS, File, Server
 
-# Paths that do not exist: looking at them makes a system call that strace can see, and nothing
-# else.
+# Paths that do not exist: looking at one only makes a system call that strace can see.
 MARK_START = "/trio_uring-demo-start"
 MARK_STOP = "/trio_uring-demo-stop"
 
 
 async def serve(stack_name: str, directory: Path, files: list[File]) -> None:
-    """Serves until the standard input ends."""
+    """Serves until standard input ends."""
     stack = STACKS[stack_name]
     server = Server(stack, directory, files)
     listeners = await stack.open_listeners(0, host="127.0.0.1")
@@ -62,7 +60,7 @@ def main() -> None:
         File(name, size, bytes.fromhex(digest))
         for name, size, digest in json.loads(sys.stdin.readline())
     ]
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C goes to the parent too, which says so
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C also reaches the parent, which reports it
         trio.run(serve, stack_name, Path(directory), files)
 
 

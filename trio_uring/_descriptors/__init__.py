@@ -1,1 +1,1 @@
-"""Who uses a descriptor, in which direction, and how it closes."""
+"""Keeps track of who uses a descriptor, in which direction, and how it closes."""

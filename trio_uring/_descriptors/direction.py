@@ -1,16 +1,17 @@
-"""One way of one descriptor: who has it, its operations, what was received and not returned.
+"""One direction of a descriptor: who has it, its operations, what was received but not returned.
 
-A call has the direction in one of two ways. A stream's call, a UDP socket's or a pump *holds* it,
-from `take` to the end of the call. A call of the socket itself has it by *lend*: only until its
+There are two ways to have the direction. A call of a stream or a UDP socket, or a pump, *holds* it,
+from `take` until the call ends. A call of the socket itself *borrows* it (`lend`): only until its
 operation is done, whenever its task resumes, as with trio's own sockets.
 
 Rules of this file:
 
 - At most one operation of a direction is in the kernel, or waited for.
-- A result that a destroyed call (coro.close()) has not had is dealt with here, once: `leave`. Its
-  bytes are kept for the next receive. What is still in the kernel is settled before the next use.
-- What a negative result means is read here, and nowhere else: `verdict`.
-- Nothing here refers to the socket or stream that uses the direction: one that is forgotten is
+- A result that a destroyed call (coro.close()) did not get is handled here, once: `leave`. Bytes
+  that it received are kept for the next receive. An operation that is still in the kernel is
+  settled before the next use.
+- What a negative result means is decided here, and nowhere else: `verdict`.
+- Nothing here refers to the socket or stream that uses the direction, so that a forgotten one is
   freed at once.
 """
 
@@ -37,9 +38,9 @@ from .provided import OWN_SIZE, use_first
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-# The kinds of operation that a direction keeps, to use them again. The same for calls of the socket
-# itself are ~RECEIVE and so on: a socket may go from run to run while they last, a stream may not.
+# The kinds of operation that a direction keeps for reuse. Those for calls of the socket itself are
+# ~RECEIVE and so on. They are separate because a socket may move from one run to another while
+# both go on, and a stream may not.
 RECEIVE, INTO, SEND, SEND_MANY, POLL = range(5)
 
 _OF_SOCKET = {
@@ -49,14 +50,14 @@ _OF_FILE = {
     RECEIVE: Opcode.READ, INTO: Opcode.READ, SEND: Opcode.WRITE, SEND_MANY: Opcode.WRITEV,
 }  # fmt: skip
 
-# A send must not wait in the kernel: its polls are over as soon as the peer has half-closed, and
-# then it tries and tries, and gives the send to a worker thread, which waits for a peer that may
-# never read.
+# A send must not wait in the kernel. Once the peer has half-closed, the kernel's polls end at once:
+# it tries the send again and again, and then gives it to a worker thread, which waits for a peer
+# that may never read.
 SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
 
 
 class Whole(Protocol):
-    """What a direction asks of the lease that it is a part of."""
+    """What a direction needs of the lease that it is part of."""
 
     owner: Any
     fd: int
@@ -64,13 +65,13 @@ class Whole(Protocol):
     split: bool
 
     def current_engine(self) -> Any:
-        """This run's."""
+        """The engine of the current run."""
 
     def engine(self) -> Any:
         """The engine for a new operation."""
 
     def engine_of_streams(self) -> Any:
-        """The engine of the run that goes on and has streams on the descriptor, if any."""
+        """The engine of a run that is not over and has streams on the descriptor, if any."""
 
 
 class Verdict(enum.Enum):
@@ -83,22 +84,25 @@ class Verdict(enum.Enum):
 
 
 class Direction:
-    """One way of one descriptor.
+    """One direction of a descriptor.
 
     Args:
-        lease: on the descriptor.
-        fileno: the descriptor's number now; another one than at first: it is closed.
-        receiving: which way.
-        is_socket: what it is a direction of.
+        lease: the lease on the descriptor.
+        fileno: returns the descriptor's current number; if it has changed, the descriptor was
+            closed.
+        receiving: which direction it is.
+        is_socket: whether the descriptor is a socket.
 
     Attributes:
-        held: by a call or a pump; others get trio.BusyResourceError.
-        waiter: the operation of a socket's own call, which has the direction while it is in use.
+        held: a call or a pump holds it; others get trio.BusyResourceError.
+        waiter: the operation of a call of the socket itself, which has the direction for as long as
+            the operation is in use.
         left: an operation of a destroyed call that the kernel still has.
-        closed: nothing more comes this way. `ended`: or nothing more is sent.
+        closed: the direction was closed.
+        ended: nothing more can be sent; always true once it is closed.
         kept: bytes that were received and not returned; None: there are none.
         told: called when the direction is closed while it is held.
-        operations: those that are made, by their kinds; a pump's own by themselves.
+        operations: the operations made so far, by kind; those of a pump by themselves.
         size, streak: see `provided`.
     """
 
@@ -133,7 +137,7 @@ class Direction:
     def take(self, kind: int) -> TaskOperation:
         """Holds the direction, and returns the operation to be performed.
 
-        Whoever takes it frees it: ``way.held = False``, and ``if op.owed: way.leave(op)``.
+        The caller must free it afterwards: ``way.held = False``, and ``if op.owed: way.leave(op)``.
 
         Raises:
             trio.BusyResourceError: somebody else has it.
@@ -148,15 +152,14 @@ class Direction:
         return op
 
     def hold(self, *, also_ended: bool = False) -> None:
-        """As take, without an operation. `also_ended`: nothing is to be sent, so that it may have
-        been shut down."""
+        """Like take, but without an operation. `also_ended`: even if it was shut down."""
         self._look(also_ended)
         self.held = True
 
     def lend(self, kind: int) -> TaskOperation | None:
-        """The operation for a call of the socket itself. None: something is not as usual.
+        """The operation for a call of the socket itself. None: the call has to go trio's way.
 
-        It has the direction while the operation is in use. Afterwards: ``if op.owed:
+        The call has the direction while the operation is in use. Afterwards: ``if op.owed:
         way.leave(op)``.
         """
         waiter = self.waiter
@@ -171,7 +174,7 @@ class Direction:
         return op
 
     def lend_poll(self) -> TaskOperation:
-        """The operation by which a call of the socket itself waits. As of lend."""
+        """The operation by which a call of the socket itself waits; used like that of lend."""
         op = self.waiter = self._own(~POLL)
         return op
 
@@ -206,7 +209,7 @@ class Direction:
             raise trio.ClosedResourceError(f"this {self._noun()} was already closed")
 
     def is_open(self) -> bool:
-        """The user may have closed the socket itself: its number may be another's by now."""
+        """Whether it is open. The user may have closed the socket itself and reused its number."""
         return not self.closed and self.fileno() in (self.fd, SHUT_DOWN)
 
     def busy(self) -> trio.BusyResourceError:
@@ -217,7 +220,7 @@ class Direction:
 
     @property
     def closes_alone(self) -> bool:
-        """Closing it leaves the descriptor open, for the other direction."""
+        """Whether closing it leaves the descriptor open, for the other direction."""
         lease = self._lease()
         return lease is not None and lease.split
 
@@ -228,10 +231,9 @@ class Direction:
     # -- operations
 
     def operation(self, name: int) -> TaskOperation:
-        """A new operation, for the engine of the run that uses the descriptor; kept as the one of
-        its kind."""
+        """Makes an operation for the engine that uses the descriptor, and keeps it under `name`."""
         lease = self._lease()
-        assert lease is not None  # whoever uses the direction has it
+        assert lease is not None  # whoever uses the direction has the lease
         kind = name if name >= 0 else ~name
         opcode = Opcode.POLL_ADD if kind == POLL else (_OF_FILE, _OF_SOCKET)[self.is_socket][kind]
         op = TaskOperation(lease.engine(), opcode, self.fd, self.owner)
@@ -248,7 +250,7 @@ class Direction:
         return op
 
     def get(self, kind: int) -> TaskOperation:
-        """An operation of the direction, for whoever holds it."""
+        """An operation of this kind, for whoever holds the direction."""
         op = self.operations.get(kind)
         if op is None or op.owed:
             op = self.operation(kind)
@@ -258,12 +260,12 @@ class Direction:
         """Waits until the direction, which the caller has, may be ready. A checkpoint.
 
         Args:
-            op: of lend_poll; None: the direction is held.
+            op: the operation from lend_poll; None: the direction is held.
 
         Returns:
             poll(2) events, or -errno.
 
-        Cancellation: nothing is lost, there is nothing to lose.
+        Cancellation: it stops waiting; nothing can be lost.
         """
         op = op or self.get(POLL)
         try:
@@ -273,37 +275,42 @@ class Direction:
                 self.leave(op)
 
     def verdict(self, op: TaskOperation | None, res: int) -> Verdict:
-        """What a negative result means. A receive that found no provided buffer has another kind of
-        buffer afterwards."""
+        """What a negative result means.
+
+        A receive that found no provided buffer asks for a small one the next time.
+        """
         if self.closed or res == -errno.ECANCELED:
             return Verdict.CLOSED
         if res == -errno.ENOBUFS and op is not None and op.group != NO_GROUP:
-            # All buffers of the group were taken in this pass. They are back by the next one; there
-            # are more small ones.
+            # All buffers of the group were taken in this pass. They are back by the next one. There
+            # are more small ones than large ones.
             use_first(self, op)
             return Verdict.AGAIN
         return Verdict.WAIT if -res in AGAIN_ERRNOS else Verdict.ERROR
 
     def would_block(self, exc: OSError) -> bool:
-        """Whether a system call on the descriptor has failed only because it would have waited."""
+        """Whether a system call on the descriptor failed only because it would have waited."""
         return self.verdict(None, -(exc.errno or errno.EIO)) is Verdict.WAIT
 
     # -- destroyed calls
 
     def leave(self, op: TaskOperation) -> None:
-        """The end of a call that has not had the result of its operation: it was destroyed, or the
-        operation was not made."""
+        """Ends a call that did not get the result of its operation.
+
+        The call was destroyed, or the operation was never made.
+        """
         op.owed = False
         if op.task is None and not op.state.in_kernel:
             self._collect(op)
             return
-        # The next call has one of its own.
+        # The next call makes a new operation.
         for kind, other in list(self.operations.items()):
             if other is op:
                 del self.operations[kind]
         if self.waiter is op:
             self.waiter = None
-        if op.opcode != Opcode.POLL_ADD:  # which takes nothing: nobody need look at it any more
+        # A poll takes nothing, so nobody needs its result.
+        if op.opcode != Opcode.POLL_ADD:
             view = op.memory  # the call releases it, if it can
             if view is not None:
                 op.memory = memoryview(view)
@@ -312,7 +319,7 @@ class Direction:
             op.engine.abandon(op)
 
     def _collect(self, op: TaskOperation, view: memoryview | None = None) -> None:
-        """Of what no call is left to have: bytes that were received are kept for the next one."""
+        """Keeps what the operation of a destroyed call received, for the next receive."""
         if self.left is op:
             self.left = None
         op.raise_cancel = None
@@ -328,7 +335,7 @@ class Direction:
         """Waits for what a destroyed call left in the kernel.
 
         Raises:
-            trio.BusyResourceError: another task does.
+            trio.BusyResourceError: another task already waits for it.
         """
         left = self.left
         while left is not None:
@@ -338,24 +345,24 @@ class Direction:
             await left.engine.settle(left)
             left = self.left
 
-    # -- what was received and not returned
+    # -- bytes that were received but not returned
 
     def keep(self, chunk: bytes | None) -> None:
-        """For the next receive, after what is kept already."""
+        """Keeps a chunk for the next receive, after what is kept already."""
         if chunk:
             if self.kept is None:
                 self.kept = ChunkQueue()
             self.kept.append(chunk)
 
     def put_back(self, chunks: list[bytes]) -> None:
-        """For the next receive, in order, before what is kept already."""
+        """Keeps chunks for the next receive, in order, before what is kept already."""
         kept = self.kept or ChunkQueue()
         for chunk in reversed(chunks):
             kept.prepend(chunk)
         self.kept = kept if kept.size else None
 
     def take_kept(self, max_bytes: int) -> bytes:
-        """Up to `max_bytes` of what is kept, which there must be."""
+        """Takes up to `max_bytes` of what is kept. There must be some."""
         kept = self.kept
         assert kept is not None
         chunk = kept.take(min(max_bytes, kept.size))
@@ -364,13 +371,13 @@ class Direction:
         return chunk
 
     def move(self) -> None:
-        """The run in which it was used may be over: this one goes on with it.
+        """Moves its operations to the current run, if the run in which they were used is over.
 
         Raises:
-            RuntimeError: it cannot, as it cannot be used in this run or process.
+            RuntimeError: the direction cannot be used in this run or process.
         """
         lease = self._lease()
-        assert lease is not None  # whoever uses the direction has it
+        assert lease is not None  # whoever uses the direction has the lease
         if self.used_elsewhere(lease.current_engine()):
             raise RuntimeError("this stream belongs to a trio.run in another thread; use it there")
         for op in list(self.operations.values()):
@@ -378,19 +385,19 @@ class Direction:
                 op.engine.attend(op)
 
     def used_elsewhere(self, engine: object) -> bool:
-        """Whether another run than this engine's goes on, and has streams on the descriptor."""
+        """Whether a run other than this engine's is not over and has streams on the descriptor."""
         lease = self._lease()
         return lease is not None and lease.engine_of_streams() not in (None, engine)
 
 
-SHUT_DOWN = -2  # what `fileno` says of a descriptor that can send no more
+SHUT_DOWN = -2  # what `fileno` returns for a descriptor that can send no more
 
 
 def is_here(engine: Any) -> bool:
-    """Whether an engine is of a trio.run that goes on, in this thread."""
+    """Whether the engine's trio.run is in this thread and not over."""
     return engine.thread == get_ident() and not engine.phase.over
 
 
 def busy() -> trio.BusyResourceError:
-    """In trio's words."""
+    """The error of a socket that another task uses, in trio's words."""
     return trio.BusyResourceError("another task is already reading / writing this fd")

@@ -1,11 +1,11 @@
-"""A descriptor that is open, with two directions and an owner, and how it closes.
+"""An open descriptor, with two directions and an owner, and how it closes.
 
-A socket and the streams on it share one lease, so that closing any of them wakes the tasks that
-wait on all, and none takes a direction that a task has on another.
+A socket and the streams on it share one lease. So closing one of them wakes the tasks that wait on
+any of them, and none takes a direction that a task has through another.
 
-Rules of this file: it knows no method of a socket and no stream. The descriptor is closed once,
-through the engine, which takes back or cancels what is using it first. Nothing here refers to the
-socket or stream that has the lease: one that is forgotten is freed at once.
+Rules of this file: it knows neither sockets' methods nor streams. The descriptor is closed once,
+through the engine, which first withdraws or cancels the operations on it. Nothing here refers to
+the socket or stream that has the lease, so that a forgotten one is freed at once.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ class Lease:
     """The directions of one descriptor.
 
     Args:
-        owner: what keeps the descriptor open for as long as the ring holds an operation on it.
+        owner: the object that keeps the descriptor open while the ring holds an operation on it.
         close: closes the descriptor.
-        fileno: the descriptor's number now; another one than at first: it is closed.
-        shutdown: ends a socket's connection, or one direction of it; None: it is not a socket.
+        fileno: returns the descriptor's current number; if it has changed, the descriptor was
+            closed.
+        shutdown: shuts down a socket, or one direction of it; None: it is not a socket.
 
     Attributes:
         receiving, sending: the directions.
-        noun: what to call it in messages.
-        split: its directions close independently; the second one closes the descriptor.
+        noun: what messages call it.
+        split: its directions close independently; closing the second one closes the descriptor.
     """
 
     __slots__ = (
@@ -68,31 +69,34 @@ class Lease:
 
     @property
     def closed(self) -> bool:
-        """Close was called; the descriptor may be open still, for a moment."""
+        """Whether it was closed; the descriptor itself may still be open for a moment."""
         return self.receiving.closed and self.sending.closed
 
     def operations(self) -> list[TaskOperation]:
-        """All that may be in use."""
+        """All operations that may be in use."""
         return _operations(self.receiving) + _operations(self.sending)
 
     # -- the run
 
     def engine(self) -> AnyEngine:
-        """The engine for a new operation: no other may work on the descriptor while one does.
+        """The engine for a new operation: only one at a time works on the descriptor.
 
         In a forked child it is the parent's, which refuses: the parent may have operations on it.
         """
         return self.used_by() or self.engine_of_streams(in_child=True) or self.current_engine()
 
     def current_engine(self) -> AnyEngine:
-        """This run's."""
+        """The engine of the current run."""
         return current_driver().engine
 
     def engine_of_streams(self, in_child: bool = False) -> Any:
-        """The engine of the run that goes on and has streams on the descriptor; None: there is
-        none."""
+        """The engine of a run that is not over and has streams on the descriptor, or None.
+
+        Args:
+            in_child: in a forked child, the engine of the parent's run counts, too.
+        """
         for way in (self.receiving, self.sending):
-            # At once: a garbage collection may change the dict.
+            # A copy, since a garbage collection may change the dict.
             for kind, op in list(way.operations.items()):
                 of_stream = not isinstance(kind, int) or kind >= 0
                 phase = op.engine.phase
@@ -101,13 +105,13 @@ class Lease:
         return None
 
     def used_by(self) -> Any:
-        """The engine for which a task waits on the descriptor, or the kernel has an operation."""
+        """The engine with a task that waits on the descriptor, or an operation in the kernel."""
         return next((op.engine for op in self.operations() if op.in_use), None)
 
     def check_thread(self) -> None:
         """Raises RuntimeError, as trio does, if a trio.run of another thread is using it.
 
-        It cannot be closed here.
+        Then it cannot be closed in this thread.
         """
         engine = self.used_by()
         if engine is not None and engine.thread != get_ident():
@@ -118,8 +122,7 @@ class Lease:
 
     @enable_ki_protection
     def close(self) -> None:
-        """Closes the descriptor. Operations on it end with ECANCELED, or with what they have
-        done."""
+        """Closes the descriptor. Operations on it end with ECANCELED, or with what they did."""
         ways = (self.receiving, self.sending)
         for way in ways:
             way.closed = way.ended = True
@@ -127,7 +130,7 @@ class Lease:
 
     @enable_ki_protection
     def close_direction(self, way: Direction, shutdown: Callable[[int], object]) -> None:
-        """Ends one direction of a split stream, or closes all when the other one has ended.
+        """Closes one direction of a split stream; the descriptor too, if the other one is closed.
 
         Args:
             way: the direction.
@@ -149,8 +152,8 @@ class Lease:
         with contextlib.suppress(OSError):  # the connection is gone already
             shutdown(stdlib_socket.SHUT_RD if way.receiving else stdlib_socket.SHUT_WR)
             if way.receiving and self.owner.family == stdlib_socket.AF_UNIX:
-                # A peer whose buffer is full waits for room, and would not see that it can send no
-                # more. As it cannot, there is an end to this.
+                # A peer that waits because the buffer is full would not notice that it can send no
+                # more. The loop ends, since the peer cannot send anything new.
                 while os.read(self.fd, 2**16):
                     pass
 
@@ -162,7 +165,7 @@ class Lease:
             close()
         else:
             if engine.phase is FAILED and self._shutdown is not None:
-                # What the kernel holds and nobody can cancel would keep back the FIN.
+                # Operations that the kernel holds and nobody can cancel would hold back the FIN.
                 with contextlib.suppress(OSError):
                     self._shutdown(stdlib_socket.SHUT_RDWR)
             engine.release(self.operations(), close)
@@ -174,7 +177,7 @@ class Lease:
 
 
 def closed_lease(lease: Lease) -> Lease:
-    """What a stream is left with that has handed over its lease."""
+    """The closed lease of a stream that has handed its own lease over."""
     closed = Lease(lease.owner, _nothing, lease.fileno)
     for way in (closed.receiving, closed.sending):
         way.closed = way.ended = True
@@ -186,7 +189,7 @@ def _nothing() -> None:
 
 
 def _operations(way: Direction) -> list[TaskOperation]:
-    kept = list(way.operations.values())  # at once, too
+    kept = list(way.operations.values())  # a copy, for the same reason
     return kept + [op for op in (way.waiter, way.left) if op is not None and op not in kept]
 
 

@@ -1,7 +1,6 @@
-"""Which of the ring's provided buffers a stream's receives ask for: small ones for messages, large
-ones for bulk.
+"""Chooses provided buffers for a stream's receives: small ones for messages, large ones for bulk.
 
-A direction begins with small provided buffers, goes to large ones when it fills the small, and back
+A direction begins with small buffers, moves to large ones when it fills a small one, and moves back
 when messages are small.
 
 Rules of this file: it decides about the next receive, and performs none.
@@ -17,20 +16,22 @@ from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
 if TYPE_CHECKING:
     from .._driver.operation import TaskOperation
 
-# Receives of at most SMALL_SIZE in a row, after which a bulk stream goes back to small buffers.
+# After this many receives in a row of at most SMALL_SIZE bytes, a stream with large buffers goes
+# back to small ones.
 BULK_STREAK = 8
-# Bytes of a receive on a kernel without provided buffers (before 5.19); held while a task waits.
+# Bytes that a receive brings on a kernel without provided buffers (before 5.19), held while it
+# waits.
 OWN_SIZE = 16384
 
 _SIZES = {LARGE_GROUP: LARGE_SIZE, SMALL_GROUP: SMALL_SIZE, NO_GROUP: OWN_SIZE}
 
 
 class Way(Protocol):
-    """What a direction knows of its receives.
+    """What a direction remembers about its receives.
 
     Attributes:
         size: bytes of the buffers that it receives into.
-        streak: receives in a row that were small for a direction with large buffers.
+        streak: how many receives in a row were small although the buffers are large.
     """
 
     size: int
@@ -38,8 +39,7 @@ class Way(Protocol):
 
 
 def adapt(way: Way, op: TaskOperation, count: int) -> None:
-    """Large buffers for a direction that fills small ones; small ones again after a while of small
-    messages."""
+    """Changes to large buffers after a full small one, back after BULK_STREAK small receives."""
     if op.group == LARGE_GROUP:
         way.streak = 0 if count > SMALL_SIZE else way.streak + 1
         if way.streak == BULK_STREAK:
@@ -54,13 +54,15 @@ def use(way: Way, op: TaskOperation, group: int) -> None:
 
 
 def use_first(way: Way, op: TaskOperation) -> None:
-    """What a new operation begins with, or one that found its group empty; there are more small
-    buffers than large ones."""
+    """Sets the buffers of a new operation, or of one that found its group empty: small ones.
+
+    There are more small buffers than large ones.
+    """
     use(way, op, SMALL_GROUP if op.engine.provided_buffers else NO_GROUP)
 
 
 def take_chunk(way: Way, op: TaskOperation, count: int) -> bytes:
-    """What a receive has got, by a provided buffer or in the memory that the call brought."""
+    """What a receive got, from a provided buffer or in the memory that the call brought."""
     memory = op.memory
     if memory is not None:
         op.memory = None

@@ -1,1 +1,1 @@
-"""How operations are done in one trio.run. Nothing else parks a task or wakes one."""
+"""Performs the operations of one trio.run. Only this package parks and wakes tasks."""

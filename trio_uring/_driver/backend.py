@@ -1,8 +1,8 @@
-"""What drives a trio.run: the kernel's ring, or where that cannot be had readiness, and why.
+"""Chooses what drives a trio.run, the kernel's ring or readiness, and says why.
 
-Rules of this file: importing looks at nothing. io_uring is trusted only after it has received a
-byte and woken a thread for it (containers and emulations answer in many ways); whatever goes wrong
-with it is a reason for readiness, never a crash.
+Rules of this file: importing checks nothing. io_uring is trusted only after it has received a byte
+and woken a thread for it (containers and emulations answer in many ways); whatever goes wrong in
+that test is a reason to use readiness, never a crash.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("trio_uring")
 BACKENDS = ("uring", "readiness", "auto")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
-# After which "auto" asks again for memory that was refused: asking takes a while, see
+# After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
 
@@ -37,32 +37,32 @@ class BackendInfo:
     """What drives the streams of a trio.run."""
 
     backend: str
-    """"uring" or "readiness"; the name of a test's ring."""
+    """"uring" or "readiness"; in tests, the name of the test's ring."""
     reason: str | None
     """Why it is not io_uring; None: it is."""
     requested: str
     """What was asked for: "uring", "readiness" or "auto"."""
     setup_flags: tuple[str, ...]
-    """IORING_SETUP_* that the kernel took; none without a ring."""
+    """The IORING_SETUP_* flags that the kernel accepted; none without a ring."""
     untested: str | None = None
-    """What of the ring could not be tried before it was used, as a sentence; None: nothing."""
+    """A sentence about what could not be tested before the ring was used; None: all was tested."""
 
 
 _Filters: TypeAlias = tuple[bytes, ...]
-_Found: TypeAlias = RingUnavailableError | str | None  # as of self_test
+_Found: TypeAlias = RingUnavailableError | str | None  # what self_test returns
 
 
 class _Memory:
-    """What this process has found out. By the seccomp filters in force: there may be more later."""
+    """What this process has found out, by the seccomp filters in force: more may be added later."""
 
     calls: dict[_Filters, RingUnavailableError | None] = {}  # noqa: RUF012  (one per process)
-    rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (by flags, too)
-    refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and with what
+    rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (and by flags)
+    refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and the error
     logged: set[str] = set()  # noqa: RUF012
 
     @classmethod
     def forget(cls) -> None:
-        """As if nothing had been looked at. For tests."""
+        """Forgets everything. For tests."""
         cls.calls.clear()
         cls.rings.clear()
         cls.logged.clear()
@@ -74,19 +74,19 @@ def open_ring(
     backend: str | None = None,
     flags: str = "defer",
 ) -> tuple[UringRing | None, BackendInfo]:
-    """Opens the ring that is asked for, and logs once for each reason that "auto" means readiness.
+    """Opens the ring that is asked for. If "auto" means readiness, logs each reason once.
 
     Args:
-        backend: "uring", "readiness" or "auto"; None: what the environment variable
-            TRIO_URING_BACKEND says, or "auto".
-        flags: of UringRing: which ladder of setup flags.
+        backend: "uring", "readiness" or "auto"; None: the environment variable
+            TRIO_URING_BACKEND, or "auto" if it is not set.
+        flags: as for UringRing.
 
     Returns:
-        The ring, or None for readiness; and what to tell of it.
+        The ring, or None for readiness; and its description.
 
     Raises:
-        ValueError: it is none of these.
-        RingUnavailableError: io_uring is asked for and cannot be had.
+        ValueError: there is no such backend.
+        RingUnavailableError: io_uring is asked for and not available.
     """
     ring, info = _open(backend, flags)
     if info.requested == "auto" and info.reason is not None and info.reason not in _Memory.logged:
@@ -97,8 +97,7 @@ def open_ring(
 
 @enable_ki_protection
 def probe(backend: str | None = None) -> BackendInfo:
-    """What open_ring would open now. It opens it, and closes it again; it raises what open_ring
-    raises."""
+    """What open_ring would open now, found by opening and closing it. Raises what that raises."""
     ring, info = _open(backend, "defer")
     if ring is not None:
         ring.close()
@@ -121,7 +120,7 @@ def _open(backend: str | None, flags: str) -> tuple[UringRing | None, BackendInf
 
 
 def _refusal(exc: Exception) -> RingUnavailableError:
-    """What stood in the way of a ring, as a refusal with a sentence."""
+    """Turns what prevented a ring into an error with a sentence for a person."""
     if isinstance(exc, RingUnavailableError):
         return exc
     what = "the test whether io_uring works"
@@ -133,7 +132,7 @@ def _refusal(exc: Exception) -> RingUnavailableError:
 
 
 def _requested(backend: str | None) -> tuple[str, str]:
-    """What is asked for, and by whom."""
+    """What is asked for, and what asks for it."""
     asked_by = "this run's argument"
     if backend is None:
         asked_by = f"the environment variable {VARIABLE}"
@@ -142,7 +141,7 @@ def _requested(backend: str | None) -> tuple[str, str]:
 
 
 def check_backend(backend: str, asked_by: str = "the backend") -> str:
-    """The name in BACKENDS of this backend. Raises ValueError if there is no such backend."""
+    """The backend's name in BACKENDS. Raises ValueError if there is no such backend."""
     name = _ALIASES.get(backend, backend)
     if name not in BACKENDS:
         raise ValueError(
@@ -152,15 +151,15 @@ def check_backend(backend: str, asked_by: str = "the backend") -> str:
 
 
 def open_uring(flags: str = "defer", patient: bool = True) -> tuple[UringRing, str | None]:
-    """A ring of the kernel's that works, and a sentence about what of it has not been tried.
+    """Opens a ring that works. Also returns a sentence about what could not be tested, or None.
 
     Args:
-        flags: of UringRing.
-        patient: asks for memory though it was refused a moment ago.
+        flags: as for UringRing.
+        patient: tries to get memory even if it was refused a moment ago.
 
     Raises:
-        RingUnavailableError: it cannot be had.
-        Exception: something that its test needs cannot.
+        RingUnavailableError: there is no usable ring.
+        Exception: something that its test needs is not available.
     """
     if not patient and _Memory.refused_memory is not None:
         when, refusal = _Memory.refused_memory
@@ -176,7 +175,7 @@ def open_uring(flags: str = "defer", patient: bool = True) -> tuple[UringRing, s
 
 
 def _test_once(flags: str) -> str | None:
-    """Makes the trials that have not been made yet, or raises with what they found."""
+    """Makes the trials that have not been made yet; raises, now and later, if they failed."""
     filters = seccomp_filters()
     if filters:
         if filters not in _Memory.calls:
@@ -199,8 +198,10 @@ def _raise_again(found: _Found) -> str | None:
 
 
 def _empty(ring: UringRing) -> None:
-    """Closes the ring of a self-test, which may have failed; if it gives nothing back, it is leaked
-    as any other would be."""
+    """Closes the ring of a self-test, which may have failed.
+
+    If the kernel does not give its operations back, the ring is leaked, like any other.
+    """
     deadline = time.monotonic() + TRIAL_SECONDS
     with contextlib.suppress(RingBrokenError):
         for op in list(ring.table.values()):

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from .ring_side import RingSide
 
 _ECANCELED = -errno.ECANCELED
-_TEARDOWN_WAIT = 0.05  # seconds of one wait in the kernel
+_TEARDOWN_WAIT = 0.05  # seconds of each wait in the kernel
 
 
 def empty(engine: RingSide, seconds: float) -> None:
-    """At the end of the run: cancels what is left, and waits for the kernel to give it back.
+    """Cancels the operations left at the end of the run, and waits until the kernel is done.
+
+    Args:
+        engine: the run's engine.
+        seconds: how long to wait.
 
     Raises:
-        Exception: it cannot be emptied.
+        Exception: the ring cannot be emptied.
     """
     ring, deadline = engine.ring, time.monotonic() + seconds
     while engine.errands:
@@ -33,7 +37,7 @@ def empty(engine: RingSide, seconds: float) -> None:
         op.task, op.res = None, _ECANCELED
         op.finish()
     if isinstance(engine.failure, RingBrokenError):
-        # Entries that it did not take may name descriptors that are closed by now.
+        # Entries that the kernel did not take may name descriptors that are closed by now.
         raise engine.failure
     left: Any
     for left in list(ring.table.values()):

@@ -1,7 +1,7 @@
-"""The engine: queues operations, parks tasks on them, and takes them back.
+"""The engine: queues operations, parks tasks on them, and withdraws them.
 
-How they enter the kernel, and what happens when they are done, is in `ring_side`. The engine knows
-neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
+How operations enter the kernel, and what happens when they are done, is in `ring_side`. The engine
+knows neither who waits for its ring (`loop`, `task_way`) nor who uses it (`_descriptors`).
 
 Rules of this file:
 
@@ -11,10 +11,10 @@ Rules of this file:
   only ECANCELED after a cancel raises Cancelled. Abort.SUCCEEDED is for an operation that is still
   in the queue.
 - What touches the queue or the ring is protected from KeyboardInterrupt.
-- An operation that is not in the kernel holds no buffer: the caller may resize it as soon as the
-  call is over.
-- The function of a chained operation is called once, whatever becomes of the operation. Only
-  whoever withdraws the operation is not told.
+- An operation that is not in the kernel holds no buffer: the caller may resize its buffers as soon
+  as the call is over.
+- The function of a chained operation is called once, whatever becomes of the operation. The only
+  exception is `unchain`, if it can still withdraw the operation.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ class Engine(RingSide):
     """Performs operations on a ring for the tasks of one trio.run.
 
     Args:
-        ring: the engine's own from now on.
+        ring: belongs to the engine from now on.
         move: finds the engine that performs an operation when this one's run is over.
 
     Attributes:
-        pumps: the ring can do all that a chain of operations is made of.
+        pumps: the ring has every opcode that chains of operations use.
     """
 
-    completes = True  # operations are done by the kernel's completions, not by calls of ours
+    completes = True  # operations are done by the kernel's completions, not by our calls
 
     def __init__(self, ring: Ring, move: Callable[[TaskOperation], Any]) -> None:
         super().__init__(ring)
         self.provided_buffers = ring.info.provided_buffers
         self.pumps = not ring.info.lacking
-        # The opcodes that are not the ring's for a task. (A call would not reach what is connected
-        # in a fake's memory.)
+        # The opcodes that are done by system calls for a task. (Not with a fake ring: a call would
+        # not reach what is connected in its memory.)
         by_calls = {*BY_READINESS, *(int(Opcode[name]) for name in ring.info.lacking)}
         self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self._move = move
@@ -79,13 +79,13 @@ class Engine(RingSide):
 
     @enable_ki_protection
     def perform(self, op: TaskOperation) -> Awaitable[int]:
-        """Has the operation performed for the current task, which awaits what is returned at once.
+        """Performs the operation for the current task, which must at once await what this returns.
 
-        The result is >= 0, or -errno. A checkpoint, always. The operation's buffers are held until
-        the kernel is done with them. A call that is over while `op.owed` is true was destroyed
+        The result is >= 0, or -errno. Always a checkpoint. The operation's buffers are held until
+        the kernel is done with them. A call that ends while `op.owed` is true was destroyed
         (coro.close()): see `abandon`.
 
-        Cancellation: the kernel is asked to stop; what it had done by then is returned and the
+        Cancellation: the kernel is asked to stop; what it had done by then is returned, and the
         cancellation is left for the next checkpoint. Cancelled is raised only if nothing was done.
         """
         if self.phase is not RUNNING or get_ident() != self.thread:
@@ -105,13 +105,13 @@ class Engine(RingSide):
         return wait_task_rescheduled(op.abort)  # noqa: ASYNC105  (the caller awaits it)
 
     async def _wait_for(self, op: TaskOperation) -> int:
-        """Waits until an operation that is done by a call may be done. Below 0: it cannot be."""
+        """Waits until an operation that is done by a call can be tried. Below 0: it has failed."""
         way = None if op.way is None else op.way()
-        assert way is not None  # whoever performs the operation has it
+        assert way is not None  # whoever performs the operation has the direction
         return int(await way.wait_ready())
 
     async def wait_ready(self, poll: TaskOperation) -> int:
-        """Performs a POLL_ADD. The result may be told too early."""
+        """Performs a POLL_ADD. It may return too early."""
         if self.phase is not RUNNING or get_ident() != self.thread:
             engine = self.attend(poll)
             if engine is not self:
@@ -120,8 +120,8 @@ class Engine(RingSide):
         res = await self.perform(poll)
         if res < 0 or res & (events | ALWAYS):
             return res
-        # io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked
-        # for. epoll's are not.
+        # io_uring's polls end once the peer has half-closed (POLLRDHUP), whatever they were asked
+        # to wait for. epoll's do not.
         poll.by_trio = True
         try:
             return await wait_by_trio(poll.fd, events)
@@ -129,13 +129,15 @@ class Engine(RingSide):
             poll.by_trio = False
 
     def abandon(self, op: TaskOperation) -> None:
-        """The task's coroutine was destroyed: the ring holds what the operation needs until it is
-        done. Nobody else may use it."""
+        """Withdraws or cancels the operation of a task whose coroutine was destroyed.
+
+        Until it is done, the ring holds what it needs, and nobody else may use it.
+        """
         op.task = None
         if get_ident() == self.thread and not op.state.in_kernel:
             self._drop(op)
         else:
-            # It may be a garbage collection that destroys it, when we are about to wait.
+            # A garbage collection may have destroyed the coroutine when we are about to wait.
             self.at_flush(functools.partial(self._drop, op))
 
     def _drop(self, op: TaskOperation) -> None:
@@ -146,11 +148,14 @@ class Engine(RingSide):
             if op in self.queue:
                 self.withdraw(op)
                 op.res = 0
-            op.finish()  # once: it may be done by now, or drained and about to be finished
+            op.finish()  # only once: it may be done already, or drained and not yet finished
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
-        """Waits until an abandoned operation is done. Cancellation: it stops waiting."""
+        """Waits until an abandoned operation is done.
+
+        Cancellation: it stops waiting.
+        """
 
         def leave(_: Callable[[], NoReturn]) -> Abort:
             return Abort.SUCCEEDED
@@ -163,11 +168,11 @@ class Engine(RingSide):
                 await wait_task_rescheduled(leave)
             finally:
                 op.task = None
-        self._drop(op)  # abandoned by another thread, it is in the queue still
+        self._drop(op)  # if another thread has abandoned it, it may still be in the queue
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:
-        """Takes back an operation that the ring has not seen."""
+        """Takes an operation out of the queue. False: it is in the kernel already."""
         if op.state.in_kernel:
             return False
         self.queue.pop(op, None)
@@ -189,15 +194,15 @@ class Engine(RingSide):
     def chain(self, op: TaskOperation, then: Callable[[], object]) -> None:
         """Queues an operation whose completion calls a function, in the reap.
 
-        It is called once: after the completion, and then `op.unwrap()` is the result; when the
-        descriptor was closed before (the result is -ECANCELED); when the ring refuses the
-        operation, the driver fails or the run is over (`op.unwrap()` raises or is -ECANCELED, and
+        The function is called once: after the completion (`op.unwrap()` is the result); if the
+        descriptor was closed first (the result is -ECANCELED); or if the ring refuses the
+        operation, the driver fails or the run ends (`op.unwrap()` raises or is -ECANCELED, and
         `op.state` tells whether the kernel may still have the buffers). It must not raise. It may
         chain further operations, `unchain` others, and `resume` a task.
 
         Raises:
-            trio.BrokenResourceError: the driver has failed; RuntimeError: the run is over. The
-            function is not called.
+            trio.BrokenResourceError: the driver has failed. The function is not called.
+            RuntimeError: the run is over. The function is not called.
         """
         if self.phase is not RUNNING or get_ident() != self.thread:
             self.attend(op)
@@ -208,13 +213,16 @@ class Engine(RingSide):
 
     @enable_ki_protection
     def unchain(self, op: TaskOperation) -> None:
-        """Stops a chained operation. What the ring has not seen is withdrawn; any other is still to
-        be waited for."""
-        if op.then is None or self.phase is FAILED:  # which tells everyone by itself
+        """Stops a chained operation.
+
+        If it is still in the queue, it is withdrawn and its function is not called. Otherwise it is
+        cancelled, and its function is called as always.
+        """
+        if op.then is None or self.phase is FAILED:  # a failure calls every function itself
             return
         if op.state.in_kernel:
             self.cancel(op)
-        elif op in self.queue:  # else it is done, and about to be finished in this reap
+        elif op in self.queue:  # otherwise it is done, and about to be finished in this reap
             self.withdraw(op)
             op.then = None
 
@@ -230,9 +238,9 @@ class Engine(RingSide):
         """Closes a descriptor that operations may be using.
 
         close(2) alone cancels nothing and holds back the FIN, and an entry that was not submitted
-        would find a stranger under the same number. So: what is queued is taken back, what is in
-        the kernel is flushed and cancelled, the descriptor is closed, and one more reap collects
-        what the cancels did. Tasks that wait get ECANCELED.
+        yet would find another file under the same number. So queued operations are withdrawn, those
+        in the kernel are cancelled, everything is flushed, the descriptor is closed, and one more
+        reap collects what the cancels did. Tasks that wait get ECANCELED.
         """
         if not self.phase.works or get_ident() != self.thread:
             close()
@@ -253,7 +261,7 @@ class Engine(RingSide):
         else:
             self.guard(self.flush_ring)
             if self.dirty and self.phase.works:
-                # The kernel is short of something; an entry with this number still waits.
+                # The kernel is short of resources, and an entry with this number still waits.
                 self.closing.append(close)
             else:
                 close()
@@ -261,10 +269,10 @@ class Engine(RingSide):
         for op in ended:
             self.finish(op)
 
-    # -- when all is not as usual
+    # -- when this engine cannot perform an operation
 
     def attend(self, op: TaskOperation) -> Any:
-        """The engine that performs an operation; or it says why none does."""
+        """Finds the engine that performs an operation; raises, with the reason, if none does."""
         phase = self.phase
         try:
             if not phase.over and get_ident() != self.thread:

@@ -1,6 +1,6 @@
-"""What is always true of an engine, as asserts that run in tests (tests/conftest.py sets CHECKED).
+"""The invariants of an engine, as asserts that run in tests (tests/conftest.py sets CHECKED).
 
-Rules of this file: it reads, and changes nothing but its own books.
+Rules of this file: it reads, and changes nothing but its own records.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 CHECKED = False
-TABLE_MAX = 1000  # operations in flight above which nothing is compared: it would be quadratic
+TABLE_MAX = 1000  # with more operations in flight nothing is compared: it would be quadratic
 
-# The tokens that were in flight when a ring was last written to.
+# By ring, the tokens that were in flight when it was last written to.
 _books: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 
 
 def check_written(ring: Any, queue: Iterable[Any]) -> None:
-    """After what is queued has become entries: queue and kernel are disjoint."""
+    """Called when the queue has become entries: queue and kernel are disjoint."""
     table = ring.table
     _books.pop(ring, None)
     if len(table) > TABLE_MAX:
@@ -33,7 +33,7 @@ def check_written(ring: Any, queue: Iterable[Any]) -> None:
 
 
 def check_done(ring: Any, done: Sequence[Any]) -> None:
-    """Before anybody is told what was drained: it holds no memory, and the rest is in flight."""
+    """Called before drained operations are finished: they hold no memory, the rest is in flight."""
     for op in done:
         assert op.pin is None, f"{op} is done, and still has its memory pinned"
         assert op.buffer is None, f"{op} is done, and still has its buffer"

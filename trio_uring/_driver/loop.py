@@ -1,47 +1,48 @@
-"""The ring as trio's loop: an I/O manager in the place of the run's own, and around it.
+"""The ring as trio's loop: an I/O manager that replaces the run's own, and wraps it.
 
 A pass of trio's scheduler:
 
     tasks run            they queue operations and park
-    get_events(timeout)  what is queued becomes entries; ONE io_uring_enter submits them and waits;
+    get_events(timeout)  the queue becomes entries; ONE io_uring_enter submits them and waits;
                          completions are drained and their tasks rescheduled
-    process_events       what trio's own epoll had to say
+    process_events       whatever trio's own epoll has to report
 
-So there is one place to wait. Who can wake trio when it sleeps there, what the loss of each would
-look like, and which test shows it (all in tests/robustness):
+So there is one place to wait. This is what can wake trio when it sleeps there, what a lost wake-up
+would look like, and which test would show it (all in tests/robustness):
 
-- **A completion.** The kernel ends the enter when one is there. Lost, a task hangs though its data
-  has come, and no cancel scope can free it, since it waits for that completion alone. Shown by data
-  from another process, 100,000 times: test_wakeups.
-- **trio's own epoll**, which has everything that is not ours: other sockets, run_sync_soon, threads
-  that are done, signals. One POLL_ADD in the ring watches it. `_pass` writes it again before each
-  wait, and if there is no room for it, does not wait (`unwritten`). Lost, a program works as long
-  as there is traffic, and hangs when it is quiet. Shown by test_mixed, with one event of each kind.
-- **The time.** Deadlines are the timeout of the enter. Lost, a sleep is as long as the next packet
-  takes; too often told, a run that has nothing to do is busy, and a MockClock jumps too early.
-  Shown by test_mixed (timers under load) and test_idle.
-- **A signal** ends the enter with EINTR. Its handler has written to trio's epoll, so it waits on,
-  and finds that.
-- **A cancel** of what is in the kernel, and a close, are made by tasks, or by the host of a guest
-  run. What they have written is flushed before the next wait. Lost, a cancelled task stays. Shown
-  by test_every_cancel, and for the public way by test_runs (a host's cancel).
-- **A garbage collection** that destroys a coroutine may come at any time, in any thread, also
-  between the last look and the wait. So it calls run_sync_soon (`come_back`), which is trio's
-  epoll. Lost, the ring keeps a buffer, and a direction, for as long as the run is quiet. Shown by
-  test_destroyed and test_halves_freed.
-- **A kernel that is short of something** (EAGAIN, EBUSY) has not taken all. Nobody tells when it
-  has room again, so it is asked after SHORT_PAUSE, and trio's epoll waits meanwhile. Lost, what is
-  queued stays queued. Shown by test_short_kernel.
+- **A completion.** It ends the enter. If lost: a task hangs although its data is there, and no
+  cancel scope can free it, since only that completion wakes it. Test: data from another process,
+  100,000 times (test_wakeups).
+- **trio's own epoll** has everything that is not ours: other sockets, run_sync_soon, finished
+  threads, signals. One POLL_ADD in the ring watches it. Before each wait, `_pass` writes it again
+  if it has fired, and does not wait if there is no room for it (`unwritten`). If lost: a program
+  works while there is traffic, and hangs when it is quiet. Test: one event of each kind
+  (test_mixed).
+- **The time.** The next deadline is the timeout of the enter. If lost: a sleep lasts until the next
+  packet comes. If reported too often: an idle run is busy, and a MockClock jumps too early. Tests:
+  timers under load (test_mixed), test_idle.
+- **A signal** ends the enter with EINTR. Its handler has written to trio's wake-up socket, so the
+  next wait ends at once.
+- **A cancel** of an operation in the kernel, and a close, come from tasks, or from the host of a
+  guest run. What they have written is flushed before the next wait. If lost: a cancelled task does
+  not return. Tests: test_every_cancel, and for the public way test_runs (a host's cancel).
+- **A garbage collection** that destroys a coroutine may come at any time, in any thread, even
+  between the last check and the wait. So it calls run_sync_soon (`come_back`), which wakes trio's
+  epoll. If lost: the ring keeps a buffer, and a direction, for as long as the run is quiet. Tests:
+  test_destroyed, test_halves_freed.
+- **A kernel that is short of resources** (EAGAIN, EBUSY) has not taken everything. It does not say
+  when it has room again, so it is asked again after SHORT_PAUSE, spent waiting in trio's epoll. If
+  lost: what is queued stays queued. Test: test_short_kernel.
 
-Nothing of ours ticks: a timer that hid a lost wake-up would hide the defect, too.
+There is no timer of ours: one that made up for a lost wake-up would only hide the defect.
 
 Rules of this file:
 
-- What get_events returns is true if and only if anything happened: trio takes false for "the time
-  is up" (a MockClock jumps, wait_all_tasks_blocked returns).
-- No Exception leaves it. A ring that has failed, or is a forked parent's, is out of the way: trio's
-  own manager goes on. What is not an Exception is not the ring's either: it is a signal handler's
-  (sys.exit), and ends the run as it always does.
+- What get_events returns is true if and only if anything happened: trio takes a false value to mean
+  "the time is up" (a MockClock jumps, wait_all_tasks_blocked returns).
+- No Exception leaves get_events. If the ring has failed, or belongs to the parent of a forked
+  child, trio's own manager does the work. Any other BaseException comes from a signal handler
+  (sys.exit), not from the ring, and ends the run as it would without us.
 """
 
 from __future__ import annotations
@@ -58,21 +59,21 @@ if TYPE_CHECKING:
     from .._ring.protocol import Ring
     from .ring_side import RingSide
 
-_HAPPENED: list[Any] = [None]  # true, and nothing that trio's manager knows
+_HAPPENED: list[Any] = [None]  # true, and never passed on to trio's manager
 
 
 class Loop(Manager):
-    """The I/O manager of a run whose ring is its loop.
+    """The I/O manager of a run whose loop is the ring.
 
     Args:
-        engine: whose ring it is.
-        runner: trio's.
+        engine: the engine that has the ring.
+        runner: trio's runner.
         end: called at the end of the run, before trio's own manager is closed.
     """
 
     def __init__(self, engine: RingSide, runner: Any, end: Callable[[], object]) -> None:
         inner = runner.io_manager
-        if isinstance(inner, Loop):  # of the process that this one was forked from
+        if isinstance(inner, Loop):  # the parent's, in a forked child
             inner = inner.inner
         super().__init__(inner)
         self._epoll_fd = epoll_fileno(inner)
@@ -85,7 +86,7 @@ class Loop(Manager):
         self._runner.io_manager = self
 
     def disown(self) -> None:
-        """In a forked child."""
+        """Called in a forked child."""
         renew_epoll(self.inner)
 
     def get_events(self, timeout: float) -> Any:
@@ -132,8 +133,8 @@ class Loop(Manager):
                 return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
             if timeout <= 0:
                 return _HAPPENED if happened or unwritten else ()
-            # Else it was a signal, a cancel's own completion, or chained operations: no task has
-            # anything to do, and a pass of trio's would cost more than the next step of a chain.
+            # Otherwise it was a signal, a cancel's own completion, or chained operations. No task
+            # has anything to do, and a pass of trio costs more than the next step of a chain.
 
     def process_events(self, events: Any) -> None:
         if events and events is not _HAPPENED:

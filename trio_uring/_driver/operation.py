@@ -1,7 +1,7 @@
-"""An operation that somebody waits for: a task, or a function that does the next step.
+"""An operation that a task, or a function that does the next step, waits for.
 
-Rules of this file: a completion has one meaning, `finish`. It is called once for each completion,
-in the reap, and runs no code of the user's.
+Rules of this file: what a completion does is `finish`, and nothing else. It is called once for each
+completion, in the reap, and runs no user code.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ if TYPE_CHECKING:
 
 _ECANCELED = -errno.ECANCELED
 
-# trio asks of an outcome that it has unwrap(), nothing else; an Outcome object for each wake-up
-# would be one more allocation.
+# trio needs nothing of an outcome but unwrap(); an Outcome object for each wake-up would be one
+# more allocation.
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
 
 class TaskOperation(Operation):
-    """An operation, and who waits for it. It is its own outcome: trio calls `unwrap` when the task
-    resumes.
+    """An operation, and who waits for it.
+
+    It is its own outcome: trio calls `unwrap` when the task resumes.
 
     Attributes:
-        engine: performs it, or did last.
-        way: the direction whose operation it is. Weak, since the direction has it: a stream that is
-            forgotten is freed at once.
+        engine: performs it, or did so last.
+        way: the direction that it belongs to. A weak reference, since the direction refers to the
+            operation: a forgotten stream is freed at once.
         task: waits for the completion.
-        then: is called with the completion, whether a task waits or not.
-        owed: a call has had it performed, and has not had the result.
-        memory: where a receive puts its bytes that has no provided buffer; the call's, to its end.
-        by_trio: a poll whose task waits by trio's own means instead.
+        then: called on completion, whether a task waits or not.
+        owed: a call has had it performed and has not yet got the result.
+        memory: where a receive without a provided buffer puts its bytes; released by the call.
+        by_trio: it is a poll whose task is waiting by trio's epoll instead.
     """
 
     __slots__ = ("by_trio", "engine", "memory", "way")
@@ -55,8 +56,10 @@ class TaskOperation(Operation):
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody waits for it, or the kernel has it. A run that is over, or the parent's
-        of a forked child, has nothing."""
+        """Whether somebody waits for it, or the kernel has it.
+
+        Never if its run is over, or is that of a forked child's parent.
+        """
         waits = self.task is not None or self.state.in_kernel or self.by_trio
         return waits and not self.engine.phase.over
 
@@ -78,7 +81,7 @@ class TaskOperation(Operation):
     if hot is None:
 
         def finish(self) -> bool:
-            """It is done, or never will be. True: a task was woken."""
+            """Called when it is done, or never will be. True: a task was woken."""
             then, task = self.then, self.task
             if then is not None:
                 self.then = None
@@ -95,7 +98,7 @@ class TaskOperation(Operation):
                 self.owed = False
             else:
                 self.raise_cancel = None
-                # A driver that has failed tells it before the kernel does, which may do so later.
+                # If the driver has failed, the task gets this before the kernel is done with it.
                 self.owed = self.state.in_kernel
                 if self.res == _ECANCELED:
                     raise_cancel()
@@ -105,4 +108,4 @@ class TaskOperation(Operation):
             return wait_task_rescheduled(self.abort).__await__()
 
         def unlink(self) -> None:
-            """Ends the circle of the operation and what it yields; there is none in Python."""
+            """Breaks the cycle of the operation and what it yields. In Python there is none."""

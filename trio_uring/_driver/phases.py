@@ -1,31 +1,31 @@
 """The phases of one trio.run's engine: what may be done in each, and which can follow.
 
     phase    may an operation begin               who flushes, and who waits
-    RUNNING  yes                                  the way to wait: trio's loop, or a task's hooks
+    RUNNING  yes                                  trio's loop, or a system task and its hooks
     LATE     yes                                  the hooks, in the kernel: no task can wait
-    FAILED   no: trio.BrokenResourceError         nobody; all who waited have been told
+    FAILED   no: trio.BrokenResourceError         nobody; all who waited have got an error
     ENDING   no: RuntimeError                     the end of the run, until the ring is empty
-    OVER     yes, in the run that goes on         nobody
-    CHILD    no: RuntimeError                     nobody: all of it is the parent process's
+    OVER     yes, by the engine of a later run    nobody
+    CHILD    no: RuntimeError                     nobody: the ring is the parent process's
 
-Rules of this file: a pair of phases that is not listed raises, and changes nothing.
+Rules of this file: a step between phases that is not listed raises, and changes nothing.
 """
 
 from __future__ import annotations
 
 
 class PhaseError(RuntimeError):
-    """A step between two phases that the table does not list: a defect of this package."""
+    """A step between two phases that FOLLOWERS does not list: a defect of this package."""
 
 
 class Phase:
     """A phase of an engine.
 
     Attributes:
-        name: for people.
-        works: the ring may be entered, and what waits is woken by it.
-        over: no task of the run waits any more, or none of them is this process's.
-        refusal: why no operation may begin; None: it may, or another engine performs it.
+        name: for messages.
+        works: the ring may be entered, and wakes who waits.
+        over: no task of the run waits any more, or they are all the parent process's.
+        refusal: why no operation may begin; None: it may, here or on another engine.
     """
 
     __slots__ = ("followers", "name", "over", "refusal", "works")
@@ -43,7 +43,7 @@ class Phase:
         return self.name
 
     def to(self, phase: Phase) -> Phase:
-        """The next phase.
+        """Returns `phase`, the next one.
 
         Raises:
             PhaseError: it cannot follow this one.

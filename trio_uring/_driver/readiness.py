@@ -1,13 +1,11 @@
-"""Operations by readiness: tried by the socket module's or os's own call, and waited for as trio's
-own sockets wait.
+"""Operations by readiness: system calls are tried, and tasks wait as with trio's own sockets.
 
-All that there is where io_uring cannot be had: no ring, no epoll instance of ours, no C. And what
-is done so on a ring as well, because a completion would take what others may be meant to have (a
-pipe that several processes read).
+The calls are those of the socket module and of os. Where there is no io_uring, this performs
+everything: no ring, no epoll instance of ours, no C. It is also used where there is a ring, for
+what a completion might take from others (a pipe that several processes read).
 
-Rules of this file: nothing here is Linux's alone. The thread is never blocked, except by a regular
-file, which cannot be waited for. No descriptor's mode is changed: it may be shared with other
-processes.
+Rules of this file: nothing here needs Linux. The thread is never blocked, except by a regular file,
+which cannot be waited for. No descriptor's mode is changed: it may be shared with other processes.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 
 # What a poll reports even if nobody asked for it.
 ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
-RECEIVE_MAX = 65536  # bytes that one call makes room for: what trio's own streams ask for
+RECEIVE_MAX = 65536  # bytes that one call makes room for, as trio's own streams do
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
@@ -54,7 +52,7 @@ _NOT_THIS_WAY = frozenset(
 )
 
 
-# -- the calls: a result >= 0; BlockingIOError: not now; OSError
+# -- the calls. They return a result >= 0, or raise: BlockingIOError (not now) or another OSError
 
 
 def _recv(op: Any) -> int:
@@ -101,13 +99,13 @@ def _writev(op: Any) -> int:
 
 
 def read_now(fd: int, length: int) -> bytes:
-    """os.read that does not wait, also where the descriptor would."""
+    """Like os.read, but never waits, even if the descriptor is blocking."""
     if hasattr(os, "RWF_NOWAIT") and length:
         memory = bytearray(length)
         try:
             return bytes(memoryview(memory)[: os.preadv(fd, [memory], -1, os.RWF_NOWAIT)])
         except BlockingIOError:
-            # A regular file is read even if that waits for the disk.
+            # A regular file is read even if that means waiting for the disk.
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise
         except OSError as exc:
@@ -118,7 +116,7 @@ def read_now(fd: int, length: int) -> bytes:
 
 
 def write_now(fd: int, buffers: list[Any]) -> int:
-    """os.writev that does not wait, also where the descriptor would."""
+    """Like os.writev, but never waits, even if the descriptor is blocking."""
     if hasattr(os, "RWF_NOWAIT"):
         try:
             return os.pwritev(fd, buffers, -1, os.RWF_NOWAIT)
@@ -135,8 +133,11 @@ def write_now(fd: int, buffers: list[Any]) -> int:
 
 
 def _check_ready(fd: int, events: int) -> bool:
-    """Raises BlockingIOError if a call would wait. Whether it could, with more than PIPE_BUF bytes
-    or with less luck."""
+    """Raises BlockingIOError if a call would wait now.
+
+    True: it might still, since the descriptor is blocking: with more than PIPE_BUF bytes, or if
+    another process is faster.
+    """
     if not os.get_blocking(fd):
         return False
     poller = select.poll()
@@ -146,7 +147,7 @@ def _check_ready(fd: int, events: int) -> bool:
     return True
 
 
-# Of every opcode that may be tried.
+# For every opcode that may be tried.
 _CALLS: dict[int, Callable[[Any], int]] = {
     int(Opcode.RECV): _recv,
     int(Opcode.SEND): _send,
@@ -161,7 +162,7 @@ _CALLS: dict[int, Callable[[Any], int]] = {
 
 
 def attempt(op: Any) -> bool:
-    """Makes the call that an operation stands for. False: it would wait."""
+    """Makes the system call of an operation. False: it would wait."""
     try:
         op.res = _CALLS[op.opcode](op)
     except (BlockingIOError, InterruptedError):
@@ -179,13 +180,16 @@ def attempt(op: Any) -> bool:
 
 
 async def wait_by_trio(fd: int, events: int) -> int:
-    """Waits as trio's own sockets do. The events, or < 0: the descriptor was closed meanwhile, or
-    cannot be waited for."""
+    """Waits as trio's own sockets do.
+
+    Returns:
+        The events, or -errno: the descriptor was closed meanwhile, or cannot be waited for.
+    """
     try:
         await (wait_writable if events == select.POLLOUT else wait_readable)(fd)
     except trio.ClosedResourceError:
         return -errno.ECANCELED
-    except PermissionError:  # epoll's word for a regular file, which is always ready
+    except PermissionError:  # what epoll says of a regular file, which is always ready
         await checkpoint()
     except OSError as exc:
         return -(exc.errno or errno.EBADF)
@@ -196,13 +200,16 @@ async def wait_by_trio(fd: int, events: int) -> int:
 async def perform_by_readiness(
     op: TaskOperation, wait: Callable[[TaskOperation], Awaitable[int]]
 ) -> int:
-    """Performs an operation by its call, and returns its result: >= 0, or -errno. A checkpoint,
-    always.
+    """Performs an operation by its system call. Always a checkpoint.
 
     Args:
+        op: the operation.
         wait: waits until the descriptor may be ready; < 0: it has failed, with that result.
 
-    Cancellation: nothing was done if Cancelled is raised; what was done is returned.
+    Returns:
+        The result: >= 0, or -errno.
+
+    Cancellation: if Cancelled is raised, nothing was done; what was done is returned.
     """
     op.res, op.owed = 0, True
     try:
@@ -222,28 +229,29 @@ async def perform_by_readiness(
 
 
 class ReadinessEngine:
-    """Performs the operations of one trio.run by readiness. What directions ask of an engine; the
-    other one is the ring's.
+    """Performs the operations of one trio.run by readiness.
+
+    It has all that directions need of an engine, like the ring's Engine.
 
     Args:
         move: finds the engine that performs an operation when this one's run is over.
     """
 
     completes = pumps = False
-    provided_buffers = True  # a receive need not bring memory while it waits
+    provided_buffers = True  # a receive need not bring memory
 
     def __init__(self, move: Callable[[TaskOperation], Any]) -> None:
         self.counters = RingCounters()
         self.short_writes = self.passes = 0
-        self.phase: Phase = RUNNING  # also in a forked child, as trio's own sockets
-        self.waiting: dict[TaskOperation, float] = {}  # since when
-        # Of those whose descriptor stays open when they end.
+        self.phase: Phase = RUNNING  # in a forked child too, as with trio's own sockets
+        self.waiting: dict[TaskOperation, float] = {}  # since when: time.monotonic()
+        # For operations whose descriptor may stay open when their direction is closed.
         self._scopes: dict[TaskOperation, trio.CancelScope] = {}
         self.thread = get_ident()
         self._move = move
 
     def perform(self, op: TaskOperation) -> Awaitable[int]:
-        """As the ring's engine does."""
+        """The same as Engine.perform."""
         engine = self.attend(op)
         if engine is not self:
             performed: Awaitable[int] = engine.perform(op)
@@ -251,7 +259,7 @@ class ReadinessEngine:
         return perform_by_readiness(op, self._wait)
 
     def attend(self, op: TaskOperation) -> Any:
-        """The engine that performs an operation; or it says why none does."""
+        """Finds the engine that performs an operation; raises, with the reason, if none does."""
         if self.phase is OVER:
             return self._move(op)
         if get_ident() != self.thread:
@@ -277,7 +285,7 @@ class ReadinessEngine:
             if res < 0:
                 counters.count_failure(op, res)
             elif opcode != Opcode.POLL_ADD:
-                counters.submitted[opcode] -= 1  # its call is counted
+                counters.submitted[opcode] -= 1  # its call is counted instead
 
     async def _until_ready(self, op: TaskOperation) -> int:
         events = poll_event(op)
@@ -293,25 +301,27 @@ class ReadinessEngine:
         return -errno.ECANCELED if scope.cancel_called else events
 
     def abandon(self, op: TaskOperation) -> None:
-        """A coroutine was destroyed: nothing of it is left."""
+        """Called when a coroutine was destroyed: it leaves nothing behind."""
 
     async def settle(self, op: TaskOperation) -> None:
-        """Nothing is left behind that would have to be waited for."""
+        """A checkpoint: a destroyed coroutine leaves nothing that has to be waited for."""
         await checkpoint()
 
     def release(self, ops: Iterable[TaskOperation], close: Callable[[], object]) -> None:
-        """Closes a descriptor, or shuts down one direction of it. Whoever waits in `ops` wakes with
-        -ECANCELED."""
+        """Closes a descriptor, or shuts down one direction of it.
+
+        Tasks that wait in `ops` get -ECANCELED.
+        """
         for op in ops:
             if self.waiting.pop(op, None) is not None:
                 op.task = None
                 if op in self._scopes:
                     self._scopes[op].cancel()
-        close()  # where it closes, all others wake by trio's notify_closing
+        close()  # if it closes the descriptor, trio's notify_closing wakes all others
 
     def enter(self, phase: Phase) -> None:
-        """The run goes on to its end."""
+        """Enters the next phase."""
         self.phase = self.phase.to(phase)
-        for op in self.waiting:  # in a run that crashed: or the streams would keep its tasks
+        for op in self.waiting:  # after a crash: otherwise the streams would keep the tasks alive
             op.task = None
         self.waiting.clear()

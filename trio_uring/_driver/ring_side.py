@@ -1,12 +1,11 @@
-"""The side of an engine that faces its ring: what is queued enters the kernel, what is done is
-finished, and what goes wrong is told.
+"""The side of an engine that faces its ring: submits the queue, finishes completions, fails.
 
 Rules of this file:
 
-- No exception leaves `flush` and `reap`: tasks parked with Abort.FAILED are woken by nobody else. A
+- No exception leaves `flush` and `reap`: nobody else wakes tasks parked with Abort.FAILED. A
   failure wakes everyone with an error, and every later operation fails with it.
 - What the kernel may still write to stays pinned by the ring.
-- Nothing here knows a way to wait (`loop`, `task_way`), which calls it.
+- Nothing here knows the two ways to wait (`loop`, `task_way`); they call this.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _ECANCELED = -errno.ECANCELED
 
 
 class Hooks(Protocol):
-    """What a way to wait wants to be told."""
+    """What the engine tells a way to wait."""
 
     def queued(self) -> None:
-        """An operation, or a cancel, is there to be flushed, and was not before."""
+        """There is something to flush, an operation or a cancel, and there was nothing before."""
 
     def idle(self) -> None:
         """Nothing is queued or in flight."""
@@ -51,19 +50,19 @@ class RingSide:
     """Feeds a ring, in the passes of one trio.run.
 
     Args:
-        ring: the engine's own from now on.
+        ring: belongs to the engine from now on.
 
     Attributes:
-        hooks: of the way to wait; None: it needs none, as the ring is trio's loop.
+        hooks: those of the way to wait; None: it needs none, since the ring is trio's loop.
         phase: what may be done, see `phases`.
         failure: what made the engine fail.
         queue: operations that the ring has not seen, in the order in which they were made.
-        errands: what destroyed coroutines have left to be done in a pass.
-        at_end: called when the run is over; they must not raise.
-        closing: close descriptors after the next whole flush.
+        errands: functions that destroyed coroutines left, to be called in a pass.
+        at_end: functions to call when the run is over; they must not raise.
+        closing: functions that close descriptors, to be called after the next complete flush.
         dirty: the ring holds entries that were not flushed.
-        woke: a task was woken, in this pass.
-        done: drained and not yet finished; here, so that a failure in between loses none.
+        woke: a task was woken in this pass.
+        done: operations drained and not yet finished; kept here so that a failure loses none.
     """
 
     def __init__(self, ring: Ring) -> None:
@@ -86,7 +85,7 @@ class RingSide:
     # -- the two halves of a pass
 
     def flush(self) -> None:
-        """The end of a pass: everything queued goes to the kernel."""
+        """The end of a pass: submits everything queued to the kernel."""
         self.passes += 1
         self.woke = False
         if self.errands:
@@ -95,11 +94,11 @@ class RingSide:
             self.guard(self.flush_ring)
 
     def reap(self) -> None:
-        """The beginning of a pass: every completion is finished."""
+        """The beginning of a pass: takes and finishes every completion."""
         self.guard(self.reap_ring)
 
     def run_errands(self) -> None:
-        """What destroyed coroutines have left to be done in a pass."""
+        """Does what destroyed coroutines have left to be done in a pass."""
         self.guard(self._run_errands)
 
     def _run_errands(self) -> None:
@@ -107,8 +106,10 @@ class RingSide:
             self.errands.pop()()
 
     def at_flush(self, function: Callable[[], object]) -> None:
-        """Has a function called when this pass is flushed. For destroyed coroutines: from any
-        thread, at any point."""
+        """Calls a function at the next flush.
+
+        For destroyed coroutines: it may be called from any thread, at any point.
+        """
         self.errands.append(function)
         self.come_back()
 
@@ -117,14 +118,14 @@ class RingSide:
         self.ring.flush()
         self.wrote()
         if self.dirty and self.hooks is not None:
-            # The kernel was short of something: the wait that follows must end at once.
+            # The kernel was short of resources: the wait that follows must end at once.
             self.come_back()
 
     def write_queue(self) -> None:
-        """What is queued becomes entries, as far as the ring takes it."""
+        """Turns what is queued into entries, as far as the ring has room."""
         ring, queue = self.ring, self.queue
-        # A garbage collection in between may destroy a coroutine, and withdraw its operation; the
-        # function of a refused one may chain others.
+        # The queue may change meanwhile: a garbage collection that destroys a coroutine withdraws
+        # its operation, and the function of a refused operation may chain others.
         for op in list(queue):
             if op not in queue:
                 continue
@@ -143,8 +144,9 @@ class RingSide:
             invariants.check_written(ring, queue)
 
     def wrote(self) -> None:
-        """After the kernel was entered with what `write_queue` has written."""
-        # One enter may take a part; then an entry may still name a descriptor that is to be closed.
+        """Called when the kernel was entered with what `write_queue` has written."""
+        # An enter may take only a part. Then an entry may still name a descriptor that waits to be
+        # closed.
         self.dirty = (
             self.ring.short or bool(self.queue) or (bool(self.closing) and self.ring.ready())
         )
@@ -157,7 +159,7 @@ class RingSide:
                 self.closing.pop()()
 
     def come_back(self) -> None:
-        """Makes trio's next wait end at once. From any thread."""
+        """Makes trio's next wait end at once. May be called from any thread."""
         with contextlib.suppress(trio.RunFinishedError):
             self._trio.run_sync_soon(_nothing, idempotent=True)
 
@@ -168,7 +170,7 @@ class RingSide:
         self.finish_done()
 
     def finish_done(self) -> None:
-        """Tells whoever waits for what was drained."""
+        """Wakes whoever waits for what was drained."""
         self.ring.now = time.monotonic()
         done = self.done
         if invariants.CHECKED:
@@ -193,19 +195,19 @@ class RingSide:
         self.guard(wait)
 
     def finish(self, op: TaskOperation) -> None:
-        """Tells whoever waits for it."""
+        """Wakes whoever waits for the operation."""
         if op.finish():
             self.woke = True
 
     def look_idle(self) -> None:
-        """Tells if nothing is queued or in flight."""
+        """Tells the hooks if nothing is queued or in flight."""
         if self.hooks is not None and not self.ring.table and not self.queue:
             self.hooks.idle()
 
     # -- when things go wrong
 
     def guard(self, step: Callable[[], None]) -> None:
-        """Does a step of a pass. What goes wrong there is the ring's failure."""
+        """Does a step of a pass. Whatever it raises counts as a failure of the ring."""
         if self.phase.works:
             try:
                 step()
@@ -213,7 +215,7 @@ class RingSide:
                 self.fail(exc)
 
     def refuse(self, op: TaskOperation, exc: BaseException) -> None:
-        """Tells whoever waits for an operation that it will not be done."""
+        """Ends an operation that will not be done: whoever waits for it gets `exc`."""
 
         def raise_it() -> NoReturn:
             raise exc
@@ -224,15 +226,15 @@ class RingSide:
             op.res, op.raise_cancel = _ECANCELED, raise_it
             self.finish(op)
         if self.hooks is not None:
-            # In before_io_wait, trio has made up its mind how long to wait.
+            # In before_io_wait, trio has already decided how long to wait.
             self.come_back()
 
     def failed(self) -> trio.BrokenResourceError:
-        """What a failed driver says."""
+        """The error that every operation gets from a failed driver."""
         return trio.BrokenResourceError(f"{FAILED.refusal}: {self.failure}")
 
     def fail(self, exc: BaseException) -> None:
-        """The ring is gone."""
+        """Gives up the ring: every operation fails, now and later."""
         self.failure = exc
         self.enter(FAILED)
         _log.error("trio_uring's driver has failed; all its operations fail", exc_info=exc)
@@ -241,7 +243,7 @@ class RingSide:
         self.done.clear()
         stranded: list[Any] = [*self.ring.table.values(), *self.queue]
         for op in self.queue:
-            if not op.state.in_kernel:  # an earlier flush of this pass may have handed it over
+            if not op.state.in_kernel:  # the flush that failed may have submitted it
                 op.let_go()
         self.queue.clear()
         for op in stranded:
@@ -256,7 +258,7 @@ class RingSide:
     # -- the end
 
     def enter(self, phase: Phase) -> None:
-        """The run goes on to its end, or this is a forked child."""
+        """Enters the next phase."""
         self.phase = self.phase.to(phase)
         while phase.over and self.at_end:
             self.at_end.pop()()

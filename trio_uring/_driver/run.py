@@ -1,13 +1,13 @@
-"""The driver: how operations are done in one trio.run, from the first one to the end of the run.
+"""The driver: performs the operations of one trio.run, from the first one to the end of the run.
 
-By the ring (RingDriver): an engine, and a way to wait for its completions: the ring is trio's loop
-(_driver/loop.py), or a task waits for it (_driver/task_way.py). Or, where there is no ring, by
-readiness (ReadinessDriver).
+A RingDriver has an engine and a way to wait for its completions: either the ring is trio's loop
+(_driver/loop.py), or a task waits for it (_driver/task_way.py). Where there is no ring, a
+ReadinessDriver does the work.
 
 Rules of this file:
 
 - The ring is closed after the run, with nothing in flight, or leaked loudly.
-- A forked child never touches what is the parent's.
+- A forked child never touches what belongs to its parent.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ AnyEngine = Engine | ReadinessEngine
 
 
 class RingDriver:
-    """Runs an engine on a ring in one trio.run, and a way to wait for it.
+    """An engine on a ring in one trio.run, and a way to wait for that ring.
 
     Args:
-        runner: trio's, whose loop the ring becomes; None: a task waits for the ring.
+        ring: belongs to the driver from now on.
+        backend: describes it.
+        runner: trio's runner, whose loop the ring becomes; None: a task waits for the ring.
 
     Attributes:
         engine: performs operations.
         way: waits for its ring.
-        backend: what to tell of it.
+        backend: describes the ring.
     """
 
     def __init__(self, ring: Ring, backend: BackendInfo, runner: Any = None) -> None:
@@ -64,8 +66,7 @@ class RingDriver:
         )
 
     def close(self) -> None:
-        """The end of the run: cancels what is left, waits for it, closes the ring or leaks it
-        loudly."""
+        """The end of the run: cancels what is left, waits for it, closes or leaks the ring."""
         engine = self.engine
         if engine.phase.over:
             return
@@ -79,12 +80,12 @@ class RingDriver:
         engine.ring.close()
 
     def disown(self) -> None:
-        """In a forked child: the ring and the run are the parent's."""
+        """Called in a forked child: the ring and the run are the parent's."""
         if not self.engine.phase.over:
             self.engine.enter(CHILD)
             self.way.disown()
 
-    # -- to be looked at
+    # -- what it is doing
 
     def statistics(self) -> Statistics:
         engine = self.engine
@@ -104,7 +105,7 @@ class RingDriver:
 
 
 class ReadinessDriver:
-    """The same where there is no ring: an engine that needs nobody to wait for it."""
+    """The driver where there is no ring: an engine that needs no way to wait."""
 
     def __init__(self, backend: BackendInfo) -> None:
         self.engine = ReadinessEngine(_move_to_current_run)
@@ -134,8 +135,7 @@ AnyDriver = RingDriver | ReadinessDriver
 
 
 def _move_to_current_run(op: TaskOperation) -> AnyEngine:
-    """The run that the stream was used in is over: this one goes on with it, as with trio's own
-    sockets."""
+    """Moves an operation here when its stream was used in a run that is over, as trio's may be."""
     if op.state.in_kernel:
         raise RuntimeError(
             "this stream has an operation that the kernel did not give back at the end of an "
@@ -207,15 +207,15 @@ def current_driver() -> AnyDriver:
 
     Raises:
         RuntimeError: outside of trio.
-        RingUnavailableError: io_uring is asked for and cannot be had, or there is no ring at all;
-            the message says why and what to change.
-        ValueError: another backend is asked for than there is.
+        RingUnavailableError: io_uring is asked for and not available; the message says why and what
+            to change.
+        ValueError: the backend or the way to wait that is asked for does not exist.
     """
     try:
         driver = _current.get()
     except LookupError:
         return _start_chosen()
-    # In a child that was forked in the middle of a run, and goes on in it, that is the parent's.
+    # In a forked child that goes on in the middle of a run, that driver is the parent's.
     return _start_chosen() if driver.engine.phase is CHILD else driver
 
 
@@ -245,15 +245,15 @@ def check_way(way: str) -> None:
 
 
 def backend_info() -> BackendInfo:
-    """What drives the streams of this trio.run, io_uring or readiness, and if it is readiness why.
+    """What drives the streams of this trio.run, io_uring or readiness; if readiness, also why.
 
-    Outside of trio, and in a run that has not used a stream yet: what would be chosen now. It is
+    Outside of trio, and in a run that has not used a stream yet, it is what would be chosen now:
     found out by opening a ring and closing it.
 
     Raises:
-        RingUnavailableError: io_uring is asked for (`TRIO_URING_BACKEND=uring`) and cannot be had,
+        RingUnavailableError: io_uring is asked for (`TRIO_URING_BACKEND=uring`) and not available,
             or the package was installed without its C extension.
-        ValueError: another backend is asked for than there is.
+        ValueError: the backend that is asked for does not exist.
     """
     try:
         return _current.get().backend
@@ -264,7 +264,7 @@ def backend_info() -> BackendInfo:
 
 
 def install(ring: Ring) -> RingDriver:
-    """Makes a driver of `ring` the one of this trio.run, and starts it."""
+    """Makes `ring` the ring of this trio.run, and starts its driver."""
     try:
         _current.get()
     except LookupError:

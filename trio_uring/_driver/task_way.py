@@ -1,23 +1,22 @@
-"""The public way to wait for the ring, by nothing private of trio's: a system task, and an
-instrument.
+"""The public way to wait for the ring: a system task and an instrument, no private name of trio's.
 
     tasks run            they queue operations and park
     before_io_wait       flush: the queue goes to the ring, ONE io_uring_enter for all of it
     epoll_wait           trio's own; the system task waits there for the ring's descriptor
-    after_io_wait        reap: completions are drained and their tasks rescheduled; they run in this
+    after_io_wait        reap: completions are drained and their tasks rescheduled; they run in the
                          same pass
 
-For guest runs, where trio waits in another thread; for a trio whose runner has another shape; and
-for whoever asks for it.
+It is there for guest runs, where trio waits in another thread; for a version of trio whose runner
+has another shape; and for anyone who asks for it.
 
 Rules of this file:
 
-- The system task is enough to reap, and the hooks save a pass. The hooks flush: whoever queues an
-  operation puts them back.
+- The system task alone would be enough to reap; the hooks save a pass. Only the hooks flush:
+  whoever queues an operation installs them again, in case they were removed.
 - The system task stays, shielded, until nothing is queued or in flight: a task that waits for a
-  completion can be cancelled only by that completion. Called upon later (a system task's cleanup,
-  an async generator), it comes back.
-- Nothing here is due at a certain time: an idle run stays idle.
+  completion can be cancelled only by that completion. If an operation is queued after that (in a
+  system task's cleanup, or an async generator), the system task is started again.
+- Nothing here has a deadline: an idle run stays idle.
 """
 
 from __future__ import annotations
@@ -36,16 +35,17 @@ if TYPE_CHECKING:
 
     from .ring_side import RingSide
 
-# seconds that one pass may block when no task can wait for the ring any more; see _flush_late
+# Seconds that one pass may block when no task can wait for the ring any more: see before_io_wait.
 _LATE_WAIT = 0.05
 
 
 class TaskWay(trio.abc.Instrument):
-    """Waits for the ring of one engine. As an instrument, nothing in it may raise: trio would
-    switch it off.
+    """Waits for the ring of one engine.
+
+    It is an instrument: if a hook raised, trio would remove it.
 
     Args:
-        engine: whose ring it is.
+        engine: the engine that has the ring.
         end: called at the end of the run.
     """
 
@@ -55,7 +55,7 @@ class TaskWay(trio.abc.Instrument):
         # Cancelled as soon as nothing is queued or in flight.
         self._idle_scope: trio.CancelScope | None = None
         self._task_is_there = False
-        self._reaped = False  # by the hooks, in this pass
+        self._reaped = False  # whether the hooks have reaped in this pass
         engine.hooks = self
 
     def start(self) -> None:
@@ -63,16 +63,15 @@ class TaskWay(trio.abc.Instrument):
         self._rehook()
 
     def disown(self) -> None:
-        """In a forked child."""
+        """Called in a forked child."""
         self._idle_scope = None
-        with contextlib.suppress(RuntimeError):  # the child has none of the parent's tasks
-            # Ours ends. A ring of the child's own may get the number of the parent's, which is
-            # closed by now.
+        with contextlib.suppress(RuntimeError):  # the child does not go on in the run
+            # Ends our system task. A new ring of the child may get the descriptor number of the
+            # parent's, which is closed by now.
             trio.lowlevel.notify_closing(self._engine.ring.fileno())
 
     def queued(self) -> None:
-        """There is something to flush. The run may be ending, and its task (a system task, an
-        async generator) still want something done."""
+        """There is something to flush, perhaps late: for a system task or an async generator."""
         self._rehook()
         if not self._task_is_there and self._engine.phase is RUNNING:
             self._spawn()
@@ -83,7 +82,7 @@ class TaskWay(trio.abc.Instrument):
             self._idle_scope.cancel()
 
     def _rehook(self) -> None:
-        trio.lowlevel.add_instrument(self)  # trio does nothing if it is there
+        trio.lowlevel.add_instrument(self)  # does nothing if it is installed
 
     # -- the system task
 
@@ -91,11 +90,11 @@ class TaskWay(trio.abc.Instrument):
         try:
             trio.lowlevel.spawn_system_task(self._run, name="trio_uring driver")
             self._task_is_there = True
-        except RuntimeError:  # async generators are being finalised: system tasks are over
+        except RuntimeError:  # async generators are being finalised: no more system tasks
             self._engine.enter(LATE)
 
     async def _run(self) -> None:
-        """Cancelled at the end of the run: stays until all is done."""
+        """Reaps. When cancelled, at the end of the run, it stays until everything is done."""
         engine = self._engine
         try:
             while engine.phase.works:
@@ -106,8 +105,8 @@ class TaskWay(trio.abc.Instrument):
                 self._reaped = False
         except trio.Cancelled:
             self._rehook()
-            # Asked again after each scope: a task that was woken last may have queued the next
-            # before we ran.
+            # Checked again after each scope: the task that was woken last may have queued another
+            # operation before we ran.
             while engine.phase.works and (engine.ring.table or engine.queue):
                 with trio.CancelScope(shield=True) as self._idle_scope:
                     await self._wait()
@@ -131,8 +130,8 @@ class TaskWay(trio.abc.Instrument):
         if timeout > 0 and engine.ring.short:
             time.sleep(SHORT_PAUSE)
         if engine.phase is LATE and engine.ring.table:
-            # No task can wait for the ring any more: wait in the kernel, briefly, and make trio
-            # come back.
+            # No task can wait for the ring any more: wait in the kernel, briefly, and do not let
+            # trio wait.
             engine.wait_in_kernel(_LATE_WAIT)
             engine.come_back()
 

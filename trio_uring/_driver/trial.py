@@ -1,9 +1,10 @@
-"""What is tried before io_uring is trusted: its system calls where a seccomp filter may kill for
-them, then a ring, by a self-test.
+"""Tests io_uring before it is trusted: its system calls, and then a ring.
 
-Rules of this file: what io_uring is found to do is an answer, and returned; it holds for this
-process. What a trial wanted for itself and did not get (a process, memory, a descriptor) is raised,
-and says nothing about io_uring.
+The system calls are tried in a child process, if there is a seccomp filter that may kill for them.
+
+Rules of this file: what is found out about io_uring is returned, and holds for this process. If a
+trial does not get something that it needs itself (a process, memory, a descriptor), it raises: that
+says nothing about io_uring.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
     _Sleep: TypeAlias = Callable[[Ring, Operation], bool]
 
-TRIAL_SECONDS = 1.0  # for the child to end, and for each wake-up of the self-test
-_POLL_SECONDS = 0.0002  # between two looks at the child, which takes about as long
+TRIAL_SECONDS = 1.0  # for the child to exit, and for each wake-up of the self-test
+_POLL_SECONDS = 0.0002  # between two checks of the child, which runs for about as long
 
 _STATUS = "/proc/thread-self/status"
-_WAIT_ALL = 0x40000000  # __WALL: for a child that sends no SIGCHLD, too
+_WAIT_ALL = 0x40000000  # __WALL: also waits for a child that sends no SIGCHLD
 
 
 # -- the system calls
@@ -45,13 +46,13 @@ _WAIT_ALL = 0x40000000  # __WALL: for a child that sends no SIGCHLD, too
 def seccomp_filters() -> tuple[bytes, ...]:
     """What the kernel says of the seccomp filters on this thread; () if there is none.
 
-    Filters are only ever added, and their number is in it (Linux 5.9): where it stays the same, so
-    do they.
+    It includes their number (Linux 5.9), and filters are only ever added: if the answer is the
+    same, so are the filters.
     """
     try:
-        with open(_STATUS, "rb") as status:  # bytes: a codec is a file, which may be out of reach
+        with open(_STATUS, "rb") as status:  # bytes: a codec is a file, and may be out of reach
             lines = tuple(line.strip() for line in status if line.startswith(b"Seccomp"))
-    except OSError:  # prctl(PR_GET_SECCOMP) is no help: a filter may kill for that
+    except OSError:  # prctl(PR_GET_SECCOMP) is no help: a filter may kill for that, too
         return (b"unknown",)
     return () if not lines or b"Seccomp:\t0" in lines else lines
 
@@ -59,13 +60,13 @@ def seccomp_filters() -> tuple[bytes, ...]:
 def try_system_calls() -> RingUnavailableError | None:
     """Makes io_uring's system calls in a child process.
 
-    A filter that kills for clone(2) ends this process: where that is so, nothing can be tried.
+    A filter that kills for clone(2) ends this process: under such a filter nothing can be tried.
 
     Returns:
         Why they cannot be made here; None: they can.
 
     Raises:
-        RingUnavailableError: a child process cannot be had.
+        RingUnavailableError: a child process could not be started.
     """
     page = mmap.PAGESIZE
     with mmap.mmap(-1, page) as shared, ffi.from_buffer("uint8_t[]", shared) as stage:
@@ -90,7 +91,7 @@ def try_system_calls() -> RingUnavailableError | None:
 
 
 def _why_no_child(code: int) -> str:
-    what = "a seccomp filter is in force, and a child to try io_uring under it cannot be had: clone"
+    what = "a seccomp filter is in force, and no child could be started to test io_uring: clone"
     if code == errno.EAGAIN:
         return why_unavailable(code, what)
     why = "the filter forbids that, too"
@@ -100,14 +101,14 @@ def _why_no_child(code: int) -> str:
 
 
 def _wait_for_child(pid: int, stage: Any) -> str:
-    """Waits until the child has ended, and says how, in words. It is ended if it takes too long."""
+    """Waits for the child to exit and says, in words, how it ended. Kills it if it is too slow."""
     deadline = time.monotonic() + TRIAL_SECONDS
     while time.monotonic() < deadline:
         try:
             ended, status = os.waitpid(pid, _WAIT_ALL | os.WNOHANG)
-        except ChildProcessError:  # the program waits for everything, by __WALL, and was first
+        except ChildProcessError:  # the program waits for all children, by __WALL, and was faster
             return "ended"
-        except OSError:  # a filter refuses to let us wait
+        except OSError:  # a filter forbids waiting
             ended = status = 0
             if stage[0] == lib.TU_TRIED:
                 return "ended"
@@ -118,7 +119,7 @@ def _wait_for_child(pid: int, stage: Any) -> str:
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, _WAIT_ALL)
-    # The filter has asked another process, which does not answer.
+    # The filter asks another process (a seccomp notifier), which does not answer.
     return f"did not return from it within {TRIAL_SECONDS:g} s"
 
 
@@ -126,20 +127,21 @@ def _wait_for_child(pid: int, stage: Any) -> str:
 
 
 class _Failed(Exception):
-    """The self-test has found a defect, which its text names."""
+    """The self-test has found a defect; the message names it."""
 
 
 def self_test(ring: Ring) -> RingUnavailableError | str | None:
-    """Lets this thread sleep for the ring, in each way that a driver does, while another thread
-    does what must wake it.
+    """Tests that the ring wakes this thread, in each way in which a driver sleeps.
+
+    Another thread does what must wake it.
 
     Returns:
-        None if it was woken each time; why the ring cannot be used; or, as a sentence, what could
-        not be tried.
+        None: it was woken each time. An error: why the ring cannot be used. A sentence: what could
+        not be tested.
     """
     threaded = True
     try:
-        # With DEFER_TASKRUN completions wait until we enter: the descriptor wakes no epoll.
+        # With DEFER_TASKRUN, completions wait until we enter: the descriptor wakes no epoll.
         if "DEFER_TASKRUN" not in ring.info.setup_flags:
             threaded &= _receive(ring, "an epoll that watches the ring", _sleep_in_epoll)
         threaded &= _receive(ring, "io_uring_enter", _sleep_in_ring)
@@ -155,7 +157,7 @@ def self_test(ring: Ring) -> RingUnavailableError | str | None:
 
 
 def _receive(ring: Ring, sleeper: str, sleep: _Sleep) -> bool:
-    """A receive that waits, and a byte. False: there was no thread to send it meanwhile."""
+    """Receives a byte that comes while this thread sleeps. False: no thread could send it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         op = Operation(Opcode.RECV, ours.fileno(), ours)
@@ -174,7 +176,7 @@ def _receive(ring: Ring, sleeper: str, sleep: _Sleep) -> bool:
 
 
 def _watch_epoll(ring: Ring) -> bool:
-    """A POLL_ADD on an epoll instance, as on trio's. False: no thread to make it readable."""
+    """Watches an epoll instance, as the loop watches trio's. False: no thread could wake it."""
     ours, theirs = socket.socketpair()
     with ours, theirs, select.epoll() as poller:
         poller.register(ours, select.EPOLLIN)
@@ -193,14 +195,16 @@ def _enter(ring: Ring, op: Operation) -> None:
     try:
         ring.flush()
     except RingBrokenError:
-        ring.table.clear()  # the kernel has never seen it
+        ring.table.clear()  # the kernel never saw the operation
         raise
     ring.drain([])
 
 
 class _Sender:
-    """Sends a byte from another thread; if there is none to be had from this one, which is
-    awake."""
+    """Sends a byte from another thread; if none can be started, at once, from this one.
+
+    Its value in a `with` block is whether it is another thread that sends.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -209,7 +213,7 @@ class _Sender:
     def __enter__(self) -> bool:
         self._sent.acquire()
         try:
-            # Not threading.Thread: its start() waits for ever if the new thread has no memory.
+            # Not threading.Thread: its start() waits forever if the new thread has no memory.
             _thread.start_new_thread(self._send, ())
         except (RuntimeError, MemoryError):
             self._send()
@@ -218,7 +222,7 @@ class _Sender:
 
     def _send(self) -> None:
         try:
-            with contextlib.suppress(OSError):  # closed: it took too long to get here
+            with contextlib.suppress(OSError):  # the socket is closed: this thread came too late
                 self._socket.send(b"?")
         finally:
             self._sent.release()
@@ -243,7 +247,7 @@ def _sleep_in_ring(ring: Ring, op: Operation) -> bool:
 
 
 def _sleep(ring: Ring, op: Operation, sleep: Callable[[float], bool]) -> bool:
-    """Sleeps until the operation is done. False: nothing woke us in time, whatever has come."""
+    """Sleeps until the operation is done. False: nothing woke us in time."""
     deadline = time.monotonic() + TRIAL_SECONDS
     while op.state.in_kernel:
         left = deadline - time.monotonic()

@@ -1,9 +1,9 @@
-"""Reads of an exact size, up to a delimiter, and small ones served from one receive, over any
-trio.abc.ReceiveStream.
+"""Buffered reads over any trio.abc.ReceiveStream: of an exact size, or up to a delimiter.
 
-Rules of this file: a byte that the wrapped stream gave is either in the queue or returned by the
-call that took it; an interrupted call (cancelled, timed out, ended, failed) puts back what it had,
-in order. One task receives at a time. Nothing is received ahead of need when `buffer_size` is 0.
+Rules of this file: a byte that the wrapped stream has handed over is either in the queue or
+returned by the call that took it. An interrupted call (cancelled, timed out, ended, failed) puts
+back what it had, in order. One task receives at a time. Nothing is received ahead of need when
+`buffer_size` is 0.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
     from ..framing import Prefix
 
-# Bytes: one receive then serves many small reads, and a connection's memory stays small.
+# Bytes: enough for one receive to serve many small reads, and little memory per connection.
 BUFFER_SIZE = 65536
-EXACT_MAX = 2**16  # bytes asked for at once by a large exact read
+EXACT_MAX = 2**16  # most bytes that a large exact read asks for at once
 
 _T = TypeVar("_T")
 
 
 class BufferedReceiveStream(trio.abc.ReceiveStream):
-    """Wraps a stream that receives, for protocols that read headers, lines and records.
+    """Wraps a receiving stream, for protocols that read headers, lines and records.
 
-    Small reads are served from one receive of `buffer_size` bytes. A read that is at least as large
-    as the buffer, while nothing is buffered, goes straight to the wrapped stream: into the caller's
-    memory (receive_into) or without a copy of what it returned (receive_some).
+    Small reads are served from one receive of `buffer_size` bytes. If nothing is buffered, a read
+    at least as large as the buffer goes straight to the wrapped stream: into the caller's memory
+    (receive_into), or returning its bytes without a copy (receive_some).
 
     Args:
-        stream: the stream, owned from now on: receive only through this one.
-        buffer_size: bytes to receive at once for smaller reads. 0: unbuffered, never a byte more is
-            received than was asked for; `peek` is always empty.
-        receive_timeout: seconds that one call may take, if it says nothing else; None: the default
-            of the wrapped stream, if it has one.
+        stream: the stream to wrap, owned from now on: receive only through this one.
+        buffer_size: bytes to receive at once for smaller reads. 0: unbuffered; no more is received
+            than was asked for, and `peek` always returns b"".
+        receive_timeout: seconds that a call without a `timeout` may take; None: the default of the
+            wrapped stream, if it has one.
 
-    It holds at most `buffer_size` bytes, and what an interrupted exact read had. What is buffered
-    is returned whatever the `timeout` of the call: there is nothing to wait for.
+    It holds at most `buffer_size` bytes, and what an interrupted exact read had. Buffered bytes are
+    returned whatever the call's `timeout`, since there is nothing to wait for.
     """
 
     _abilities = Abilities(times_receives=True, takes_back=True, keeps_receives=True)
 
-    # Sockets tell once that a connection is broken, and then seem to have ended. Where the stream
-    # is known to be one, it is told each time.
+    # A socket says only once that its connection is broken, and then seems to have ended. For a
+    # stream known to be on a socket, the error is raised each time.
     _stays_broken = False
 
     def __init__(
@@ -75,7 +75,7 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         self.receive_timeout = receive_timeout
         self._source = receiving_end(stream)
         can = abilities(self._source)
-        self._untimed = can.untimed  # a call's time is limited here, for the whole call
+        self._untimed = can.untimed  # the time limit for a whole call is set here
         self._receives_into = can.receives_into
         self._buffer_size = buffer_size
         self._queue = ChunkQueue()
@@ -84,13 +84,13 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         self._broken = False
 
     def peek(self, max_bytes: int | None = None) -> bytes:
-        """Buffered bytes, which stay buffered: no I/O, and no waiting.
+        """Returns buffered bytes, which stay buffered, without I/O and without waiting.
 
         Args:
             max_bytes: the most to return; None: all of them.
 
         Returns:
-            b"" when nothing is buffered, and always when unbuffered.
+            The first buffered bytes; b"" if there are none, and always if unbuffered.
 
         Raises:
             trio.ClosedResourceError: this stream was closed.
@@ -107,11 +107,10 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
     async def receive_some(
         self, max_bytes: int | None = None, *, timeout: float | None = None
     ) -> bytes:
-        """Returns some bytes: buffered ones if there are any, or the next that come
-        (trio.abc.ReceiveStream).
+        """Returns some bytes: buffered ones, or else the next that come (trio.abc.ReceiveStream).
 
         Args:
-            max_bytes: the most bytes to return, at least 1; None: as the stream likes.
+            max_bytes: the most bytes to return, at least 1; None: the stream chooses.
             timeout: seconds; None: `receive_timeout`; math.inf: no limit.
 
         Returns:
@@ -121,10 +120,10 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             trio.TooSlowError: the time was up.
             trio.BusyResourceError: another task is receiving on this stream.
             trio.ClosedResourceError: this stream was closed.
-            Whatever the wrapped stream raises, trio.BrokenResourceError first of all.
+            Whatever the wrapped stream raises, above all trio.BrokenResourceError.
             TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
 
-        Cancellation: no byte is lost that the wrapped stream does not lose.
+        Cancellation: no byte is lost, unless the wrapped stream loses it.
         """
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
@@ -135,21 +134,22 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
 
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
-        """As receive_some, into `buffer`: on a stream of this package without a copy in between, if
-        `buffer` is large.
+        """Like receive_some, but receives into `buffer`.
+
+        On a stream of this package, there is no copy in between if `buffer` is large.
 
         Args:
-            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call
-            returns.
-            timeout: as of receive_some.
+            buffer: writable, C-contiguous, of any item size, not empty. It is borrowed until the
+                call returns.
+            timeout: as in receive_some.
 
         Returns:
-            How many bytes were put there; 0 at the end of the stream.
+            How many bytes were written to `buffer`; 0 at the end of the stream.
 
         Raises:
-            As receive_some; TypeError or ValueError for a buffer that will not do.
+            The same as receive_some; also TypeError or ValueError if the buffer is not suitable.
 
-        Cancellation: as of receive_some.
+        Cancellation: as in receive_some.
         """
         with memoryview(buffer) as view:
             check_writable(view)
@@ -163,14 +163,15 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         """Receives exactly `count` bytes.
 
         Args:
-            count: bytes, at least 0. Memory is taken as the bytes come, never ahead of them.
+            count: bytes, at least 0. Memory is allocated as the bytes arrive, never ahead of them.
             timeout: seconds for the whole call; None: `receive_timeout`; math.inf: no limit.
 
         Raises:
-            IncompleteReadError: the stream ended before. What came is in it, and stays in the
-            stream for the next call. As receive_some.
+            IncompleteReadError: the stream ended too early. The error holds the bytes that came,
+                and they also stay in the stream for the next call.
+            Others: the same as receive_some.
 
-        Cancellation: no byte is lost: what came is kept, and the next call begins with it.
+        Cancellation: no byte is lost. What came is kept, and the next call begins with it.
         """
         if operator.index(count) < 0:
             raise ValueError("count must be >= 0")
@@ -186,20 +187,21 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
 
         Args:
             delimiter: one byte or more.
-            max_bytes: the most bytes to return, with the delimiter: a peer's line is no longer than
-            you allow.
+            max_bytes: the most bytes to return, including the delimiter. This bounds what a peer
+                can make you hold.
             timeout: seconds for the whole call; None: `receive_timeout`; math.inf: no limit.
 
         Returns:
-            The bytes, the delimiter at their end. An unbuffered stream receives a few bytes at a
-            time for it.
+            The bytes, ending with the delimiter. If unbuffered, they are received a few at a time.
 
         Raises:
-            DelimiterNotFound: it is not in the first `max_bytes` bytes, which stay in the stream.
-            IncompleteReadError: the stream ended before it. What came is in it, and stays in the
-            stream. As receive_some.
+            DelimiterNotFound: the delimiter is not in the first `max_bytes` bytes, which stay in
+                the stream.
+            IncompleteReadError: the stream ended before the delimiter. The error holds the bytes
+                that came, and they also stay in the stream.
+            Others: the same as receive_some.
 
-        Cancellation: no byte is lost: what came is kept, and the next call begins with it.
+        Cancellation: no byte is lost. What came is kept, and the next call begins with it.
         """
         delimiter = bytes(memoryview(delimiter))
         if not delimiter:
@@ -218,10 +220,10 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
         """
         self._closed = True
         if not self._receiving:
-            self._queue.clear()  # otherwise the call that reads from it does this when it finds out
+            self._queue.clear()  # otherwise the call that is receiving does it when it notices
         await self.stream.aclose()
 
-    # -- one call at a time, in time
+    # -- one call at a time, within its time
 
     async def _receive(
         self, timeout: float | None, receive: Callable[..., Awaitable[_T]], *args: object
@@ -254,15 +256,17 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             self._queue.clear()
 
     def _whole_frame(self, max_size: int, prefix: Prefix) -> tuple[int, int] | None:
-        """The bytes of a frame's payload and of its prefix, if all of it is buffered."""
+        """The sizes of a frame's payload and prefix, if the whole frame is buffered."""
         decoded = decode_prefix(self._queue.peek(PREFIX_MAX[prefix]), prefix)
         if decoded is None or decoded[0] > max_size or sum(decoded) > self._queue.size:
             return None
         return decoded
 
     async def _take(self, count: int, timeout: float | None, prefix: int = 0) -> bytes:
-        """Takes `count` buffered bytes, and drops `prefix` bytes before them. They are here: there
-        is nothing to time."""
+        """Takes `count` buffered bytes, and drops the `prefix` bytes before them.
+
+        They are all buffered, so the timeout does not matter.
+        """
         check_timeout(timeout)
         self._begin_receive()
         try:
@@ -273,8 +277,8 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             self._end_receive()
 
     async def _more(self, max_bytes: int) -> bytes:
-        """Receives into the queue. What comes when another task has closed the stream comes too
-        late."""
+        """Receives into the queue. Bytes that come after another task has closed the stream are
+        dropped."""
         chunk = bytes(await self._source.receive_some(max_bytes, **self._untimed))
         self._check_open()
         if not chunk:
@@ -296,12 +300,13 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             raise trio.BrokenResourceError("this connection was broken before")
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Keeps what an interrupted reader of frames had, in order, before what is kept already."""
+        """Keeps what an interrupted frame reader had, in order, in front of what is already
+        kept."""
         for chunk in reversed(chunks):
             self._queue.prepend(chunk)
 
     def _take_back(self) -> bytes:
-        """All that is held."""
+        """Takes out and returns everything that is held."""
         return self._queue.take_all()
 
     # -- the reads
@@ -326,9 +331,9 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
     async def _exactly(self, count: int) -> bytes:
         queue = self._queue
         while queue.size < count:
-            # Large ones bring no byte that belongs to the next read, which can then go straight to
-            # its own memory. Not all at once: trio's streams allocate what they are asked for,
-            # however little has come.
+            # A large read takes no byte of the next one, which can then go straight to its own
+            # memory. It does not ask for everything at once, because trio's streams allocate what
+            # they are asked for, however little has come.
             size = max(min(count - queue.size, EXACT_MAX), self._buffer_size)
             if not await self._more(size):
                 raise IncompleteReadError(queue.peek(queue.size), count)

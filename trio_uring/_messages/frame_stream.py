@@ -1,9 +1,9 @@
 """A channel of messages over a stream.
 
 Rules of this file: an interrupted receive loses no message. An interrupted send that may have sent
-a part of a message breaks the sending side: the peer would take what follows for the rest of that
-message. Only a stream that got all as one call, and counts what went, is believed when it says that
-nothing did.
+part of a message breaks the sending side, since the peer would take what follows for the rest of
+that message. Only a stream that got everything in one call, and counts what was sent, is believed
+when it says that nothing was.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-# Bytes up to which a buffer is joined with its neighbours: a buffer of its own costs the operation
-# more than the copy does (and over TLS a record). Measured in docs/design.md.
+# Bytes up to which a buffer is joined with its neighbours: one more buffer (and over TLS, a record)
+# costs an operation more than copying it. docs/design.md has the figures.
 JOIN_MAX = 1024
 
 _T = TypeVar("_T")
@@ -38,11 +38,11 @@ class FrameStream(trio.abc.Channel[bytes]):
 
     Args:
         stream: any trio.abc.Stream, owned from now on.
-        max_size: bytes that a message may have, inclusive, in both directions.
+        max_size: the most bytes that a message may have, in both directions.
         prefix: "u32be" (four bytes, big-endian) or "varint" (unsigned LEB128).
 
-    It receives as much as the stream gives at once, so that small messages cost a fraction of a
-    receive each. A connection holds at most one incomplete message and one receive of the stream.
+    It receives as much at once as the stream gives, so that each small message costs a fraction of
+    a receive. It holds at most one incomplete message and one receive of the stream.
     """
 
     def __init__(
@@ -52,21 +52,20 @@ class FrameStream(trio.abc.Channel[bytes]):
             raise TypeError(f"FrameStream is made over a trio.abc.Stream, not {stream!r}")
         self.stream = stream
         self._source = receiving_end(stream)
-        # A call's time is limited here, for the whole message.
+        # The time limit, for the whole message, is set here.
         self._untimed = abilities(self._source).untimed
         self._max_size = check_max_size(max_size)
         self._prefix: Prefix = prefix
         self._decoder = FrameDecoder(max_size, prefix)
-        self._next: bytes | None = None  # a message that is complete, and not yet received
+        self._next: bytes | None = None  # a complete message that was not yet received
         self._sending = False
         self._receiving = False
-        self._broken = False  # a frame was sent in part
+        self._broken = False  # part of a frame was sent
         self._closed = False
 
     @property
     def pending(self) -> int:
-        """Bytes that are here of messages that were not received yet, complete or not; 0: between
-        two messages."""
+        """Bytes held of messages not yet received, complete or not; 0: between two messages."""
         return self._decoder.pending + (0 if self._next is None else len(self._next))
 
     @enable_ki_protection
@@ -74,18 +73,18 @@ class FrameStream(trio.abc.Channel[bytes]):
         """Sends one message, as send_frame does.
 
         Args:
-            value: one buffer, or a sequence of buffers that are one message together.
+            value: one buffer, or a sequence of buffers that together make one message.
             timeout: seconds; None: the stream's `send_timeout`, if it has one; math.inf: no limit.
 
         Raises:
-            FrameTooLarge: nothing was sent.
-            trio.BrokenResourceError: an earlier send was interrupted within a frame, or the
-            connection is broken. trio.TooSlowError, trio.BusyResourceError,
-            trio.ClosedResourceError: as send_all.
+            FrameTooLarge: the message is too large. Nothing was sent.
+            trio.BrokenResourceError: an earlier send was interrupted within a message, or the
+                connection is broken.
+            trio.TooSlowError, trio.BusyResourceError, trio.ClosedResourceError: as in send_all.
 
-        Cancellation: the message was sent, or not at all; or in part, and then every later send
-        raises trio.BrokenResourceError. Streams that do not say how much went are taken to have
-        sent a part.
+        Cancellation: the message was sent completely, not at all, or in part; if in part, every
+        later send raises trio.BrokenResourceError. A stream that does not say how much was sent is
+        assumed to have sent a part.
         """
         buffers = encode_frame(value, self._max_size, self._prefix)
         if len(buffers) == 2 and type(value) is bytes and len(value) <= JOIN_MAX:
@@ -97,19 +96,20 @@ class FrameStream(trio.abc.Channel[bytes]):
     async def send_many(
         self, values: Iterable[Buffer | Sequence[Buffer]], *, timeout: float | None = None
     ) -> None:
-        """Sends many messages, in order, as one operation (of large ones, one for each 1,024
-        buffers or 4 MiB).
+        """Sends many messages, in order, as one operation.
 
-        Messages up to 1 KiB are copied into one buffer: bound what you give it at once.
+        If they are large, it is one operation for each 1,024 buffers or 4 MiB. Messages up to 1 KiB
+        are copied into one buffer, so limit how many you give it at once.
 
         Args:
-            values: the messages, each as of send.
-            timeout: seconds for all of them.
+            values: the messages, each as in send.
+            timeout: seconds for all messages together.
 
         Raises:
-            As send. FrameTooLarge for any of them: none was sent.
+            FrameTooLarge: one of the messages is too large. None was sent.
+            Others: the same as send.
 
-        Cancellation: as of send; a part of the messages may have been sent.
+        Cancellation: as in send; some of the messages may have been sent.
         """
         await self._send(_join_small(values, self._max_size, self._prefix), timeout)
 
@@ -125,30 +125,31 @@ class FrameStream(trio.abc.Channel[bytes]):
             trio.EndOfChannel: the stream ended between two messages.
             IncompleteReadError: the stream ended within a message.
             FrameTooLarge, FrameError: the peer sent what it must not. Every later receive raises it
-            again. trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-            trio.ClosedResourceError: as receive_some.
+                again.
+            trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
+                trio.ClosedResourceError: as in receive_some.
 
-        Cancellation: no message is lost, nor a part of one.
+        Cancellation: no message, and no part of one, is lost.
         """
         return await self._receive(timeout, self._take)
 
     @enable_ki_protection
     async def receive_many(self, *, timeout: float | None = None) -> list[bytes]:
-        """Returns every complete message that is already here, or waits for the next: never an
-        empty list.
+        """Returns every complete message that is already here, or waits for the next.
 
-        Args, Raises, Cancellation: as of receive. What came before an error is returned first.
+        The list is never empty. What came before an error is returned first. Args, Raises,
+        Cancellation: as in receive.
         """
         return await self._receive(timeout, self._take_all)
 
     async def send_eof(self) -> None:
-        """Ends the sending side: the peer gets trio.EndOfChannel, and can still send.
+        """Ends the sending side: the peer gets trio.EndOfChannel, but can still send.
 
         Raises:
             AttributeError: the stream has no send_eof.
-            As the stream's send_eof.
+            The same as the stream's send_eof.
 
-        Cancellation: as of the stream's send_eof.
+        Cancellation: as in the stream's send_eof.
         """
         stream: Any = self.stream
         await stream.send_eof()
@@ -160,12 +161,11 @@ class FrameStream(trio.abc.Channel[bytes]):
         """
         self._closed = True
         if not self._receiving:
-            self._drop()  # otherwise the receive that goes on does it when it finds out
+            self._drop()  # otherwise the task that is receiving does it when it notices
         await self.stream.aclose()
 
     async def _send(self, data: bytes | list[Any], timeout: float | None) -> None:
-        """Sends whole messages, and finds out whether the peer can still follow when that was
-        interrupted."""
+        """Sends whole messages; if interrupted, finds out whether the peer can still follow."""
         check_timeout(timeout)
         if self._closed:
             raise trio.ClosedResourceError("this channel was already closed")
@@ -178,7 +178,7 @@ class FrameStream(trio.abc.Channel[bytes]):
         self._sending = True
         started = False
         try:
-            # Cancelled before it began: nothing was sent, nothing is broken.
+            # If cancelled before it began, nothing was sent and nothing is broken.
             await trio.lowlevel.checkpoint_if_cancelled()
             started = True
             if isinstance(data, list):
@@ -188,7 +188,7 @@ class FrameStream(trio.abc.Channel[bytes]):
         except BaseException as exc:
             refused = isinstance(exc, (trio.BusyResourceError, trio.ClosedResourceError))
             if refused and (type(data) is bytes or abilities(self.stream).lists_by is not None):
-                raise  # it was one call, and the stream would not begin it
+                raise  # it was one call, and the stream refused it
             self._broken = started and bytes_of_last_send(self.stream) != 0
             raise
         finally:
@@ -254,7 +254,7 @@ class FrameStream(trio.abc.Channel[bytes]):
 def _join_small(
     values: Iterable[Buffer | Sequence[Buffer]], max_size: int, prefix: Prefix
 ) -> list[Any]:
-    """The buffers of many frames, of which small ones are joined."""
+    """The buffers of many frames, with small ones joined."""
     buffers: list[Any] = []
     run = bytearray()
     for value in values:

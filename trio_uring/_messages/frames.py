@@ -1,8 +1,7 @@
-"""Frames over streams: a prefix and a payload leave in one vectored operation, and arrive as they
-were sent.
+"""Frames over streams: prefix and payload, sent as one vectored operation, and received whole.
 
-Rules of this file: the codec is `framing`. An interrupted receive keeps its place: no byte of a
-frame is lost.
+Rules of this file: the codec is in `framing`. An interrupted receive keeps its place, and no byte
+of a frame is lost.
 """
 
 from __future__ import annotations
@@ -49,23 +48,23 @@ async def send_frame(
 
     Args:
         stream: any trio.abc.SendStream; see send_all_vectored for how each kind is served.
-        payload: one buffer, or a sequence of buffers that are one frame together. It may be empty.
-            Borrowed until the call returns.
-        max_size: bytes that the payload may have, inclusive.
+        payload: one buffer, or a sequence of buffers that together make one frame. It may be empty,
+            and is borrowed until the call returns.
+        max_size: the most bytes that the payload may have.
         prefix: "u32be" (four bytes, big-endian) or "varint" (unsigned LEB128).
         timeout: seconds; None: the stream's `send_timeout`, if it has one; math.inf: no limit.
 
     Raises:
         FrameTooLarge: the payload is larger than max_size. Nothing was sent.
         trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-        trio.ClosedResourceError: as send_all.
+            trio.ClosedResourceError: as in send_all.
         TypeError: `payload` is not a buffer or a sequence of buffers. Nothing was sent.
 
-    Cancellation: a part of the frame may have been sent; then only closing the stream is left to
-    do. `bytes_sent` of the stream says how much, if the stream has it.
+    Cancellation: part of the frame may have been sent; then all that remains is to close the
+    stream. The stream's `bytes_sent`, if it has one, says how much was sent.
     """
     buffers = encode_frame(payload, check_max_size(max_size), prefix)
-    if abilities(stream).lists_by == "send_all":  # a coroutine less
+    if abilities(stream).lists_by == "send_all":  # one coroutine fewer
         await sending_end(stream).send_all(buffers, timeout=timeout)
     else:
         await send_all_vectored(stream, buffers, timeout=timeout)
@@ -75,10 +74,10 @@ def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Pref
     """The buffers of one frame, the prefix first.
 
     Raises:
-        FrameTooLarge: it is larger than `max_size`.
+        FrameTooLarge: the payload is larger than `max_size`.
         TypeError, BufferError: something is not a buffer that can be sent.
     """
-    if type(payload) is bytes:  # what most payloads are
+    if type(payload) is bytes:  # as most payloads are
         size = len(payload)
         if size > max_size:
             raise FrameTooLarge(size, max_size)
@@ -101,16 +100,16 @@ async def receive_frame(
     prefix: Prefix = "u32be",
     timeout: float | None = None,
 ) -> bytes:
-    """Receives one frame, and not a byte more than that.
+    """Receives one frame, and not a byte more.
 
-    Best over a stream that buffers (BufferedReceiveStream, the streams of a Network); for many
-    frames see FrameStream.
+    It works best over a stream that buffers (BufferedReceiveStream, the streams of a Network). For
+    many frames, see FrameStream.
 
     Args:
         stream: any trio.abc.ReceiveStream.
-        max_size: bytes that the payload may have, inclusive. Memory grows with what came, never
-        ahead of it.
-        prefix: as of send_frame.
+        max_size: the most bytes that the payload may have. Memory grows with what has come, never
+            ahead of it.
+        prefix: as in send_frame.
         timeout: seconds for the whole call; None: the stream's `receive_timeout`, if it has one;
             math.inf: no limit.
 
@@ -118,17 +117,19 @@ async def receive_frame(
         The payload.
 
     Raises:
-        FrameTooLarge: the prefix says more than max_size. Nothing was allocated for it; a later
-        call finds the same prefix.
+        FrameTooLarge: the prefix says more than max_size. Nothing was allocated for the payload,
+            and a later call finds the same prefix.
         FrameError: the varint prefix is malformed.
-        IncompleteReadError: the stream ended; its `partial` is b"" if it ended between two frames.
-        TypeError: the stream is not of this package and has no weak references: wrap it in a
-        BufferedReceiveStream. trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-        trio.ClosedResourceError: as receive_some.
+        IncompleteReadError: the stream ended. The error's `partial` is b"" if it ended between two
+            frames.
+        TypeError: the stream is not of this package and does not support weak references: wrap it
+            in a BufferedReceiveStream.
+        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
+            trio.ClosedResourceError: as in receive_some.
 
-    Cancellation: no byte is lost: the next receive_frame on the same stream object goes on where
-    this one was. A stream that cannot take bytes back (one that is not of this package) must then
-    be read with receive_frame only.
+    Cancellation: no byte is lost. The next receive_frame on the same stream object goes on where
+    this one stopped. A stream that cannot take bytes back (one that is not of this package) must
+    then be read with receive_frame only.
     """
     check_max_size(max_size)
     check_prefix(prefix)
@@ -160,7 +161,7 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
         done = True
         return payload
     except IncompleteReadError as exc:
-        if head and not exc.partial:  # it ended within a frame all the same
+        if head and not exc.partial:  # it still ended within a frame
             raise IncompleteReadError(head, len(head) + (exc.expected or 0)) from None
         raise
     finally:
@@ -168,15 +169,16 @@ async def _receive_frame(reader: Any, max_size: int, prefix: Prefix) -> bytes:
             put_back(reader, [head])
 
 
-# By the id of a stream that cannot take bytes back: what an interrupted receive_frame had of it;
-# None while a call goes on. An entry is there for no longer than a frame is begun, and goes with
-# its stream (the weak references' callbacks see to it).
+# What an interrupted receive_frame had received from a stream that cannot take bytes back, by the
+# stream's id; None while a call goes on. An entry exists only while a frame is incomplete, and is
+# removed with its stream (by the callback of the weak reference).
 _kept: dict[int, bytes | None] = {}
 _watched: dict[int, weakref.ref[Any]] = {}
 
 
 class Place:
-    """Where receive_frame is on a stream that cannot take bytes back, from one call to the next."""
+    """The place of receive_frame in a stream that cannot take bytes back, from one call to the
+    next."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._key = key = id(stream)

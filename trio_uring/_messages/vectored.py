@@ -1,7 +1,7 @@
-"""A list of buffers to any stream that sends, never joined.
+"""Sends a list of buffers to any stream, without joining them.
 
-Rules of this file: a stream that can send a list as one call is asked to (`abilities`); for a
-trio.SocketStream it is done here. The timeout rule is the same for all.
+Rules of this file: a stream that can send a list in one call does so itself (`abilities`); for a
+trio.SocketStream it is done here. The rule of timeouts is the same for all.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ async def send_all_vectored(
 ) -> None:
     """Sends buffers in order, without joining them, on any trio.abc.SendStream.
 
-    On a stream of this package it is one operation, on a trio.SocketStream one sendmsg (more if the
-    socket takes only a part); a stream with a method `send_all_vectored(buffers, *, timeout=None)`
-    is asked to do it, and a trio.StapledStream passes it on. A trio.SSLStream encrypts the buffers
-    one after another, each into a record of its own or more; with TLS 1.3 over a stream of this
+    On a stream of this package this is one operation, and on a trio.SocketStream one sendmsg (more
+    if the socket takes only a part). A stream's own `send_all_vectored(buffers, *, timeout=None)`
+    is called if it has one, and a trio.StapledStream passes the list on. A trio.SSLStream encrypts
+    the buffers one after another, each into one or more records; with TLS 1.3 over a stream of this
     package, the records go out as one operation (256 KiB at a time). A record costs about 20 us and
-    22 bytes: join what is small, 1 KiB or less, before it comes here. Any other stream gets the
-    buffers one after another, and so does a subclass of ours with a send_all of its own.
+    22 bytes, so join buffers of 1 KiB or less yourself. Any other stream, and a subclass of ours
+    that overrides send_all, gets the buffers one after another.
 
     Args:
-        stream: where to send.
-        buffers: C-contiguous ones of any item size; empty ones are skipped, and there is no limit
-            on their number. They are borrowed until the call returns: the caller must not change
-            them.
-        timeout: seconds for the whole call; None: the default of a stream that has one; math.inf:
-            no limit.
+        stream: the stream to send on.
+        buffers: C-contiguous buffers of any item size. Empty ones are skipped, and there is no
+            limit on their number. They are borrowed until the call returns; do not change them
+            meanwhile.
+        timeout: seconds for the whole call; None: the stream's default, if it has one; math.inf: no
+            limit.
 
     Raises:
-        trio.TooSlowError: the time was up; what part of the data went is in `stream.bytes_sent` if
-        the stream has that. trio.BusyResourceError, trio.BrokenResourceError,
-        trio.ClosedResourceError: as the stream's send_all.
-        TypeError: something is not a buffer, or `buffers` is itself one. Nothing was sent.
+        trio.TooSlowError: the time was up. `stream.bytes_sent`, if the stream has it, says how much
+            was sent.
+        trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError: as in the
+            stream's send_all.
+        TypeError: something is not a buffer, or `buffers` itself is one. Nothing was sent.
 
-    Cancellation: as of the stream's send_all; some of the data may have been sent.
+    Cancellation: as in the stream's send_all; some of the data may have been sent.
     """
     if not isinstance(buffers, (list, tuple)):
         buffers = listed(buffers)
@@ -66,7 +67,7 @@ async def send_all_vectored(
 
 
 async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | None) -> None:
-    """stream.send_all(data), by the same timeout rule."""
+    """Calls stream.send_all(data) with the same rule of timeouts."""
     target = sending_end(stream)
     if abilities(target).times_sends:
         await target.send_all(data, timeout=timeout)
@@ -76,8 +77,10 @@ async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | No
 
 
 def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
-    """How much of the last send_all_vectored went; None: the stream does not say, or it got the
-    list as several calls."""
+    """How many bytes the last send_all_vectored sent.
+
+    None: the stream does not say, or it got the list in several calls.
+    """
     if abilities(stream).lists_by is None:
         return None
     count: int | None = getattr(sending_end(stream), "bytes_sent", None)
@@ -85,14 +88,14 @@ def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
 
 
 def counting(stream: Any) -> Any:
-    """A stream that counts what it sends: of a trio.SocketStream one that does it on it, any other
-    stream itself."""
-    # Not isinstance: ours are registered as trio's.
+    """Wraps a trio.SocketStream in one that counts what it sends; returns any other stream
+    itself."""
+    # Not isinstance: our streams are registered as trio's.
     return TrioTransport(stream) if type(stream) is trio.SocketStream else stream
 
 
 def listed(buffers: Iterable[Buffer]) -> list[Buffer] | tuple[Buffer, ...]:
-    """The buffers as a list or tuple: an iterator is used up once, here."""
+    """The buffers as a list or tuple; if they are an iterator, it is consumed once, here."""
     if isinstance(buffers, (list, tuple)):
         return buffers
     if isinstance(buffers, (bytes, bytearray, memoryview, str)):
@@ -125,8 +128,7 @@ async def _send(stream: trio.abc.SendStream, buffers: list[Buffer] | tuple[Buffe
 
 
 async def _corked(stream: trio.abc.SendStream) -> Any:
-    """Puts the cork into the stream of ours that a TLS stream sends on, if there is one, and
-    returns that."""
+    """Corks the stream of ours that a TLS stream sends on, if there is one, and returns it."""
     if not isinstance(stream, trio.SSLStream):
         return None
     transport = sending_end(stream.transport_stream)
@@ -137,8 +139,8 @@ async def _corked(stream: trio.abc.SendStream) -> Any:
     except trio.NeedHandshakeError:
         await stream.do_handshake()
         version = stream.version()
-    # Before TLS 1.3 the peer can have a new handshake, in which a write waits for an answer to what
-    # it wrote.
+    # Before TLS 1.3 the peer can ask for a new handshake, in which a write waits for an answer to
+    # what was written before.
     if version != "TLSv1.3" or cork_of(transport) is not None:
         return None
     put_cork(transport, Cork())
@@ -154,7 +156,7 @@ class TrioTransport(trio.abc.HalfCloseableStream):
         self.stream = stream
         self.socket = stream.socket
         self.bytes_sent = 0
-        # trio's own: a send_all of another task on the trio stream meets it as well.
+        # trio's own, so that it also stops another task's send_all on the trio stream.
         self._detector = send_detector(stream)
 
     @property
@@ -169,14 +171,14 @@ class TrioTransport(trio.abc.HalfCloseableStream):
             self._detector.__exit__(None, None, None)
 
     def _begin_send(self) -> None:
-        """As of SendSide, for a loop that keeps the direction between its calls."""
+        """For a loop that holds the direction between its calls, as in SendSide."""
         self._detector.__enter__()
         self.bytes_sent = 0
 
     async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
         """trio.SocketStream.send_all, for one buffer or a sequence of them.
 
-        Cancellation: `bytes_sent` says how much went.
+        Cancellation: `bytes_sent` says how much was sent.
         """
         with Outgoing(data) as out:
             try:

@@ -1,7 +1,7 @@
-"""trio.run with a seeded scheduler and a clock that jumps: the same run each time.
+"""trio.run with a seeded scheduler and a clock that jumps: every run is the same.
 
-Rules of this file: the only place that touches private names of trio's scheduler; what it changes
-it puts back.
+Rules of this file: this is the only place that touches private names of trio's scheduler, and it
+restores what it changes.
 """
 
 from __future__ import annotations
@@ -31,29 +31,31 @@ def run_deterministically(
     seed: int = 0,
     instruments: Sequence[trio.abc.Instrument] = (),
 ) -> ResultT:
-    """trio.run, the same each time: time is a MockClock that jumps over every wait, and the seed
-    decides which task runs first.
+    """Like trio.run, but repeatable: a MockClock jumps over every wait, and a seed orders the
+    tasks.
 
-    It is exact as long as the program takes no time, randomness or input from outside: real
+    Runs are the same as long as the program takes no time, randomness or input from outside: real
     sockets, threads, the `random` module's own generator, the order of a set of strings. The ring
-    is outside, too. A program that waits for what never comes never ends: with trio.fail_after
-    around it the clock jumps there, and the deadlock is a trio.TooSlowError at once.
+    is outside, too. A program that waits for something that never comes never ends; with
+    trio.fail_after around it, the clock jumps to the deadline, and the deadlock becomes a
+    trio.TooSlowError at once.
 
-    trio has no public switch for this. What is used is what trio's own integration with Hypothesis
-    uses, private names in trio._core._run: `_ALLOW_DETERMINISTIC_SCHEDULING` sorts the tasks that
-    can run before they are shuffled, and `_r` is the generator that shuffles them. Both are as
-    before when it returns. They belong to the process: one run at a time.
+    trio has no public switch for this. We use what trio's own integration with Hypothesis uses,
+    private names in trio._core._run: `_ALLOW_DETERMINISTIC_SCHEDULING` sorts the runnable tasks
+    before they are shuffled, and `_r` is the generator that shuffles them. Both are restored when
+    it returns. They belong to the process, so only one run at a time is possible.
 
     Args:
-        async_fn, args: as of trio.run.
-        seed: another one is another order of tasks.
-        instruments: as of trio.run.
+        async_fn, args: as in trio.run.
+        seed: another seed gives another order of tasks.
+        instruments: as in trio.run.
 
     Returns:
         What `async_fn` returns.
 
     Raises:
-        RuntimeError: this version of trio has not got those names; or called from inside trio.
+        RuntimeError: this version of trio does not have those names, or this was called from inside
+            trio.
         Whatever `async_fn` raises.
     """
     clock = trio.testing.MockClock(autojump_threshold=0)
@@ -63,8 +65,10 @@ def run_deterministically(
 
 @contextlib.contextmanager
 def seeded_scheduler(seed: int) -> Iterator[None]:
-    """Within it, the order in which trio runs tasks comes from the seed. Errors: as of
-    run_deterministically."""
+    """Within the block, the seed decides the order in which trio runs tasks.
+
+    Errors: as in run_deterministically.
+    """
     names = scheduler()
     generator = getattr(names, "_r", None)
     if not isinstance(generator, random.Random):

@@ -1,7 +1,6 @@
-"""The hosts of a simulated network: who listens where, which ports are taken, the paths between
-hosts, and the faults on them.
+"""The hosts of a simulated network: listeners, ports, the paths between hosts, and their faults.
 
-Rules of this file: those of _network/simulated.py. Names of hosts are looked up here only. A fault
+Rules of this file: those of _network/simulated.py. Names of hosts are resolved only here. A fault
 that would hit nothing is an error.
 """
 
@@ -35,30 +34,32 @@ if TYPE_CHECKING:
 
     from .transport import SimulatedTransport
 
-# connections that wait to be accepted where the config does not say: the default of old kernels
+# Connections that may wait to be accepted if the config does not say: old kernels' default.
 BACKLOG = 128
-EPHEMERAL = range(49152, 65536)  # ports that are given out, as IANA has them
-HOME = "127.0.0.1"  # the host of a program that names none
+EPHEMERAL = range(49152, 65536)  # ports to choose from, as IANA defines them
+HOME = "127.0.0.1"  # the host of a program that does not name one
 ANY = ""  # in tables: every host
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 LOOPBACKS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 HostNames = str | Collection[str]
 Pair = tuple[str, str]
-"""Of hosts: who sends, and to whom."""
+"""Two hosts: the one that sends, and the one that it sends to."""
 
 
 class Hosts:
-    """Who listens where, which ports are taken, and the paths between hosts. The host ANY stands
-    for all of them."""
+    """Who listens where, which ports are taken, and the paths between hosts.
+
+    The host ANY stands for all of them.
+    """
 
     def __init__(self) -> None:
         self.listeners: dict[Address, SimulatedListener] = {}
-        self.used: set[Address] = set()  # by listeners, and by the dialling ends of connections
+        self.used: set[Address] = set()  # by listeners and by dialling ends
         self.refused: set[Address] = set()
-        self.known = {HOME, ANY}  # what somebody named, bound to, or dialled
+        self.known = {HOME, ANY}  # hosts that somebody named, bound to or dialled
         self._paths: dict[frozenset[str], Path] = {}
-        # Partitions from or to ANY, for the paths that are still to come.
+        # Partitions from or to ANY, for the paths still to be made.
         self._rules: set[Pair] = set()
         self._next_ports: dict[str, int] = {}
 
@@ -92,10 +93,10 @@ class Hosts:
             path.reset()
 
     def named(self, names: HostNames) -> list[str]:
-        """The hosts that are meant; ANY is every host.
+        """The hosts that these names mean; ANY is every host.
 
         Raises:
-            ValueError: one is not known, or there is none.
+            ValueError: a host is not known, or no host was named.
         """
         listed = [names] if isinstance(names, str) else names
         found = [ANY if name in WILDCARDS else resolve(HOME, name) for name in listed]
@@ -114,14 +115,14 @@ class Hosts:
         return pairs if one_way else pairs + [(other, one) for one, other in pairs]
 
     def _affected(self, pairs: Iterable[Pair]) -> dict[Path, list[str]]:
-        """The paths between such hosts, each with those that send."""
+        """The paths between such hosts, each with the hosts that send."""
         found: dict[Path, list[str]] = {}
         for pair in pairs:
             if ANY not in pair:
                 found.setdefault(self.path(*pair), []).append(pair[0])
                 continue
             for hosts, path in self._paths.items():
-                for sender, receiver in itertools.permutations(sorted(hosts), 2):  # none to oneself
+                for sender, receiver in itertools.permutations(sorted(hosts), 2):  # none to itself
                     if _covers(pair, sender, receiver):
                         found.setdefault(path, []).append(sender)
         return found
@@ -140,7 +141,7 @@ class Hosts:
         return (host, port) in self.used or (ANY, port) in self.used
 
     def free_port(self, host: str) -> int:
-        """The host's next free port; 0: there is none."""
+        """The next free port of the host; 0: there is none."""
         first = self._next_ports.get(host, EPHEMERAL.start)
         for port in itertools.chain(range(first, EPHEMERAL.stop), range(EPHEMERAL.start, first)):
             if not self.is_used(host, port):
@@ -150,11 +151,11 @@ class Hosts:
 
 
 class SimulatedListener(NetworkListener):
-    """A listener of a SimulatedNetwork. Its `bind` makes it.
+    """A listener of a SimulatedNetwork, made by its `bind`.
 
     Attributes:
-        config: of what it accepts.
-        room: where dials wait while the backlog is full.
+        config: the config of the connections that it accepts.
+        room: the lot where dials wait while the backlog is full.
     """
 
     def __init__(
@@ -184,8 +185,9 @@ class SimulatedListener(NetworkListener):
 
     @enable_ki_protection
     async def accept(self) -> NetworkStream:
-        """Waits for a connection; dials that found the backlog full go on. See
-        NetworkListener.accept.
+        """Waits for a connection. See NetworkListener.accept.
+
+        Dials that found the backlog full then go on.
 
         Raises:
             trio.BusyResourceError: another task is accepting on this listener.
@@ -213,10 +215,11 @@ class SimulatedListener(NetworkListener):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Closes the listener: connections that were not accepted are reset, dials that wait are
-        refused.
+        """Closes the listener.
 
-        Cancellation: it is closed even if the scope is already cancelled.
+        Connections that were not accepted are reset, and dials that wait are refused.
+
+        Cancellation: the listener is closed even if the scope is already cancelled.
         """
         if not self._closed:
             self._closed = True
@@ -244,7 +247,7 @@ def resolve(speaker: str, name: str) -> str:
 
 
 def key_of(speaker: str, address: Address, *, to_dial: bool = False) -> Address:
-    """An address for the tables. To dial a wildcard is to dial oneself."""
+    """An address as a key for the tables. Dialling a wildcard means dialling oneself."""
     host, port = check_address(address)
     if host in WILDCARDS:
         return (speaker if to_dial else ANY), port

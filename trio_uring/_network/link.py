@@ -1,9 +1,8 @@
-"""What lies between two ends of a simulated connection: the path between two hosts, and a pipe for
-each direction.
+"""What lies between the two ends of a simulated connection: a path, and a pipe per direction.
 
-Rules of this file: nothing runs in the background. What is under way carries the time at which it
-arrives, and whoever waits for it waits until then. Everything random comes from the generators of
-the connection, one for each direction and end.
+Rules of this file: nothing runs in the background. What is in flight carries its time of arrival,
+and whoever waits for it waits until then. All randomness comes from the connection's generators,
+one for each direction and end.
 """
 
 from __future__ import annotations
@@ -38,15 +37,17 @@ class LinkSettings:
         return low if low == high else random.uniform(low, high)
 
     def draw_part(self, random: Random, count: int) -> int:
-        """How many of `count` bytes an operation moves: all, or with probability `short` a part, as
-        often tiny as large."""
+        """How many of `count` bytes an operation moves.
+
+        All, or with probability `short` a part, which is tiny as often as large.
+        """
         if count < 2 or random.random() >= self.short:
             return count
         return random.randint(1, count >> random.randrange(count.bit_length()))
 
 
 class End(Protocol):
-    """What a path asks of the ends of the connections that use it."""
+    """What a path needs of the ends of the connections that use it."""
 
     outgoing: Pipe
 
@@ -58,10 +59,10 @@ class End(Protocol):
 
 
 class Path:
-    """What lies between two hosts, for both directions.
+    """The path between two hosts, for both directions.
 
     Attributes:
-        silenced: the hosts of which nothing gets through now.
+        silenced: the hosts from which nothing gets through at the moment.
         ends: the ends of the connections that use it, in the order in which they were made.
     """
 
@@ -72,14 +73,14 @@ class Path:
 
     @property
     def is_cut(self) -> bool:
-        """In one direction at least: there is no way there and back."""
+        """Whether at least one direction is cut, so that there is no way there and back."""
         return bool(self.silenced)
 
     async def cross(self, seconds: float) -> None:
-        """Waits as long as a message is under way, there and back. One that a cut stops is sent
+        """Waits for as long as a message takes there and back. A message that a cut stops is sent
         again after the heal.
 
-        The path may have been cut in the moment of the arrival: look before you go on.
+        The path may have been cut at the moment of arrival: check before you go on.
         """
         while True:
             if self.is_cut:
@@ -123,13 +124,12 @@ class Path:
 
 
 class Pipe:
-    """One direction: bytes, then perhaps an end or a reset, which arrive in the order in which they
-    were sent.
+    """One direction: bytes, then perhaps an end or a reset, which arrive in the order sent.
 
     Attributes:
-        host: the one that sends.
-        size: bytes in flight, arrived, and taken by a receive that has not returned; at most the
-        settings' buffer_size.
+        host: the host that sends.
+        size: bytes in flight, arrived, or taken by a receive that has not returned; at most the
+            settings' buffer_size.
         arrived: the bytes that can be received.
         end_at, reset_at: when the end and the reset arrive, in seconds; math.inf: stopped by a cut;
             None: not sent.
@@ -147,7 +147,7 @@ class Pipe:
         self.reset_at: float | None = None
         self._path = path
         self._flight: deque[tuple[float, bytes]] = deque()
-        self._free_at = -math.inf  # when the wire has taken all that was sent
+        self._free_at = -math.inf  # when the wire has taken everything that was sent
         self._last = -math.inf  # the latest arrival so far: nothing overtakes it
 
     @property
@@ -166,7 +166,7 @@ class Pipe:
             self.reset_at = self._arrival(0, now)
 
     def settle(self, now: float) -> None:
-        """Moves what is here by now out of the flight."""
+        """Moves what has arrived by now from in flight to arrived."""
         flight = self._flight
         while flight and flight[0][0] <= now:
             self.arrived.append(flight.popleft()[1])
@@ -179,12 +179,12 @@ class Pipe:
         return self._flight[0][0] if self._flight else math.inf
 
     def next_change(self) -> float:
-        """When the next thing of any kind arrives, after a settle."""
+        """When the next thing of any kind arrives; call it after settle."""
         times = [time for time in (self.end_at, self.reset_at) if time is not None]
         return min(self.first_arrival(), *times) if times else self.first_arrival()
 
     def hold(self, now: float) -> None:
-        """The path was cut: what has not arrived does not."""
+        """The path was cut: stops what has not arrived yet."""
         self.settle(now)
         self._flight = deque((math.inf, data) for _, data in self._flight)
         self.end_at = math.inf if self.end_at is not None and self.end_at > now else self.end_at
@@ -193,7 +193,7 @@ class Pipe:
         )
 
     def send_again(self, now: float) -> None:
-        """The path is whole again: what was stopped sets out again."""
+        """The path is whole again: what was stopped is sent again."""
         self._free_at = self._last = now
         self._flight = deque((self._arrival(len(data), now), data) for _, data in self._flight)
         if self.end_at == math.inf:
@@ -207,8 +207,8 @@ class Pipe:
         self.size = 0
 
     def _arrival(self, count: int, now: float) -> float:
-        """When `count` bytes arrive that leave now: the wire takes its time, and then they
-        travel."""
+        """When `count` bytes sent now arrive: after their time on the wire, and then the
+        latency."""
         if self.host in self._path.silenced:
             return math.inf
         if self.settings.bandwidth is not None:

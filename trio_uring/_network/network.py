@@ -1,9 +1,8 @@
-"""A network as a value: what programs bind, dial and talk through without knowing whether it is the
-ring, trio or simulated.
+"""A network as a value: programs bind, dial and talk through it, whatever is behind it.
 
 Rules of this file: nothing here opens a socket. All networks give the same stream class,
-BufferedNetworkStream, so that reads, timeouts and errors follow the same rules on all of them; they
-differ in its transport alone.
+BufferedNetworkStream, so that reads, timeouts and errors follow the same rules on the ring, on trio
+and in a simulation; only the transport differs.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Address = tuple[str, int]
 
 
 def check_address(address: Address) -> Address:
-    """The host and port of what should be a pair of them."""
+    """Checks that an address is a pair of host and port, and returns it."""
     try:
         host, port = address
     except (TypeError, ValueError):
@@ -49,31 +48,31 @@ def check_address(address: Address) -> Address:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """How a network makes its connections. Every value has the default that trio's own functions
-    have.
+    """How a network makes its connections. The defaults are those of trio's own functions.
 
     Raises:
-        ValueError, TypeError: a value that no network could use, or a shorthand that contradicts
+        ValueError, TypeError: a value is one that no network could use, or a shorthand contradicts
             `options`.
     """
 
     tcp_nodelay: bool = True
-    """Short for `nodelay` of the options."""
+    """A shorthand for `nodelay` of the options."""
     so_linger: int | None = None
-    """Seconds; short for `linger` of the options."""
+    """Seconds; a shorthand for `linger` of the options."""
     connect_timeout: float | None = None
-    """Seconds for one dial; None: no limit but the system's."""
+    """Seconds for one dial; None: no limit except the system's."""
     read_timeout: float | None = None
-    """Seconds for each receive call of a stream that says nothing else; None: no limit."""
+    """Seconds for each receive call of a stream, unless the call says otherwise; None: no limit."""
     write_timeout: float | None = None
-    """Seconds for each send call of a stream that says nothing else; None: no limit."""
+    """Seconds for each send call of a stream, unless the call says otherwise; None: no limit."""
     read_buffer_size: int = BUFFER_SIZE
     """Bytes to receive at once for smaller reads; 0: unbuffered."""
     backlog: int | None = None
-    """Short for the one of the options."""
+    """A shorthand for `backlog` of the options."""
     options: SocketOptions | None = None
-    """Of the listeners and connections; None: the defaults of SocketOptions (a TrioNetwork leaves
-    notsent_lowat to trio then). A SimulatedNetwork knows `backlog`, and a `linger` of 0."""
+    """Options of the listeners and connections; None: the defaults of SocketOptions (a TrioNetwork
+    then leaves notsent_lowat to trio). A SimulatedNetwork uses only `backlog`, and a `linger` of
+    0."""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "read_timeout", "write_timeout"):
@@ -85,16 +84,16 @@ class NetworkConfig:
                 )
         for name in ("so_linger", "backlog"):
             number = getattr(self, name)
-            # Which is what kernels take.
+            # The range that kernels accept.
             if number is not None and not 0 <= operator.index(number) <= 65535:
                 raise ValueError(f"{name} must be from 0 to 65535, or None, not {number!r}")
         if operator.index(self.read_buffer_size) < 0:
             raise ValueError(f"read_buffer_size must be >= 0 bytes, not {self.read_buffer_size!r}")
-        _ = self.socket_options  # which finds contradictions
+        _ = self.socket_options  # raises if they contradict each other
 
     @functools.cached_property
     def socket_options(self) -> SocketOptions:
-        """`options`, with what their shorthands say."""
+        """`options`, with the shorthands applied."""
         linger = None if self.so_linger is None else operator.index(self.so_linger)
         return fold_options(
             self.options, nodelay=self.tcp_nodelay, linger=linger, backlog=self.backlog
@@ -102,19 +101,19 @@ class NetworkConfig:
 
 
 class NetworkStream(trio.abc.HalfCloseableStream):
-    """A connection of a Network: a trio.abc.HalfCloseableStream with lists of buffers, exact reads
-    and timeouts.
+    """A connection of a Network: a HalfCloseableStream with lists of buffers, exact reads and
+    timeouts.
 
     Every `timeout` is in seconds, for the whole call. None: the default of the network's config;
-    math.inf: no limit. When it is up, trio.TooSlowError.
+    math.inf: no limit. When it is up, trio.TooSlowError is raised.
     """
 
     _abilities = Abilities(times_sends=True, counts=True, times_receives=True)
 
     send_timeout: float | None
-    """Seconds for each send call that says nothing else; None: no limit."""
+    """Seconds for each send call, unless the call says otherwise; None: no limit."""
     receive_timeout: float | None
-    """Seconds for each receive call that says nothing else; None: no limit."""
+    """Seconds for each receive call, unless the call says otherwise; None: no limit."""
 
     @property
     @abc.abstractmethod
@@ -129,18 +128,17 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     @property
     @abc.abstractmethod
     def bytes_sent(self) -> int:
-        """Bytes of the current or last send that have gone.
+        """Bytes of the current or last send that have been sent.
 
         Raises:
-            AttributeError: a wrapper's: what it wraps does not say.
+            AttributeError: this is a wrapper, and the stream that it wraps does not count.
         """
 
     @abc.abstractmethod
     async def send_all(
         self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
     ) -> None:
-        """Sends one buffer, or a sequence of buffers in order, without joining them. See
-        SendStream.send_all."""
+        """Sends one buffer, or several in order, without joining them. See SendStream.send_all."""
 
     @abc.abstractmethod
     async def send_all_vectored(
@@ -170,7 +168,7 @@ class NetworkStream(trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def peek(self, max_bytes: int | None = None) -> bytes:
-        """Buffered bytes, without I/O. See BufferedReceiveStream.peek."""
+        """Returns buffered bytes, without I/O. See BufferedReceiveStream.peek."""
 
 
 class NetworkListener(trio.abc.Listener[NetworkStream]):
@@ -179,7 +177,7 @@ class NetworkListener(trio.abc.Listener[NetworkStream]):
     @property
     @abc.abstractmethod
     def local_address(self) -> Address:
-        """Where it listens; the port is never 0."""
+        """The address on which it listens; the port is never 0."""
 
     @abc.abstractmethod
     async def accept(self) -> NetworkStream:
@@ -195,11 +193,11 @@ class NetworkListener(trio.abc.Listener[NetworkStream]):
 
 
 class Network(abc.ABC):
-    """Where a program listens and connects. Give it to a program as a value, and tests give it
-    another.
+    """Where a program listens and connects: a value that you give to the program, and that tests
+    replace.
 
     Attributes:
-        config: of every connection that this network makes.
+        config: the config of every connection that this network makes.
     """
 
     config: NetworkConfig
@@ -209,12 +207,12 @@ class Network(abc.ABC):
         """Listens on an address.
 
         Args:
-            address: host and port. Port 0: one is chosen, see the listener's `local_address`. The
-                host "" is all IPv4 interfaces, "::" all IPv6 ones; of a name that has several
-                addresses, the first is taken.
+            address: host and port. With port 0, a port is chosen; see the listener's
+                `local_address`. The host "" means all IPv4 interfaces, "::" all IPv6 ones. Of a
+                name with several addresses, the first is taken.
 
         Raises:
-            OSError: the address is in use (EADDRINUSE), not of this machine, or unknown.
+            OSError: the address is in use (EADDRINUSE), not one of this machine, or unknown.
 
         Cancellation: nothing is left open.
         """
@@ -235,17 +233,18 @@ class Network(abc.ABC):
 
 
 class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
-    """The stream of every network: buffered reads, timed sends, and two addresses over a transport.
+    """The stream of every network: buffered reads, timed sends and two addresses, over a transport.
 
     Args:
         transport: the connection, owned from now on.
-        config: its read_buffer_size and timeouts are used.
-        local_address: of this end.
-        remote_address: of the other end.
+        config: only its read_buffer_size and timeouts are used.
+        local_address: the address of this end.
+        remote_address: the address of the other end.
 
     Attributes:
-        transport: for what only some networks have (a socket). Do not send or receive on it.
-        send_timeout, receive_timeout: seconds for each call that says nothing else; None: no limit.
+        transport: for what only some networks have, such as a socket. Do not send or receive on it.
+        send_timeout, receive_timeout: seconds for each call, unless it says otherwise; None: no
+            limit.
     """
 
     _stays_broken = True
@@ -278,7 +277,7 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
         return self._sink.bytes_sent  # type: ignore[no-any-return]
 
     @bytes_sent.setter
-    def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
+    def bytes_sent(self, count: int) -> None:  # for a copy, which counts as one call
         self._sink.bytes_sent = count
 
     @enable_ki_protection
@@ -297,7 +296,8 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
                 with within(timeout):
                     await sink.send_all(data)
         except trio.BrokenResourceError:
-            # the socket has told it now: a receive gets what has come, and then would find an end
+            # The socket has reported it, and will not again: after what has come, a receive would
+            # find an end.
             self._broken = True
             raise
 

@@ -1,8 +1,9 @@
-"""A network in memory for tests: seeded, and with trio's MockClock and a seeded scheduler the same
-in every run.
+"""A network in memory for tests, seeded, so that runs can be repeated exactly.
 
-Rules of this file: no socket, no thread, no wall clock, no task of its own. A connection draws from
-generators of its own (`_Generators`), so that it does not depend on how others interleave.
+That takes trio's MockClock and a seeded scheduler: see _network/deterministic.py.
+
+Rules of this file: no socket, no thread, no wall clock, no task. A connection draws from its own
+generators (`_Generators`), so that it does not depend on how others interleave.
 """
 
 from __future__ import annotations
@@ -34,34 +35,35 @@ from .transport import connect
 
 
 class SimulatedNetwork(Network):
-    """A network in memory, for tests: what TCP does, with the faults and the timing that you
-    choose.
+    """A network in memory, for tests: it does what TCP does, with faults and timing of your choice.
 
     It needs no ring and works with any clock. Under trio.testing.MockClock its times are exact, and
-    under `run_deterministically` two runs with the same seed do the same in the same order.
+    under `run_deterministically`, two runs with the same seed do the same things in the same order.
 
-    Hosts are names of your choice ("server", "10.0.0.1"), and need not be declared. The network
-    itself is the host "127.0.0.1"; `host(name)` gives a view of it from another. "localhost" and
-    "::1" mean the host that says them. A listener that the network itself binds to "", "0.0.0.0" or
-    "::" is reached under every name; one of a view, under the view's.
+    Hosts are names of your choice ("server", "10.0.0.1") that need not be declared. The network
+    itself is the host "127.0.0.1"; `host(name)` gives a view of it from another host. "localhost"
+    and "::1" mean the host that uses them. A listener that the network itself binds to "",
+    "0.0.0.0" or "::" is reached under every name; one that a view binds, under the view's name.
 
-    As of TCP: a send to an end that was closed goes well, and is answered with a reset; so does a
-    close while there are bytes that were not received, and every close with `linger=0`. A reset
-    takes what was not received with it. A close never waits, whatever `linger` says. A dial to a
+    As in TCP, a send to an end that was closed succeeds, and is answered with a reset. Closing with
+    bytes that were not received sends a reset, too, and so does every close with `linger=0`. A
+    reset discards what was not received. A close never waits, whatever `linger` says. A dial to a
     host that is cut off waits forever unless there is a connect_timeout.
 
     Args:
-        seed: of everything random. Each connection's behaviour comes from the seed and its number.
-        config: of connections and listeners. A `backlog` of None is 128, of 0 it is 1.
-        latency: seconds that a message takes one way; a pair of them is a range, drawn for each.
-        Bytes stay in order.
+        seed: seeds everything random. A connection's behaviour comes from the seed and its number.
+        config: the config of connections and listeners. A `backlog` of None means 128, and 0 means
+            1.
+        latency: seconds that a message takes one way, or a pair of them: a range from which it is
+            drawn for each message. Bytes stay in order.
         bandwidth: bytes per second, for each direction of a connection; None: no limit.
-        buffer_size: bytes in flight and not received, at most, for each direction of a connection;
-        then a send waits.
-        short: probability that a send puts only a part on its way before it goes on, or a receive
-            returns only a part of what is there. The size of the part is random.
-        race: probability that a receive which has its bytes can still be cancelled, and puts them
-            back then.
+        buffer_size: the most bytes in flight or not received, for each direction of a connection;
+            beyond that a send waits.
+        short: probability that an operation of a send takes only a part of its bytes (the send then
+            goes on with the rest), or that a receive returns only a part of what is there. The size
+            of the part is random.
+        race: probability that a receive that already has its bytes can still be cancelled; it then
+            puts them back.
 
     Raises:
         ValueError: an argument is out of range.
@@ -99,12 +101,13 @@ class SimulatedNetwork(Network):
         return f"<SimulatedNetwork seed={self.seed}>"
 
     def host(self, name: str, *, config: NetworkConfig | None = None) -> Network:
-        """This network, seen from the host `name`: its dials come from there, and it binds to
-        addresses of that host only.
+        """This network as seen from the host `name`.
+
+        Its dials come from that host, and it binds only to addresses of that host.
 
         Args:
-            name: any but a wildcard.
-            config: of what this view dials and binds; None: the network's.
+            name: any name except a wildcard.
+            config: the config for what this view dials and binds; None: the network's.
         """
         if name in WILDCARDS:
             raise ValueError(f"{name!r} is not the name of a host")
@@ -116,20 +119,20 @@ class SimulatedNetwork(Network):
         """Listens on an address. See Network.bind.
 
         Args:
-            address: of any host. Port 0: the host's next free one, from 49152 on.
+            address: an address of any host. Port 0 means the host's next free port, from 49152 on.
 
         Raises:
-            OSError: EADDRINUSE.
+            OSError: the address is in use (EADDRINUSE).
 
         Cancellation: nothing is bound.
         """
         return await self._bind(None, self.config, address)
 
     async def dial(self, address: Address) -> NetworkStream:
-        """Connects to an address, from the host 127.0.0.1; it takes one round trip. See
-        Network.dial.
+        """Connects to an address from the host 127.0.0.1. See Network.dial.
 
-        While the hosts are cut off from each other, or the listener's backlog is full, it waits.
+        It takes one round trip, and waits while the hosts are cut off from each other or the
+        listener's backlog is full.
 
         Raises:
             ConnectionRefusedError: nothing listens there, or `refuse` was called.
@@ -144,47 +147,49 @@ class SimulatedNetwork(Network):
     def partition(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
         """Cuts hosts off from each other, until `heal`.
 
-        What has arrived can be received. What is in flight, or sent meanwhile, waits; so do ends
-        and resets, and dials, which have to get there and back.
+        What has arrived can be received. What is in flight or is sent meanwhile waits, and so do
+        ends, resets, and dials, which have to get there and back.
 
         Args:
-            a, b: a host, or several: each of `a` is cut off from each of `b`. A wildcard
-                ("0.0.0.0", which a listener may say as its address, "::" or "") means every host
-                but the other one, also those that are not known yet.
-            one_way: only what `a` sends to `b` is stopped. Acknowledgements are not simulated: what
-                `b` sends arrives, and makes room for more when it is received.
+            a, b: a host or several; each of `a` is cut off from each of `b`. A wildcard ("0.0.0.0",
+                which may be a listener's address, "::" or "") means every host except the other
+                one, including those not known yet.
+            one_way: stop only what `a` sends to `b`. Acknowledgements are not simulated: what `b`
+                sends arrives, and makes room for more once it is received.
 
         Raises:
-            ValueError: a name that nobody has used, with `host`, `bind` or `dial`, or no name at
-                all: this fault would hit nothing. A partition that comes before everything else is
-                    for hosts that `host` has named.
+            ValueError: a name has not been used in `host`, `bind` or `dial`, or there is no name at
+                all, so that this fault would hit nothing. To partition before anything else, name
+                the hosts with `host`.
         """
         self._hosts.cut(a, b, one_way)
 
     def heal(self, a: HostNames, b: HostNames, *, one_way: bool = False) -> None:
-        """Ends a partition. What was stopped sets out again, and arrives one latency (and its time
-        on the wire) from now.
+        """Ends a partition.
 
-        Args, Raises: as of partition. `one_way`: what `b` sends to `a` stays stopped, if it is.
+        What was stopped is sent again, and arrives one latency (and its time on the wire) from now.
+
+        Args, Raises: as in partition. With `one_way`, what `b` sends to `a` stays stopped if it is.
         """
         self._hosts.heal(a, b, one_way)
 
     def reset(self, a: HostNames, b: HostNames) -> None:
-        """Breaks all connections between the hosts now, for both ends: what was not received is
-        gone, blocked tasks wake.
+        """Breaks all connections between the hosts now, for both ends.
 
-        Of one connection: `stream.transport.reset()`.
+        What was not received is lost, and blocked tasks wake. To reset one connection, call
+        `stream.transport.reset()`.
 
-        Args, Raises: as of partition.
+        Args, Raises: as in partition.
         """
         self._hosts.reset(a, b)
 
     def refuse(self, address: Address) -> None:
-        """From now on dials to `address` are refused, whoever listens there; a wildcard means the
-        port of every host.
+        """Refuses dials to `address` from now on, whoever listens there.
+
+        A wildcard host means the port on every host.
 
         Raises:
-            ValueError: of the host, as of partition.
+            ValueError: for the host, as in partition.
         """
         host, port = key_of(HOME, address)
         self._hosts.named(host)
@@ -202,7 +207,7 @@ class SimulatedNetwork(Network):
     async def _bind(
         self, name: str | None, config: NetworkConfig, address: Address
     ) -> SimulatedListener:
-        """`name` is the host that binds; None: whoever the address names."""
+        """Binds for the host `name`; None: for the host that the address names."""
         await trio.lowlevel.checkpoint()
         hosts, (host, port) = self._hosts, key_of(name or HOME, address)
         if name is not None and host not in (name, ANY):
@@ -245,8 +250,10 @@ class SimulatedNetwork(Network):
     async def _reach(
         self, path: Path, generator: random.Random, target: Address
     ) -> SimulatedListener:
-        """Waits until a listener takes the connection. From its return on nothing may wait: there
-        is room now."""
+        """Waits until a listener takes the connection.
+
+        There is room when it returns, so the caller must use it before it waits again.
+        """
         while True:
             await path.cross(
                 self._settings.draw_latency(generator) + self._settings.draw_latency(generator)
@@ -279,13 +286,13 @@ class _View(Network):
 
 @dataclass(frozen=True)
 class _Generators:
-    """The generators of one connection, by what they decide."""
+    """The generators of one connection, named after what they decide."""
 
     seed: int
     number: int
 
     def __call__(self, name: str) -> random.Random:
-        # A string, because its digest seeds, on every machine the same way.
+        # A string, because it seeds by its digest, which is the same on every machine.
         return random.Random(f"{self.seed} {self.number} {name}")
 
 

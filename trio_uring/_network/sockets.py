@@ -1,7 +1,7 @@
-"""The networks that are made of sockets: on the ring, and on plain trio.
+"""The networks that use sockets: on the ring, and on plain trio.
 
-Rules of this file: both make the same sockets with the same options, in the same order; only who
-drives them differs. TrioNetwork touches nothing of the ring.
+Rules of this file: both make the same sockets with the same options in the same order; only what
+drives them differs. TrioNetwork never touches the ring.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-_TCP_CLOSE = 7  # the state, linux/tcp_states.h, of a connection that the peer has reset
+_TCP_CLOSE = 7  # the state of a connection that the peer has reset (linux/tcp_states.h)
 
 
 class LingeringStream(BufferedNetworkStream):
-    """A stream whose aclose waits until the peer has everything, but for no longer than the
-    `linger` seconds of its network's options.
+    """A stream whose aclose waits until the peer has everything, for at most `linger` seconds.
 
-    The option itself is of no use here: close(2) would block the thread, and so every task. Instead
-    the stream closes as always, while a second descriptor keeps the socket until the kernel has
-    nothing left to send or the time is up.
+    Those are of its network's options. The socket option itself is no use here, since close(2)
+    would block the thread and so every task. Instead the stream closes as always, while a second
+    descriptor keeps the socket until the kernel has nothing left to send or the time is up.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class LingeringStream(BufferedNetworkStream):
             await super().aclose()
             if last is not None:
                 with contextlib.suppress(OSError), trio.move_on_after(self._seconds):
-                    # The FIN, which the other descriptor's close did not send.
+                    # The FIN, which closing the first descriptor did not send.
                     last.shutdown(stdlib_socket.SHUT_WR)
                     pause = 0.001
                     while _unsent(last):
@@ -76,7 +75,7 @@ class LingeringStream(BufferedNetworkStream):
                 last.close()
 
     def _duplicate(self) -> stdlib_socket.socket | None:
-        """The socket under a descriptor of its own; None: it is closed already, or there are no
+        """The socket with a second descriptor; None: it is closed already, or there are no
         descriptors left."""
         transport: Any = self.transport
         sock = transport.socket
@@ -87,8 +86,8 @@ class LingeringStream(BufferedNetworkStream):
 
 
 def _unsent(sock: stdlib_socket.socket) -> int:
-    """Bytes that the peer has not acknowledged; 0 where the system does not tell: there nothing is
-    waited for."""
+    """Bytes that the peer has not acknowledged; 0 (so nobody waits) where the system does not
+    tell."""
     if (
         sys.platform != "linux"
         or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE
@@ -120,16 +119,16 @@ class SocketNetworkListener(NetworkListener):
 
 
 class SocketNetwork(Network):
-    """What the networks made of sockets have in common.
+    """What the networks that use sockets have in common.
 
     Args:
-        config: None: the defaults.
+        config: how connections are made; None: the defaults.
     """
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         self.config = config or NetworkConfig()
         options = self.config.socket_options
-        self._lingers = bool(options.linger)  # more than 0 is for aclose, see LingeringStream
+        self._lingers = bool(options.linger)  # above 0, aclose does it: see LingeringStream
         self._options = dataclasses.replace(options, linger=None) if self._lingers else options
 
     async def bind(self, address: Address) -> NetworkListener:
@@ -166,11 +165,11 @@ class SocketNetwork(Network):
         return await self.stream(transport, (host, port))
 
     async def stream(self, transport: Any, remote_address: Address | None) -> NetworkStream:
-        """The stream over a new connection. If that fails, the connection is closed."""
+        """Makes the stream over a new connection. If that fails, the connection is closed."""
         sock = transport.socket
         try:
             local = _address(sock.getsockname())
-            # The peer may be gone already: the first receive says so.
+            # If the peer is gone already, the first receive will say so.
             with contextlib.suppress(OSError):
                 remote_address = _address(sock.getpeername())
             make = LingeringStream if self._lingers else BufferedNetworkStream
@@ -183,15 +182,15 @@ class SocketNetwork(Network):
 
     @abc.abstractmethod
     def _listener(self, sock: stdlib_socket.socket) -> trio.abc.Listener[Any]:
-        """The listener on a socket that listens."""
+        """Makes the listener over a listening socket."""
 
     @abc.abstractmethod
     async def _connect(self, host: str, port: int) -> Any:
-        """The stream of a new connection."""
+        """Connects, and returns the connection's stream."""
 
     @abc.abstractmethod
     def _transport(self, stream: Any) -> trio.abc.HalfCloseableStream:
-        """What a stream of the listener or of `_connect` is used through, with its options set."""
+        """The transport over a stream from the listener or `_connect`, with its options set."""
 
 
 class UringNetwork(SocketNetwork):
@@ -208,24 +207,23 @@ class UringNetwork(SocketNetwork):
 
 
 class TrioNetwork(SocketNetwork):
-    """TCP by trio's own sockets and streams: where io_uring is not to be had, and for comparing. It
-    uses nothing of Linux.
+    """TCP over trio's own sockets and streams, for where there is no io_uring, and for comparing.
 
-    In an enabled run these give the streams of this package, as they do for everybody, and so it is
-    on the ring.
+    It uses nothing that only Linux has. In an enabled run, trio's sockets and streams are ours, as
+    for everybody, so that this network is on the ring, too.
     """
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__(config)
         if self._options.notsent_lowat == DEFAULT_OPTIONS.notsent_lowat:
-            # the default of trio's streams is trio's
+            # trio's streams keep trio's default
             self._options = dataclasses.replace(self._options, notsent_lowat=None)
 
     def _listener(self, sock: stdlib_socket.socket) -> trio.SocketListener:
         return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
     async def _connect(self, host: str, port: int) -> trio.SocketStream:
-        # not by trio.open_tcp_stream, which leaves no time for options before the connect
+        # Not trio.open_tcp_stream, with which no options can be set before connecting.
         sock = await connect_tcp(host, port, lambda made: made, self._options)
         return trio.SocketStream(sock)
 
@@ -237,7 +235,7 @@ class TrioNetwork(SocketNetwork):
 
 @contextlib.contextmanager
 def _names_checked(host: str) -> Iterator[None]:
-    """A name that cannot even be asked for is unknown, too."""
+    """Treats a name that cannot even be looked up as unknown, too."""
     try:
         yield
     except UnicodeError as exc:
@@ -247,17 +245,17 @@ def _names_checked(host: str) -> Iterator[None]:
 
 
 def _address(name: Any) -> Address:
-    """Host and port of a socket's name, with the scope of an IPv6 one: a link-local address means
-    nothing without it."""
+    """The host and port of a socket's name. A link-local IPv6 address keeps its scope, without
+    which it means nothing."""
     host, port = name[:2]
     if len(name) == 4 and name[3] and "%" not in host:
-        with contextlib.suppress(OSError):  # that interface is gone
+        with contextlib.suppress(OSError):  # the interface may be gone
             host += "%" + stdlib_socket.if_indextoname(name[3])
     return host, port
 
 
 def _one_error(error: OSError, host: str, port: int) -> OSError:
-    """The error of a dial. If every attempt failed in the same way, that is its errno, and so its
+    """The error of a dial. If every attempt failed with the same errno, it has that errno and its
     class."""
     codes = {exc.errno for exc in getattr(error.__cause__, "exceptions", ())}
     if error.errno is not None or len(codes) != 1:

@@ -1,9 +1,8 @@
-"""One end of a simulated connection: what TCP does for a stream, over the two pipes of a connection
-in memory.
+"""One end of a simulated connection: what TCP does for a stream, over two pipes in memory.
 
-Rules of this file: state changes only between two schedule points, and every change wakes whom it
-concerns, who then looks again. A byte is in flight, arrived, in the hands of one receive, or
-returned. Errors last; the end of the stream does, too.
+Rules of this file: state changes only between two schedule points, and every change wakes the tasks
+that it concerns, which then look again. A byte is in flight, arrived, held by one receive, or
+returned. Errors last, and so does the end of the stream.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-RECEIVE_DEFAULT = 65536  # bytes of a receive that does not say how many
+RECEIVE_DEFAULT = 65536  # most bytes of a receive that does not say how many
 
 
 class SimulatedTransport(trio.abc.HalfCloseableStream):
     """One end of a connection, without addresses and timeouts: what TCP does, with bytes in memory.
 
     Args:
-        path: between the two hosts.
-        outgoing, incoming: the pipes.
+        path: the path between the two hosts.
+        outgoing, incoming: the pipes of the two directions.
         linger: False: a close resets the connection (so_linger=0).
         on_close: called once, when this end is closed.
 
@@ -67,8 +66,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self._path, self._linger, self._on_close = path, linger, on_close
         self._can_send, self._can_receive = ParkingLot(), ParkingLot()
         self._sending = self._receiving = self.closed = self._ended = False
-        self._taken = 0  # bytes that a receive has in its hands
-        self._broken: int | None = None  # the errno
+        self._taken = 0  # bytes that a receive holds
+        self._broken: int | None = None  # the errno of what broke it
         path.ends[self] = None
 
     # -- sending
@@ -79,7 +78,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         Raises:
             trio.BusyResourceError: another task is sending on this stream.
             trio.BrokenResourceError: the connection is broken, or was reset.
-            trio.ClosedResourceError: this stream was closed, or its sending half was.
+            trio.ClosedResourceError: this stream, or its sending half, was closed.
             TypeError: `data` is not a buffer or a sequence of buffers. Nothing was sent.
 
         Cancellation: a part may have been sent; `bytes_sent` says how much.
@@ -89,10 +88,12 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     async def send_all_vectored(
         self, buffers: Iterable[Buffer], *, timeout: float | None = None
     ) -> None:
-        """As send_all of a list. `timeout` is in seconds; None and math.inf: no limit;
-        trio.TooSlowError when it is up.
+        """Like send_all with a list.
 
-        Cancellation: as of send_all.
+        `timeout` is in seconds; None and math.inf: no limit. When it is up, trio.TooSlowError is
+        raised.
+
+        Cancellation: as in send_all.
         """
         with within(timeout):
             await self._send(list(buffers))
@@ -109,7 +110,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
                 self._sending = False
 
     async def _send_outgoing(self, out: Outgoing) -> bool:
-        """Sends it all; returns whether it passed a schedule point."""
+        """Sends all of `out`; returns whether it passed a schedule point."""
         waited, pipe = False, self.outgoing
         while not out.done:
             while pipe.room <= 0:
@@ -119,7 +120,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             most = min(pipe.room, len(out.first()))
             count = pipe.settings.draw_part(pipe.sender, most)
             self._put(out.take(count))
-            if count < most:  # the short write of a kernel: the rest is another operation
+            if count < most:  # like a kernel's short write: the rest is another operation
                 await checkpoint()
                 self._check_can_send()
                 waited = True
@@ -148,7 +149,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
-        """Waits until there is room (trio.abc.SendStream). Errors as of send_all.
+        """Waits until there is room (trio.abc.SendStream). Errors as in send_all.
 
         Cancellation: it stops waiting.
         """
@@ -164,10 +165,11 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
     @enable_ki_protection
     async def send_eof(self) -> None:
-        """Ends what this end sends (trio.abc.HalfCloseableStream). Errors as of send_all; once more
-        does nothing.
+        """Ends what this end sends (trio.abc.HalfCloseableStream).
 
-        Cancellation: nothing was ended.
+        Errors as in send_all. Doing it twice is allowed.
+
+        Cancellation: if it is cancelled, nothing was ended.
         """
         if self._sending:
             raise trio.BusyResourceError("another task is currently sending data on this stream")
@@ -190,11 +192,11 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
         Raises:
             trio.BusyResourceError: another task is receiving on this stream.
-            trio.BrokenResourceError: the connection was reset. What had not been received is gone.
+            trio.BrokenResourceError: the connection was reset. What had not been received is lost.
             trio.ClosedResourceError: this stream was closed.
             TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
 
-        Cancellation: no byte is lost: what an interrupted call had taken is put back.
+        Cancellation: no byte is lost; what an interrupted call had taken is put back.
         """
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be >= 1")
@@ -213,8 +215,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             self._receiving = False
 
     def _can_return(self) -> bool:
-        """Whether bytes or the end are here. Once the end was returned it stays: a reset after it
-        is the sender's affair."""
+        """Whether bytes or the end are here. Once the end was returned it stays: a reset that comes
+        later only concerns sending."""
         self._check_open()
         if self._ended:
             return True
@@ -232,8 +234,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             return b""
         count = pipe.settings.draw_part(pipe.receiver, min(max_bytes, pipe.arrived.size))
         chunk = pipe.arrived.take(count)
-        # Of a ring the completion may be there when the task is cancelled: the bytes have left the
-        # socket already.
+        # On a ring, the completion may already be there when the task is cancelled: the bytes have
+        # left the socket.
         races = pipe.receiver.random() < pipe.settings.race
         if races or not waited:
             self._taken = count
@@ -257,18 +259,23 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
     # -- the end
 
     async def aclose(self) -> None:
-        """Closes this end. What was sent still arrives, unless there are bytes that were not
-        received, or so_linger is 0.
+        """Closes this end.
 
-        Cancellation: it is closed even if the scope is already cancelled.
+        What was sent still arrives, unless there are bytes that were not received, or so_linger is
+        0.
+
+        Cancellation: the stream is closed even if the scope is already cancelled.
         """
         self.close()
         await checkpoint()
 
     @enable_ki_protection
     def close(self, *, abort: bool = False) -> None:
-        """Closes at once, with a reset if `abort`, or if what has arrived was not received, or
-        so_linger is 0."""
+        """Closes at once.
+
+        It sends a reset if `abort`, if something that has arrived was not received, or if so_linger
+        is 0.
+        """
         if self.closed:
             return
         now = trio.current_time()
@@ -290,13 +297,12 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             self.peer.leave()
 
     def reset(self) -> None:
-        """Breaks the connection now, for both ends: what was not received is gone."""
+        """Breaks the connection now, for both ends. What was not received is lost."""
         self.break_off(errno.ECONNRESET)
         self.peer.break_off(errno.ECONNRESET)
 
     def answer_late_data(self) -> None:
-        """If this end is closed, the first bytes that still come are answered with a reset when
-        they arrive."""
+        """If this end is closed, answers the first bytes that still arrive with a reset."""
         if self.closed and self.incoming.first_arrival() < math.inf:
             self.outgoing.put_reset(max(self.incoming.first_arrival(), trio.current_time()))
 
@@ -313,7 +319,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             self._can_receive.unpark_all()
 
     async def _wait(self, lot: ParkingLot) -> None:
-        """Waits until somebody changes something, or something arrives."""
+        """Waits until something changes or arrives."""
         pipe = self.incoming
         deadline = pipe.next_change() if lot is self._can_receive else pipe.reset_at
         if deadline is None or deadline == math.inf:
@@ -330,7 +336,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             and pipe.reset_at is not None
             and pipe.reset_at <= trio.current_time()
         ):
-            # As the kernel says it: a reset after the other end's end is a broken pipe.
+            # As in the kernel: a reset after the other side's end is a broken pipe.
             self.break_off(errno.ECONNRESET if pipe.end_at is None else errno.EPIPE)
         if self._broken is not None:
             raise stream_error(self._broken)
@@ -364,9 +370,9 @@ def connect(
     """Makes a connection: the dialling end, whose close calls `on_close`, and the accepting end.
 
     Args:
-        hosts: of both ends.
-        generator: gives the connection's generator of a name.
-        lingers: of both ends.
+        hosts: the hosts of the two ends.
+        generator: returns the connection's generator with a given name.
+        lingers: whether each of the two ends lingers.
     """
     dialler, listener = hosts
     there = Pipe(

@@ -1,5 +1,4 @@
-"""Metered and Audited: networks that tell an observer of what is done on them, and so do their
-listeners and streams.
+"""Metered and Audited: networks that, like their listeners and streams, report to an observer.
 
 Rules of this file: those of _observe/observer.py.
 """
@@ -49,7 +48,8 @@ class _ObservedListener(ObservedResource, NetworkListener):
 
 
 class _ObservedNetwork(Forwarding, Network):
-    """A network that tells `observer`. `config` is the wrapped network's, by __getattr__."""
+    """A network that reports to `observer`. `config` is the wrapped network's, through
+    __getattr__."""
 
     def __init__(self, network: Network, observer: Observer) -> None:
         self.wrapped = network
@@ -57,7 +57,7 @@ class _ObservedNetwork(Forwarding, Network):
 
     @abc.abstractmethod
     def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
-        """The stream of a new connection, observed."""
+        """Wraps the stream of a new connection."""
 
     @enable_ki_protection
     async def bind(self, address: Address) -> NetworkListener:
@@ -77,16 +77,15 @@ class _ObservedNetwork(Forwarding, Network):
 
 
 class Metered(_ObservedNetwork):
-    """A network that counts what is done on another: connections, bytes, operations, timeouts and
-    errors.
+    """Counts what is done on a network: connections, bytes, operations, timeouts and errors.
 
-    Its listeners and streams count, too. What a network has beside bind and dial (the hosts of a
-    SimulatedNetwork) is the wrapped network's, and does not count: wrap what you bind and dial
+    Its listeners and streams count, too. Anything besides bind and dial, such as the hosts of a
+    SimulatedNetwork, is the wrapped network's own and counts nothing: wrap what you bind and dial
     with.
 
     Args:
-        network: the network; the attribute `wrapped`.
-        metrics: where to count, an attribute too; None: a new one. Several networks may share one.
+        network: the network to wrap; also the attribute `wrapped`.
+        metrics: where to count, also an attribute; None: a new one. Several networks may share one.
     """
 
     def __init__(self, network: Network, metrics: Metrics | None = None) -> None:
@@ -98,12 +97,13 @@ class Metered(_ObservedNetwork):
 
 
 class Audited(_ObservedNetwork):
-    """A network that hashes all that is done on another, and gives the events to subscribers. It
-    wraps as Metered does.
+    """Hashes everything that is done on a network, and gives the events to subscribers.
+
+    It wraps a network as Metered does.
 
     Args:
-        network: the network; the attribute `wrapped`.
-        audit: where to hash, an attribute too; None: a new one. Several networks may share one.
+        network: the network to wrap; also the attribute `wrapped`.
+        audit: where to hash, also an attribute; None: a new one. Several networks may share one.
     """
 
     def __init__(self, network: Network, audit: Audit | None = None) -> None:

@@ -1,10 +1,12 @@
-"""What every observed thing does: it tells an observer (counters, an audit) of each operation, of
-its attempt and then of its success or failure; and what it does not define is the wrapped thing's.
+"""What every wrapper here does: it reports each operation to an observer (counters, an audit).
+
+It reports the attempt, and then the success or failure. What it does not define is the wrapped
+object's.
 
 Rules of this package: a wrapper adds no checkpoint, holds no byte and changes no result and no
-error. What the wrapped stream returned has happened and is a success, however late a cancellation
-comes. Observers never see an iterator, and a stream's feature is there only if the wrapped stream
-has it.
+error. What the wrapped stream returned has happened and is a success, even if a cancellation comes
+later. Observers never see an iterator, and a wrapper has a feature only if the wrapped stream has
+it.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ if TYPE_CHECKING:
     from ..metrics import Outcome
 
 Observer = Metrics | Audit
-"""What is told of every operation. Its methods do not raise."""
+"""What every operation is reported to. Its methods do not raise."""
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an operation's exception means. A destroyed coroutine (GeneratorExit) was cancelled, in
-    its way."""
+    """What an operation's exception means. A destroyed coroutine (GeneratorExit) counts as
+    cancelled."""
     if isinstance(error, trio.TooSlowError):
         return "timed_out"
     if isinstance(error, (trio.Cancelled, GeneratorExit)):
         return "cancelled"
-    # Of an exception group, from a nursery inside of the operation.
+    # The members of an exception group, from a nursery inside the operation.
     members = getattr(error, "exceptions", None)
     if isinstance(members, tuple) and all(outcome_of(member) == "cancelled" for member in members):
         return "cancelled"
@@ -48,8 +50,7 @@ async def told(
     method: Callable[..., Awaitable[Any]],
     *args: object,
 ) -> Any:
-    """Tells of the attempt and of a failure. The success is told by the caller, who knows what it
-    brought."""
+    """Reports the attempt, and a failure. The caller, who knows the result, reports success."""
     observer.attempt(operation, address)
     try:
         return await method(*args)
@@ -59,13 +60,12 @@ async def told(
 
 
 class Forwarding:
-    """What it does not define is the wrapped object's."""
+    """An object whose missing attributes are those of the object that it wraps."""
 
     wrapped: Any
 
     def __getattr__(self, name: str) -> Any:
-        # A property of ours that raised AttributeError is not to be looked for further down: it
-        # knows why.
+        # If a property of ours raised AttributeError, do not ask the wrapped object: it was meant.
         if name == "wrapped" or hasattr(type(self), name):
             raise AttributeError(f"{type(self).__name__} has no {name} here")
         return getattr(self.wrapped, name)
@@ -75,7 +75,7 @@ class Forwarding:
 
 
 class ObservedResource(Forwarding):
-    """What a stream and a listener have in common: an address, and an end."""
+    """What a stream and a listener have in common: an address, and aclose."""
 
     def __init__(self, wrapped: Any, observer: Observer, address: Address | None) -> None:
         self.wrapped = wrapped
@@ -85,7 +85,7 @@ class ObservedResource(Forwarding):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        if self._was_closed:  # trio.serve_listeners closes again what the handler has closed
+        if self._was_closed:  # trio.serve_listeners closes what the handler has already closed
             await self.wrapped.aclose()
             return
         self._was_closed = True

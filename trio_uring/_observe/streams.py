@@ -1,7 +1,7 @@
-"""Streams that tell an observer: of the counters, and of the audit.
+"""Streams that report to an observer: to counters, or to an audit.
 
-Rules of this file: those of _observe/observer.py. send_all and receive_some make no closure and no
-second coroutine.
+Rules of this file: those of _observe/observer.py. send_all and receive_some create no closure and
+no second coroutine.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ if TYPE_CHECKING:
 else:
 
     class _if_wrapped_has:
-        """A method that is there only if the wrapped stream has it: hasattr() of a wrapper must
-        tell the truth.
+        """A method that exists only if the wrapped stream has it, so that hasattr() tells the
+        truth.
 
-        Of the methods that receive, what counts is the stream that a trio.StapledStream receives
-        from.
+        For methods that receive, what counts is the stream that a trio.StapledStream receives from.
         """
 
         def __init__(self, method):
@@ -55,19 +54,19 @@ else:
             if instance is None:
                 return self._method
             name = self._method.__name__
-            # AttributeError: its own.
+            # If it has none, this raises its own AttributeError.
             getattr(instance.wrapped if name == "send_eof" else instance._source, name)
             return self._method.__get__(instance, owner)
 
 
 class ObservedStream(ObservedResource, Wrapper, NetworkStream):
-    """A stream that tells `observer`. See MeteredStream."""
+    """A stream that reports to `observer`. See MeteredStream."""
 
     _abilities = Abilities(times_sends=True, counts=True, times_receives=True, takes_back=True)
 
     def __init__(self, stream: trio.abc.Stream, observer: Observer) -> None:
         super().__init__(stream, observer, getattr(stream, "remote_address", None))
-        # The ends themselves: of a trio.StapledStream they may be ours, with all that ours can do.
+        # The ends themselves: those of a trio.StapledStream may be ours, with all that ours can do.
         self._sink = counting(sending_end(stream))
         self._source = receiving_end(stream)
         self._times_sends = abilities(self._sink).times_sends
@@ -89,12 +88,12 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
         return count
 
     @bytes_sent.setter
-    def bytes_sent(self, count: int) -> None:  # for a copy, which is one call to many
+    def bytes_sent(self, count: int) -> None:  # for a copy, which counts as one call
         self._sink.bytes_sent = count
 
     @property
     def send_timeout(self) -> float | None:
-        """Seconds; the wrapped stream's."""
+        """Seconds; the value of the wrapped stream."""
         return self._sink.send_timeout  # type: ignore[no-any-return]
 
     @send_timeout.setter
@@ -103,7 +102,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
 
     @property
     def receive_timeout(self) -> float | None:
-        """Seconds; the wrapped stream's."""
+        """Seconds; the value of the wrapped stream."""
         return receive_default(self._source)
 
     @receive_timeout.setter
@@ -137,7 +136,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
         self, buffers: Iterable[Buffer], *, timeout: float | None = None
     ) -> None:
         observer, address = self._observer, self._address
-        # Used up once, here; and what the caller does to a list meanwhile is not counted.
+        # An iterator is consumed once, here, and later changes to a list do not affect the count.
         buffers = tuple(listed(buffers))
         observer.attempt("send", address, buffers)
         try:
@@ -178,7 +177,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
     @enable_ki_protection
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         source = self._source
-        # Who asks this of the wrapper's class is told that it has it.
+        # The wrapper's class always has this method, whatever the source can do.
         if not abilities(source).receives_into:
             source = BufferedReceiveStream(source, 0)
         count: int = await self._receive(source.receive_into, buffer, timeout=timeout)
@@ -223,7 +222,7 @@ class ObservedStream(ObservedResource, Wrapper, NetworkStream):
         return self._source.peek(max_bytes)  # type: ignore[no-any-return]
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Only where the source takes back. Bytes that went back count again when they are received
+        """Called only if the source takes bytes back. They count again when they are received
         again."""
         put_back(self._source, chunks)
 
@@ -232,15 +231,15 @@ class MeteredStream(ObservedStream):
     """Counts what is sent and received on any trio.abc.Stream.
 
     It has the wrapped stream's methods and attributes, with its errors and cancellation. Lists,
-    `timeout=` and `receive_into` work on any stream; another method that the wrapped stream has not
-    is not there (AttributeError). Bytes count when the call that moved them returns; `peek` and a
-    second `aclose` count nothing. What an interrupted `copy_stream` or `receive_frame` puts back
-    counts again when it is received again.
+    `timeout=` and `receive_into` work on any stream; other methods exist only if the wrapped stream
+    has them (otherwise AttributeError). Bytes count when the call that moved them returns; `peek`
+    and a second `aclose` count nothing. What an interrupted `copy_stream` or `receive_frame` puts
+    back counts again when it is received again.
 
     Args:
-        stream: the stream, owned from now on; the attribute `wrapped`.
-        metrics: where to count, an attribute too; None: a new one. No network made the stream: it
-            counts as no connection.
+        stream: the stream to wrap, owned from now on; also the attribute `wrapped`.
+        metrics: where to count, also an attribute; None: a new one. The stream does not count as a
+            connection, since no network made it.
     """
 
     def __init__(self, stream: trio.abc.Stream, metrics: Metrics | None = None) -> None:
@@ -261,19 +260,18 @@ class MeteredStream(ObservedStream):
 def metered_connection(
     stream: NetworkStream, metrics: Metrics, direction: Direction
 ) -> MeteredStream:
-    """The stream of a connection that `metrics` has counted as open, until it is closed."""
+    """The stream of a connection that `metrics` counts as open until it is closed."""
     metered = MeteredStream(stream, metrics)
     metered._direction = direction
     return metered
 
 
 class AuditedStream(ObservedStream):
-    """Hashes what is sent and received on any trio.abc.Stream, which it forwards as MeteredStream
-    does.
+    """Hashes what is sent and received on any trio.abc.Stream; otherwise like MeteredStream.
 
     Args:
-        stream: the stream, owned from now on; the attribute `wrapped`.
-        audit: where to hash, an attribute too; None: a new one.
+        stream: the stream to wrap, owned from now on; also the attribute `wrapped`.
+        audit: where to hash, also an attribute; None: a new one.
     """
 
     def __init__(self, stream: trio.abc.Stream, audit: Audit | None = None) -> None:
@@ -282,15 +280,15 @@ class AuditedStream(ObservedStream):
 
 
 def _set_default(stream: Any, name: str, seconds: float | None, has_it: bool) -> None:
-    """Sets a timeout that the stream has: another one would do nothing, without a word."""
+    """Sets a timeout, but only one that the stream has: another would silently do nothing."""
     if not has_it:
         raise AttributeError(f"{type(stream).__name__} has no {name}")
     setattr(stream, name, seconds)
 
 
 def _buffers_of(data: Any) -> tuple[Any, ...]:
-    """What observers see of send_all's argument: its buffers. Something unfit is shown as it is;
-    the stream complains."""
+    """What observers see of send_all's argument: its buffers, or an unsuitable object as it is,
+    which the stream will refuse."""
     try:
         return tuple(buffer_list(data))
     except TypeError:

@@ -1,1 +1,1 @@
-"""Bytes from one stream, or a file, to another stream, which wake no task."""
+"""Moves bytes from a stream or a file to a stream, without waking a task for them."""

@@ -1,11 +1,11 @@
-"""Copying a stream to another, one way and both ways.
+"""Copies one stream to another, one way or both ways.
 
-Between streams of this package a pump does it, in the ring; with any other stream a loop does, with
-the same results.
+Between streams of this package, a pump does it in the ring; with any other stream, a loop does it
+with the same results.
 
-Rules of this file: a byte that was taken from the source and that the sink has not taken goes back
-in front of the source. Only a sink that cannot say what it took of a send that was cut off is an
-exception: what may have been sent is never sent twice.
+Rules of this file: a byte that was taken from the source, and that the sink has not taken, goes
+back in front of the source. The only exception is a sink that cannot say how much of an interrupted
+send it took: what may have been sent is never sent twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .._streams.receive import ReceiveSide
     from .._streams.send import SendSide
 
-# Bytes that the loop receives at a time: what trio's own streams ask for by default.
+# Bytes that the loop receives at a time, which is the default of trio's own streams.
 LOOP_SIZE = 65536
 
 
@@ -51,53 +51,52 @@ async def copy_stream(
     max_bytes: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Copies everything that `source` gives to `sink`, until `source` ends.
+    """Copies everything from `source` to `sink`, until `source` ends.
 
     Between two streams of this package (SocketStream, SendStream, ReceiveStream; a
-    trio.StapledStream of them) no Python task wakes for the bytes, and this one once, at the end:
-    small messages are received and sent in the ring, bulk is moved by splice(2). Any other stream
-    is served by a loop of receive and send, and so is a subclass with a send_all or receive_some of
-    its own.
+    trio.StapledStream of them) no Python task wakes for the bytes, and this one wakes only once, at
+    the end: small messages are received and sent in the ring, and bulk is moved by splice(2). Any
+    other stream is served by a loop of receive and send, and so is a subclass that overrides
+    send_all or receive_some.
 
     Neither stream is closed, and no end is sent. Both are busy meanwhile: receiving from `source`
-    or sending to `sink` in another task raises trio.BusyResourceError, by way of `.socket` as well.
-    Of a source that is not of this package, and of a sink that is neither that nor a
-    trio.SocketStream, this is true only while the copy waits for it.
+    or sending to `sink` in another task raises trio.BusyResourceError, also through `.socket`. A
+    source that is not of this package, or a sink that is neither of this package nor a
+    trio.SocketStream, is busy only while the copy waits for it.
 
     Memory: at most 256 KiB between the two, in buffers or in a pipe, whatever the sink's speed;
     none while `source` is idle.
 
     Args:
-        source: any trio.abc.ReceiveStream. What it has kept of interrupted calls goes first.
-        sink: any trio.abc.SendStream. Its `bytes_sent` (of this package's streams and wrappers)
-            counts the whole copy, from 0 when the call begins.
-        max_bytes: stop after so many; no byte more is taken from `source`. None: at its end.
+        source: any trio.abc.ReceiveStream. What it has kept from interrupted calls goes first.
+        sink: any trio.abc.SendStream. Its `bytes_sent` (if it is a stream or wrapper of this
+            package) counts the whole copy, and is 0 when the call begins.
+        max_bytes: stop after this many bytes; not one more is taken from `source`. None: no limit.
         progress: called in this task with the number of bytes that the sink has taken so far, each
-            time that there are more, but at most once in a pass of trio's scheduler, and with the
-            final number before an error or a cancellation leaves. An exception that it raises stops
-            the copy and leaves copy_stream. It must not block.
+            time that there are more, but at most once per pass of trio's scheduler; and with the
+            final number before an error or a cancellation is raised. An exception that it raises
+            stops the copy and is raised by copy_stream. It must not block.
 
     Returns:
         How many bytes the sink has taken.
 
     Raises:
         trio.BrokenResourceError, trio.ClosedResourceError: one of the streams is broken, or was
-        closed. Between two streams of
-            this package the message says which one. What came before the source's error has been
-            sent.
+            closed. Between two streams of this package the message says which one. What came before
+            an error of the source has been sent.
         trio.BusyResourceError: another task is receiving from `source`, or sending to `sink`.
         ValueError, TypeError: `max_bytes` is negative, or not an integer.
 
     The streams' own `receive_timeout` and `send_timeout` do not apply: the copy is one call, and
-    may rest as long as the source does. Put a cancel scope around it.
+    may be idle for as long as the source is. Put a cancel scope around it.
 
-    Cancellation: no byte is lost or doubled. What was taken from `source` and not taken by `sink`
-    is given by the next receive on `source`; how much the sink took is in its `bytes_sent` and the
-    last that `progress` was told. If all had been copied, it returns. A source that is not of this
-    package cannot take bytes back: they are kept for the next copy_stream, relay or receive_frame
-    on it (wrap it in a BufferedReceiveStream to have them in any receive). A sink that is neither
-    of this package nor a trio.SocketStream (TLS, memory) cannot say how much of the send that was
-    cut off it took; those bytes, at most 64 KiB, are not sent again.
+    Cancellation: no byte is lost or duplicated. The next receive on `source` returns what was taken
+    from it and not taken by `sink`. How much the sink took is in its `bytes_sent`, and is the last
+    number that `progress` got. If everything had been copied, the call returns. A source that is
+    not of this package cannot take bytes back: they are kept for the next copy_stream, relay or
+    receive_frame on it (wrap it in a BufferedReceiveStream to get them from any receive). A sink
+    that is neither of this package nor a trio.SocketStream (TLS, memory) cannot say how much of the
+    interrupted send it took; those bytes, at most 64 KiB, are not sent again.
     """
     if max_bytes is not None and operator.index(max_bytes) < 0:
         raise ValueError("max_bytes must be >= 0")
@@ -110,7 +109,7 @@ async def copy_stream(
         and can_pump(lease_under(source_end).receiving, lease_under(sink_end).sending)
     ):
         return await _pump(source_end, sink_end, max_bytes, progress)
-    with LoopSink(sink_end, progress) as out:  # counts from 0, whatever comes
+    with LoopSink(sink_end, progress) as out:  # counts from 0 in any case
         if can.takes_back:
             return await _loop(source_end, out, max_bytes)
         with Place(source_end) as reader:
@@ -123,10 +122,12 @@ async def _pump(
     max_bytes: int | None,
     progress: Callable[[int], object] | None,
 ) -> int:
-    """Takes both directions; the pump frees them at its end, which may be later than ours if our
-    coroutine is destroyed."""
+    """Copies with a pump.
+
+    The pump frees both directions when it ends: later than this coroutine, if that is destroyed.
+    """
     out, into = lease_under(sink).sending, lease_under(source).receiving
-    await take(out)  # first, because it begins to count
+    await take(out)  # first, because bytes_sent begins at 0 with it
     sink.bytes_sent = 0
     try:
         await take(into)
@@ -143,7 +144,7 @@ async def _pump(
 
 
 async def _loop(stream: Any, out: LoopSink, max_bytes: int | None) -> int:
-    """The copy by receive and send."""
+    """Copies with a loop of receive and send."""
     with LoopSource(stream) as source, out.until_closed():
         await trio.lowlevel.checkpoint()
         while max_bytes is None or out.total < max_bytes:
@@ -164,29 +165,29 @@ async def relay(
 ) -> Relayed:
     """Copies both ways between two streams, until both directions have ended.
 
-    The end of one stream is carried over with the other's `send_eof`, and the opposite direction
-    goes on. A stream without send_eof (TLS) cannot be told: then the relay lasts until it ends by
+    When one stream ends, the other's `send_eof` is called, and the opposite direction goes on. A
+    stream without send_eof (TLS) cannot be told; the relay then lasts until that stream ends by
     itself. Nothing is closed.
 
     Args:
-        a, b: any trio.abc.Stream; see copy_stream for how each pair is served, and for the memory,
-        for each direction.
-        progress: as of copy_stream, with two numbers: the bytes copied from `a` to `b` and from `b`
+        a, b: any trio.abc.Stream. See copy_stream for how each pair is served, and for the memory,
+            which is needed for each direction.
+        progress: as in copy_stream, with two numbers: the bytes copied from `a` to `b` and from `b`
             to `a`.
 
     Returns:
-        The bytes copied each way, a tuple (a_to_b, b_to_a).
+        The bytes copied each way, as a tuple (a_to_b, b_to_a).
 
     Raises:
-        As copy_stream: an error in one direction ends the other, and is raised. It is the first
-        one, alone, not in a group. A reset of a connection that has half-closed before is found at
-        once on Linux, also while nothing is sent to it.
+        The same as copy_stream. An error in one direction ends the other, and is raised; it is
+        always the first error, and never in a group. On Linux, the reset of a connection that was
+        half-closed is noticed at once, even while nothing is sent to it.
 
-    Cancellation: as of copy_stream, in each direction.
+    Cancellation: as in copy_stream, in each direction.
     """
     counts = [0, 0]
     errors: list[BaseException] = []
-    watches = trio.CancelScope(), trio.CancelScope()  # of a, while something may come for it; of b
+    watches = trio.CancelScope(), trio.CancelScope()  # for a, while it may still be sent to; for b
 
     async def one_way(index: int, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         def tell(total: int) -> None:
@@ -204,7 +205,7 @@ async def relay(
                 await _until_reset(source)
         except (trio.Cancelled, GeneratorExit):
             raise
-        except BaseException as exc:  # the nursery would make a group of it
+        except BaseException as exc:  # the nursery would put it into a group
             errors.append(exc)
             nursery.cancel_scope.cancel()
 
@@ -215,7 +216,7 @@ async def relay(
     finally:
         if errors:
             first = errors[0]
-            errors.clear()  # their tracebacks have the frames that have the list
+            errors.clear()  # their tracebacks refer to the frames, which refer to the list
             try:
                 raise first
             finally:
@@ -224,12 +225,11 @@ async def relay(
 
 
 async def _until_reset(stream: trio.abc.Stream) -> None:
-    """Watches a stream that has ended, and to which nothing may be sent for long: nobody else would
-    notice a reset.
+    """Watches for a reset of a stream that has ended, and to which nothing may be sent for long.
 
-    A poll of the ring's cannot wait for it, because POLLRDHUP is in each; an epoll instance that is
-    asked for no event tells of EPOLLERR and EPOLLHUP alone. Returns where there is nothing to
-    watch, or the socket has nothing to tell but its end.
+    A poll in the ring cannot do that, because it always includes POLLRDHUP; an epoll instance that
+    is asked for no event reports only EPOLLERR and EPOLLHUP. Returns if there is nothing to watch,
+    or if the socket reports nothing but its end.
 
     Raises:
         trio.BrokenResourceError: the connection is broken.
@@ -239,13 +239,13 @@ async def _until_reset(stream: trio.abc.Stream) -> None:
         return
     try:
         watch = select.epoll()
-    except OSError:  # no descriptors left: it comes out with the next byte that is sent
+    except OSError:  # no descriptors left: the next send will find out
         return
     try:
         watch.register(sock.fileno(), 0)
         await trio.lowlevel.wait_readable(watch.fileno())
         code = sock.getsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_ERROR)
-    except (OSError, ValueError):  # it was closed, which the other direction tells
+    except (OSError, ValueError):  # it was closed: the other direction reports that
         return
     finally:
         watch.close()
@@ -254,7 +254,7 @@ async def _until_reset(stream: trio.abc.Stream) -> None:
 
 
 def _socket_of(stream: Any) -> trio.socket.SocketType | None:
-    """The socket that a stream sends on."""
+    """Returns the socket that a stream sends on."""
     below = unwrapped(stream, sending_end)
     while isinstance(below, (BufferedNetworkStream, trio.SSLStream)):
         inner = (

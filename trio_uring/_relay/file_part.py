@@ -1,7 +1,7 @@
-"""A file that is to be sent: which file objects are one, and what of it is still to be sent.
+"""A file to be sent: which file objects are accepted, and which part is still to be sent.
 
-Rules of this file: the file is used through a descriptor of our own, so that the caller may close
-his at any time. Every position is ours and explicit.
+Rules of this file: the file is used through our own descriptor, so that the caller may close theirs
+at any time. Every position is ours and explicit.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _probe = bytearray(1)
 
 
 def synchronous(file: Any) -> Any:
-    """The file object within one whose methods are asynchronous, as trio.open_file's and anyio's
-    are."""
+    """Returns the file object inside an asynchronous one, such as trio.open_file's or anyio's."""
     if not inspect.iscoroutinefunction(getattr(file, "seek", None)):
         return file
     wrapped = getattr(file, "wrapped", None)
@@ -36,7 +35,7 @@ def synchronous(file: Any) -> Any:
 
 
 def open_file(file: Any) -> io.FileIO:
-    """The file, through a descriptor of our own."""
+    """Opens the file through our own descriptor."""
     _check_kind(file)
     try:
         fd = file if isinstance(file, int) else file.fileno()
@@ -50,7 +49,8 @@ def open_file(file: Any) -> io.FileIO:
 
 
 def _check_kind(file: Any) -> None:
-    """Raises unless the bytes of this file object are those of its descriptor."""
+    """Raises TypeError or ValueError unless this file object's bytes are those of its
+    descriptor."""
     inner = file
     while isinstance(inner, (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
         inner = inner.raw
@@ -69,13 +69,13 @@ def _check_kind(file: Any) -> None:
 
 
 class Part:
-    """What is still to be sent of a file.
+    """The part of a file that is still to be sent.
 
     Attributes:
-        fd: the file.
-        offset: where it goes on.
-        left: bytes; None: to the end of the file.
-        ended: nothing is.
+        fd: the file's descriptor.
+        offset: the position of the next byte, in bytes.
+        left: bytes still to be sent; None: to the end of the file.
+        ended: nothing is left to be sent.
         direct: sendfile(2) and splice(2) have not been refused yet.
     """
 
@@ -85,7 +85,7 @@ class Part:
         self.offset = offset
         self.left = count
         self.ended = count == 0
-        self.direct = os.fstat(self.fd).st_size > 0  # it is 0 in /proc
+        self.direct = os.fstat(self.fd).st_size > 0  # 0: a file as in /proc
 
     def close(self) -> None:
         self.file.close()
@@ -100,8 +100,10 @@ class Part:
             self.ended = not self.left
 
     def in_cache(self, size: int) -> bool:
-        """Whether both ends of the next `size` bytes are in memory; what lies between was read
-        ahead with them, as a rule."""
+        """Whether both ends of the next `size` bytes are in memory.
+
+        What lies between was read ahead with them, as a rule.
+        """
         try:
             if os.preadv(self.fd, [_probe], self.offset, os.RWF_NOWAIT):
                 os.preadv(self.fd, [_probe], self.offset + size - 1, os.RWF_NOWAIT)
@@ -113,19 +115,19 @@ class Part:
         return True
 
     def give(self, sink: int, is_socket: bool, size: int) -> int | None:
-        """Sends as much of the next `size` bytes as a descriptor takes now, without a copy.
+        """Sends as much of the next `size` bytes as a descriptor takes now, without copying.
 
         Args:
             sink: a socket's or a pipe's descriptor.
-            is_socket: which of them.
+            is_socket: whether it is a socket.
             size: bytes.
 
         Returns:
-            How many were sent; None: it cannot be done this way. Fewer is a full sink, or the end
-            of the file; then `ended` is true.
+            How many bytes were sent; None: it cannot be done this way. If fewer than `size`, the
+            sink is full, or the file has ended and `ended` is true.
 
         Raises:
-            OSError: the sink's, BlockingIOError among them.
+            OSError: an error of the sink, including BlockingIOError.
         """
         try:
             if is_socket:

@@ -1,8 +1,8 @@
-"""The two ends of a loop that copies, over any kind of stream: they take bytes, count them, and
-keep others out.
+"""The two ends of a copying loop, over any kind of stream: they move and count bytes, and keep
+other tasks out.
 
-A pump has both directions from its first byte to its last. A loop makes many calls, and keeps a
-stream's direction in between as well (`Hold`), where the stream has one that can be kept.
+A pump holds both directions from its first byte to its last. A loop makes many calls, and also
+holds a stream's direction between them (`Hold`), if the stream allows that.
 
 Rules of this file: what may have been sent is never called unsent. What was received and not sent
 is given back.
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """A direction that is one task's from `begin` to `end`, between its calls too: others get
-    trio.BusyResourceError.
+    """A direction that one task holds from `begin` to `end`, also between its calls.
 
-    The task's own calls are made with the hold as context manager. It frees the direction for the
-    call to take, and has it back when the call is over: no other task runs in between.
+    Other tasks get trio.BusyResourceError. The task makes its own calls with the hold as a context
+    manager, which frees the direction for the call to take, and takes it back when the call is
+    over; no other task runs in between.
 
     Args:
-        below: the stream that has the direction; one that has none that can be kept is left as it
-        is.
-        flag: where that stream says that the direction is taken.
-        begin, end: take and free the direction, if it can be kept.
+        below: the stream that has the direction. If that cannot be held, the stream is left as it
+            is.
+        flag: the attribute by which that stream says that the direction is taken.
+        begin, end: functions that take and free the direction, if it can be held.
     """
 
     __slots__ = ("_begin", "_end", "_flag", "below")
@@ -98,8 +98,10 @@ def _sending_hold(stream: Any) -> Hold:
 
 
 class UntilClosed:
-    """See LoopSink.until_closed. A pump is told by its driver; a loop may be waiting in any
-    stream's receive."""
+    """Interrupts a loop when its sink is closed; see LoopSink.until_closed.
+
+    A pump is told by its driver, but a loop may be waiting in the receive of any stream.
+    """
 
     def __init__(self, way: Direction) -> None:
         self._way = way
@@ -118,7 +120,7 @@ class UntilClosed:
         traceback: TracebackType | None,
     ) -> None:
         if kind is GeneratorExit and not (in_trio_task() and current_task() is self._task):
-            return  # the coroutine was destroyed by somebody else, who has no such scope to leave
+            return  # the coroutine was destroyed in a task that is not in this scope
         self._scope.__exit__(kind, error, traceback)
         if self._scope.cancelled_caught:
             raise trio.ClosedResourceError("another task closed this copy's sink")
@@ -135,10 +137,10 @@ def _tell(until_closed: weakref.ref[UntilClosed]) -> None:
 
 
 class LoopSource:
-    """A stream to receive from, for the time of a `with` block.
+    """A stream to receive from, for the duration of a `with` block.
 
     Args:
-        stream: one that bytes can be put back in front of.
+        stream: a stream in front of which bytes can be put back.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -170,12 +172,13 @@ class LoopSource:
 
 
 class LoopSink:
-    """A stream to send to, for the time of a `with` block. Its `bytes_sent`, if it has one, is of
-    the whole block.
+    """A stream to send to, for the duration of a `with` block.
+
+    Its `bytes_sent`, if it has one, counts the whole block.
 
     Attributes:
         total: bytes that the stream has taken.
-        unsent: bytes at the end of the last chunk that it has certainly not taken.
+        unsent: how many bytes at the end of the last chunk the stream has certainly not taken.
     """
 
     def __init__(
@@ -185,7 +188,7 @@ class LoopSink:
         self._hold = _sending_hold(self._out)
         can = abilities(self._out)
         self._is_ours = can.native_sends
-        # A NetworkStream of somebody else's may wrap a stream that does not say.
+        # Another package's NetworkStream may wrap a stream that does not count.
         self._counts = can.counts and hasattr(self._out, "bytes_sent")
         self._progress = progress
         self.total = 0
@@ -205,16 +208,16 @@ class LoopSink:
         self._hold.end()
 
     def until_closed(self) -> contextlib.AbstractContextManager[object]:
-        """A block that ends with trio.ClosedResourceError when the stream is closed while it waits
-        for something else."""
+        """A block that ends with trio.ClosedResourceError if the stream is closed while the block
+        waits for something else."""
         below = self._hold.below
         return UntilClosed(below) if isinstance(below, Direction) else contextlib.nullcontext()
 
     async def send(self, chunk: bytes) -> None:
-        """Sends it all, and tells the progress."""
+        """Sends the whole chunk, and reports progress."""
         size = self.unsent = len(chunk)
-        await checkpoint_if_cancelled()  # so that only a send that blocked can be cut off
-        self._count(0)  # a stream that is closed by now does not begin to count
+        await checkpoint_if_cancelled()  # so that only a send that blocked can be interrupted
+        self._count(0)  # because a closed stream does not reset it
         try:
             with self._hold:
                 await send_one(self._out, chunk, math.inf)
@@ -240,13 +243,13 @@ class LoopSink:
 
     def _count(self, total: int) -> None:
         if self._counts:
-            # Somebody else's NetworkStream, which cannot be told.
+            # Another package's NetworkStream may not allow it.
             with contextlib.suppress(AttributeError):
                 self._out.bytes_sent = total
 
 
 def _named(error: Exception, what: str) -> Exception:
-    """The same error with the stream in its message, as a pump says it."""
+    """The same error, naming the stream in its message as a pump does."""
     if isinstance(error, trio.BrokenResourceError):
         return trio.BrokenResourceError(f"this copy's {what} is broken: {error.__cause__}")
     return trio.ClosedResourceError(f"this copy's {what} was closed: {error}")

@@ -1,8 +1,9 @@
-"""Pipes that splice(2) needs between two descriptors: taken for as long as there are bytes in one,
-shared by a run's copies.
+"""The pipes that splice(2) needs between two descriptors.
 
-Rules of this file: a pipe in the pool is empty. No pipe to be had (descriptors, memory of pipes) is
-no error: the copy then uses buffers. Standard library only.
+The copies of a run share them, and hold one only while there are bytes in it.
+
+Rules of this file: a pipe in the pool is empty. If no pipe is available (no descriptors, no pipe
+memory), that is not an error: the copy then uses buffers. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import os
 import weakref
 from typing import Any
 
-PIPE_SIZE = 2**18  # bytes that one copy moves at a time, and that a sink which takes nothing holds
-# of one run, at the same time: 128 descriptors, and 16 MiB, which is a user's limit of pipe memory
-# in Linux / 4
+PIPE_SIZE = 2**18  # bytes that a copy moves at a time, and holds while its sink takes nothing
+# Pipes of one run at the same time: 128 descriptors, and 16 MiB, a quarter of the pipe memory that
+# Linux allows a user.
 PIPES_MAX = 64
-IDLE_MAX = 4  # kept open while nobody uses them
+IDLE_MAX = 4  # pipes kept open while unused
 
 SPLICE_NOW = 2 | 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
 
@@ -25,7 +26,7 @@ class Pipe:
     """An empty pipe, or one with `held` bytes."""
 
     def __init__(self) -> None:
-        import fcntl  # the package is imported where there is none
+        import fcntl  # the package is also imported where there is none
 
         self._read, self._write = os.pipe()
         self.held = 0
@@ -33,20 +34,24 @@ class Pipe:
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
     def fill(self, fd: int, count: int) -> int:
-        """Takes up to `count` bytes out of `fd`, and says how many; 0 at its end. Raises OSError,
-        BlockingIOError too."""
+        """Moves up to `count` bytes from `fd` into the pipe, and returns how many; 0 at the end.
+
+        Raises OSError, including BlockingIOError.
+        """
         self.held = os.splice(fd, self._write, min(count, PIPE_SIZE), flags=SPLICE_NOW)
         return self.held
 
     def empty(self, fd: int) -> int:
-        """Gives `fd` what it takes now, and says how many bytes. Raises OSError, BlockingIOError
-        too."""
+        """Moves what `fd` takes now out of the pipe, and returns how many bytes.
+
+        Raises OSError, including BlockingIOError.
+        """
         count = os.splice(self._read, fd, self.held, flags=SPLICE_NOW)
         self.held -= count
         return count
 
     def read(self) -> bytes:
-        """What nobody is to get through it."""
+        """Reads and returns the bytes that are not to be passed on."""
         parts = []
         while self.held:
             parts.append(os.read(self._read, self.held))
@@ -63,7 +68,7 @@ class Pipes:
 
     def __init__(self) -> None:
         self._idle: list[Pipe] = []
-        self.count = 0  # open now
+        self.count = 0  # pipes that are open
 
     def take(self) -> Pipe | None:
         if self._idle:
@@ -94,7 +99,7 @@ _of_engines: weakref.WeakKeyDictionary[Any, Pipes] = weakref.WeakKeyDictionary()
 
 
 def pipes(engine: Any) -> Pipes:
-    """Those of an engine's run; closed with it."""
+    """Returns the pipes of an engine's run, which are closed with it."""
     found = _of_engines.get(engine)
     if found is None:
         found = _of_engines[engine] = Pipes()

@@ -1,20 +1,19 @@
-"""A pump: moves bytes into a stream by chained operations, while the task that asked for it stays
-parked.
+"""A pump: moves bytes into a stream by chained operations, while its task stays parked.
 
-The task parks once. What completes is handled in the engine's reap, by `_advance` of the subclass,
-which chains the next operations. The task wakes when all is over, or, for a progress callback, at
-most once a pass.
+The task parks once. Completions are handled in the engine's reap, by the subclass's `_advance`,
+which chains the next operations. The task wakes when the pump is over, or, for a progress callback,
+at most once per pass.
 
 Rules of this file:
 
-- The pump is over when none of its operations is in the kernel or in the queue: not before, whoever
-  asked it to stop. Then it settles, at once and in the reap: what it had taken and not passed on
-  goes back, and the streams are free again.
-- Nothing leaves a function that the reap calls: what goes wrong becomes the pump's error, and stops
-  it.
-- What is done wins over a cancel: a pump that came to its end, or has an error to tell, raises no
-  Cancelled.
-- No code of the user's runs in the reap.
+- The pump is over when none of its operations is in the kernel or in the queue, and not before,
+  whoever asked it to stop. Then it settles, at once and in the reap: what it had taken and not
+  passed on goes back, and the streams are free again.
+- No exception leaves a function that the reap calls: what goes wrong becomes the pump's error, and
+  stops it.
+- A finished pump wins over a cancel: one that has come to its end, or has an error to raise, does
+  not raise Cancelled.
+- No user code runs in the reap.
 """
 
 from __future__ import annotations
@@ -55,7 +54,8 @@ if TYPE_CHECKING:
 
 
 class Pump(abc.ABC):
-    """What all pumps are: operations, a task that waits, an end. A subclass says what is done next.
+    """What all pumps have: operations, a task that waits, an end. Subclasses decide what is done
+    next.
 
     Args:
         sink: the stream that the bytes go to.
@@ -69,19 +69,19 @@ class Pump(abc.ABC):
         self.out = lease_under(sink).sending
         self.total = 0
         engine = current_driver().engine
-        assert isinstance(engine, Engine)  # by readiness, there are no chains
+        assert isinstance(engine, Engine)  # the readiness backend has no chains
         self.engine: Engine = engine
         self._error: BaseException | None = None
         self._stopping = False
         self._over = self._complete = self._given_up = False
-        # What each completion calls, in the reap.
+        # The function that each completion calls, in the reap.
         self._operations: dict[TaskOperation, Callable[[], object]] = {}
-        # Where else closing a direction finds them.
+        # Further places where closing a direction finds operations.
         self._extra: list[tuple[Direction, object]] = []
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
         self._epoll: select.epoll | None = None
-        # The total that the progress callback knows; None: there is no callback.
+        # The total last given to the progress callback; None: there is no callback.
         self._told: int | None = None
         self.out.told = self._sink_closed
 
@@ -89,18 +89,20 @@ class Pump(abc.ABC):
 
     @abc.abstractmethod
     def _advance(self) -> None:
-        """Chains what can be done next. With nothing in flight afterwards, the pump is at its
+        """Chains what can be done next. If nothing is in flight afterwards, the pump is at its
         end."""
 
     @abc.abstractmethod
     def _settle(self) -> None:
-        """Nothing is in flight any more, or never will be told of: gives back what is held, and
-        frees the streams."""
+        """Gives back what is held, and frees the streams.
+
+        Called when nothing is in flight any more, or when no completion will ever arrive.
+        """
 
     def _operation(
         self, way: Direction, kind: int, handle: Callable[[int], object]
     ) -> TaskOperation:
-        """The operation of a direction's that the pump has for as long as it has the direction; its
+        """An operation of a direction, which the pump keeps while it holds the direction. Its
         results go to `handle`."""
         return self._add(way.get(kind), handle)
 
@@ -111,7 +113,7 @@ class Pump(abc.ABC):
     def _own_operation(
         self, way: Direction, opcode: int, fd: int, owner: object, handle: Callable[[int], object]
     ) -> TaskOperation:
-        """One on another descriptor, which closing the direction ends as well."""
+        """An operation on another descriptor, which closing the direction ends as well."""
         op = way.operations[self] = TaskOperation(self.engine, opcode, fd, owner)
         self._extra.append((way, self))
         return self._add(op, handle)
@@ -130,7 +132,7 @@ class Pump(abc.ABC):
         self.sink.bytes_sent = self.total
 
     def _moved(self, count: int) -> None:
-        """Sent past the ring."""
+        """Counts bytes that were sent without the ring."""
         self.engine.ring.counters.moved[Opcode.SEND] += count
         self._sent(count)
 
@@ -140,7 +142,7 @@ class Pump(abc.ABC):
         self._stop()
 
     def _way_error(self, way: Direction, res: int) -> BaseException:
-        """The exception for a negative result, with the side in its message."""
+        """The exception for a negative result; its message names the source or the sink."""
         name = "sink" if way is self.out else "source"
         if way.closed or res == -errno.ECANCELED:
             return trio.ClosedResourceError(f"another task closed this copy's {name}")
@@ -154,8 +156,10 @@ class Pump(abc.ABC):
         return named
 
     def _send_failed(self, way: Direction, op: TaskOperation, res: int) -> bool:
-        """After a negative result of a send. True: it is to be made again when the sink is ready;
-        False: the pump is stopping."""
+        """After a negative result of a send: whether to repeat it when the sink is ready.
+
+        False: the pump is stopping.
+        """
         if self._stopping and res == -errno.ECANCELED:
             return False
         if way.verdict(op, res) is not Verdict.WAIT:
@@ -186,19 +190,22 @@ class Pump(abc.ABC):
             ready()
 
     def _poll_by_epoll(self, way: Direction, op: TaskOperation) -> None:
-        """io_uring's polls are over when the peer has half-closed (POLLRDHUP), whatever was asked
-        for. epoll's are not."""
+        """Polls by way of an epoll instance.
+
+        A poll in io_uring completes once the peer has half-closed (POLLRDHUP), whatever it asked
+        for; epoll does not.
+        """
         self._epoll = poller = select.epoll()
         poller.register(way.fd, op.flags)
         op.fd, op.owner = poller.fileno(), (way.owner, poller)
         op.flags, op.entry = select.POLLIN, None
-        del way.operations[POLL]  # it is not what the next one expects any more
+        del way.operations[POLL]  # the next poll of this direction expects another one
         way.operations[poller] = op
         self._extra.append((way, poller))
         self._chain(way, op)
 
     def _sink_closed(self) -> None:
-        """Nobody else tells it while the source is idle."""
+        """The sink was closed, which nothing else would report while the source is idle."""
         if not self._stopping:
             self._fail(self._way_error(self.out, -errno.ECANCELED))
             self._after()
@@ -215,7 +222,7 @@ class Pump(abc.ABC):
             self.engine.resume(task, self)
 
     def _idle(self) -> bool:
-        # Asked after every completion, where a generator is felt.
+        # Called after every completion, where the cost of a generator would show.
         for op in self._operations:  # noqa: SIM110
             if op.then is not None:
                 return False
@@ -236,20 +243,22 @@ class Pump(abc.ABC):
             way.operations.pop(key, None)
         for op in self._operations:
             op.memory = None
-        # Or each would keep the pump, and the pump its streams, until a garbage collection.
+        # Otherwise they would keep the pump, and the pump its streams, until a garbage collection.
         self._operations.clear()
         self._extra.clear()
         if self._epoll is not None:
             self._epoll.close()
         if self._given_up:
-            self._error = None  # nobody is there to raise it; its traceback has the pump
+            self._error = None  # no task will raise it, and its traceback refers to the pump
 
     # -- the task
 
     @enable_ki_protection
     async def run(self, progress: Callable[[int], object] | None) -> int:
-        """Pumps to the end. The streams' directions must be taken already; they are free when the
-        pump is over."""
+        """Pumps to the end, and returns `total`.
+
+        The streams' directions must already be taken; they are free when the pump is over.
+        """
         self._told = None if progress is None else 0
         try:
             self._advance()
@@ -294,7 +303,7 @@ class Pump(abc.ABC):
         try:
             await wait_task_rescheduled(self._abort)
         finally:
-            if self._task is not None:  # the coroutine was destroyed: nobody is left to wake
+            if self._task is not None:  # the coroutine was destroyed: there is no task to wake
                 self._task = self._told = None
                 self.engine.at_flush(self._give_up)
 
@@ -305,7 +314,7 @@ class Pump(abc.ABC):
 
     @enable_ki_protection
     def _abort(self, raise_cancel: Callable[[], NoReturn]) -> Abort:
-        if self.engine.phase.over:  # in a forked child: it is all the parent's
+        if self.engine.phase.over:  # in a forked child everything belongs to the parent
             self._task = None
             return Abort.SUCCEEDED
         self._stop()
@@ -317,14 +326,14 @@ class Pump(abc.ABC):
         return Abort.SUCCEEDED
 
     def unwrap(self) -> None:
-        """For trio, when the task resumes."""
+        """Called by trio when the task resumes."""
         raise_cancel, self._raise_cancel = self._raise_cancel, None
         if raise_cancel is not None and self._error is None and not self._complete:
             raise_cancel()
 
     @abc.abstractmethod
     def _is_complete(self) -> bool:
-        """Whether all was done that was asked for: then a cancellation comes too late."""
+        """Whether everything asked for is done, so that a cancellation comes too late."""
 
 
 @disable_ki_protection
@@ -344,19 +353,21 @@ async def take(way: Direction) -> None:
 
 
 def begin(way: Direction) -> None:
-    """Takes a direction that can be used in this run."""
+    """Takes a direction that is usable in this run."""
     way.move()
     way.hold()
 
 
 def give(way: Direction) -> None:
-    """What `take` has taken."""
+    """Gives back a direction that `take` has taken."""
     way.held, way.told = False, None
 
 
 def can_pump(source: Direction, sink: Direction) -> bool:
-    """Whether this run's engine moves bytes from one to the other without a task. Not by a
-    completion, out of a pipe that may have other readers."""
+    """Whether this run's engine can move bytes from one to the other without a task.
+
+    A pipe, which may have other readers, is never received from by a completion.
+    """
     engine = current_driver().engine
     if not isinstance(engine, Engine) or not engine.pumps:
         return False
@@ -365,12 +376,12 @@ def can_pump(source: Direction, sink: Direction) -> bool:
 
 
 def takes_splices(ring: Ring, way: Direction) -> bool:
-    """Whether splice(2) and sendfile(2) on this descriptor cannot block the thread, or kill the
-    process.
+    """Whether splice(2) and sendfile(2) on this descriptor can neither block the thread nor kill
+    the process.
 
-    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program wants it otherwise. Sockets
-    must be non-blocking, as trio's are; for pipes splice has a flag of its own; devices may block
-    in it all the same.
+    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program changes that. Sockets must
+    be non-blocking, as trio's are. For pipes, splice has its own flag; devices may block all the
+    same.
     """
     if ring.info.backend == "fake" or not hasattr(os, "splice"):
         return False

@@ -1,15 +1,14 @@
-"""Sending a file to a stream: sendfile(2) for what is in the page cache, a read in the ring for
-what is not.
+"""Sends a file to a stream: by sendfile(2) from the page cache, or after a read in the ring.
 
-sendfile(2) copies nothing, and blocks the thread while it waits for the disk. So the cache is asked
+sendfile(2) copies nothing, but blocks the thread while it waits for the disk. So the cache is asked
 first (preadv2 with RWF_NOWAIT); what it does not have is read in the ring, which waits in the
-kernel, and sent from the buffer. The file is never
-mapped: a mapping of a file that somebody truncates ends the process with SIGBUS.
+kernel, and is sent from the buffer. The file is never mapped: if somebody truncates a mapped file,
+SIGBUS ends the process.
 
-Three ways. To a stream of this package, where the driver completes, a pump: nobody wakes for the
-bytes. To one where the driver tells readiness only, a loop in the caller's task: sendfile(2) while
-the socket takes it, and what is not in the cache is read in a worker thread. To any other stream a
-loop of read and send_all.
+There are three ways. To a stream of this package on io_uring, a pump: no task wakes for the bytes.
+To one that waits by readiness, a loop in the caller's task: sendfile(2) while the socket takes it,
+and what is not in the cache is read in a worker thread. To any other stream, a loop of read and
+send_all.
 
 Rules of this file: the file object's position is set once, at the end. A read that may wait is
 never made in trio's thread.
@@ -41,7 +40,7 @@ from .pump import Pump, call, give, take, takes_splices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Bytes of one sendfile(2): the socket rarely takes more, and other tasks wait for it.
+# Bytes of one sendfile(2): the socket rarely takes more, and other tasks wait meanwhile.
 DIRECT_SIZE = 2**19
 LOOP_SIZE = 2**16  # bytes of one read for a stream that is not ours
 # Bytes read and sent at a time where sendfile cannot be used; they are held while they are being
@@ -60,43 +59,42 @@ async def send_file(
 ) -> int:
     """Sends a part of a file, or all of it, as socket.sendfile does.
 
-    On a stream of this package (SocketStream, SendStream) no Python task wakes for the bytes, and
-    none of them is copied as long as the file is in the page cache. What is not is read without
-    blocking the thread. On any other stream, and on a subclass with a send_all of its own, a loop
-    reads and sends.
+    On a stream of this package (SocketStream, SendStream), no Python task wakes for the bytes, and
+    what is in the page cache is sent without copying; the rest is read without blocking the thread.
+    On any other stream, and on a subclass that overrides send_all, a loop reads and sends.
 
-    The pages themselves are sent: a part of the file that is changed before the peer has received
-    it may go out changed.
+    The pages themselves are sent: if a part of the file is changed before the peer has received it,
+    the peer may get the new content.
 
     Args:
         stream: any trio.abc.SendStream. It is busy meanwhile, and not closed.
-        file: a regular file, opened for reading: a file object in binary mode (of open,
-            trio.open_file, tempfile), whose buffer and position are not looked at, or a descriptor.
-            The caller may close it at any time.
-        offset: in bytes, where to begin. The default is the beginning of the file, not its
-        position, as in socket.sendfile.
+        file: a regular file, opened for reading: a descriptor, or a file object in binary mode
+            (from open, trio.open_file or tempfile), whose buffer and position are ignored. The
+            caller may close it at any time.
+        offset: where to begin, in bytes. The default is the beginning of the file, not its
+            position, as in socket.sendfile.
         count: bytes to send; None: to the end of the file.
-        progress: as of copy_stream.
+        progress: as in copy_stream.
 
     Returns:
-        How many bytes the stream has taken: fewer than `count` if the file ends before (also if it
-        is truncated meanwhile). A file object's position is then offset + that number, also after
-        an error or a cancellation, unless it is 0; a descriptor's position stays as it was.
+        How many bytes the stream has taken: fewer than `count` if the file ends earlier (also if it
+        is truncated meanwhile). Unless it is 0, a file object's position is then offset plus this
+        number, also after an error or a cancellation. A descriptor's position stays as it was.
 
     Raises:
-        trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError: as the stream's
-        send_all.
+        trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError: as in the
+            stream's send_all.
         OSError: the file cannot be read.
-        ValueError: a file in text mode, not a regular file, or a negative number.
-        TypeError: not a file, or an object that makes its bytes from those of the file that it has
-            (gzip, bz2, lzma).
+        ValueError: the file is in text mode or not a regular file, or a number is negative.
+        TypeError: `file` is not a file, or computes its bytes from those of another file (gzip,
+            bz2, lzma).
 
     The stream's `send_timeout` does not apply: put a cancel scope around the call.
 
-    Cancellation: `bytes_sent` of the stream (of this package's streams), the file object's position
-    and the last that `progress` was told say how far it came. Nothing of the file is in flight when
-    the call has ended: a read that has begun is waited for, as it is with trio's own files, also if
-    that is a network file whose server does not answer.
+    Cancellation: the stream's `bytes_sent` (on a stream of this package), the file object's
+    position and the last number that `progress` got say how far it came. When the call has ended,
+    no read of the file is in flight: one that has begun is waited for, as with trio's own files,
+    even if it is on a network file system whose server does not answer.
     """
     if operator.index(offset) < 0 or (count is not None and operator.index(count) < 0):
         raise ValueError("offset and count must be >= 0")
@@ -108,7 +106,7 @@ async def send_file(
         if abilities(sink).native_sends:
             way = lease_under(sink).sending
             await take(way)
-            sink.bytes_sent = 0  # from now on, whatever happens
+            sink.bytes_sent = 0  # from now on it counts, whatever happens
             try:
                 await checkpoint_if_cancelled()
                 sender = (
@@ -121,22 +119,22 @@ async def send_file(
         with LoopSink(sink, progress) as sender:
             return await _loop(sender, part)
     finally:
-        if not isinstance(sender, FilePump):  # which closes it when the kernel is done with it
+        if not isinstance(sender, FilePump):  # a pump closes it when the kernel is done with it
             part.close()
         if sender is not None and sender.total and hasattr(file, "seek"):
-            with contextlib.suppress(OSError, ValueError):  # closed by now
+            with contextlib.suppress(OSError, ValueError):  # it may be closed by now
                 file.seek(offset + sender.total)
 
 
 class FilePump(Pump):
-    """Sends a file in the ring."""
+    """Sends a file through the ring."""
 
     def __init__(self, sink: SendSide, part: Part) -> None:
         super().__init__(sink)
         self._part = part
         part.direct = part.direct and takes_splices(self.engine.ring, self.out)
-        self._memory: bytearray | None = None  # what was read
-        self._start = self._end = 0  # the part of it that is still to be sent
+        self._memory: bytearray | None = None  # for what was read
+        self._start = self._end = 0  # the part of it still to be sent
         self._read = self._own_operation(self.out, Opcode.READ, part.fd, part.file, self._was_read)
         self._send = self._operation(self.out, SEND, self._was_sent)
         self._writable = self._poll_operation(self.out, self._ready)
@@ -168,7 +166,7 @@ class FilePump(Pump):
     # -- without a copy
 
     def _send_directly(self, size: int) -> bool:
-        """False: it cannot be done this way."""
+        """Sends without copying. False: it cannot be done this way."""
         out = self.out
         if not out.is_open():
             raise self._way_error(out, -errno.EBADF)
@@ -216,8 +214,9 @@ class FilePump(Pump):
 
 
 class FileLoop:
-    """Sends a file to a stream whose driver tells readiness only. It has the sending direction from
-    its making to its end.
+    """Sends a file to a stream that waits by readiness.
+
+    It holds the sending direction from when it is made until it ends.
 
     Attributes:
         total: bytes that the sink has taken.
@@ -248,7 +247,7 @@ class FileLoop:
             give(lease_under(sink).sending)
 
     async def _send_directly(self, size: int) -> bool:
-        """False: it cannot be done this way."""
+        """Sends without copying. False: it cannot be done this way."""
         sink, out = self._sink, lease_under(self._sink).sending
         out.check_open()
         try:
@@ -276,7 +275,7 @@ class FileLoop:
             self._part.ended = True
             return
         self._part.passed(len(chunk))
-        lease_under(self._sink).sending.check_open()  # the read may have taken a while
+        lease_under(self._sink).sending.check_open()  # the read may have taken long
         try:
             with Outgoing(chunk) as rest:
                 await self._sink._send_outgoing(rest)
@@ -291,10 +290,10 @@ class FileLoop:
 
 
 def _takes_sendfile(sink: SendSide) -> bool:
-    """Whether sendfile(2) to it cannot block the thread, or kill the process: it has no
-    MSG_NOSIGNAL.
+    """Whether sendfile(2) to this stream can neither block the thread nor kill the process.
 
-    Where nothing says what is in the page cache, it could block: reads in a worker thread do not.
+    It has no MSG_NOSIGNAL, and where nothing says what is in the page cache, it could block; a read
+    in a worker thread does not.
     """
     out = lease_under(sink).sending
     if not hasattr(os, "sendfile") or not hasattr(os, "RWF_NOWAIT") or not out.is_socket:
@@ -303,7 +302,7 @@ def _takes_sendfile(sink: SendSide) -> bool:
 
 
 async def _loop(out: LoopSink, part: Part) -> int:
-    """On a stream that is not ours."""
+    """Sends a file to a stream that is not ours."""
     await trio.lowlevel.checkpoint()
     while not part.ended:
         chunk = await pread(part.fd, part.size(LOOP_SIZE), part.offset)

@@ -1,20 +1,20 @@
-"""From one stream to another, in the reap.
+"""A pump from one stream to another.
 
-Two ways. Messages: a receive's completion chains the send of its bytes, and the next receive. Bulk:
-a poll's completion has splice(2) move what is there through a pipe, without a copy; done directly,
-because the kernel gives IORING_OP_SPLICE to a worker thread. A copy begins with the first, goes to
-the second when it fills small buffers, and back.
+There are two ways. Messages: when a receive completes, the send of its bytes and the next receive
+are chained. Bulk: when a poll completes, splice(2) moves what is there through a pipe, without a
+copy; it is called directly, because the kernel gives IORING_OP_SPLICE to a worker thread. A copy
+begins with messages, changes to bulk when it fills small buffers, and changes back.
 
 Rules of this file:
 
-- At most CHUNKS_MAX chunks are held, one that is being sent and one that has been or is being
-  received; or one pipe. A sink that takes nothing stops the source's receive, and so the source's
-  peer.
-- Nothing is held while the source is idle: the kernel takes a provided buffer when there is data.
-- Bytes that were received and not sent go back in front of the source. Never more is received than
-  may be sent.
-- What had come before an error of the source is sent before the error is told, as a loop of receive
-  and send would.
+- At most CHUNKS_MAX chunks are held (one that is being sent, and one that has been or is being
+  received), or one pipe. A sink that takes nothing stops the receives, and so the source's peer.
+- Nothing is held while the source is idle: the kernel takes a provided buffer only when there is
+  data.
+- Bytes that were received and not sent go back in front of the source. No more is received than may
+  be sent.
+- What came before an error of the source is sent before the error is raised, as a loop of receive
+  and send would do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (128 KiB) each
 
 
 class StreamPump(Pump):
-    """Copies `source` to `sink`, to the end of the source or to `max_bytes`."""
+    """Copies `source` to `sink`, up to the end of the source or to `max_bytes`."""
 
     def __init__(self, source: ReceiveSide, sink: SendSide, max_bytes: int | None) -> None:
         super().__init__(sink)
@@ -46,13 +46,13 @@ class StreamPump(Pump):
         self._left = max_bytes  # bytes that may still be received; None: no limit
         self._ended = max_bytes == 0
         self._source_error: BaseException | None = None
-        # Bytes; or the memory of a receive that had to bring its own, cut to what came.
+        # Chunks: bytes, or the memory that a receive brought itself, cut to what came.
         self._held: list[Any] = []
-        self._start = 0  # bytes of the first that are sent
-        self._pipe: Pipe | None = None  # with bytes in it that are still to be sent
+        self._start = 0  # bytes of the first chunk that are sent
+        self._pipe: Pipe | None = None  # held while there are bytes in it to be sent
         ring = self.engine.ring
         self._splices = takes_splices(ring, self._in) and takes_splices(ring, self.out)
-        self._bulk = not self._in.is_socket  # always, for a pipe: see can_pump
+        self._bulk = not self._in.is_socket  # a pipe always goes this way: see can_pump
         self._pipes = pipes(self.engine)
         self._receive = self._operation(self._in, RECEIVE, self._received)
         self._send = self._operation(self.out, SEND, self._passed_on)
@@ -150,7 +150,7 @@ class StreamPump(Pump):
     # -- bulk
 
     def _fill(self) -> None:
-        """The source is readable."""
+        """The source is readable: fills the pipe from it."""
         if not self._bulk or not self._in.is_open():
             return
         pipe = self._pipes.take()
@@ -161,7 +161,7 @@ class StreamPump(Pump):
             count = pipe.fill(self._in.fd, PIPE_SIZE if self._left is None else self._left)
         except OSError as exc:
             self._pipes.give(pipe)
-            if exc.errno == errno.EINVAL:  # not with this kind of descriptor
+            if exc.errno == errno.EINVAL:  # not possible with this kind of descriptor
                 self._no_bulk()
             elif not self._in.would_block(exc):
                 self._fail_source(-(exc.errno or 0))
@@ -180,7 +180,7 @@ class StreamPump(Pump):
         self._empty()
 
     def _empty(self) -> None:
-        """The sink is writable, or may be."""
+        """The sink is writable, or may be: empties the pipe into it."""
         pipe = self._pipe
         if pipe is None:
             return
@@ -207,8 +207,10 @@ class StreamPump(Pump):
             use(self._in, self._receive, LARGE_GROUP)
 
     def _settle(self) -> None:
-        """Gives back what was received and not sent. What a failed driver left in the kernel may
-        have been sent: not that."""
+        """Gives back what was received and not sent.
+
+        That excludes what a failed driver left in the kernel, since it may have been sent.
+        """
         self._receive.memory = None
         held, self._held = self._held, []
         pipe, self._pipe = self._pipe, None
@@ -223,6 +225,6 @@ class StreamPump(Pump):
             if held:
                 self._in.put_back([bytes(chunk) for chunk in held])
         finally:
-            self._source_error = None  # its traceback has this pump
+            self._source_error = None  # its traceback refers to this pump
             give(self._in)
             give(self.out)

@@ -1,18 +1,18 @@
-"""What every ring does in the same way: tokens, the table, pins, cancels, completions, its owner, a
-fork, its end.
+"""What all rings have in common: tokens, table, pins, cancels, completions, owner, fork, end.
 
-Rules of this file. It knows no address and no kernel: a ring is a subclass, of which it knows the
-hooks below. S1 to S7 are the safety of all above; whoever changes a ring reads them.
+Rules of this file: it knows no address and no kernel. Each ring is a subclass, of which only the
+hooks below are known here. The safety of everything above rests on S1 to S7; read them before you
+change a ring.
 
 S1  Whatever an entry points at belongs to an object that the operation pins (an exported buffer can
-    be neither resized nor freed), and the operation is in the ring's table from its entry being
-    written to its completion. A coroutine's frame is no pin: coro.close() drops it.
+    be neither resized nor freed), and the operation is in the ring's table from the moment its
+    entry is written until its completion. A coroutine's frame is no pin: coro.close() drops it.
 S2  A ring that is open is reachable from this module (`open_rings`).
 S3  Pins are released on one line, in `_collect`.
-S4  Tokens (user_data) come from a 62-bit counter and are never used twice. A cancel's own
-    completion has its target's with the highest bit set. It proves nothing; only that the target
-    was not found makes the cancel be asked for again.
-S5  A descriptor is closed only when no operation leases it: `Operation.owner` keeps it open.
+S4  Tokens (user_data) come from a 62-bit counter and are never used twice. The completion of a
+    cancel itself has its target's token with the highest bit set. It proves nothing; but if it says
+    that the target was not found, the cancel is sent again.
+S5  A descriptor is closed only when no operation uses it: `Operation.owner` keeps it open.
 S6  Only the thread and the process that opened a ring touch it.
 S7  A ring is closed with nothing in flight, or leaked loudly: closing the descriptor does not stop
     the kernel from writing to memory.
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
     from .figures import RingInfo
 
-# The token of the watched descriptor. Above it, as C's int64 below 0, are those of cancels.
+# The token of the watched descriptor. The tokens of cancels are above it; read as C's int64, they
+# are below 0.
 WATCH = 1 << 62
-_TARGET = WATCH - 1  # the bits of a cancel's token that are its target's
+_TARGET = WATCH - 1  # the bits of a cancel's token that hold its target's token
 
 _CQE_F_BUFFER, _CQE_F_MORE = 1 << 0, 1 << 1  # IORING_CQE_F_*
 
@@ -68,31 +69,33 @@ else:
 
 
 class RingBase(_Fields, abc.ABC):
-    """A ring, but for how it reaches its kernel.
+    """A ring, except for the way in which it reaches its kernel.
 
     Args:
-        info: what it is.
-        room: entries that may be written and not submitted, until `submit` refuses more.
+        info: describes the ring.
+        room: how many entries may be written and not yet submitted; beyond that `submit` refuses.
 
-    A subclass sets these attributes, and then calls this `__init__`. Functions are among them since
-    they are called for every operation: C's own are no call of Python code, as a method would be.
+    A subclass sets the attributes below and then calls this `__init__`. Some of them are functions,
+    because they are called for every operation: a function of C's costs no call of Python code, as
+    a method would.
 
     Attributes:
-        _c: what it works with; None once the ring is closed, or in a forked child.
-        _make_entry: what is the same in an operation's entry each time that it is submitted. It may
-            be kept, in `op.entry`.
-        _export: makes of a buffer what pins it, and an entry can point at: ``+ n`` is n bytes on.
-        _export_list: pins an operation's `buffers`; what its entry points at, and the entry's
-            length.
+        _c: the object that represents the ring; None once it is closed, and in a forked child.
+        _make_entry: makes the part of an operation's entry that is the same in each submission. It
+            may keep it in `op.entry`.
+        _export: makes, from a buffer, an object that pins it and that an entry can point at;
+            ``+ n`` moves on by n bytes.
+        _export_list: pins an operation's `buffers`, and returns what the entry points at and the
+            entry's length.
         _nothing: what an entry without buffers points at.
-        _write: writes an entry: of `_c`, what `_make_entry` made, what it points at, its length,
-            its token. It raises if it does not.
+        _write: writes an entry, or raises. Its arguments: `_c`, what `_make_entry` made, what the
+            entry points at, its length, its token.
         _provided: the memory of the provided buffers; a slice of it is bytes.
-        _starts: where in it the buffer of each id begins, in bytes.
+        _starts: where in that memory the buffer of each id begins, in bytes.
 
-    It has the methods `_write_cancels`, `_free` and `_free_in_child`, and those of the protocol
-    that are not here. What it adds to the queue itself it adds to `_unsubmitted`, and what has left
-    the queue it takes off. It gives completions to `_collect`.
+    A subclass has the methods `_write_cancels`, `_free` and `_free_in_child`, and those of the
+    protocol that are not here. It adds the entries that it writes itself to `_unsubmitted`, and
+    subtracts those that have left the queue. It gives completions to `_collect`.
     """
 
     _c: Any
@@ -114,8 +117,8 @@ class RingBase(_Fields, abc.ABC):
         self._submit_max = room
         self._unsubmitted = 0
         self._token = 0
-        self._late_cancels: deque[int] = deque()  # targets of those that are not written yet
-        self._missed: list[int] = []  # targets that a cancel has not found
+        self._late_cancels: deque[int] = deque()  # targets of cancels that are not yet written
+        self._missed: list[int] = []  # targets that a cancel did not find
         self._thread = get_ident()
         open_rings.add(self)
 
@@ -123,16 +126,15 @@ class RingBase(_Fields, abc.ABC):
 
     @abc.abstractmethod
     def _write_cancels(self) -> None:
-        """Writes those of `_late_cancels` that there is room for, and counts them."""
+        """Writes as many of `_late_cancels` as there is room for, and counts them."""
 
     @abc.abstractmethod
     def _free(self, c: Any) -> None:
-        """Frees what `_c` was; the kernel has nothing of this ring's any more."""
+        """Frees what `_c` was; the kernel has nothing of this ring any more."""
 
     @abc.abstractmethod
     def _free_in_child(self, c: Any) -> None:
-        """The same in a forked child, where the ring is the parent's, and its maps are not
-        there."""
+        """The same in a forked child: the ring is the parent's, and its memory is not mapped."""
 
     # -- submission
 
@@ -142,14 +144,14 @@ class RingBase(_Fields, abc.ABC):
             return False
         before, state = op.state, op.state.submitted
         token = self._token = self._token + 1
-        # From here on it is the ring's: a garbage collection while it is being written may destroy
-        # its task's coroutine, and what is not in the kernel would be taken back, and its buffers
-        # let go.
+        # From here on the operation is the ring's. A garbage collection while its entry is being
+        # written may destroy its task's coroutine: if it did not count as in the kernel, it would
+        # be withdrawn and its buffers released.
         op.token, op.state = token, state
         try:
             entry, buffer, write = op.entry or self._make_entry(op), op.buffer, self._write
-            # The kernel sees the entry at the next enter; a bad argument raises in here, with
-            # nothing written.
+            # The kernel sees the entry at the next enter. A bad argument raises here, with nothing
+            # written.
             if buffer is not None:
                 export = self._export
                 op.pin = at = export(buffer)
@@ -168,7 +170,7 @@ class RingBase(_Fields, abc.ABC):
         self._submitted[op.opcode] += 1
         return True
 
-    # The accelerator has its own, which leaves to this one what is not as usual.
+    # The accelerator has its own, which leaves to this one whatever is unusual.
     if TYPE_CHECKING or hot is None:
         submit = _submit
 
@@ -180,8 +182,10 @@ class RingBase(_Fields, abc.ABC):
         self._write_cancels()
 
     def _ask_again(self) -> None:
-        """A cancel that entered together with its target may miss it: its target is here still, and
-        knows of nothing."""
+        """Sends cancels again that entered together with their targets and missed them.
+
+        The targets are still in the table.
+        """
         for target in self._missed:
             op = self.table.get(target)
             if op is not None and op.state is CANCELLING and not _is_of_file(op):
@@ -194,8 +198,8 @@ class RingBase(_Fields, abc.ABC):
         """Takes completions.
 
         Args:
-            values: token, result and flags (IORING_CQE_F_*) of one after the other.
-            done: as of drain.
+            values: token, result and flags (IORING_CQE_F_*) of each completion in turn.
+            done: as for drain.
         """
         table, moved = self.table, self.counters.moved
         self.counters.completions += len(values) // 3
@@ -206,7 +210,7 @@ class RingBase(_Fields, abc.ABC):
                 self._take_own(token, res)
                 continue
             if flags & _CQE_F_MORE:
-                promised = token  # it stays in the table, pinned: the kernel has not done with it
+                promised = token  # it stays in the table, pinned: the kernel still uses it
                 continue
             op = table.pop(token)
             done.append(op)  # at once: from here on it is the caller's, whatever happens
@@ -218,7 +222,7 @@ class RingBase(_Fields, abc.ABC):
                 try:
                     op.chunk = self._provided[start : start + res]
                 except MemoryError:
-                    # This stream's bytes are lost, and it is told so; the others go on.
+                    # This stream loses its bytes and gets an error; the others go on.
                     op.res = res = -errno.ENOMEM
             if res > 0:
                 moved[op.opcode] += res
@@ -227,7 +231,7 @@ class RingBase(_Fields, abc.ABC):
         self._check_promised(promised)
 
     def _check_promised(self, promised: int) -> None:
-        if promised:  # a defect, ours or the kernel's: nothing here asks for several completions
+        if promised:  # a defect, ours or the kernel's: nobody here asks for several completions
             what = (
                 f"the kernel announced more completions of {self.table[promised]}, which has only "
                 "one"
@@ -235,8 +239,7 @@ class RingBase(_Fields, abc.ABC):
             raise RingBrokenError(errno.EPROTO, what)
 
     def _take_own(self, token: int, res: int) -> None:
-        """A completion that is nobody's operation: a cancel's own, which proves nothing, or the
-        watched descriptor's."""
+        """Takes a completion that belongs to no operation: a cancel's own, or the watch's."""
         if token == WATCH:
             self.watching, self.watched = False, True
         elif res == -errno.ENOENT:
@@ -266,7 +269,7 @@ class RingBase(_Fields, abc.ABC):
                 stacklevel=2,
             )
             return False
-        # Forgotten first, and then freed: a fork in another thread comes in between, and its child
+        # Forgotten first, then freed: another thread may fork in between, and otherwise the child
         # would free it again.
         c, self._c = self._c, None
         self._ring_at = 0  # the same, for the accelerator
@@ -275,7 +278,7 @@ class RingBase(_Fields, abc.ABC):
         return True
 
     def disown(self) -> None:
-        """In a forked child: forgets the ring, which is the parent's."""
+        """Called in a forked child: forgets the ring, which is the parent's."""
         c, self._c = self._c, None
         self._ring_at = 0  # the same, for the accelerator
         if c is not None:
@@ -283,14 +286,19 @@ class RingBase(_Fields, abc.ABC):
 
 
 def _is_of_file(op: Operation) -> bool:
-    """Whether it waits for a disk, where no cancel ever finds it: asking for that all the time
-    would not end before it does."""
+    """Whether it reads a file: while it waits for a disk no cancel finds it, so none is repeated.
+
+    Repeating the cancel would go on until the read is done.
+    """
     return op.opcode == Opcode.READ and op.offset != POSITION
 
 
 def _keep_for_ever(ring: RingBase) -> None:
-    """`open_rings` is emptied when the interpreter ends, and the kernel may go on until the process
-    does."""
+    """Leaks a ring: adds a reference that nobody releases.
+
+    `open_rings` is not enough. It is emptied when the interpreter ends, and the kernel may go on
+    writing until the process ends.
+    """
     with contextlib.suppress(ImportError, AttributeError):  # without ctypes, or CPython
         ctypes = importlib.import_module("ctypes")
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(ring))

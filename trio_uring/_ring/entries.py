@@ -1,7 +1,7 @@
-"""Objects become addresses: what an entry says, and what an operation pins.
+"""Turns objects into addresses: writes what an entry says, and pins what it points at.
 
 Rules of this file: rule S1 of _ring/base.py. What an entry points at is in `op.pin`, or kept by
-the operation itself (`op.entry`, `op.vector`), which the ring's table holds; nothing here looks at
+the operation itself (`op.entry`, `op.vector`), which is in the ring's table. Nothing here looks at
 a task or enters the kernel.
 """
 
@@ -17,15 +17,15 @@ from .opcodes import Opcode
 if TYPE_CHECKING:
     from .op import Operation
 
-_SQE_BUFFER_SELECT = 1 << 5 << 8  # in place in the entry's first word
+_SQE_BUFFER_SELECT = 1 << 5 << 8  # at its position in the entry's first word
 
-# Looked up once: they are called for most operations.
+# Looked up once, since they are called for most operations.
 _new, _from_buffer, _tu_pair = ffi.new, ffi.from_buffer, lib.tu_vector_pair
 _VECTOR = "struct tu_vector *"
 
 
 def make_entry(op: Operation) -> Any:
-    """What is the same each time that this operation is submitted; kept by it."""
+    """Makes the part of the entry that is the same in each submission, and keeps it in the op."""
     head = (
         op.opcode | (op.fd & 0xFFFFFFFF) << 32 | (0 if op.group == NO_GROUP else _SQE_BUFFER_SELECT)
     )
@@ -41,8 +41,11 @@ def address(pointer: Any) -> int:
 
 
 def pin_vector(op: Operation) -> tuple[Any, int]:
-    """Pins [what SENDMSG and WRITEV point at, the buffers...]; returns the entry's address and
-    length."""
+    """Pins the buffers of a SENDMSG or WRITEV and the vector that points at them.
+
+    Returns:
+        The entry's address and length.
+    """
     pins: list[Any] = [_from_buffer(buffer) for buffer in op.buffers or ()]
     if len(pins) == 2 and not op.start:
         vector = op.vector = op.vector or _new(_VECTOR, {"iov": 4})

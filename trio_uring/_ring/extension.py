@@ -1,7 +1,7 @@
-"""The C extension; or, where it was not built, what says so when the ring is wanted.
+"""The C extension; or, where it was not built, a stand-in that says so when a ring is wanted.
 
-Only rings need it: networks on trio's sockets or in memory, frames and the rest work on any
-platform that trio runs on.
+Only rings need the extension: networks on trio's sockets or in memory, frames and the rest work on
+any platform that trio runs on.
 
 Rules of this file: importing never fails. `ffi` and `lib` are for `_ring/entries.py` and the rings.
 """
@@ -15,7 +15,7 @@ from .._errors import RingUnavailableError
 
 
 class _Missing:
-    """Stands for the extension: whatever is called of it is refused."""
+    """Stands in for the extension, and refuses every call."""
 
     def __init__(self, reason: ImportError) -> None:
         self._reason = reason

@@ -1,4 +1,4 @@
-"""The sizes and counters that every ring shares, and what it tells of itself.
+"""The sizes that all rings share, what a ring counts, and how it describes itself.
 
 Rules of this file: it looks at no ring.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from .opcodes import OPCODES_MAX
 
-# 64 bytes each; a full queue is flushed in the middle of a pass, so more buys little.
+# 64 bytes each. A full queue is flushed in the middle of a pass, so more would gain little.
 SQ_ENTRIES = 256
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
-# 64 KiB measured 0.6 of 128 KiB in bulk, see docs/design.md.
+# In bulk, 64 KiB reached 0.6 of the throughput of 128 KiB: see docs/design.md.
 LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers
 
 # Bytes of all provided buffers of a ring.
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
 
-SHORT_PAUSE = 0.001  # seconds until a kernel that is short of something is asked again
+SHORT_PAUSE = 0.001  # seconds until a kernel that is short of resources is asked again
 
 
 def _zeros() -> list[int]:
@@ -35,22 +35,22 @@ class RingCounters:
     submitted: list[int] = field(default_factory=_zeros)
     cancelled: list[int] = field(default_factory=_zeros)
     failed: list[int] = field(default_factory=_zeros)
-    # The sum of the results > 0: bytes, where they are bytes.
+    # The sum of the results > 0; of opcodes whose results are bytes, the bytes moved.
     moved: list[int] = field(default_factory=_zeros)
-    direct: int = 0  # operations done by a system call of their own
+    direct: int = 0  # operations done by their own system call, without the ring
     enters: int = 0
     completions: int = 0
     sq_full: int = 0
     cq_overflows: int = 0
     buffers_exhausted: int = 0
-    # By calls of the socket module's.
+    # Sent and received by calls of the socket module, without operations.
     datagrams_sent: int = 0
     datagrams_received: int = 0
     datagram_bytes_sent: int = 0
     datagram_bytes_received: int = 0
 
     def count_failure(self, op: Any, res: int) -> None:
-        """Counts an operation that is done with a result < 0."""
+        """Counts an operation that ended with a result < 0."""
         if res == -errno.ECANCELED:
             self.cancelled[op.opcode] += 1
         else:
@@ -61,13 +61,13 @@ class RingCounters:
 
 @dataclass(frozen=True)
 class RingInfo:
-    """What a ring is: fixed at setup."""
+    """Describes a ring; fixed at setup."""
 
     backend: str
     setup_flags: tuple[str, ...]
     features: int
     sq_entries: int
     cq_entries: int
-    opcodes: tuple[str, ...]  # of ours, those that the kernel has
+    opcodes: tuple[str, ...]  # those that this package uses and the kernel has
     provided_buffers: bool
-    lacking: tuple[str, ...] = ()  # those that it has not: optional ones, which nobody may submit
+    lacking: tuple[str, ...] = ()  # those that the kernel lacks; all optional, never submitted

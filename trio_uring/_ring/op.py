@@ -1,9 +1,9 @@
-"""An operation: one thing asked of the kernel, and the table of the states it goes through.
+"""An operation: one request to the kernel, and the table of its states.
 
-Rules of this file: standard library only, no task, no address. What is to be known of an opcode is
-in the table of `opcodes.py`. An operation carries what the layers above know (opcode, descriptor,
-the caller's buffers) and what the ring fills in (token, pin, result). It is reusable: a stream
-keeps one operation for each direction, which is also what keeps two of a kind out of the kernel.
+Rules of this file: standard library only, no task, no address. Facts about opcodes are in the table
+of `opcodes.py`. An operation carries what the layers above know (opcode, descriptor, the caller's
+buffers) and what the ring fills in (token, pin, result). It is reusable: a stream keeps one
+operation for each direction, which also ensures that no two of one direction are in the kernel.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-POSITION = 2**64 - 1  # offset of READ and WRITE: the current position, which pipes do not have
+# As the offset of READ and WRITE: the current position, or none, as with pipes.
+POSITION = 2**64 - 1
 NO_GROUP = -1
-SMALL_GROUP = 0  # many provided buffers of a page, for messages
+SMALL_GROUP = 0  # many provided buffers of one page each, for messages
 LARGE_GROUP = 1  # a few large provided buffers, for bulk
 
 
 class OperationStateError(RuntimeError):
-    """A step that the table of states does not list: a defect of this package, never of its
-    user."""
+    """A step that the table of states does not list: a defect of this package, not of its user."""
 
 
 class State:
     """A state of an operation. Its attributes are the steps out of it; a step that is not listed
     raises.
 
-    The table below is the only place where a transition is written. Taking a step costs one
-    attribute look-up: ``op.state = op.state.submitted``.
+    The table below is the only list of transitions. Taking a step costs one attribute look-up:
+    ``op.state = op.state.submitted``.
     """
 
     submitted: State
@@ -76,17 +76,14 @@ for _state, _reachable in STEPS.items():
 if TYPE_CHECKING or hot is None:
 
     class _Fields:
-        """The fields of an operation that the accelerator has in C. Who waits for it, and how, is
-        in `_driver.operation`."""
+        """The fields of an operation that the accelerator has in C."""
 
         __slots__ = (
             "born", "buffer", "buffers", "chunk", "entry", "length", "opcode", "owed", "pin",
             "raise_cancel", "res", "start", "state", "task", "then", "token",
         )  # fmt: skip
 
-        if TYPE_CHECKING:
-            entry_at: int  # the accelerator's alone
-
+        # Who waits for it, and how: see `_driver.operation`.
         task: Any
         then: Callable[[], object] | None
         raise_cancel: Callable[[], NoReturn] | None
@@ -97,8 +94,10 @@ else:
 
 
 class Operation(_Fields):
-    """One request to the kernel. Fields in three groups: what is asked, what the ring keeps, what
-    came of it."""
+    """One request to the kernel.
+
+    Its fields are in three groups: the request, what the ring keeps, and the result.
+    """
 
     __slots__ = ("fd", "flags", "group", "offset", "owner", "vector")
 
@@ -111,8 +110,8 @@ class Operation(_Fields):
         self.buffer: Any = None
         # For SENDMSG and WRITEV: the same, at most IOV_MAX of them.
         self.buffers: Sequence[Any] | None = None
-        self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to leave out
-        self.length = 0  # bytes, without `start`; of `buffers`: all together
+        self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to skip
+        self.length = 0  # bytes after `start`; of `buffers`: all together
         self.offset = 0  # bytes, in a file; or POSITION
         self.flags = 0  # MSG_* or poll bits
         # The group from which the kernel takes a buffer when the data is there.
@@ -120,7 +119,7 @@ class Operation(_Fields):
 
         self.state = NEW
         self.token = 0
-        self.entry: Any = None  # the ring's own, kept from one use to the next; None: make it anew
+        self.entry: Any = None  # made by the ring and kept for the next use; None: to be made
         self.vector: Any = None  # the same, for two buffers
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
@@ -133,5 +132,5 @@ class Operation(_Fields):
 
 
 def poll_event(op: Operation) -> int:
-    """The event of poll(2) to wait for when the operation would block; of a POLL_ADD, its own."""
+    """The poll(2) event to wait for when the operation would block; of a POLL_ADD, its own."""
     return POLL_EVENTS[op.opcode] or op.flags

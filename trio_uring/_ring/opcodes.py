@@ -1,10 +1,11 @@
-"""The table of opcodes: for each thing that is asked of the kernel, all that is to be known of it.
+"""The table of opcodes: everything that this package has to know about each of them.
 
-A new opcode is a row here. Where it may be tried, `_driver/readiness.py` has its system call.
+A new opcode is a new row here. If it may be tried, `_driver/readiness.py` has its system call.
 
 Rules of this file: standard library only, and a leaf. Every family of opcodes, wherever it is used,
-is derived from a column of this table. Families are tuples of plain ints, in which an `Opcode` is
-found as well as a number is; a set of ints would not find it, since an enum's hash is its name's.
+is derived from a column of this table. Families are tuples of plain ints, so that both an `Opcode`
+and a number can be found in them; in a set of ints an `Opcode` would not be found, since an enum
+member's hash is that of its name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Direction(enum.Enum):
-    """Which way of a descriptor an operation uses. At most one of each way is in the kernel."""
+    """Which direction of a descriptor an operation uses; at most one of each is in the kernel."""
 
     SENDING = enum.auto()
     RECEIVING = enum.auto()
@@ -26,7 +27,7 @@ class Direction(enum.Enum):
 
 _SENDING, _RECEIVING, _NEITHER = Direction
 
-POLLIN, POLLOUT = 0x001, 0x004  # of poll(2), here since not every platform's select has them
+POLLIN, POLLOUT = 0x001, 0x004  # of poll(2); not every platform has them in its select module
 _NONE = 0
 
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number
@@ -39,21 +40,21 @@ class Opcode(enum.IntEnum):
     since: str
     """The first kernel that has it."""
     required: bool
-    """Whether a ring without it is of no use. Of the optional ones `RingInfo.lacking` has those
-    that are not there."""
+    """Whether a ring is useless without it. Optional opcodes that a kernel does not have are in
+    `RingInfo.lacking`."""
     direction: Direction
     poll_event: int
-    """What to wait for with poll(2) when it would block. 0: nothing of its own; a POLL_ADD is told
-    by its flags, see `op.poll_event`."""
+    """What to wait for with poll(2) when it would block. 0: nothing fixed; the flags of a POLL_ADD
+    say it, see `op.poll_event`."""
     counts_bytes: bool
     """Whether a result > 0 is a number of bytes."""
     may_be_tried: bool
-    """Whether a system call does the same at once, or says that it would wait. Then it can be done
-    by readiness, and so it is without a ring, or on one that lacks it."""
+    """Whether a system call does the same at once, or says that it would wait. Such an operation
+    can be done by readiness: without a ring, or if the ring lacks the opcode."""
     by_completion: bool
-    """Whether a ring does it for a task. What a completion takes it takes for a thread that may be
-    busy, so where that may be somebody else's (a pipe has other readers) it is done by
-    readiness."""
+    """Whether a task's operation is done by the ring. A completion takes data for a thread that may
+    be busy; where the data may be meant for somebody else (a pipe can have other readers), it is
+    done by readiness."""
 
     def __new__(cls, number: int, *columns: Any) -> Opcode:
         self = int.__new__(cls, number)
@@ -92,5 +93,5 @@ RECEIVING = _those(lambda opcode: opcode.direction is Direction.RECEIVING)
 BYTES_SENT = _those(lambda opcode: opcode.counts_bytes and opcode in SENDING)
 BYTES_RECEIVED = _those(lambda opcode: opcode.counts_bytes and opcode in RECEIVING)
 BY_READINESS = _those(lambda opcode: not opcode.by_completion)
-"""Those that not even a ring does by completion for a task."""
+"""Those that are done by readiness for a task even if there is a ring."""
 POLL_EVENTS = {int(opcode): opcode.poll_event for opcode in Opcode}

@@ -1,7 +1,7 @@
 """The Ring protocol: what the driver needs of a ring.
 
-UringRing and testing.FakeRing are rings; what they do in the same way is `base.py`.
-tests/ring/test_contract.py is the contract, run over every ring.
+UringRing and testing.FakeRing are rings; what they have in common is in `base.py`. The contract is
+tests/ring/test_contract.py, which runs on every kind of ring.
 
 Rules of this file: no ring, no task, no address.
 """
@@ -21,34 +21,41 @@ class Ring(Protocol):
     counters: RingCounters
     info: RingInfo
     table: dict[int, Operation]  # what is in flight, by token
-    now: float  # seconds; the driver sets it once a pass, and it stamps Operation.born
+    now: float  # seconds; set by the driver once in each pass, and copied to Operation.born
     watching: bool  # a descriptor is being watched
-    watched: bool  # it has become readable; whoever takes note of that sets it to False
-    short: bool  # the last enter did not do all that it was asked: the kernel is short of something
+    watched: bool  # it has become readable; whoever handles that sets it to False
+    short: bool  # the last enter did not do everything: the kernel is short of resources
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when drain() has something to do; not of a ring with
-        DEFER_TASKRUN."""
+        """The descriptor that becomes readable when drain() has something to do.
+
+        That of a ring with DEFER_TASKRUN does not.
+        """
         ...
 
     def submit(self, op: Operation) -> bool:
-        """Pins and queues the operation. False: no room now, nothing changed; flush and try
-        again."""
+        """Pins and queues the operation. False: no room, nothing changed; flush and try again."""
         ...
 
     def cancel(self, op: Operation) -> None:
-        """Asks for the operation to be stopped. Its own completion is the answer. Never refused,
-        never dropped."""
+        """Asks for the operation to be stopped. Never refused, never dropped.
+
+        The operation's own completion is the answer.
+        """
         ...
 
     def watch(self, fd: int) -> bool:
-        """Queues the watch on a descriptor, which is over when it is readable: `watched`. False: as
-        of submit."""
+        """Queues a watch on a descriptor. False: as for submit.
+
+        The watch ends when the descriptor is readable; `watched` is then true.
+        """
         ...
 
     def flush(self) -> bool:
-        """Enters the kernel with everything queued. False: the kernel would not take it all now;
-        drain and try again."""
+        """Enters the kernel with everything queued.
+
+        False: the kernel did not take all of it; drain and try again.
+        """
         ...
 
     def ready(self) -> bool:
@@ -56,25 +63,27 @@ class Ring(Protocol):
         ...
 
     def turn(self, timeout: float, done: list[Operation]) -> bool:
-        """Enters the kernel with everything queued, waits there until there is a completion, and
-        then drains. All in one call of the kernel, unless there are more cancels than slots.
+        """Enters the kernel with everything queued, waits there for a completion, and then drains.
+
+        It takes one system call, unless there are more cancels than slots.
 
         Args:
-            timeout: seconds to wait, at most. 0: it only enters if there is something to do there.
-            done: as of drain, and so is the result.
+            timeout: seconds to wait, at most. 0: it enters only if there is something to do there.
+            done: as for drain, and so is the result.
         """
         ...
 
     def drain(self, done: list[Operation]) -> bool:
-        """Takes every completion and appends the operations that are done to `done`, unpinned and
-        forgotten by the ring.
+        """Takes every completion and appends the finished operations to `done`.
 
-        The list is the caller's so that none is lost if this raises. True: there is something to be
-        flushed again.
+        They are unpinned and no longer in the table. The list is the caller's, so that none is lost
+        if this raises. True: there is something to flush again.
         """
         ...
 
     def close(self) -> bool:
-        """Closes the ring. False: something was in flight, and the ring and its buffers have been
-        leaked on purpose."""
+        """Closes the ring.
+
+        False: something was in flight, so the ring and its buffers were leaked on purpose.
+        """
         ...

@@ -1,8 +1,7 @@
-"""How the kernel's ring is opened: down the ladder of setup flags, what it must be able to do, and
-its provided buffers.
+"""Opens the kernel's ring: tries setup flags in turn, checks features, provides buffers.
 
-Rules of this file: it knows no operation. A whole ring comes out of `open_ring`, or nothing is
-left. Numbers are those of linux/io_uring.h.
+Rules of this file: it knows no operation. `open_ring` returns a complete ring, or leaves nothing
+behind. Numbers are those of linux/io_uring.h.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Setup(enum.IntFlag):
 
 
 class Feature(enum.IntFlag):
-    """IORING_FEAT_*: those without which a ring is of no use."""
+    """IORING_FEAT_*: those without which a ring is useless."""
 
     NODROP, SUBMIT_STABLE, FAST_POLL, EXT_ARG = 1 << 1, 1 << 2, 1 << 5, 1 << 8  # 5.5 to 5.11
 
@@ -37,27 +36,26 @@ _BASE = Setup.CQSIZE | Setup.CLAMP
 _MODERN = _BASE | Setup.SUBMIT_ALL | Setup.TASKRUN_FLAG
 _COOP = _MODERN | Setup.COOP_TASKRUN
 _COOP_LADDER = (_COOP | Setup.SINGLE_ISSUER, _COOP, _BASE | Setup.SUBMIT_ALL, _BASE, 0)
-# Best first; a kernel that does not know a flag answers EINVAL and gets the next step.
+# Best first. If a kernel does not know a flag, it answers EINVAL, and the next step is tried.
 _LADDERS: dict[str, tuple[int, ...]] = {
-    # Completions wait until we enter: for a thread that waits in the ring itself. They would not
-    # wake one that sleeps in epoll_wait.
+    # Completions wait until we enter. This is for a thread that waits in the ring itself: a thread
+    # that sleeps in epoll_wait would not be woken.
     "defer": (_MODERN | Setup.DEFER_TASKRUN | Setup.SINGLE_ISSUER, *_COOP_LADDER),
     "coop": _COOP_LADDER,
     "plain": (_BASE, 0),
 }
 
 SQ_ENTRIES_MIN = 16
-# Completions (16 bytes each) per submission slot: a pass of thousands of connections without
-# overflow.
+# Completions (16 bytes each) per submission slot: enough for a pass of thousands of connections.
 _CQ_FACTOR = 16
 # The kernel gives back the locked memory of closed rings with some delay.
 _TRIES, _TRY_SECONDS = 10, 0.02
 
-_OPCODES = 256  # that the kernel may tell of
+_OPCODES = 256  # that the kernel's probe may list
 
 
 class Opened(NamedTuple):
-    """A ring of the kernel's, open."""
+    """An open ring of the kernel."""
 
     c: Any
     """The extension's struct tu_ring."""
@@ -70,7 +68,7 @@ def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffe
     """Opens a ring; the arguments are those of UringRing.
 
     Raises:
-        RingUnavailableError: there is none to be had, or none that can do what is needed.
+        RingUnavailableError: the kernel opens none, or its rings lack something that is required.
     """
     c, found = _walk_down(flags, sq_entries, cq_entries)
     buffers = ProvidedBuffers()
@@ -96,8 +94,10 @@ def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffe
 
 
 def _walk_down(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
-    """Walks down the ladder of flags on EINVAL, and down the sizes on ENOMEM (RLIMIT_MEMLOCK),
-    until a ring opens."""
+    """Tries setup flags, fewer after each EINVAL, and sizes, smaller after each ENOMEM.
+
+    ENOMEM is the answer when RLIMIT_MEMLOCK is reached.
+    """
     out, found = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
     result, patience = -errno.EINVAL, _TRIES
     for setup_flags in _LADDERS[flags]:
@@ -122,7 +122,7 @@ def _walk_down(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any
 
 
 def _lacking(c: Any, features: int) -> list[Opcode]:
-    """The opcodes that this kernel has not. Raises if one of them, or a feature, is needed."""
+    """The opcodes that this kernel lacks. Raises if a required one, or a feature, is missing."""
     missing = sum(Feature) & ~features
     if missing:
         why = f"this kernel's io_uring lacks features {missing:#x}; Linux 5.11 or newer has them"
@@ -142,14 +142,13 @@ def _lacking(c: Any, features: int) -> list[Opcode]:
 
 
 class ProvidedBuffers:
-    """The memory of a ring's two groups of buffers, from which the kernel takes those that it
-    fills.
+    """The memory of a ring's two groups of buffers, which the kernel fills.
 
     Attributes:
-        memory: a slice of it is bytes. One object for as long as the ring is open: to slice it
-            costs 0.2 us, to make a new ffi.buffer each time would cost four times that.
-        starts: where the buffer of each id begins in it, in bytes. The ids of the large ones go on
-            from those of the small ones.
+        memory: a slice of it is bytes. It is one object for as long as the ring is open: slicing it
+            costs 0.2 us, making a new ffi.buffer each time would cost four times that.
+        starts: where in it the buffer of each id begins, in bytes. The ids of the large buffers
+            follow those of the small ones.
     """
 
     def __init__(self) -> None:
@@ -158,15 +157,14 @@ class ProvidedBuffers:
         self.at: Any = ffi.NULL
 
     def register(self, c: Any) -> bool:
-        """Registers the groups. False on kernels before 5.19: receives then bring their own
-        memory."""
+        """Registers the groups. False before Linux 5.19: receives then bring their own memory."""
         at = self.at = lib.tu_pool_alloc(POOL_SIZE)
         if at == ffi.NULL:
             raise RingUnavailableError(
                 errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
             )
         if lib.tu_buffers(c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, at) < 0:
-            self.free()  # nothing would ever use it
+            self.free()  # nobody would ever use it
             return False
         self.memory = ffi.buffer(at, POOL_SIZE)
         smalls = SMALL_COUNT * SMALL_SIZE
@@ -178,7 +176,7 @@ class ProvidedBuffers:
         return bool(large >= 0)
 
     def free(self) -> None:
-        """Gives the memory back; the ring is closed, or does not use it."""
+        """Frees the memory, once the ring is closed or if it does not use it."""
         at, self.at = self.at, ffi.NULL
         if at != ffi.NULL:
             lib.tu_pool_free(at, POOL_SIZE)

@@ -1,4 +1,4 @@
-"""The frozen snapshots that users get of what the ring and the driver count.
+"""The frozen snapshots of the counters of ring and driver, for users.
 
 Rules of this file: it reads, and changes nothing.
 """
@@ -31,11 +31,13 @@ class OperationCounts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """A snapshot of what the ring and the driver of this run have done. All counts are since the
-    run's first operation."""
+    """A snapshot of what the ring and the driver of this run have done.
+
+    All counts begin with the run's first operation.
+    """
 
     operations: Mapping[str, OperationCounts]
-    """By the kernel's name of the opcode; those that were used."""
+    """By the kernel's name of the opcode; only those that were used."""
     in_flight: int
     """Operations that the kernel holds now."""
     queued: int
@@ -43,8 +45,8 @@ class Statistics:
     pinned: int
     """Operations that hold a caller's buffers now."""
     direct: int
-    """Operations that were done by a system call of their own, as all are without a ring; they are
-    in `operations`, too."""
+    """Operations that were done by a direct system call, as all are without a ring; they are in
+    `operations` as well."""
     enters: int
     """Calls of io_uring_enter."""
     passes: int
@@ -52,20 +54,20 @@ class Statistics:
     completions: int
     completions_per_enter: float
     sq_full: int
-    """Times that the submission queue was flushed in the middle of a pass because it was full."""
+    """How often the submission queue was flushed in the middle of a pass because it was full."""
     cq_overflows: int
-    """Times that the kernel held completions back because the completion queue was full. None is
+    """How often the kernel held completions back because the completion queue was full. None is
     lost."""
     short_writes: int
     """Sends that the kernel did only in part; the stream sent the rest."""
     bytes_sent: int
     bytes_received: int
     datagrams_sent: int
-    """Datagrams of UDPSocket. They are no operations; their bytes are in `bytes_sent`, too."""
+    """Datagrams of UDPSocket. They are not operations, but their bytes are in `bytes_sent`."""
     datagrams_received: int
-    """The same; their bytes are in `bytes_received`, too."""
+    """The same; their bytes are in `bytes_received`."""
     buffers_exhausted: int
-    """Receives that found no provided buffer free, and were made again."""
+    """Receives that found no provided buffer free, and were tried again."""
     backend: str
     """"uring" or "readiness"; see backend_info()."""
     setup_flags: tuple[str, ...]
@@ -77,7 +79,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class OperationInFlight:
-    """One operation that waits, in the queue or in the kernel."""
+    """One operation that is waiting, in the queue or in the kernel."""
 
     opcode: str
     fd: int
@@ -141,7 +143,7 @@ def snapshot(
 def _count_operations(
     counters: RingCounters, in_flight: Sequence[Operation]
 ) -> dict[str, OperationCounts]:
-    """By name, those of the opcodes that were used."""
+    """The counts of the opcodes that were used, by name."""
     flying = [0] * OPCODES_MAX
     for op in in_flight:
         flying[op.opcode] += 1

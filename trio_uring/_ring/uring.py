@@ -1,8 +1,8 @@
 """The kernel's ring: operations go in as entries, and come back as completions.
 
-Rules of this file. Those of `base.py`, S1 to S7. Above it there is no address, no cdata and no
-token; below it (C) there is no decision. How objects become addresses is in `entries.py`, how a
-ring is opened in `setup.py`.
+Rules of this file: S1 to S7 of `base.py`. Nothing above it deals with an address, cdata or a token;
+nothing below it (C) decides anything. How objects become addresses is in `entries.py`, how a ring
+is opened in `setup.py`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _ENTER_GETEVENTS = 1 << 0  # IORING_ENTER_*
 
-CANCELS_RESERVED = 8  # submission slots that only a cancel may take
+CANCELS_RESERVED = 8  # submission slots that only cancels may take
 DRAIN_MAX = 1024  # completions copied by one call
 
 _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
-_PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # enter's answers that are no failure
-# One enter runs 20 pieces of task work under DEFER_TASKRUN, or as many completions as it is to wait
-# for.
+_PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # answers of enter that are not failures
+# Under DEFER_TASKRUN, one enter runs 20 pieces of task work, or as many as the completions that it
+# is told to wait for.
 _ALL = 1024
-_FOREVER = 86400.0  # seconds: an enter that waits so long (trio asks for no more) has no timeout
+_FOREVER = 86400.0  # seconds: trio never asks for more, and an enter this long gets no timeout
 
-# Looked up once: they are called in every pass.
+# Looked up once, since they are called in every pass.
 _tu_turn, _tu_more = lib.tu_turn, lib.tu_more
 
 
@@ -43,10 +43,10 @@ class UringRing(RingBase):
     """The kernel's ring, opened by the thread that uses it.
 
     Args:
-        flags: which ladder of setup flags to walk down: "defer", "coop" or "plain".
+        flags: the setup flags to try first: "defer", "coop" or "plain" (`setup.py`).
         sq_entries: slots of the submission queue; a power of two.
         cq_entries: slots of the completion queue; None: 16 times sq_entries.
-        provide_buffers: False does as a kernel before 5.19: receives bring their own memory.
+        provide_buffers: False: receives bring their own memory, as on kernels before 5.19.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class UringRing(RingBase):
             flags, sq_entries, cq_entries, provide_buffers
         )
         self._provided, self._starts = self._buffers.memory, self._buffers.starts
-        self._more_work = False  # the last turn has left task work, for the next one
+        self._more_work = False  # the last turn left task work for the next one
         self._entries = info.sq_entries
         super().__init__(info, self._entries - min(CANCELS_RESERVED, self._entries // 2))
         if hot is not None:
             self._tell_accelerator()
 
     def _tell_accelerator(self) -> None:
-        """Where things are, for what C does by itself."""
+        """Tells C where things are."""
         self._ring_at, self._out_at = address(self._c), address(self._out)
         self._write_at = address(ffi.addressof(lib, "tu_submit"))
         self._provided_at = address(self._buffers.at)
@@ -112,7 +112,7 @@ class UringRing(RingBase):
         if self._late_cancels:
             self._write_cancels()
             if self._late_cancels:
-                # More than there are slots: what a task does next must not come before any of them.
+                # There are more than slots: all of them must enter before what a task does next.
                 self.flush()
         if timeout > 0:
             least, timeout = 1, timeout if timeout < _FOREVER else -1.0
@@ -124,7 +124,7 @@ class UringRing(RingBase):
         self.counters.enters += 1
         count = _tu_turn(self._c, least, _ENTER_GETEVENTS, timeout, self._out, DRAIN_MAX)
         view = self._view
-        if count:  # first of all: they are the caller's, whatever enter has answered
+        if count:  # first of all: they are the caller's, whatever the answer of enter is
             self._take(count, done)
         if self._unsubmitted and view[1] == self._unsubmitted:
             self._unsubmitted = 0
@@ -138,15 +138,13 @@ class UringRing(RingBase):
         return False
 
     def _entered(self, taken: int) -> bool:
-        """Takes the answer of an io_uring_enter. False: the kernel is short of something for
-        now."""
+        """Handles the answer of an io_uring_enter. False: the kernel is short of resources."""
         if taken >= 0:
             self._unsubmitted -= taken
             self.short = not taken and self._unsubmitted > 0
             return not self.short
         self._unsubmitted = self._entries - lib.tu_sq_space(self._c)
-        # EINTR: SIGSTOP and SIGCONT under load make it, and every signal. ETIME: the time to wait
-        # is up.
+        # EINTR: a signal came, or SIGSTOP and SIGCONT under load. ETIME: the time to wait is up.
         self.short = -taken in _SHORT_OF
         if -taken in _PASSING:
             return not self.short
@@ -156,7 +154,7 @@ class UringRing(RingBase):
         )
 
     def _enter(self) -> bool:
-        """Enters, and does not wait. False: the kernel is short of something for now."""
+        """Enters without waiting. False: the kernel is short of resources."""
         self.counters.enters += 1
         return self._entered(lib.tu_enter(self._c, 0, _ENTER_GETEVENTS, -1.0))
 
@@ -180,11 +178,11 @@ class UringRing(RingBase):
                 self.counters.cq_overflows += more >> 2
                 if lib.tu_overflowed(self._c):
                     raise RingBrokenError(
-                        errno.EBADR, "the kernel dropped completions for want of memory"
+                        errno.EBADR, "the kernel ran out of memory and dropped completions"
                     )
                 if not self._enter() and not _tu_more(self._c) & 1:
-                    # It is short of memory, and would be in a second attempt: the next pass asks
-                    # again.
+                    # It is short of memory, and would still be at a second attempt: the next pass
+                    # tries again.
                     break
             elif not more:
                 break

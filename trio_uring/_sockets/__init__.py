@@ -1,1 +1,1 @@
-"""trio's own sockets, whose waits are the ring's."""
+"""trio's sockets, waiting on the ring."""

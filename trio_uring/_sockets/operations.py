@@ -1,7 +1,7 @@
-"""What the calls of a UringSocket are made of: its lease, the rule of one a direction, waits.
+"""What the calls of a UringSocket are made of: its lease, one call per direction, waits.
 
-Rules of this file: a call has its direction by `Direction.lend`, only until its operation is done.
-What a destroyed call leaves is the direction's affair.
+Rules of this file: a call borrows its direction (`Direction.lend`), only until its operation is
+done. The direction deals with what destroyed calls leave behind.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
     from .._driver.operation import TaskOperation
 
-BYTES_MAX = 2**30  # asked for in one operation: its length has 32 bits
+BYTES_MAX = 2**30  # bytes of one operation, whose length has 32 bits
 
-# What destroyed calls got and one receive is shown of it; a Unix socket takes as much at once.
-_KEPT_MAX = 2**16  # bytes
+# Bytes: how much of what destroyed receives got is offered to one receive. A Unix socket takes as
+# much at once.
+_KEPT_MAX = 2**16
 
-# With these a receive does not get what is next in the stream.
+# With these flags, a receive does not get the next bytes of the stream.
 _ASIDE = getattr(stdlib_socket, "MSG_OOB", 0) | getattr(stdlib_socket, "MSG_ERRQUEUE", 0)
 
 _FAMILY_NAMES = ("AF_INET", "AF_INET6", "AF_UNIX")
@@ -47,13 +48,13 @@ class SocketOperations(SocketType_):
     """A trio socket with a lease on its descriptor."""
 
     _own_lease: Lease | None = None
-    _by_completion: bool  # receives and sends of bytes
+    _by_completion: bool  # whether bytes are received and sent by completion
 
     @property
     def lease(self) -> Lease:
-        """On this socket's descriptor, for the socket itself and the streams on it."""
+        """The lease on this socket's descriptor, for the socket itself and the streams on it."""
         lease = self._own_lease
-        if lease is None:  # not in __init__: sockets that trio has initialised become ours
+        if lease is None:  # not made in __init__: sockets that trio has initialised become ours
             sock = self._sock
             stream = sock.type == stdlib_socket.SOCK_STREAM and sock.family in _STREAM_FAMILIES
             self._by_completion = stream and HAS_NONBLOCKING_HELPER
@@ -63,14 +64,17 @@ class SocketOperations(SocketType_):
         return lease
 
     def _lease_on_ring(self) -> Lease | None:
-        """None: all is trio's affair. There is no ring, or something is in the socket's place."""
+        """The lease; None: do everything trio's way.
+
+        That is so if there is no ring, or if some other object is in the place of the plain socket.
+        """
         sock = self._sock
         if type(sock) is not stdlib_socket.socket or not current_driver().engine.completes:
             return None
         lease = self._own_lease or self.lease
         return lease if lease.owner is sock else None
 
-    # -- trio's way: a call, and a wait for the direction
+    # -- trio's way: make the call, wait for the direction
 
     def _call(
         self,
@@ -92,7 +96,7 @@ class SocketOperations(SocketType_):
 
     @enable_ki_protection
     async def _wait(self, way: Direction) -> None:
-        """Takes the direction, and waits until it is ready. A checkpoint, always.
+        """Takes the direction, and waits until it is ready. Always a checkpoint.
 
         Raises:
             trio.BusyResourceError: another task waits for the direction.
@@ -109,7 +113,7 @@ class SocketOperations(SocketType_):
     # -- by completion
 
     def _lend(self, kind: int, receiving: bool) -> tuple[Direction, TaskOperation] | None:
-        """A direction, and its operation that moves bytes. None: something is not as usual."""
+        """A direction, and its operation that moves bytes. None: the call goes trio's way."""
         sock, lease = self._sock, self._own_lease
         if lease is None:
             if type(sock) is not stdlib_socket.socket:
@@ -123,7 +127,7 @@ class SocketOperations(SocketType_):
 
     @enable_ki_protection
     async def _complete(self, kind: int, data: bytes | memoryview) -> int | None:
-        """Moves bytes from or to `data`. None: none was, and the call is to be made trio's way."""
+        """Sends `data` or receives into it. How many bytes; None: none, call trio's way."""
         view = data if isinstance(data, memoryview) else None
         lent = self._lend(kind, kind == INTO)
         if lent is None:
@@ -147,7 +151,7 @@ class SocketOperations(SocketType_):
                 release_view(view)
 
     def _check_again(self, way: Direction, op: TaskOperation, res: int) -> None:
-        """After a negative result: returns if the call is to be made again.
+        """Handles a negative result: returns if the call is to be made again.
 
         Raises:
             trio.ClosedResourceError: the socket was closed meanwhile.
@@ -161,7 +165,7 @@ class SocketOperations(SocketType_):
 
 
 async def at_once(fn: Callable[..., _T], *args: Any) -> _T:
-    """Calls as trio does what need not block: a checkpoint, unless it raises BlockingIOError."""
+    """Calls `fn` as trio does: a checkpoint, unless it raises BlockingIOError."""
     await trio.lowlevel.checkpoint_if_cancelled()
     try:
         result = fn(*args)
@@ -175,9 +179,10 @@ async def at_once(fn: Callable[..., _T], *args: Any) -> _T:
 
 
 def _call_on_kept(way: Direction, fn: Callable[..., _T], args: Any, kwargs: Any) -> _T:
-    """Makes a receive on what destroyed receives got.
+    """Makes a receive that returns what destroyed receives got.
 
-    On a socket that has nothing else, so that every argument means what it does.
+    The call is made on a temporary socket that holds only these bytes, so that every argument keeps
+    its meaning.
     """
     there, here = stdlib_socket.socketpair()
     with there, here:
@@ -193,16 +198,16 @@ def _call_on_kept(way: Direction, fn: Callable[..., _T], args: Any, kwargs: Any)
 
 
 def _flags_of(fn: Callable[..., object], args: Any, kwargs: Any) -> int:
-    """The argument `flags` of a receive, which is its last one."""
+    """The argument `flags` of a receive; it is the last one."""
     before = 1 if fn.__name__ in ("recv", "recvfrom") else 2
     flags = kwargs.get("flags", 0) or next(iter(args[before:]), 0)
     return flags if isinstance(flags, int) else 0
 
 
 def view_of(buffer: Buffer, count: int = 0, *, writable: bool = False) -> memoryview | None:
-    """The first `count` bytes of a caller's buffer, or all of it, exported.
+    """Exports the first `count` bytes of a caller's buffer; 0: all of it.
 
-    None: there are none, or it is not as usual.
+    None: the buffer is empty, or the call has to go trio's way.
     """
     try:
         with memoryview(buffer) as view:
@@ -211,7 +216,7 @@ def view_of(buffer: Buffer, count: int = 0, *, writable: bool = False) -> memory
                 return None
             with view.cast("B") as flat:
                 return flat[: count or None]
-    except (TypeError, ValueError):  # no buffer, or of a format that cannot be cast
+    except (TypeError, ValueError):  # not a buffer, or its format cannot be cast
         return None
 
 

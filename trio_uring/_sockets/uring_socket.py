@@ -1,14 +1,13 @@
-"""UringSocket: trio's socket, whose waits are the ring's, and which moves bytes by completion.
+"""UringSocket: trio's socket, which waits on the ring and moves bytes by completion.
 
-It is a real trio socket. Names are resolved, options set, connections accepted and messages
-received by trio's own code and the socket module's calls, so that results, errors, addresses and
-audit events are theirs; only the wait is ours. What a completion takes is taken for a thread that
-may be busy or stopped. So it takes what is this process's own only: the bytes of connected stream
-sockets.
+It is a real trio socket. trio's own code and the socket module's calls resolve names, set options,
+accept connections and receive messages, so that results, errors, addresses and audit events are
+theirs; only the waiting is ours. A completion takes data on behalf of a thread that may be busy or
+stopped. So completions are used only for what belongs to this process alone: the bytes of connected
+stream sockets.
 
-Rules of this file: what is not as usual goes trio's way, where the call is tried, and made again
-when a POLL_ADD says that it can be. A socket that waits holds no memory for what it will receive,
-if the ring provides buffers.
+Rules of this file: everything unusual goes trio's way: the call is tried, and tried again when a
+POLL_ADD says so. If the ring provides buffers, a socket that waits to receive holds no memory.
 """
 
 from __future__ import annotations
@@ -46,25 +45,25 @@ class UringSocket(SocketOperations):
             non-blocking.
 
     Raises:
-        TypeError: it is something else, an SSL socket for instance.
+        TypeError: `sock` is something else, such as an SSL socket.
 
-    Every method that waits is a checkpoint. Two tasks that wait for the same direction, here or on
-    a stream on this socket, get trio.BusyResourceError; closing the socket wakes those that wait
-    with trio.ClosedResourceError. Where there is no io_uring, and on a socket object that was put
-    in place of `sock`, the methods are trio's own.
+    Every method that waits is a checkpoint. If two tasks wait for the same direction, here or on a
+    stream on this socket, the second gets trio.BusyResourceError. Closing the socket wakes the
+    tasks that wait with trio.ClosedResourceError. Where there is no io_uring, and if some other
+    object was put in place of `sock`, the methods are trio's own.
 
-    Cancellation: as with trio's: what was done is returned, and the cancellation comes at the next
-    checkpoint. A cancelled connect closes the socket.
+    Cancellation: as with trio's sockets: what was done is returned, and the cancellation comes at
+    the next checkpoint. A cancelled connect closes the socket.
     """
 
     # -- opening and closing
 
     def dup(self) -> UringSocket:
-        """As socket.socket.dup."""
+        """Like socket.socket.dup."""
         return UringSocket(self._sock.dup())
 
     def detach(self) -> int:
-        """As socket.socket.detach.
+        """Like socket.socket.detach.
 
         Tasks that wait on the socket, or on a stream on it, wake with trio.ClosedResourceError.
 
@@ -95,7 +94,7 @@ class UringSocket(SocketOperations):
             lease.close()
 
     def shutdown(self, flag: int) -> None:
-        """As socket.socket.shutdown."""
+        """Like socket.socket.shutdown."""
         super().shutdown(flag)
         if self._own_lease is not None and self.did_shutdown_SHUT_WR:
             self._own_lease.sending.ended = True
@@ -110,16 +109,19 @@ class UringSocket(SocketOperations):
         if lease is not None and lease.used_by() is not None:
             self.close()
         else:
-            super().__exit__(exc_type, exc_value, traceback)  # as trio's, outside of trio too
+            super().__exit__(exc_type, exc_value, traceback)  # works outside of trio, as trio's
 
     async def accept(self) -> tuple[UringSocket, Any]:
-        """As socket.socket.accept. Cancellation: no connection is lost."""
+        """Like socket.socket.accept.
+
+        Cancellation: no connection is lost.
+        """
         sock, address = await super().accept()
         return become_ours(sock), address  # type: ignore[return-value]
 
     @enable_ki_protection
     async def connect(self, address: Any) -> None:
-        """As socket.socket.connect, with trio's resolution of names.
+        """Like socket.socket.connect, with trio's resolution of names.
 
         Cancellation: the socket is closed.
         """
@@ -154,13 +156,18 @@ class UringSocket(SocketOperations):
         *args: Any,
         **kwargs: Any,
     ) -> _T:
-        """Calls `fn` on the plain socket until it does not block: what trio's methods do."""
+        """Calls `fn` on the plain socket until it does not block, as trio's methods do."""
         lease, reading = self._lease_on_ring(), wait_fn is trio.lowlevel.wait_readable
         if lease is None:
             own = self._own_lease
-            if own is not None and (own.receiving if reading else own.sending).held:
-                await trio.lowlevel.checkpoint()
-                raise busy()
+            if own is not None:
+                way = own.receiving if reading else own.sending
+                if way.held:
+                    await trio.lowlevel.checkpoint()
+                    raise busy()
+                if way.kept is not None and own.owner is self._sock:
+                    with contextlib.suppress(BlockingIOError):
+                        return await at_once(self._call, way, fn, args, kwargs)
             return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
         way = lease.receiving if reading else lease.sending
         await way.settle()
@@ -176,7 +183,10 @@ class UringSocket(SocketOperations):
                 pass
 
     async def wait_writable(self) -> None:
-        """Waits until sending might not block. Cancellation: it stops waiting."""
+        """Waits until sending might not block.
+
+        Cancellation: it stops waiting.
+        """
         lease = self._lease_on_ring()
         if lease is None or self._sock.fileno() < 0:
             await super().wait_writable()
@@ -193,7 +203,7 @@ class UringSocket(SocketOperations):
 
     @enable_ki_protection
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
-        """As socket.socket.recv."""
+        """Like socket.socket.recv."""
         usual = not flags and type(buflen) is int and buflen > 0
         lent = self._lend(RECEIVE, True) if usual else None
         if lent is None:
@@ -202,7 +212,7 @@ class UringSocket(SocketOperations):
         try:
             size = way.size
             op.length = buflen if buflen < size else size
-            if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
+            if op.group == NO_GROUP:  # there are no provided buffers: bring one
                 op.buffer = op.memory = memoryview(bytearray(op.length))
             res = await op.engine.perform(op)
             if res >= 0:
@@ -217,7 +227,7 @@ class UringSocket(SocketOperations):
 
     @enable_ki_protection
     async def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        """As socket.socket.recv_into."""
+        """Like socket.socket.recv_into."""
         view = view_of(buffer, nbytes, writable=True) if not flags else None
         if view is not None:
             count = await self._complete(INTO, view)
@@ -227,7 +237,7 @@ class UringSocket(SocketOperations):
 
     @enable_ki_protection
     async def send(self, bytes: Buffer, flags: int = 0, /) -> int:
-        """As socket.socket.send."""
+        """Like socket.socket.send."""
         if not flags:
             data = bytes if type(bytes) is _bytes and bytes else view_of(bytes)
             if data is not None:
@@ -238,9 +248,9 @@ class UringSocket(SocketOperations):
 
 
 def become_ours(sock: trio.socket.SocketType) -> trio.socket.SocketType:
-    """Makes an UringSocket of a socket of trio's own class: it stays the same object.
+    """Turns a socket of trio's own class into a UringSocket; it stays the same object.
 
-    Every other one stays what it is.
+    A socket of any other class is left as it is.
     """
     if type(sock) is SocketType_:
         sock.__class__ = UringSocket

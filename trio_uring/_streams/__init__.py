@@ -1,1 +1,1 @@
-"""trio's streams and listeners, what opens them, and how a run is enabled."""
+"""trio's streams and listeners, the functions that open them, and enabling a run."""

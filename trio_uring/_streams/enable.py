@@ -1,22 +1,22 @@
-"""Enabling: the ring under a whole trio program, for one run.
+"""Enabling: puts a whole trio program on the ring, for one run.
 
-Inside an enabled run, what makes a trio socket makes an UringSocket, and what makes a
-trio.SocketStream or trio.SocketListener makes ours. Two things do that, and nothing is rebound, so
-names that a library imported earlier work as well:
+In an enabled run, everything that makes a trio socket makes a UringSocket, and everything that
+makes a trio.SocketStream or trio.SocketListener makes one of ours. Two hooks do that. No name is
+rebound, so names that a library imported earlier work as well:
 
-- the `__init__` of trio's socket class, which is every way to a trio socket (socket, socketpair,
-  from_stdlib_socket, fromfd, accept, dup): a socket that was made in an enabled run becomes an
+- the `__init__` of trio's socket class, which runs however a trio socket is made (socket,
+  socketpair, from_stdlib_socket, fromfd, accept, dup): in an enabled run the new socket becomes a
   UringSocket, which is a subclass;
-- the metaclass of trio.SocketStream and trio.SocketListener, whose call gives ours for a socket of
-  ours.
+- the metaclass of trio.SocketStream and trio.SocketListener: calling one of these classes with a
+  socket of ours returns a stream or listener of ours.
 
-trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: it is for
-trio.socket.socket() only, and there is one of it. Sockets of a factory that makes trio's are ours
-as well; others (FakeNet's) stay what they are.
+trio's own hook, `trio.socket.set_custom_socket_factory`, is left to the user: there is only one,
+and it serves only trio.socket.socket(). If a custom factory makes trio's own sockets, they become
+ours as well; others (FakeNet's) stay what they are.
 
-Rules of this file: both are in place while any enabled run goes on, ask in each call whether *this*
-run is one, and are taken away with the last one. Other runs, in other threads too, get what they
-always got.
+Rules of this file: both hooks are in place while any run is enabled, check in each call whether
+*this* run is, and are removed when the last enabled run ends. Other runs, in other threads too, get
+what they always got.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# isinstance(stream, trio.SocketStream) holds for ours: libraries ask that.
+# Libraries check isinstance(stream, trio.SocketStream), which has to hold for ours.
 trio.SocketStream.register(SocketStream)
 trio.SocketListener.register(SocketListener)
 
@@ -55,31 +55,31 @@ _NATIVE: dict[type, Callable[[UringSocket], object]] = {
 
 _enabled: trio.lowlevel.RunVar[Enable | None] = trio.lowlevel.RunVar("trio_uring enabled")
 _lock = threading.Lock()
-_runs = 0  # enabled ones that go on
+_runs = 0  # how many enabled runs are going on
 _stock_init = SocketType_.__init__
 
 
 class Enable(trio.abc.Instrument):
-    """Enables trio_uring in a trio.run that is given it: ``trio.run(main,
+    """An instrument that enables trio_uring in a run: ``trio.run(main,
     instruments=[trio_uring.Enable()])``.
 
-    Inside that run every trio socket, trio.SocketStream and trio.SocketListener that is made is one
-    of ours, whoever makes it. It may be given to several runs, one after another or at the same
-    time in several threads.
+    Every trio socket, trio.SocketStream and trio.SocketListener made in that run is one of ours,
+    whoever makes it. One Enable may be given to several runs, one after another or at the same time
+    in several threads.
 
     Args:
-        backend: "uring", "readiness" or "auto", for this run; None: as the environment variable
-            TRIO_URING_BACKEND says, or auto.
-        streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's, over
-        our sockets.
-        driver: how the run waits for its ring. "auto": the ring is trio's loop, in the place of its
-            own I/O manager, where this trio can have it so. "task": a system task waits for it, and
-            an instrument enters the kernel; nothing but public interfaces of trio is used for that.
-            It costs more: about 1.6 times the CPU of one connection. None: as the environment
-            variable TRIO_URING_DRIVER says, or auto.
+        backend: "uring", "readiness" or "auto", for this run; None: what the environment variable
+            TRIO_URING_BACKEND says, or else auto.
+        streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's own
+            classes, over our sockets.
+        driver: how the run waits for its ring. "auto": the ring replaces trio's I/O manager as its
+            event loop, if this version of trio allows that. "task": a system task waits for the
+            ring, and an instrument enters the kernel; this uses only public interfaces of trio, and
+            costs more: about 1.6 times the CPU at one connection. None: what the environment
+            variable TRIO_URING_DRIVER says, or else auto.
 
     Raises:
-        ValueError: no such backend, or no such driver.
+        ValueError: there is no such backend or driver.
         RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
     """
 
@@ -101,16 +101,17 @@ class Enable(trio.abc.Instrument):
 
 
 def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
-    """Enables trio_uring in the current trio.run, from now on to its end. Doing it twice is
-    allowed.
+    """Enables trio_uring in the current trio.run, from now until its end.
+
+    Doing it twice is allowed.
 
     Args:
-        backend, streams, driver: as of Enable.
+        backend, streams, driver: as in Enable.
 
     Raises:
-        RuntimeError: outside of trio; or trio_uring was used in this run already, with another
-            backend or driver than is asked for.
-        ValueError, RingUnavailableError: as of Enable.
+        RuntimeError: this was called outside of trio, or trio_uring has already been used in this
+            run with another backend or driver than the one asked for.
+        ValueError, RingUnavailableError: as in Enable.
     """
     _start(Enable(backend, streams=streams, driver=driver))
 
@@ -125,13 +126,13 @@ def run(
     backend: str | None = None,
     driver: str | None = None,
 ) -> _T:
-    """As trio.run, with trio_uring enabled in it: ``trio_uring.run(main)`` for ``trio.run(main)``.
+    """Like trio.run, with trio_uring enabled: ``trio_uring.run(main)`` for ``trio.run(main)``.
 
     Args:
-        backend, driver: as of Enable; all others are those of trio.run.
+        backend, driver: as in Enable. All others are those of trio.run.
 
     Raises:
-        ValueError, RingUnavailableError: as of Enable.
+        ValueError, RingUnavailableError: as in Enable.
         Whatever async_fn raises.
     """
     return trio.run(
@@ -149,7 +150,7 @@ class _RunAware(abc.ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         native, sock = _NATIVE.get(cls), kwargs.get("socket", args[0] if args else None)
-        # Everything else, wrong arguments too, is trio's affair.
+        # Everything else, including wrong arguments, is left to trio.
         one = len(args) + len(kwargs) == 1
         if (
             native is not None
@@ -185,7 +186,7 @@ def _start(instrument: Enable) -> None:
     if _enabled.get(None) is not None:
         return
     _enabled.set(instrument)
-    call_at_end(_stop)  # the user, who has the Enable object, might take that one out of the run
+    call_at_end(_stop)  # not after_run: the user could remove the Enable from the run
     with _lock:
         _runs += 1
         if _runs == 1:

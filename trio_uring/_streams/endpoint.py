@@ -1,7 +1,7 @@
 """What every stream and listener is made of: a descriptor, who owns it, and how it closes.
 
-Rules of this file: a stream is one or two directions of a lease, with trio's names. Whether it is
-closed, and who is using it, is theirs to know.
+Rules of this file: a stream is one or two directions of a lease, with trio's names. The lease and
+its directions know whether the stream is closed and who is using it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Descriptor:
 
     def close(self) -> None:
         if self._fd >= 0:
-            with contextlib.suppress(RuntimeError):  # not in a run, where nobody waits
+            with contextlib.suppress(RuntimeError):  # outside of a run nobody waits
                 trio.lowlevel.notify_closing(self._fd)
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -62,11 +62,11 @@ class Descriptor:
 
 
 def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
-    """Checks that `sock` is a stream socket, ours from now on, and returns it as a trio socket.
+    """Checks that `sock` is a stream socket, takes it over, and returns it as a trio socket.
 
-    One of trio's own class becomes an UringSocket, so that closing it wakes whoever waits on the
-    stream; it stays the same object. One of another class, which a custom socket factory has made,
-    stays what it is: only its descriptor is used.
+    A socket of trio's own class becomes a UringSocket, so that closing it wakes whoever waits on
+    the stream; it stays the same object. A socket of another class, made by a custom socket
+    factory, stays what it is: only its descriptor is used.
     """
     if isinstance(sock, stdlib_socket.socket):
         if type(sock) is not stdlib_socket.socket:
@@ -81,8 +81,8 @@ def adopt_socket(sock: object, what: str) -> trio.socket.SocketType:
 
 
 def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
-    """As adopt_socket, and takes a descriptor too: of a stream socket, a pipe, a FIFO or a
-    character device."""
+    """Like adopt_socket, but also takes a descriptor: a stream socket, pipe, FIFO or character
+    device."""
     if not isinstance(source, int) or isinstance(source, bool):
         return adopt_socket(source, what)
     mode = os.fstat(source).st_mode
@@ -91,7 +91,7 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
         try:
             return adopt_socket(sock, what)
         except BaseException:
-            sock.detach()  # refused: it is the caller's still
+            sock.detach()  # refused: it still belongs to the caller
             raise
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         raise ValueError(
@@ -104,7 +104,7 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
 def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
     """The lease that the owner shares with its streams.
 
-    A new one for a descriptor, and for a socket of a custom factory's own class.
+    It is a new one for a descriptor, and for a socket of a custom factory's own class.
     """
     if isinstance(owner, UringSocket):
         return owner.lease
@@ -117,7 +117,7 @@ def lease_of(owner: trio.socket.SocketType | Descriptor) -> Lease:
 
 
 def _number_to_send(sock: trio.socket.SocketType) -> int:
-    """Nobody tells us when a socket of somebody else's class is shut down: it is asked."""
+    """A socket of somebody else's class does not report that it was shut down, so we ask it."""
     number = sock.fileno()
     return SHUT_DOWN if number >= 0 and sock.did_shutdown_SHUT_WR else number
 
@@ -129,7 +129,7 @@ class _Borrowed(stdlib_socket.socket):
 
     def __init__(self, lender: trio.socket.SocketType) -> None:
         super().__init__(lender.family, lender.type, lender.proto, fileno=lender.fileno())
-        self._lender = lender  # which closes it
+        self._lender = lender  # kept, since it closes the descriptor
 
     def __del__(self) -> None:
         self.detach()
@@ -149,7 +149,7 @@ class Endpoint:
         self._owner = owner
         self._socket = None if isinstance(owner, Descriptor) else owner
         self._use(lease or lease_of(owner))
-        # A socket that had a stream has the options that its user left it with.
+        # A socket that already had a stream keeps the options that its user gave it.
         if options and self._socket is not None and lease is None:
             DEFAULT_OPTIONS.apply(self._socket, "connected")
 
@@ -159,8 +159,9 @@ class Endpoint:
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The trio socket, for options and addresses. Close it through the stream, which may have
-        operations on it.
+        """The trio socket, for options and addresses.
+
+        Close it through the stream, which may have operations on it.
 
         Raises:
             AttributeError: this stream's descriptor is not a socket.
@@ -170,10 +171,10 @@ class Endpoint:
         return self._socket
 
     async def _again(self, way: Direction, op: TaskOperation, res: int) -> None:
-        """After a negative result: returns when the operation is to be made again.
+        """After a negative result: returns once the operation is to be repeated.
 
         Raises:
-            trio.ClosedResourceError, trio.BrokenResourceError: it is not.
+            trio.ClosedResourceError, trio.BrokenResourceError: it is not to be repeated.
         """
         verdict = way.verdict(op, res)
         if verdict is Verdict.WAIT:
@@ -183,22 +184,24 @@ class Endpoint:
         way.check_open()
 
     async def _wait_ready(self, way: Direction) -> None:
-        """Waits until a direction that the caller has is ready, or an interruption.
+        """Waits until a direction that the caller holds is ready, or is interrupted.
 
-        Cancellation: nothing is lost, there is nothing to lose.
+        Cancellation: it stops waiting; there is nothing to lose.
         """
         res = await way.wait_ready()
         if res < 0 and way.verdict(None, res) is not Verdict.WAIT:
             raise self._error(way, res)
 
     async def _settle(self, way: Direction) -> None:
-        """Before a call: what a destroyed one left in the kernel."""
+        """Before a call: settles what a destroyed call left in the kernel."""
         await way.settle()
         way.check_open()
 
     def _error(self, way: Direction, res: int) -> BaseException:
-        """The exception for a negative result. ECANCELED reaches us only when the descriptor was
-        closed under the task."""
+        """The exception for a negative result.
+
+        ECANCELED gets here only if the descriptor was closed under the task.
+        """
         if way.closed or res == -errno.ECANCELED:
             return trio.ClosedResourceError(f"another task closed this {self._lease.noun}")
         return stream_error(-res, of_socket=way.is_socket)
@@ -209,11 +212,11 @@ class Endpoint:
             self._lease.close()
 
     async def aclose(self) -> None:
-        """Closes the stream at once, and then executes a checkpoint.
+        """Closes the stream or listener at once, and then executes a checkpoint.
 
         Tasks blocked on it wake with trio.ClosedResourceError. Closing twice is allowed.
 
-        Cancellation: it is closed even if the scope is already cancelled.
+        Cancellation: the stream is closed even if the scope is already cancelled.
         """
         self._close()
         await trio.lowlevel.checkpoint()
@@ -228,12 +231,12 @@ def make_over(
     lease: Lease | None = None,
     options: bool = True,
 ) -> _Stream:
-    """A stream over what this package made or checked itself.
+    """Makes a stream over something that this package made or has already checked.
 
     Args:
-        cls: its class.
-        owner, lease: as of Endpoint.
-        options: those of TCP have to be set, if it is such a socket.
+        cls: the class of the stream.
+        owner, lease: as in Endpoint.
+        options: whether the default TCP options have to be set, if it is a TCP socket.
     """
     stream = cls.__new__(cls)
     Endpoint.__init__(stream, owner, lease, options)
@@ -241,5 +244,5 @@ def make_over(
 
 
 def lease_under(stream: Endpoint) -> Lease:
-    """The lease that a stream of this package is made of."""
+    """Returns the lease that a stream of this package is made of."""
     return stream._lease

@@ -1,7 +1,7 @@
-"""Listeners: accept by trio's rules for what goes wrong there.
+"""Listeners: accept, with trio's rules for its errors.
 
-Rules of this file: the socket accepts, and takes a connection only for a task that is there to have
-it: other processes may accept on the same socket.
+Rules of this file: the socket accepts, and takes a connection only while a task waits for one,
+because other processes may be accepting on the same socket.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket, make_over
 from .streams import SocketStream
 
-# As trio's SocketListener: a connection that failed before it was accepted is no concern of the
-# listener's.
+# As in trio's SocketListener: connections that failed before they were accepted are skipped.
 _IGNORABLE = frozenset(
     getattr(errno, name)
     for name in (
@@ -27,7 +26,7 @@ _IGNORABLE = frozenset(
         "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ENOSR", "ESOCKTNOSUPPORT",
         "EPROTONOSUPPORT", "ETIMEDOUT", "ECONNRESET",
     )
-    if hasattr(errno, name)  # macOS and Windows have not got them all
+    if hasattr(errno, name)  # macOS and Windows lack some
 )  # fmt: skip
 
 
@@ -35,19 +34,19 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
     """Accepts connections on a listening socket: the ring's counterpart of trio.SocketListener.
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_STREAM that listens. The listener owns it from
-            now on.
+        sock: a listening stdlib or trio socket of type SOCK_STREAM. The listener owns it from now
+            on.
 
     Raises:
-        TypeError, ValueError: it is something else.
+        TypeError, ValueError: `sock` is something else.
     """
 
-    # What an accepted socket has to be given; None: it has all of it from the listener.
+    # Options to set on an accepted socket; None: it inherits all of them from the listener.
     _to_accepted: SocketOptions | None = None if sys.platform == "linux" else DEFAULT_OPTIONS
 
     def __init__(self, sock: SocketLike) -> None:
         adopted = adopt_socket(sock, "SocketListener")
-        with contextlib.suppress(OSError):  # macOS does not tell: as trio, we trust the user there
+        with contextlib.suppress(OSError):  # macOS cannot tell: like trio, we trust the user
             if not adopted.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN):
                 raise ValueError("SocketListener requires a listening socket")
         Endpoint.__init__(self, adopted)
@@ -56,13 +55,13 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
         """Waits for a connection.
 
         Raises:
-            trio.BusyResourceError: another task waits for one on this listener.
+            trio.BusyResourceError: another task is waiting in accept on this listener.
             trio.ClosedResourceError: this listener was closed.
             OSError: accept failed, for instance with EMFILE. Connections that failed before they
-                were accepted are skipped; trio.serve_listeners logs the errors of capacity and
-                tries again after 0.1 s.
+                were accepted are skipped; trio.serve_listeners logs errors of capacity and tries
+                again after 0.1 s.
 
-        Cancellation: a connection that arrived meanwhile is returned, or left to the next accept.
+        Cancellation: a connection that arrives meanwhile is returned, or left for the next accept.
         """
         while True:
             try:
@@ -80,7 +79,7 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
 
 
 def listener_over(sock: SocketLike, options: SocketOptions) -> SocketListener:
-    """The listener over a socket of this package that listens, with these options set."""
+    """Makes a listener over a listening socket of this package that has these options set."""
     listener = make_over(SocketListener, adopt_socket(sock, "SocketListener"), options=False)
     if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
         listener._to_accepted = options

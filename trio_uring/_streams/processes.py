@@ -1,8 +1,8 @@
 """Child processes whose pipes are streams on the ring.
 
 Rules of this file: the process is trio's own (trio.Process); only the parent's ends of the pipes
-are ours. O_NONBLOCK is set on neither end: a child that shares its end with others sees a pipe as a
-shell would make it.
+are ours. O_NONBLOCK is set on neither end, so that a child, and those it shares its end with, see a
+pipe like the ones a shell makes.
 """
 
 from __future__ import annotations
@@ -39,26 +39,25 @@ async def open_process(
     stderr: int | _HasFileno | None = None,
     **options: Any,
 ) -> trio.Process:
-    """Starts a child process (trio.lowlevel.open_process), with streams of this package where a
-    pipe is asked for.
+    """Starts a child process (trio.lowlevel.open_process) whose pipes are streams of this package.
 
     Args:
         command: a list of the program and its arguments; a string with shell=True.
-        stdin, stdout, stderr: subprocess.PIPE, subprocess.DEVNULL, a descriptor, or something with
-            `fileno()`; None: as this process has it. stderr may be subprocess.STDOUT.
-        options: those of subprocess.Popen; pipes are always of bytes and unbuffered.
+        stdin, stdout, stderr: subprocess.PIPE, subprocess.DEVNULL, a descriptor, or an object with
+            `fileno()`; None: inherited from this process. stderr may be subprocess.STDOUT.
+        options: those of subprocess.Popen. Pipes always carry bytes and are unbuffered.
 
     Returns:
         A trio.Process. `stdin` is a trio_uring.SendStream, `stdout` and `stderr` are
-        trio_uring.ReceiveStream, and `stdio` is a trio.StapledStream of the first two; each is None
-        without its pipe. Nobody closes them for you.
+        trio_uring.ReceiveStreams, and `stdio` is a trio.StapledStream of the first two; each is
+        None if it has no pipe. Closing them is up to you.
 
     Raises:
-        OSError: the program cannot be started. TypeError, ValueError: as of trio. No pipe is left
-            open.
+        OSError: the program cannot be started.
+        TypeError, ValueError: as in trio. After any of these, no pipe is left open.
 
-    Cancellation: cancelled before it begins, nothing was started; from then on it is not
-    cancellable.
+    Cancellation: if it is cancelled before it begins, nothing is started; from then on it cannot be
+    cancelled.
     """
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
         child_in = child_out = child_err = None
@@ -81,7 +80,7 @@ async def open_process(
 def _pipe(
     ours: contextlib.ExitStack, childs: contextlib.ExitStack, kind: type[_Pipe]
 ) -> tuple[int, _Pipe]:
-    """A pipe: the descriptor for the child, and our stream. The stacks close them."""
+    """Makes a pipe: the child's descriptor, and our stream. The stacks close them."""
     read, write = os.pipe()  # close-on-exec
     child, parent = (read, write) if kind is SendStream else (write, read)
     childs.callback(os.close, child)

@@ -1,9 +1,9 @@
-"""The receiving half of a stream: into the kernel's choice of buffer, or into the caller's.
+"""The receiving half of a stream: into a provided buffer, or into the caller's.
 
 Rules of this file: at most one receive of a stream is in the kernel, and only while a task waits
-for it: a stream that is not read holds nothing in this process, and its peer's bytes stay in the
-sockets, which is the backpressure. A byte that the kernel gave belongs to the stream until a call
-returns it.
+for it. So a stream that nobody reads holds nothing in this process; its peer's bytes stay in the
+sockets, and that is the backpressure. A byte that the kernel has handed over belongs to the stream
+until a call returns it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-RECEIVE_MAX = 2**30  # bytes asked for in one operation: its length has 32 bits
+RECEIVE_MAX = 2**30  # most bytes asked for in one operation, whose length has 32 bits
 
 _T = TypeVar("_T")
 
@@ -54,8 +54,8 @@ class ReceiveSide(Endpoint):
         """Waits until there is data, and returns some of it (trio.abc.ReceiveStream).
 
         Args:
-            max_bytes: the most bytes to return, at least 1. None: as the stream likes, at most
-            LARGE_SIZE (128 KiB).
+            max_bytes: the most bytes to return, at least 1. None: the stream chooses, at most
+                LARGE_SIZE (128 KiB).
             timeout: seconds; None: the stream's `receive_timeout`; math.inf: no limit.
 
         Returns:
@@ -68,8 +68,8 @@ class ReceiveSide(Endpoint):
             trio.ClosedResourceError: this stream was closed.
             TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
 
-        Cancellation: no byte is lost. Bytes that arrive while it is being cancelled are returned,
-        or kept for the next receive.
+        Cancellation: no byte is lost. Bytes that arrive during the cancellation are returned, or
+        kept for the next receive.
         """
         if max_bytes is None:
             max_bytes = RECEIVE_MAX
@@ -90,7 +90,7 @@ class ReceiveSide(Endpoint):
             while True:
                 size = way.size
                 op.length = size if size < max_bytes else max_bytes
-                if op.group == NO_GROUP:  # the kernel provides no buffers: bring one
+                if op.group == NO_GROUP:  # no provided buffers: bring one
                     op.buffer = op.memory = memoryview(bytearray(op.length))
                 res = await op.engine.perform(op)
                 if res >= 0:
@@ -111,17 +111,17 @@ class ReceiveSide(Endpoint):
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
 
         Args:
-            buffer: writable, C-contiguous, of any item size, not empty. Borrowed until the call
-            returns.
-            timeout: as of receive_some.
+            buffer: writable, C-contiguous, of any item size, not empty. It is borrowed until the
+                call returns.
+            timeout: as in receive_some.
 
         Returns:
-            How many bytes were put there; 0 at the end of the stream.
+            How many bytes were written to `buffer`; 0 at the end of the stream.
 
         Raises:
-            As receive_some; TypeError or ValueError for a buffer that will not do.
+            The same as receive_some; also TypeError or ValueError if the buffer is not suitable.
 
-        Cancellation: no byte is lost, as of receive_some.
+        Cancellation: as in receive_some, no byte is lost.
         """
         view = memoryview(buffer)
         try:
@@ -134,16 +134,18 @@ class ReceiveSide(Endpoint):
         """Receives exactly `count` bytes.
 
         Args:
-            count: bytes, at least 0. Memory is taken as the bytes come, never ahead of them.
+            count: bytes, at least 0. Memory is allocated as the bytes arrive, never ahead of them.
             timeout: seconds for the whole call; None: the stream's `receive_timeout`; math.inf: no
                 limit.
 
         Raises:
-            IncompleteReadError: the stream ended before. The bytes that came are in it, and stay in
-            the stream. As receive_some.
+            IncompleteReadError: the stream ended too early. The error holds the bytes that came,
+                and they also stay in the stream.
+            Others: the same as receive_some.
 
-        Cancellation: no byte is lost: what came is kept, and the next receive begins with it. It is
-        the only data that a stream ever holds while nobody reads, and is less than `count`.
+        Cancellation: no byte is lost. The bytes that came, fewer than `count`, are kept, and the
+        next receive begins with them. This is the only data that a stream ever holds while nobody
+        reads.
         """
         if operator.index(count) < 0:
             raise ValueError("count must be >= 0")
@@ -158,7 +160,8 @@ class ReceiveSide(Endpoint):
             return await receive(argument)
 
     def _put_back(self, chunks: list[bytes]) -> None:
-        """Keeps what an interrupted reader of frames had, in order, before what is kept already."""
+        """Keeps what an interrupted frame reader had, in order, in front of what is already
+        kept."""
         self._receiving.put_back(chunks)
 
     @enable_ki_protection
@@ -191,7 +194,7 @@ class ReceiveSide(Endpoint):
             if got.size >= count:
                 await self._nothing_to_receive()
             while got.size < count:
-                # The direction is free between two receives, but no other task runs there.
+                # The direction is free between two receives, but no other task gets to run then.
                 chunk = await self.receive_some(count - got.size, timeout=math.inf)
                 if not chunk:
                     raise IncompleteReadError(got.peek(got.size), count)

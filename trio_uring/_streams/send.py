@@ -1,9 +1,8 @@
-"""The sending half of a stream: one buffer or a list of them, in order, past short writes, without
-a copy.
+"""The sending half of a stream: one buffer or a list, in order, past short writes, without a copy.
 
-Rules of this file: at most one send of a stream is in the kernel. Every byte that the kernel took
-is counted in `bytes_sent` before anything else can happen. No MSG_WAITALL: the kernel would block a
-worker thread for each slow reader.
+Rules of this file: at most one send of a stream is in the kernel. Every byte that the kernel has
+taken is counted in `bytes_sent` before anything else can happen. No MSG_WAITALL: the kernel would
+block a worker thread for each slow reader.
 """
 
 from __future__ import annotations
@@ -50,27 +49,26 @@ class SendSide(Endpoint):
     async def send_all(
         self, data: Buffer | Sequence[Buffer], *, timeout: float | None = None
     ) -> None:
-        """Sends one buffer, or a sequence of buffers in order, as one operation and without joining
-        or copying them.
+        """Sends one buffer, or a sequence of buffers in order, without joining or copying them.
 
         Args:
             data: anything with the buffer protocol that is C-contiguous, of any item size (bytes,
-                bytearray, memoryview, array, mmap, a NumPy array), or a sequence of such. Empty
-                ones are skipped; there is no limit on their number or size. They are borrowed until
-                the call returns: an exported bytearray cannot be resized, but a buffer that is
-                changed meanwhile goes out changed.
+                bytearray, memoryview, array, mmap, a NumPy array), or a sequence of such buffers,
+                which is sent as one operation. Empty ones are skipped; there is no limit on their
+                number or size. They are borrowed until the call returns: an exported bytearray
+                cannot be resized, but what is written into a buffer meanwhile may be sent.
             timeout: seconds for the whole call; None: the stream's `send_timeout`; math.inf: no
                 limit.
 
         Raises:
-            trio.TooSlowError: the time was up. `bytes_sent` says how much went.
+            trio.TooSlowError: the time was up. `bytes_sent` says how much was sent.
             trio.BusyResourceError: another task is sending on this stream.
             trio.BrokenResourceError: the connection is broken.
-            trio.ClosedResourceError: this stream was closed, or its sending half was.
+            trio.ClosedResourceError: this stream, or its sending half, was closed.
             TypeError: `data` is not a buffer or a sequence of buffers. Nothing was sent.
 
-        Cancellation: what the kernel had taken has been sent and is counted in `bytes_sent`; a
-        later send works, and whether the protocol can go on is the caller's to decide.
+        Cancellation: what the kernel has taken counts as sent, in `bytes_sent`. A later send works;
+        whether the protocol can go on is for the caller to decide.
         """
         limit = self.send_timeout if timeout is None else timeout
         if limit is not None and limit != math.inf:
@@ -80,14 +78,14 @@ class SendSide(Endpoint):
         if self._cork is not None:
             held = self._corked(self._cork, data)
             if held is None:
-                # Without a checkpoint: it is the TLS stream that calls, and it has made its own.
+                # No checkpoint: the caller is the TLS stream, which has already executed one.
                 return
             data = held
         length = len(data) if type(data) is bytes else plain_length(data)
         if not 0 < length <= SEND_MAX:
             await self._send(data)
             return
-        # What most sends are: one coroutine, no views, and nothing of the general case.
+        # The fast path, which most sends take: one coroutine and no views.
         way = self._sending
         op = way.take(SEND if type(data) is bytes else SEND_MANY)
         self.bytes_sent = 0
@@ -111,7 +109,7 @@ class SendSide(Endpoint):
                 way.leave(op)
 
     def _corked(self, cork: Cork, data: Any) -> list[Any] | None:
-        """What is to be sent now: nothing, or all that was held back."""
+        """What to send now: None, or everything that was held back."""
         if cork.holds(data):
             return None
         if cork.task is None:
@@ -134,10 +132,11 @@ class SendSide(Endpoint):
                 way.held = False
 
     async def _send_outgoing(self, out: Outgoing, op: TaskOperation | None = None) -> None:
-        """Sends what is left of `out`, by the direction that the caller has.
+        """Sends the rest of `out` through the direction that the caller holds.
 
         Args:
-            op: has sent its beginning, or has failed; nobody has looked at its result.
+            op: an operation that has sent the beginning of `out`, or has failed, and whose result
+                has not been looked at yet.
         """
         way = self._sending
         while True:

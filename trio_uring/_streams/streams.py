@@ -1,7 +1,7 @@
 """The streams: trio's abstract classes over the two halves.
 
-Rules of this file: names, signatures and errors are trio's; what is more than trio's is said in the
-docstrings of the halves.
+Rules of this file: names, signatures and errors are trio's; what goes beyond trio's is described in
+the docstrings of the halves.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class SendStream(SendSide, trio.abc.SendStream):
 
     Args:
         fd_or_sock: a descriptor, a stdlib socket or a trio socket, which this stream owns from now
-            on. O_NONBLOCK is never set on a descriptor that is not a socket: the other processes
-            that share a pipe would be set with it.
+            on. O_NONBLOCK is never set on a descriptor that is not a socket, since it would also
+            affect the other processes that share a pipe.
 
     Raises:
-        TypeError, ValueError: it is something else.
+        TypeError, ValueError: the argument is something else.
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
@@ -43,7 +43,7 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
     """Receives from a stream socket, a pipe or a FIFO.
 
     Args:
-        fd_or_sock: as of SendStream.
+        fd_or_sock: as in SendStream.
     """
 
     def __init__(self, fd_or_sock: int | SocketLike) -> None:
@@ -53,15 +53,13 @@ class ReceiveStream(ReceiveSide, trio.abc.ReceiveStream):
 class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     """A connected stream socket: the ring's counterpart of trio.SocketStream.
 
-    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 1 MiB (trio: 16 KiB; see docs/design.md for what
-    that costs).
+    TCP_NODELAY is on, and TCP_NOTSENT_LOWAT is 1 MiB (in trio 16 KiB; docs/design.md says why).
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_STREAM, connected. The stream owns it from now
-            on.
+        sock: a connected stdlib or trio socket of type SOCK_STREAM. The stream owns it from now on.
 
     Raises:
-        TypeError, ValueError: it is something else.
+        TypeError, ValueError: the argument is something else.
     """
 
     def __init__(self, sock: SocketLike) -> None:
@@ -75,7 +73,7 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed.
             trio.BrokenResourceError: the connection is broken.
 
-        Cancellation: a checkpoint comes first; cancelled there, nothing was shut down.
+        Cancellation: a checkpoint comes first; if it is cancelled there, nothing is shut down.
         """
         await _send_eof(self)
 
@@ -83,16 +81,16 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
     def split(self) -> tuple[SendStream, ReceiveStream]:
         """Splits the stream into its two directions, which close independently of each other.
 
-        Closing the first sends the end of the stream (as send_eof). Closing the second stops
-        receiving (SHUT_RD): a peer that goes on sending gets an error on a Unix socket, and over
-        TCP is stopped once the socket's buffers are full, since TCP cannot refuse one direction.
-        The socket is closed when both are. `trio.StapledStream` joins them again.
+        Closing the first sends the end of the stream, like send_eof. Closing the second stops
+        receiving (SHUT_RD): on a Unix socket, a peer that goes on sending gets an error; over TCP,
+        it blocks once the sockets' buffers are full, since TCP cannot refuse one direction. The
+        socket is closed when both are. `trio.StapledStream` joins them again.
 
-        This stream is handed over, with its timeouts and what it had kept of interrupted receives:
-        using it afterwards gives trio.ClosedResourceError, and closing it does nothing.
+        The halves take over this stream, with its timeouts and what it had kept from interrupted
+        receives. Using it afterwards raises trio.ClosedResourceError, and closing it does nothing.
 
         Returns:
-            The sending and the receiving half. Both have `.socket`, the same one.
+            The sending and the receiving half. Both have the same `.socket`.
 
         Raises:
             trio.BusyResourceError: a task is sending or receiving on this stream.
@@ -148,11 +146,13 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
 
 
 class _SendHalf(SendStream):
-    """What split() gives. With send_eof, a trio.StapledStream of the halves is a
-    HalfCloseableStream by all of trio's rules."""
+    """The sending half that split() returns.
+
+    It has send_eof, so that a trio.StapledStream of the halves is a full HalfCloseableStream.
+    """
 
     async def send_eof(self) -> None:
-        """As of SocketStream."""
+        """As in SocketStream."""
         await _send_eof(self)
 
     def _close(self) -> None:
@@ -160,7 +160,7 @@ class _SendHalf(SendStream):
 
 
 class _ReceiveHalf(ReceiveStream):
-    """What split() gives."""
+    """The receiving half that split() returns."""
 
     def _close(self) -> None:
         _close_half(self, self._receiving)

@@ -1,9 +1,9 @@
 """Opening connections and servers, with trio's signatures.
 
-Rules of this file: what trio does well is trio's (name resolution, serve_listeners); the race of
-connects is ours. Sockets are made by trio.socket.socket, so that a custom socket factory is asked,
-and become ours before they wait. Listening sockets are opened as trio opens them, in a copy of its
-code, which has no room for options that must be set before bind(2).
+Rules of this file: what trio does well is left to trio (name resolution, serve_listeners); the race
+of connects is ours. Sockets are made by trio.socket.socket, so that a custom socket factory is
+used, and become ours before they wait. Listening sockets are opened as trio does it, by a copy of
+its code, since trio's has no room for options that must be set before bind(2).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 if sys.version_info < (3, 11):
-    # trio brings it
+    # a dependency of trio's
     from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
 DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
@@ -46,18 +46,18 @@ async def open_tcp_stream(
     Args:
         host: an IPv4 address, an IPv6 address or a hostname.
         port: the port.
-        happy_eyeballs_delay: seconds to wait for one attempt before the next is made beside it;
-        None: 0.25.
+        happy_eyeballs_delay: seconds to wait for one attempt before the next is started as well;
+            None: 0.25.
         local_address: the local address to connect from; None: the system's choice.
-        options: of the socket; None: the defaults of SocketOptions.
+        options: the socket's options; None: the defaults of SocketOptions.
 
     Raises:
-        OSError: no attempt succeeded; each one's error is in the exception group that it is raised
-            from. Or an option cannot be had, see SocketOptions.apply.
-        TypeError, ValueError: an argument of a wrong type.
+        OSError: no attempt succeeded, and the cause is an exception group with the error of each;
+            or an option is not available, see SocketOptions.apply.
+        TypeError, ValueError: an argument has a wrong type.
         RingUnavailableError: there is no ring: see trio_uring.backend_info().
 
-    Cancellation: every socket that was opened is closed.
+    Cancellation: all sockets opened so far are closed.
     """
     options = fold_options(options)
     sock = await connect_tcp(
@@ -84,11 +84,11 @@ async def connect_tcp(
     happy_eyeballs_delay: float | None = DEFAULT_DELAY,
     local_address: str | None = None,
 ) -> trio.socket.SocketType:
-    """A socket that is connected, for open_tcp_stream, which has the docstring.
+    """Returns a connected socket; open_tcp_stream documents the rest.
 
     Args:
-        adopt: given each new socket, returns the one to use.
-        options: those of role "connected" are the caller's to set.
+        adopt: called with each new socket; returns the socket to use.
+        options: the socket's options. Those of the role "connected" are left to the caller.
     """
     if not isinstance(host, (str, bytes)):
         raise ValueError(f"host must be str or bytes, not {host!r}")
@@ -116,8 +116,7 @@ async def connect_tcp(
 
 
 class _Race:
-    """The attempts of one open_tcp_stream. The first to connect wins, and the others are
-    cancelled."""
+    """The attempts of one open_tcp_stream: the first to connect wins, the others are cancelled."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class _Race:
         self._options = options
         self._local_address = local_address
         self.errors: list[OSError] = []
-        # An option that cannot be had, which is no matter of addresses: it ends the race.
+        # The error of an option that is not available. No other address helps, so the race ends.
         self.refused: OSError | None = None
         self.winner: trio.socket.SocketType | None = None
 
@@ -188,8 +187,7 @@ class _Race:
 
 
 def _alternate_families(targets: list[Any]) -> None:
-    """RFC 6555, section 5.4: the second attempt is of another family than the first, if there is
-    one."""
+    """Puts an address of another family second, if there is one (RFC 6555, section 5.4)."""
     for index, target in enumerate(targets):
         if target[0] != targets[0][0]:
             targets.insert(1, targets.pop(index))
@@ -210,7 +208,7 @@ async def open_unix_socket(
 
     Args:
         filename: the path of the socket.
-        options: of the socket; None: the defaults of SocketOptions.
+        options: the socket's options; None: the defaults of SocketOptions.
 
     Raises:
         OSError: the connection failed.
@@ -232,7 +230,7 @@ async def open_unix_socket(
 
 
 def _check_connected(sock: trio.socket.SocketType) -> None:
-    """trio's own connect takes a server's full backlog for a connection that is being made."""
+    """Raises BlockingIOError where trio's connect returns although the server's backlog is full."""
     try:
         sock.getpeername()
     except OSError as exc:
@@ -249,20 +247,20 @@ async def open_tcp_listeners(
     reuse_port: bool = False,
     options: SocketOptions | None = None,
 ) -> list[SocketListener]:
-    """Opens listeners for TCP connections; arguments and errors are those of
-    trio.open_tcp_listeners.
+    """Opens listeners for TCP connections, with trio.open_tcp_listeners's arguments and errors.
 
     Args:
         port: the port; 0: the kernel chooses one for each address.
         host: the local interface; None: the wildcard addresses of IPv4 and IPv6.
-        backlog, reuse_port: short for those of the options.
-        options: of the listeners, and so of their connections; None: the defaults of SocketOptions.
+        backlog, reuse_port: shorthands for these fields of `options`.
+        options: options of the listeners, and so of their connections; None: the defaults of
+            SocketOptions.
 
     Raises:
-        OSError: an option cannot be had, see SocketOptions.apply; others as trio's.
+        OSError: an option is not available, see SocketOptions.apply; otherwise as in trio.
         ValueError: `backlog` contradicts the options.
 
-    Cancellation: what was opened is closed.
+    Cancellation: the listeners opened so far are closed.
     """
     if not isinstance(port, int):
         raise TypeError(f"port must be an int not {port!r}")
@@ -279,7 +277,7 @@ async def open_tcp_listeners(
             except OSError as exc:
                 if exc.errno != errno.EAFNOSUPPORT:
                     raise
-                # A system with IPv4 alone may still resolve to IPv6, or the other way round.
+                # A system with only IPv4 may still resolve to IPv6, or the other way round.
                 unsupported.append(exc)
             else:
                 listeners.append(await _listen(sock, address, options))
@@ -319,15 +317,15 @@ async def serve_tcp(
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
     options: SocketOptions | None = None,
 ) -> None:
-    """Serves TCP connections, each with a task that runs `handler(stream)`, until it is cancelled.
+    """Serves TCP connections until cancelled, running `handler(stream)` in a task for each.
 
     Args:
         handler: called with each connection. The stream is closed when it returns; an exception
-            that it lets out ends the server, as with trio.serve_tcp.
-        port, host, backlog, reuse_port: as of open_tcp_listeners.
+            that it raises ends the server, as in trio.serve_tcp.
+        port, host, backlog, reuse_port: as in open_tcp_listeners.
         handler_nursery: where the handlers run; None: in a nursery of this call.
-        task_status: for nursery.start; it gives the list of listeners.
-        options: as of open_tcp_listeners.
+        task_status: for nursery.start, which returns the list of listeners.
+        options: as in open_tcp_listeners.
 
     Cancellation: the listeners are closed.
     """

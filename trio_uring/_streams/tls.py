@@ -1,4 +1,4 @@
-"""TLS over TCP: trio's SSLStream and SSLListener on our streams and listeners.
+"""TLS over TCP: trio's SSLStream and SSLListener over our streams and listeners.
 
 Rules of this file: the TLS is trio's; names, signatures and errors are those of trio's helpers.
 """
@@ -27,22 +27,21 @@ async def open_ssl_over_tcp_stream(
     happy_eyeballs_delay: float | None = DEFAULT_DELAY,
     options: SocketOptions | None = None,
 ) -> trio.SSLStream[SocketStream]:
-    """Connects over TCP, and makes a TLS stream of it (trio.open_ssl_over_tcp_stream).
+    """Connects over TCP and returns a TLS stream (trio.open_ssl_over_tcp_stream).
 
-    The handshake is made with the first send or receive, or with `do_handshake()`.
+    The handshake happens in the first send or receive, or in `do_handshake()`.
 
     Args:
-        host: where to connect to; the server must have a certificate for it.
+        host: the host to connect to; the server must have a certificate for it.
         port: the port.
-        https_compatible: True: the end of the connection need not be announced by close_notify, as
-        in HTTPS.
+        https_compatible: True: the connection may end without a close_notify, as HTTPS allows.
         ssl_context: None: ssl.create_default_context().
-        happy_eyeballs_delay, options: as of open_tcp_stream.
+        happy_eyeballs_delay, options: as in open_tcp_stream.
 
     Raises:
-        As of open_tcp_stream.
+        The same as open_tcp_stream.
 
-    Cancellation: every socket that was opened is closed.
+    Cancellation: all sockets opened so far are closed.
     """
     stream = await open_tcp_stream(
         host, port, happy_eyeballs_delay=happy_eyeballs_delay, options=options
@@ -50,7 +49,7 @@ async def open_ssl_over_tcp_stream(
     try:
         if ssl_context is None:
             ssl_context = ssl.create_default_context()
-            # Or a connection that was cut would look like one that ended.
+            # Otherwise a connection that was cut would look like one that ended.
             if hasattr(ssl, "OP_IGNORE_UNEXPECTED_EOF"):
                 ssl_context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         return trio.SSLStream(
@@ -74,11 +73,11 @@ async def open_ssl_over_tcp_listeners(
     """Opens listeners for TLS connections over TCP (trio.open_ssl_over_tcp_listeners).
 
     Args:
-        port, host, backlog, reuse_port, options: as of open_tcp_listeners.
-        ssl_context: with the server's certificate.
-        https_compatible: as of open_ssl_over_tcp_stream.
+        port, host, backlog, reuse_port, options: as in open_tcp_listeners.
+        ssl_context: a context with the server's certificate.
+        https_compatible: as in open_ssl_over_tcp_stream.
 
-    Cancellation: what was opened is closed.
+    Cancellation: the listeners opened so far are closed.
     """
     listeners = await open_tcp_listeners(
         port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
@@ -102,14 +101,13 @@ async def serve_ssl_over_tcp(
     task_status: trio.TaskStatus[list[trio.SSLListener[SocketStream]]] = trio.TASK_STATUS_IGNORED,
     options: SocketOptions | None = None,
 ) -> None:
-    """Serves TLS connections over TCP, each with a task that runs `handler(stream)`, until it is
-    cancelled.
+    """Serves TLS over TCP until cancelled, running `handler(stream)` in a task for each connection.
 
     Args:
-        handler: as of serve_tcp. The handshake is made within it, with the first send or receive.
-        port, host, backlog, reuse_port, options: as of open_tcp_listeners.
-        ssl_context, https_compatible: as of open_ssl_over_tcp_listeners.
-        handler_nursery, task_status: as of serve_tcp.
+        handler: as in serve_tcp. The handshake happens in it, in the first send or receive.
+        port, host, backlog, reuse_port, options: as in open_tcp_listeners.
+        ssl_context, https_compatible: as in open_ssl_over_tcp_listeners.
+        handler_nursery, task_status: as in serve_tcp.
 
     Cancellation: the listeners are closed.
     """

@@ -1,30 +1,31 @@
-"""Unix listeners: a path that is taken over only from the dead, with its permissions from the first
-moment, and removed again.
+"""Unix listeners, and the socket files that they own.
 
-How: bind(2) decides who has a path that is free. Whether somebody owns a socket file that is in the
-way is asked with a datagram socket: connect(2) says ECONNREFUSED if no socket is bound to the file,
-and something else (EPROTOTYPE for a stream socket) if one is. It makes no connection, so a live
-server is not disturbed, and one that is bound but does not listen yet counts as alive. It is asked
-after bind(2) has failed, which waits for the bind(2) of another: in the middle of that, the file
-looks like a stale one.
+A path is taken over only from a dead server, the file has its permissions from the first moment,
+and it is removed again.
 
-One winner: between asking and removing, another server may have taken the stale file's place. So
-all is done under an flock(2) of the directory, which leaves no file behind, and which the kernel
-takes back from a process that is killed. Rejected: a lock file beside the socket (a killed process
-leaves it, and who starts next may not be allowed to open it); renaming the stale file to see what
-was renamed (a live server's file may be away for a moment, and another server in its place). Where
-the directory cannot be locked (it may not be read; NFS; another program holds it for longer than
-LOCK_SECONDS), bind(2) decides still, and a stale file is taken over as other programs do it, with a
-moment between asking and removing.
+Who gets a path: bind(2) decides if the path is free. If a socket file is in the way, a datagram
+socket finds out whether somebody owns it: connect(2) fails with ECONNREFUSED if no socket is bound
+to the file, and with something else (EPROTOTYPE for a stream socket) if one is. This makes no
+connection, so a live server is not disturbed, and one that is bound but does not listen yet counts
+as alive. It is done only after bind(2) has failed, since that waits for any other bind(2) of the
+path, in the middle of which the file looks stale.
+
+One winner: between this test and the removal, another server may have replaced the stale file. So
+everything is done under an flock(2) of the directory, which leaves no file behind, and which the
+kernel releases when a process is killed. Rejected: a lock file beside the socket (a killed process
+leaves it behind, and the next server may not be allowed to open it); renaming the stale file to see
+what was renamed (a live server's file may be gone for a moment, and another server takes its
+place). Where the directory cannot be locked (it is not readable; NFS; another program holds the
+lock for longer than LOCK_SECONDS), bind(2) still decides, and a stale file is taken over as other
+programs do it, with a gap between test and removal.
 
 Permissions: on Linux bind(2) creates the file with the mode of the socket's own inode, less the
-umask. So fchmod(2) on the socket comes first, and what the umask took is put back between bind(2)
-and listen(2), when every connect is refused still.
-Rejected: the umask (it is the whole process's), and a temporary name with rename(2) (getsockname
-would tell that name).
+umask. So fchmod(2) on the socket comes first, and what the umask removed is put back between
+bind(2) and listen(2), while every connect is still refused. Rejected: the umask (it is the whole
+process's), and a temporary name with rename(2) (getsockname would return that name).
 
-Rules of this file: what is not a socket is never removed. Opening is done in a thread, since a file
-system may block.
+Rules of this file: a file that is not a socket is never removed. Opening is done in a thread, since
+a file system may block.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ if TYPE_CHECKING:
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-LOCK_SECONDS = 1.0  # for which a directory that another process has locked is waited for
+LOCK_SECONDS = 1.0  # how long to wait for a directory that another process has locked
 
 
 class _UnixListener(SocketListener):
-    """Removes its file when it is closed."""
+    """A listener that removes its file when it is closed."""
 
     def __init__(
         self,
@@ -73,9 +74,9 @@ class _UnixListener(SocketListener):
 
     @enable_ki_protection
     def _close(self) -> None:
-        # Before the socket is closed: it holds the inode, so that the number cannot be another
-        # file's, and no other server takes the file for a stale one meanwhile. A forked child does
-        # not remove what its parent listens on.
+        # Before the socket is closed: while it holds the inode, the inode number cannot be another
+        # file's, and no other server takes the file for a stale one. A forked child does not remove
+        # the file that its parent listens on.
         if not self._removed and self._process == os.getpid():
             self._removed = True
             with contextlib.suppress(OSError):
@@ -93,29 +94,29 @@ async def open_unix_listeners(
 ) -> list[SocketListener]:
     """Opens a listener on a Unix socket.
 
-    A socket file at `path` that nobody is bound to any more is replaced. Of several servers that
-    start at the same time one gets the path. The file is removed when the listener is closed,
-    unless another has taken its place. Linux only.
+    A socket file at `path` to which nobody is bound any more is replaced. Of several servers that
+    start at the same time, one gets the path. The file is removed when the listener is closed,
+    unless another file has taken its place. Linux only.
 
     Args:
-        path: where; at most 107 bytes. A name that begins with a zero byte is an abstract one,
-        without a file.
-        mode: permissions of the file, such as 0o600; who may write to it may connect. Nobody else
-            can at any moment. None: as the umask has it.
-        backlog: short for the one of the options.
-        options: of the listener and its connections; None: the defaults of SocketOptions.
+        path: the path of the socket, at most 107 bytes. One that begins with a zero byte is an
+            abstract name, which has no file.
+        mode: permissions of the file, such as 0o600. Whoever may write to it may connect, and
+            nobody else can at any moment. None: what the umask leaves.
+        backlog: a shorthand for this field of `options`.
+        options: options of the listener and its connections; None: the defaults of SocketOptions.
 
     Returns:
         A list with one listener.
 
     Raises:
-        OSError: EADDRINUSE: a server is alive there, or something that is not a socket, which is
-            never removed; EPERM: `mode` is more than the umask allows, there is no /proc, and
-            others may change the directory; other numbers as of bind(2).
-        ValueError: an empty path or one with a zero byte, a mode that is none, a mode for an
-            abstract name, or a backlog that contradicts the options.
+        OSError: EADDRINUSE: a live server is bound to the path, or a file that is not a socket is
+            there, which is never removed. EPERM: `mode` is more than the umask allows, there is no
+            /proc, and others may change the directory. Other numbers as in bind(2).
+        ValueError: an empty path or one with a zero byte, an invalid mode, a mode for an abstract
+            name, or a backlog that contradicts the options.
 
-    Cancellation: a checkpoint comes first; from then on it is not cancellable.
+    Cancellation: a checkpoint comes first; after that it cannot be cancelled.
     """
     name = os.fsencode(path)
     if not name:
@@ -128,7 +129,7 @@ async def open_unix_listeners(
             raise ValueError("an abstract Unix socket has no permissions: mode must be None")
         await trio.lowlevel.checkpoint()
         return [_listen_abstract(name, options)]
-    if b"\0" in name:  # of which bind(2) would see the beginning only
+    if b"\0" in name:  # bind(2) would see only its beginning
         raise ValueError("the path of a Unix socket must not contain a zero byte")
     return [await _in_thread(name, mode, options)]
 
@@ -143,14 +144,14 @@ async def serve_unix(
     task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
     options: SocketOptions | None = None,
 ) -> None:
-    """Serves connections to a Unix socket, each with a task that runs `handler(stream)`, until it
-    is cancelled.
+    """Serves a Unix socket until cancelled, running `handler(stream)` in a task for each
+    connection.
 
     Args:
-        path, mode, backlog, options: as of open_unix_listeners.
-        handler, handler_nursery, task_status: as of serve_tcp.
+        path, mode, backlog, options: as in open_unix_listeners.
+        handler, handler_nursery, task_status: as in serve_tcp.
 
-    Cancellation: the listener is closed, and its file removed.
+    Cancellation: the listener is closed and its file removed.
     """
     listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
     await trio.serve_listeners(
@@ -181,8 +182,7 @@ def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
 def _listen(
     path: bytes, mode: int | None, options: SocketOptions
 ) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
-    """A socket that listens on `path`, where that is whatever the current directory will be, and
-    the file's identity."""
+    """Returns a socket that listens on `path`, the absolute path, and the file's identity."""
     sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
     try:
         options.apply(sock, "listening")
@@ -205,28 +205,28 @@ def _listen(
 
 @contextlib.contextmanager
 def _locked(directory: bytes) -> Iterator[None]:
-    """Meanwhile no other of our servers opens a socket in this directory, if it can be locked."""
-    import fcntl  # the package is imported where there is none
+    """Locks a directory, if possible: no other server of ours opens a socket in it meanwhile."""
+    import fcntl  # the package is also imported where there is none
 
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # bind(2) says what is wrong, if anything is
+    except OSError:  # bind(2) will say what is wrong, if anything is
         yield
         return
     try:
         deadline = time.monotonic() + LOCK_SECONDS
-        with contextlib.suppress(OSError):  # not with this file system
+        with contextlib.suppress(OSError):  # not possible on this file system
             while not _lock(fd) and time.monotonic() < deadline:
                 time.sleep(0.001)
         yield
     finally:
         with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile has the lock, too
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the lock, too
         os.close(fd)
 
 
 def _lock(fd: int) -> bool:
-    """False: another has it."""
+    """Returns False if another process has the lock."""
     import fcntl
 
     try:
@@ -237,7 +237,7 @@ def _lock(fd: int) -> bool:
 
 
 def _bind(sock: stdlib_socket.socket, path: bytes) -> None:
-    """Binds the socket to the path, in the place of a stale file if one is there."""
+    """Binds the socket to the path, replacing a stale file if one is there."""
     for make_way in (_make_way, _give_up):
         try:
             sock.bind(path)
@@ -257,7 +257,7 @@ def _make_way(path: bytes) -> None:
             raise _in_use(path, "another socket is bound there")
         os.unlink(os.fsdecode(path))
     except FileNotFoundError:
-        pass  # its owner's clean-up was slow, or another program faster
+        pass  # its owner was slow to clean up, or another program was faster
 
 
 def _give_up(path: bytes) -> None:
@@ -277,8 +277,8 @@ def _is_stale(path: bytes) -> bool:
 
 
 def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
-    """Gives the new file the permissions that the umask took, and returns its identity."""
-    # Should somebody have put a link in its place: not that link's target.
+    """Gives the new file the permissions that the umask removed, and returns its identity."""
+    # O_NOFOLLOW: if somebody has put a link in its place, never that link's target.
     file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
         status = os.fstat(file)
@@ -289,7 +289,7 @@ def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
         ):
             try:
                 os.chmod(f"/proc/self/fd/{file}", mode)
-            except OSError:  # there is no /proc, in a chroot for one
+            except OSError:  # there is no /proc, for instance in a chroot
                 _chmod_by_name(path, mode)
         return status.st_dev, status.st_ino
     finally:
@@ -297,13 +297,12 @@ def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
 
 
 def _chmod_by_name(path: bytes, mode: int) -> None:
-    """Changes a file's permissions, never those of a link's target that somebody puts in its
-    place."""
+    """Changes a file's permissions, but not the target's if somebody puts a link in its place."""
     directory, name = os.path.split(path)
     fd = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY)
     try:
-        # By Linux 6.6 and a C library that knows it; others ask /proc, and fail in one of these
-        # ways.
+        # This works on Linux 6.6 with a C library that knows it; others need /proc, and fail in one
+        # of these ways.
         with contextlib.suppress(NotImplementedError, ValueError, OSError):
             os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
             return
@@ -327,5 +326,5 @@ def _in_use(path: bytes, why: str) -> OSError:
 
 
 def _located(exc: OSError, path: bytes) -> OSError:
-    """The same error, with the path, which those of sockets do not tell."""
+    """The same error with the path, which a socket's errors lack."""
     return exc if exc.errno is None else OSError(exc.errno, exc.strerror, os.fsdecode(path))

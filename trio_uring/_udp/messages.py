@@ -1,13 +1,13 @@
-"""Datagrams and what the kernel makes of them: runs that are sent as one (GSO), and what it
-received in one piece (GRO).
+"""Datagrams as the kernel takes and gives them: runs sent as one message (GSO), and joined ones
+(GRO).
 
-Linux splits a large message into datagrams of one size, the last of which may be shorter, when it
-is sent with UDP_SEGMENT (4.18); and it joins datagrams of one sender in the same way for a socket
-with UDP_GRO (5.0). The size goes, and comes, in control data, and so does the local address of a
+Linux splits a large message that is sent with UDP_SEGMENT (4.18) into datagrams of one size, the
+last of which may be shorter. For a socket with UDP_GRO (5.0), it joins datagrams of one sender in
+the same way. In both directions, the size is in the control data, and so is the local address of a
 datagram.
 
 Rules of this file: no socket, no task. A datagram's payload is bytes, or a memoryview of bytes.
-Control data is as of socket.socket.sendmsg and recvmsg.
+Control data has the form that socket.socket.sendmsg and recvmsg use.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# linux/udp.h and linux/in.h; Python has no names for them, or not in every version.
+# From linux/udp.h and linux/in.h; Python has no names for them, or not in every version.
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 IP_PKTINFO = 8
-SEGMENTS_MAX = 64  # datagrams in one message; kernels have taken 128 since 6.9
+SEGMENTS_MAX = 64  # datagrams in one message; kernels take 128 since 6.9
 SEGMENTED_MAX = 65507  # bytes in one message: 65,535 less the headers of IPv4 and UDP
-LIMITS_MAX = 1024  # addresses of which an Outbox remembers what they do not take
+LIMITS_MAX = 1024  # addresses for which an Outbox remembers the size of runs
 
 _SEGMENT = struct.Struct("=H")
 _PKTINFO4 = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, destination
@@ -45,13 +45,15 @@ Item: TypeAlias = "tuple[Any, Any, Sequence[Control]]"  # payload, address, cont
 
 
 class Local(NamedTuple):
-    """Where a datagram came to, or is to leave from."""
+    """Where a datagram arrived, or is to leave from."""
 
     host: str
-    """The local address, numeric, from which an answer can leave: of what was sent to an IPv4
-    broadcast or multicast address, that of the interface. The wildcard ("0.0.0.0", "::" or ""): it
-    is not known, or left to the kernel; so it is with what was sent to an IPv6 multicast
-    address."""
+    """The local address, numeric, from which an answer can leave.
+
+    For a datagram to an IPv4 broadcast or multicast address, it is the interface's address. The
+    wildcard ("0.0.0.0", "::" or "") means not known, or left to the kernel; it is always that for a
+    datagram to an IPv6 multicast address.
+    """
     interface: int = 0
     """The interface's index, see socket.if_indextoname; 0: not known, or left to the kernel."""
 
@@ -60,10 +62,10 @@ Datagram: TypeAlias = "tuple[bytes, Any]"
 LocalDatagram: TypeAlias = "tuple[bytes, Any, Local]"
 
 
-# By type, because 9.0 is equal to 9, and no port.
+# typed: 9.0 equals 9, but is no port.
 @functools.lru_cache(maxsize=1024, typed=True)
 def is_numeric(family: int, *address: Any) -> bool:
-    """Whether the socket module looks nothing up for an address: inet_pton's strict form."""
+    """Whether an address needs no name resolution: inet_pton, which is strict, takes its host."""
     if not 2 <= len(address) <= 4 or type(address[0]) is not str or type(address[1]) is not int:
         return False
     try:
@@ -76,20 +78,20 @@ def is_numeric(family: int, *address: Any) -> bool:
 
 
 def segment_control(size: int) -> Control:
-    """Asks for datagrams of `size` bytes."""
+    """Control data that asks for datagrams of `size` bytes."""
     return SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(size)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
 def local_control(family: int, host: str, interface: int) -> tuple[Control]:
-    """Asks for a datagram to leave from `host`.
+    """Control data that asks for a datagram to leave from `host`.
 
-    `interface` counts only where `host` does not say the way: it is a wildcard, or link-local. An
-    answer that was bound to the interface of the question would be lost where the route back is
-    another.
+    `interface` counts only if `host` does not determine the way, because it is a wildcard or
+    link-local. An answer tied to the interface on which the question came would be lost if the
+    route back is another.
 
     Raises:
-        ValueError: they are no address of this family and no index.
+        ValueError: `host` is not an address of this family, or `interface` is not an index.
     """
     level = socket.IPPROTO_IP if family == socket.AF_INET else socket.IPPROTO_IPV6
     try:
@@ -105,7 +107,7 @@ def local_control(family: int, host: str, interface: int) -> tuple[Control]:
 
 
 def read_control(ancillary: Iterable[Control]) -> tuple[int, Local | None]:
-    """The size of the datagrams that were joined (0: not told), and where the message came to."""
+    """Reads the size of joined datagrams (0: not given), and where the message arrived."""
     segment, local = 0, None
     for level, kind, data in ancillary:
         if level == SOL_UDP and kind == UDP_GRO and len(data) >= 4:
@@ -119,7 +121,7 @@ def read_control(ancillary: Iterable[Control]) -> tuple[int, Local | None]:
 def _unpack_local(level: int, data: bytes) -> Local:
     if level == socket.IPPROTO_IP:
         interface, packed, destination = _PKTINFO4.unpack(data)
-        if not any(packed) and destination[0] < 0xE0:  # no multicast, and it came before we asked
+        if not any(packed) and destination[0] < 0xE0:  # not multicast, and arrived before we asked
             packed = destination
     else:
         packed, interface = _PKTINFO6.unpack(data)
@@ -132,24 +134,24 @@ def _unpack_local(level: int, data: bytes) -> Local:
 
 
 # One message for the kernel, a datagram or a run of them: buffers, control data, address, bytes of
-# each datagram of a run (0: there is only one), datagrams. A plain tuple, because it is made for
-# each message.
+# each datagram of a run (0: there is only one), number of datagrams. A plain tuple, since one is
+# made for each message.
 Outgoing: TypeAlias = "tuple[Sequence[Any], Sequence[Control], Any, int, int]"
 
 
 class Outbox:
-    """Datagrams to be sent, in order, and the messages that they make.
+    """Datagrams to be sent, in order, and the messages that they become.
 
-    A run that was refused goes one by one. Only if all of it is taken so, is it segmentation that
-    the route or the device does not take.
+    A run that was refused is sent one by one. Only if all of its datagrams are taken that way was
+    it segmentation that the route or the device does not support.
 
     Args:
-        items: (payload, address, control data) of each.
+        items: (payload, address, control data) for each datagram.
         segment_max: bytes of the largest datagram that may be part of a run; 0: no runs.
-        limits: the same by address, as far as this and earlier ones have found out.
+        limits: the same for each address, as far as this and earlier Outboxes have found out.
 
     Attributes:
-        at: how many have been sent.
+        at: how many datagrams have been sent.
     """
 
     __slots__ = ("_alone", "_refused", "at", "items", "limits", "segment_max")
@@ -159,11 +161,11 @@ class Outbox:
         self.segment_max = segment_max
         self.limits = limits
         self.at = 0
-        self._alone = 0  # those before this one go one by one
+        self._alone = 0  # datagrams before this index are sent one by one
         self._refused: tuple[Any, int] | None = None
 
     def messages(self, most: int) -> Iterator[Outgoing]:
-        """The next messages. One has been sent when the next one, or the end, is asked for."""
+        """Yields the next messages. Asking for another means that the last one has been sent."""
         items, end, limits = self.items, len(self.items), self.limits
         for _ in range(most):
             start = self.at
@@ -178,7 +180,7 @@ class Outbox:
                     stop = _end_of_run(items, start, min(end, start + longest))
             if stop == start + 1:
                 yield (payload,), control, address, 0, 1
-            else:  # a copy costs less than an address for each
+            else:  # a copy costs less than an address for each datagram
                 joined = (b"".join([item[0] for item in items[start:stop]]),)
                 control = (*control, segment_control(size))
                 yield joined, control, address, size, stop - start
@@ -187,7 +189,8 @@ class Outbox:
                 self._learn(*self._refused)
 
     def refused(self, run: Outgoing, limit: int) -> None:
-        """The kernel has not taken this run. `limit`: of its address, if it takes them alone."""
+        """The kernel refused this run. `limit`: for its address, if it takes the datagrams
+        alone."""
         _, _, address, _, datagrams = run
         self._refused, self._alone = (address, limit), self.at + datagrams
 
@@ -216,10 +219,10 @@ def _end_of_run(items: Sequence[Item], start: int, limit: int) -> int:
 
 
 class Inbox:
-    """Messages that were received, and how far their datagrams have been given out.
+    """Received messages, and how far their datagrams have been given out.
 
     Attributes:
-        datagrams: how many there are.
+        datagrams: how many are left.
     """
 
     __slots__ = ("_at", "_messages", "datagrams")
@@ -227,10 +230,10 @@ class Inbox:
     def __init__(self) -> None:
         self.datagrams = 0
         self._messages: deque[tuple[bytes, int, Any, Local | None]] = deque()
-        self._at = 0  # bytes of the first that were given out
+        self._at = 0  # bytes of the first message that were given out
 
     def put(self, data: bytes, segment: int, address: Any, local: Local | None) -> None:
-        """Adds a message; `segment` and `local` as of read_control."""
+        """Adds a message; `segment` and `local` as in read_control."""
         if segment:
             self.datagrams += max(1, -(-len(data) // segment))
         else:
@@ -238,7 +241,7 @@ class Inbox:
         self._messages.append((data, segment, address, local))
 
     def take(self, most: int, local: bool) -> list[Any]:
-        """The first datagrams, `most` of them or all: Datagram, or if `local`, LocalDatagram."""
+        """Takes up to `most` datagrams, in order: as LocalDatagram if `local`, else as Datagram."""
         taken: list[Any] = []
         messages = self._messages
         while messages and most > 0:
@@ -250,7 +253,7 @@ class Inbox:
                 stop = start + most * segment
             payloads = [data[at : at + segment] for at in range(start, stop, segment)]
             if not stop:
-                payloads = [data]  # an empty datagram is one, too
+                payloads = [data]  # an empty datagram counts, too
             if local:
                 told = Local("") if source is None else source
                 taken += [(payload, address, told) for payload in payloads]

@@ -1,12 +1,12 @@
 """The receiving half of a UDP socket: one datagram, or all that are there.
 
-A receive is the socket module's own call, and where that finds nothing, a wait until the socket is
-readable: what waits has taken nothing. So what is not read stays in the socket's own buffer; when
-that is full, the kernel drops.
+A receive is the socket module's own call. If that finds nothing, the task waits until the socket is
+readable; a waiting task has taken nothing. So what is not read stays in the socket's own buffer,
+and when that is full, the kernel drops datagrams.
 
-Rules of this file: one receive of a socket at a time. A datagram that the kernel gave belongs to
-the socket until a call returns it (`_inbox`), and so does an error. Datagrams that the kernel has
-joined are never given out joined.
+Rules of this file: one receive of a socket at a time. A datagram that the kernel has handed over
+belongs to the socket (`_inbox`) until a call returns it, and so does an error. Datagrams that the
+kernel has joined are never given out joined.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from .._descriptors.direction import Direction
     from .messages import Datagram, LocalDatagram
 
-DATAGRAM_MAX = 65535  # bytes: no UDP payload is longer, nor what GRO joins
-MESSAGES_MAX = 128  # of one call: a thousand are dearer, as they leave the caches, and others wait
+DATAGRAM_MAX = 65535  # bytes: no UDP payload is longer, and nothing that GRO joins
+MESSAGES_MAX = 128  # in one call: a thousand fall out of the caches, and other tasks wait
 
-# Bytes of control data. The size of the segments comes after what SO_TIMESTAMPING and others at the
-# level of sockets put there, and before what belongs to IP; all that a kernel knows of the former
-# is about 300 bytes.
+# Bytes of control data. The segment size comes after what SO_TIMESTAMPING and other options of the
+# socket level put there (about 300 bytes in all), and before what belongs to IP.
 CONTROL_MAX, CONTROL_LIMIT = 1024, 65536
 
 _CUT = int(stdlib_socket.MSG_TRUNC | stdlib_socket.MSG_CTRUNC)
@@ -48,7 +47,7 @@ class UDPReceive(Endpoint):
     _joins = False  # UDP_GRO is set
     _tells_local = False
     _control_max = CONTROL_MAX
-    _failure: OSError | None = None  # came after datagrams that were to be returned first
+    _failure: OSError | None = None  # an error to raise once the datagrams before it are returned
 
     receive_timeout: float | None = None
     """Seconds that one receive may take; None: no limit."""
@@ -75,30 +74,30 @@ class UDPReceive(Endpoint):
         """Waits for a datagram.
 
         Args:
-            local: tell where it came to, too: for a socket on the wildcard address of a host that
-                has several, so that an answer can leave from the one that was asked (`send_to(...,
-                local=)`).
+            local: also say where it arrived. This is for a socket on the wildcard address of a host
+                with several addresses, whose answer is to leave from the one that was asked
+                (`send_to(..., local=)`).
             timeout: seconds; None: the socket's `receive_timeout`; math.inf: no limit.
 
         Returns:
-            (payload, address) of one datagram: whole, at most 65,535 bytes, and b"" for an empty
-            one. The address is the sender's, as socket.socket.recvfrom has it: (host, port), for
-            IPv6 (host, port, flow info, scope id). With `local`, (payload, address, Local(host,
-            interface)).
+            (payload, address) of one datagram. The payload is whole, at most 65,535 bytes, and b""
+            if it is empty. The address is the sender's, as in socket.socket.recvfrom: (host, port),
+            or for IPv6 (host, port, flow info, scope id). With `local`, (payload, address,
+            Local(host, interface)).
 
-        The kernel is asked to tell (IP_PKTINFO, IPV6_RECVPKTINFO) by the first call with `local`. A
-        datagram that came before over IPv4 has its destination as host, and interface 0; one that
-        this socket had taken from the kernel by then, which max_datagrams left out, has Local("",
-        0): an answer leaves as without `local`.
+        The first call with `local` asks the kernel for it (IP_PKTINFO, IPV6_RECVPKTINFO). A
+        datagram that came earlier over IPv4 has its destination as the host, and interface 0. One
+        that this socket had already taken from the kernel, because max_datagrams left it out, has
+        Local("", 0): an answer then leaves as it would without `local`.
 
         Raises:
             trio.TooSlowError: the time was up.
             trio.BusyResourceError: another task is receiving on this socket.
             trio.ClosedResourceError: this socket was closed.
-            OSError: an earlier send could not be delivered (a connected socket is told, with
-                ConnectionRefusedError for instance). The socket goes on working. EMSGSIZE: options
-                of the user's own made the kernel cut the control data, and what may have been
-                several datagrams joined was dropped; there is more room from then on.
+            OSError: an earlier send could not be delivered (a connected socket is told, for
+                instance by ConnectionRefusedError). The socket goes on working. EMSGSIZE: options
+                that the user set made the kernel cut the control data, and a message that may have
+                been several joined datagrams was dropped; there is more room from then on.
 
         Cancellation: no datagram is lost.
         """
@@ -120,26 +119,26 @@ class UDPReceive(Endpoint):
         local: bool = False,
         timeout: float | None = None,
     ) -> Any:
-        """Waits until there is a datagram, and returns those that are there.
+        """Waits until there is a datagram, and returns all that are there.
 
         Args:
             max_datagrams: the most to return, at least 1.
-            local: as of receive_from.
+            local: as in receive_from.
             timeout: seconds to wait for the first; None: the socket's `receive_timeout`; math.inf:
                 no limit.
 
         Returns:
-            1 to `max_datagrams` of what receive_from returns, in order of arrival: all that the
-            socket has, or that 128 system calls get. One call gets one datagram, or up to 64 where
-            the kernel has joined them.
+            A list of 1 to `max_datagrams` tuples like the one receive_from returns, in order of
+            arrival: all that the socket has, or as many as 128 system calls get. A system call gets
+            one datagram, or up to 64 that the kernel has joined.
 
         Raises:
             ValueError: `max_datagrams` is less than 1.
-            As receive_from.
+            Others: the same as receive_from.
 
-        Cancellation: as of receive_from. What the last system call had and `max_datagrams` left out
-        is kept for the next receive: 65,535 bytes at most. Nothing else is held for a socket that
-        nobody reads.
+        Cancellation: no datagram is lost. Those that the last system call got beyond
+        `max_datagrams` are kept for the next receive: at most 65,535 bytes. Nothing else is held
+        for a socket that nobody reads.
         """
         if max_datagrams < 1:
             raise ValueError("max_datagrams must be >= 1")
@@ -151,7 +150,7 @@ class UDPReceive(Endpoint):
         way = self._receiving
         way.hold()
         try:
-            current_driver()  # which counts; before anything is taken, because it may be refused
+            current_driver()  # it counts; asked before anything is taken, as it may raise
             if local and not self._tells_local:
                 self._ask_for_local()
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -175,7 +174,7 @@ class UDPReceive(Endpoint):
         return failure
 
     def _take(self, most: int) -> None:
-        """Takes what the kernel has, MESSAGES_MAX times or until there are `most` datagrams."""
+        """Takes what the kernel has: MESSAGES_MAX messages, or until there are `most` datagrams."""
         inbox = self._inbox
         had, moved = inbox.datagrams, 0
         if had >= most or self._failure is not None:
@@ -202,13 +201,13 @@ class UDPReceive(Endpoint):
             counters.datagram_bytes_received += moved
 
     def _take_message(self) -> int:
-        """One message with its control data. Returns how many bytes."""
+        """Takes one message with its control data, and returns how many bytes it had."""
         data, ancillary, flags, address = self._plain.recvmsg(DATAGRAM_MAX, self._control_max)
         segment, local = read_control(ancillary) if ancillary else (0, None)
         if flags & _CUT:
             if flags & stdlib_socket.MSG_CTRUNC:
                 self._control_max = min(4 * self._control_max, CONTROL_LIMIT)
-            if flags & stdlib_socket.MSG_TRUNC:  # cannot be: there is room for any
+            if flags & stdlib_socket.MSG_TRUNC:  # should not happen: there is room for any
                 told = f"a datagram of more than {DATAGRAM_MAX} bytes was cut"
                 self._failure = OSError(errno.EMSGSIZE, told)
                 return 0

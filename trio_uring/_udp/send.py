@@ -1,10 +1,11 @@
 """The sending half of a UDP socket: one datagram, or many in few system calls.
 
-Many datagrams become messages: runs of one size to one address are one, which the kernel splits
-(_udp/messages.py). A message is sent with the socket module's sendmsg, and when that would block,
-again as soon as the socket is writable: one after the other, which keeps the order.
+Datagrams are sent as messages: a run of one size to one address is one message, which the kernel
+splits (_udp/messages.py). A message is sent with the socket module's sendmsg; if that would block,
+it is tried again as soon as the socket is writable. Messages go one after the other, which keeps
+the order.
 
-Rules of this file: one send of a socket at a time. What the kernel took is counted in
+Rules of this file: one send of a socket at a time. What the kernel has taken is counted in
 `datagrams_sent` before anything else can happen.
 """
 
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 BURST = 32  # messages that are sent before other tasks run
 ROUND = 2048  # datagrams that send_many takes from its iterable at a time
 
-# A run that the kernel will not split: datagrams larger than the MTU (older kernels: EINVAL), a
-# device or a tunnel that cannot. Or there is something wrong with the address: that is found out by
-# sending them alone.
+# Errors of a run that the kernel will not split: its datagrams are larger than the MTU (older
+# kernels: EINVAL), or a device or tunnel cannot. Or something is wrong with the address: sending
+# the datagrams alone finds that out.
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.EINVAL})
 _NO_SEGMENTS = _TOO_LARGE | {errno.EIO, errno.EOPNOTSUPP}
 
@@ -59,8 +60,8 @@ class UDPSend(Endpoint):
     datagrams_sent: int = 0
     """Datagrams of the current or last send that the kernel has taken; every send resets it.
 
-    After a send_many that was cancelled or failed: its first `datagrams_sent` datagrams were sent,
-    the others not.
+    After a send_many that was cancelled or failed, its first `datagrams_sent` datagrams were sent,
+    and the others were not.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,13 +79,13 @@ class UDPSend(Endpoint):
         """Sends one datagram.
 
         Args:
-            data: a buffer, or a sequence of buffers that together are the datagram, as of
-                SocketStream.send_all. Nothing, b"", is a datagram, too. At most 65,507 bytes over
-                IPv4 and 65,527 over IPv6.
-            address: where to; a name is resolved. None: to where the socket is connected.
-            local: the local address to leave from, as receive_from tells it. Its interface counts
-                only if the address is link-local or a wildcard; otherwise the routes decide on the
-                way. None: the kernel chooses.
+            data: a buffer, or a sequence of buffers that together make the datagram, as in
+                SocketStream.send_all; at most 65,507 bytes over IPv4 and 65,527 over IPv6. Empty
+                data is a datagram, too.
+            address: where to send it; a name is resolved. None: where the socket is connected to.
+            local: the local address to leave from, as receive_from returns it. Its interface counts
+                only if the address is link-local or a wildcard; otherwise the routes decide. None:
+                the kernel chooses.
             timeout: seconds; None: the socket's `send_timeout`; math.inf: no limit.
 
         Raises:
@@ -93,12 +94,12 @@ class UDPSend(Endpoint):
             trio.ClosedResourceError: this socket was closed.
             OSError: the kernel refused it: EMSGSIZE for a datagram that is too long, EDESTADDRREQ
                 without an address, EINVAL for a `local` that this host does not have;
-                ConnectionRefusedError on a connected socket, of which an earlier datagram could not
-                be delivered.
+                ConnectionRefusedError on a connected socket if an earlier datagram could not be
+                delivered.
             TypeError: `data` is not a buffer or a sequence of buffers.
-            ValueError: `local` is no numeric address of the socket's family.
+            ValueError: `local` is not a numeric address of the socket's family.
 
-        Cancellation: the datagram was not sent, if trio.Cancelled is raised.
+        Cancellation: if trio.Cancelled is raised, the datagram was not sent.
         """
         with within(self.send_timeout if timeout is None else timeout):
             await self._send_to(data, address, local)
@@ -107,26 +108,27 @@ class UDPSend(Endpoint):
         """Sends many datagrams, in order, in as few system calls as the kernel allows.
 
         Args:
-            datagrams: each is (data, address) or (data, address, local) as of send_to, or data for
-                where the socket is connected; `data` is one buffer. 2,048 are taken from the
-                iterable at a time.
+            datagrams: each is (data, address) or (data, address, local), as in send_to, or just
+                data on a connected socket; `data` is one buffer. 2,048 are taken from the iterable
+                at a time.
             timeout: seconds for the whole call; None: the socket's `send_timeout`; math.inf: no
                 limit.
 
         Returns:
-            How many were sent: all.
+            How many were sent, which is all of them.
 
-        Runs of datagrams of the same size from and to the same address (the last of a run may be
-        shorter) go as one message that the kernel splits (GSO, Linux 4.18), up to 64 in 65,507
-        bytes; they are copied. Each message is sent when the one before it has been, also when the
-        socket's buffer was full in between. A checkpoint after every 32 messages.
+        A run of datagrams of the same size from and to the same addresses (the last may be shorter)
+        is copied into one message that the kernel splits (GSO, Linux 4.18): up to 64 datagrams and
+        65,507 bytes. Messages are sent in order, even if the socket's buffer is full in between.
+        There is a checkpoint after every 32 messages.
 
-        A run that the kernel refuses goes one by one. If all of it is taken so, runs to this
-        address stay shorter or are no longer made, until an option of the socket is set.
+        A run that the kernel refuses is sent one by one. If all of it is taken that way, datagrams
+        of that size, or all, to this address are no longer sent in runs, until an option of the
+        socket is set.
 
         Raises:
-            As send_to, and whatever the iterable raises. `datagrams_sent` says how many were sent:
-                those after them were not.
+            The same as send_to, and whatever the iterable raises. `datagrams_sent` says how many
+            were sent; those after them were not.
 
         Cancellation: `datagrams_sent` says how many were sent.
         """
@@ -136,7 +138,7 @@ class UDPSend(Endpoint):
     def _begin_send(self) -> None:
         self._sending.hold()
         try:
-            current_driver()  # which counts; before anything is sent, because it may be refused
+            current_driver()  # it counts; asked before anything is sent, as it may raise
         except BaseException:
             self._sending.held = False
             raise
@@ -175,7 +177,7 @@ class UDPSend(Endpoint):
             release_views(views)
 
     def _send(self, messages: Iterable[Outgoing], outbox: Outbox | None = None) -> bool:
-        """Sends messages. False: one would block. `outbox` is told of a run that was refused."""
+        """Sends messages; False if one would block. `outbox` is told if a run is refused."""
         send, before, moved = self._plain.sendmsg, self.datagrams_sent, 0
         try:
             for message in messages:
@@ -223,7 +225,7 @@ class UDPSend(Endpoint):
             self._sending.held = False
 
     async def _send_round(self, datagrams: Iterable[Any]) -> bool:
-        """False: there were none."""
+        """Sends these datagrams; False if there were none."""
         items: list[Item] = []
         try:
             await self._add_items(datagrams, items)
@@ -239,10 +241,10 @@ class UDPSend(Endpoint):
         finally:
             release_views(item[0] for item in items if type(item[0]) is memoryview)
 
-    # -- what was given
+    # -- from what the caller gave to items
 
     async def _add_items(self, datagrams: Iterable[Any], items: list[Item]) -> None:
-        known: Any = None  # numeric
+        known: Any = None  # an address that is numeric
         for datagram in datagrams:
             address: Any = None
             control: Sequence[Control] = ()

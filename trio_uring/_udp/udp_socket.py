@@ -1,7 +1,7 @@
 """UDP sockets: datagrams, many at a time.
 
-Rules of this file: what opens, names and closes a socket; sending and receiving are in files of
-their own. The socket is a UringSocket, so names are resolved, bound and connected as trio does.
+Rules of this file: opening, naming and closing a socket; sending and receiving have their own
+files. The socket is a UringSocket, so resolving, binding and connecting are as in trio.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._descriptors.direction import Direction
 
 if sys.version_info < (3, 11):
-    # trio brings it
+    # a dependency of trio's
     from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
 _FAMILIES = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
@@ -40,26 +40,27 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     """A UDP socket over IPv4 or IPv6. One task may send while another receives.
 
     Args:
-        sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. This one
-            owns it from now on. One of trio's own class becomes an UringSocket, and stays the same
-            object.
-        gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), to be split here:
-            much less work for each. Whoever receives from `.socket` directly gets them joined.
+        sock: a stdlib or trio socket of type SOCK_DGRAM, bound or connected or neither. The
+            UDPSocket owns it from now on. A socket of trio's own class becomes a UringSocket, and
+            stays the same object.
+        gro: let the kernel join datagrams as they arrive (UDP_GRO, Linux 5.0), and split them here,
+            which costs much less for each. Whoever receives from `.socket` directly gets them
+            joined.
 
     Raises:
-        TypeError, ValueError: it is something else.
-        trio.ClosedResourceError: it was closed.
+        TypeError, ValueError: `sock` is something else.
+        trio.ClosedResourceError: `sock` was closed.
 
-    What is not received waits in the socket's buffer (SO_RCVBUF), and what does not fit there is
-    dropped by the kernel, as UDP does. A datagram is sent and received by the socket module's own
-    call; where that would block, the task waits on the ring.
+    What is not received waits in the socket's buffer (SO_RCVBUF); the kernel drops what does not
+    fit there, as always with UDP. A datagram is sent and received by the socket module's own call;
+    where that would block, the task waits on the ring.
     """
 
     def __init__(self, sock: SocketLike, *, gro: bool = True) -> None:
         owner = _adopt(sock)
         lease = lease_of(owner)
         lease.noun = "socket"
-        super().__init__(owner, lease)  # with a lease, no option of TCP's is set
+        super().__init__(owner, lease)  # with a lease, no TCP options are set
         self._family = int(self.socket.family)
         self._plain = plain_socket(self._owner)
         with contextlib.suppress(OSError):  # a kernel before 4.18 would send a run as one datagram
@@ -70,11 +71,11 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
         self._look_at_options()
 
     def getsockname(self) -> Any:
-        """The local address, as of socket.socket."""
+        """The local address, as in socket.socket."""
         return self.socket.getsockname()
 
     def getpeername(self) -> Any:
-        """The address that it is connected to. Raises OSError if it is not."""
+        """The address that the socket is connected to. Raises OSError if it is not connected."""
         return self.socket.getpeername()
 
     @overload
@@ -82,7 +83,7 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     @overload
     def getsockopt(self, level: int, option: int, length: int) -> bytes: ...
     def getsockopt(self, level: int, option: int, length: int = 0) -> int | bytes:
-        """As of socket.socket."""
+        """As in socket.socket."""
         return (
             self.socket.getsockopt(level, option, length)
             if length
@@ -90,12 +91,12 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
         )
 
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
-        """As of socket.socket."""
+        """As in socket.socket."""
         self.socket.setsockopt(level, option, value)
         self._look_at_options()
 
     def _look_at_options(self) -> None:
-        self._limits.clear()  # what it did not take, it may take now
+        self._limits.clear()  # runs that were refused may be taken now
         self._joins = False
         with contextlib.suppress(OSError):  # a kernel before 5.0 joins nothing
             self._joins = bool(self.socket.getsockopt(SOL_UDP, UDP_GRO))
@@ -119,9 +120,9 @@ def _adopt(sock: object) -> trio.socket.SocketType:
         raise ValueError("UDPSocket requires a SOCK_DGRAM socket of AF_INET or AF_INET6")
     if isinstance(sock, stdlib_socket.socket):
         return UringSocket(sock)
-    if not isinstance(plain_socket(sock), stdlib_socket.socket):  # FakeNet's are none
+    if not isinstance(plain_socket(sock), stdlib_socket.socket):  # such as FakeNet's
         raise TypeError(f"UDPSocket requires a socket of the system's, not a {type(sock).__name__}")
-    return become_ours(sock)  # so that closing it wakes whoever waits
+    return become_ours(sock)  # so that closing the socket wakes whoever waits
 
 
 async def open_udp_socket(
@@ -137,32 +138,32 @@ async def open_udp_socket(
     """Opens a UDP socket.
 
     Args:
-        local_address: (host, port) to bind; host None is the wildcard address, port 0 the kernel's
-            choice. None: the kernel chooses when something is sent.
-        remote_address: (host, port) to connect to. Then sends need no address, and only datagrams
-        from there are received.
-        family: socket.AF_INET or AF_INET6; AF_UNSPEC: as the addresses are, AF_INET if there are
-        none.
-        reuse_port, broadcast: short for those of the options.
-        gro: as of UDPSocket.
-        options: of the socket; None: the defaults of SocketOptions.
+        local_address: (host, port) to bind to. A host of None is the wildcard address; port 0 lets
+            the kernel choose. None: the kernel chooses both when something is sent.
+        remote_address: (host, port) to connect to. Sends then need no address, and only datagrams
+            from there are received.
+        family: socket.AF_INET or AF_INET6. AF_UNSPEC: the family of the addresses, or AF_INET if
+            there are none.
+        reuse_port, broadcast: shorthands for these fields of `options`.
+        gro: as in UDPSocket.
+        options: the socket's options; None: the defaults of SocketOptions.
 
-    A host may be a name; the addresses it has are tried in order, and the first that can be bound
-    and connected is taken.
+    A host may be a name. Its addresses are tried in order, and the first that can be bound and
+    connected is taken.
 
     Raises:
-        OSError: no address could be bound and connected; each one's error is in the exception group
-            that it is raised from. Or an option cannot be had, see SocketOptions.apply.
-        ValueError: another family.
+        OSError: no address could be bound and connected, and the cause is an exception group with
+            the error of each; or an option is not available, see SocketOptions.apply.
+        ValueError: `family` is another one.
 
-    Cancellation: what was opened is closed.
+    Cancellation: the socket is closed.
     """
     if family not in (stdlib_socket.AF_UNSPEC, *_FAMILIES):
         raise ValueError(f"family must be AF_INET, AF_INET6 or AF_UNSPEC, not {family!r}")
     options = fold_options(options, reuse_port=reuse_port, broadcast=broadcast)
     errors: list[Exception] = []
     for family_, local, remote in await _candidates(family, local_address, remote_address):
-        sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # a custom factory is asked
+        sock = trio.socket.socket(family_, stdlib_socket.SOCK_DGRAM)  # a custom factory may make it
         try:
             _adopt(sock)
             options.apply(sock, "datagram")
@@ -185,7 +186,7 @@ async def open_udp_socket(
 
 
 async def _candidates(family: int, local: Any, remote: Any) -> list[tuple[int, Any, Any]]:
-    """Family, local and remote address of the sockets to try, in order."""
+    """The family, local address and remote address of each socket to try, in order."""
     locals_ = await _resolve(local, family, stdlib_socket.AI_PASSIVE)
     remotes = await _resolve(remote, family, 0)
     if local is None and remote is None:
