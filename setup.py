@@ -7,7 +7,7 @@ an error message that says what is missing when there is no compiler or no kerne
 import platform
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -17,6 +17,8 @@ class build_ring(build_ext):
         try:
             super().build_extension(ext)
         except Exception as exc:
+            if ext.optional:
+                raise  # setuptools warns, and goes on without it
             # setuptools has several unrelated exceptions for a compiler that failed or is missing.
             raise SystemExit(
                 f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C "
@@ -24,6 +26,12 @@ class build_ring(build_ext):
                 "and the kernel's header linux/io_uring.h (linux-libc-dev); the compiler's own "
                 "message, above, says which one is missing."
             ) from exc
+
+
+# What it does is written in Python as well, so the package does without it where it does not build.
+ACCELERATOR = Extension(
+    "trio_uring._hot", ["trio_uring/_c/hot.c"], py_limited_api=True, optional=True
+)
 
 
 class stable_abi_wheel(bdist_wheel):
@@ -37,6 +45,7 @@ class stable_abi_wheel(bdist_wheel):
 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
     setup(
         cffi_modules=["trio_uring/_c/build.py:ffibuilder"],
+        ext_modules=[ACCELERATOR],
         cmdclass={"build_ext": build_ring, "bdist_wheel": stable_abi_wheel},
     )
 else:

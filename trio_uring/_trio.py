@@ -20,6 +20,7 @@ _RUN, _IO, _SOCKET = "trio._core._run", "trio._core._io_epoll", "trio._socket"
 
 LOOP = "the ring is not trio's loop: a system task waits for it, as with TRIO_URING_DRIVER=task"
 FORK = "a forked child that stays in its parent's run shares trio's epoll instance with it"
+ACCELERATOR = "the accelerator: what it does in C is done in Python"
 SOCKET = "nothing changes: the class is taken from what trio.socket.from_stdlib_socket returns"
 HELPER = "sockets do not use the ring: they wait and move bytes as trio's do; streams still use it"
 RESOLVE = "sockets that connect do not wait on the ring: they wait as trio's do"
@@ -94,6 +95,10 @@ NAMES = [
     *_probe(_IO, LOOP, "EpollIOManager._epoll"),
     *_probe(_IO, FORK, "EpollIOManager._registered", "EpollIOManager._force_wakeup"),
     *_probe(_IO, FORK, "EpollWaiters.current_flags"),
+    *_probe(_RUN, ACCELERATOR, "Task.coro", "Task._next_send_fn", "Task._next_send"),
+    *_probe(_RUN, ACCELERATOR, "Task._abort_func", "Task.custom_sleep_data", "Task._runner"),
+    *_probe(_RUN, ACCELERATOR, "Runner.runq", "Runner.instruments"),
+    *_probe("trio._core._traps", ACCELERATOR, "WaitTaskRescheduled"),
     *_probe(_SOCKET, SOCKET, "_SocketType"),
     PrivateName("trio._socket._SocketType._nonblocking_helper", HAS_NONBLOCKING_HELPER, HELPER),
     PrivateName("trio._socket._SocketType._resolve_address_nocp", HAS_RESOLVE_ADDRESS, RESOLVE),

@@ -11,6 +11,7 @@ import resource
 from importlib import metadata
 
 from .. import __version__
+from .._accelerator import why_not
 from .._bytes.outgoing import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from .._descriptors.provided import OWN_SIZE
 from .._driver.backend import open_uring
@@ -57,6 +58,7 @@ def _describe_machine() -> list[str]:
     return [
         *_entry("trio_uring", __version__),
         *_entry("kernel", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        *_entry("accelerator", "in use" if why_not is None else f"none: {why_not}"),
         *_entry("Python", f"{platform.python_implementation()} {platform.python_version()}"),
         *_entry("trio, cffi", f"{_version('trio')}, {_version('cffi')}"),
         *_entry("kernel.io_uring_disabled", _sysctl()),

@@ -105,7 +105,8 @@ class TaskOperation(Operation):
             return self.res
 
         def __await__(self) -> Generator[Any, Any, int]:
-            return wait_task_rescheduled(self.abort).__await__()
+            waiting = wait_task_rescheduled(self.abort)  # noqa: ASYNC105  (it is awaited)
+            return waiting.__await__()
 
         def unlink(self) -> None:
             """Breaks the cycle of the operation and what it yields. In Python there is none."""

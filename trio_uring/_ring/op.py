@@ -79,8 +79,8 @@ if TYPE_CHECKING or hot is None:
         """The fields of an operation that the accelerator has in C."""
 
         __slots__ = (
-            "born", "buffer", "buffers", "chunk", "entry", "length", "opcode", "owed", "pin",
-            "raise_cancel", "res", "start", "state", "task", "then", "token",
+            "born", "buffer", "buffers", "chunk", "entry", "entry_at", "length", "opcode", "owed",
+            "pin", "raise_cancel", "res", "start", "state", "task", "then", "token",
         )  # fmt: skip
 
         # Who waits for it, and how: see `_driver.operation`.

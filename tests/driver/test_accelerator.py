@@ -1,0 +1,163 @@
+"""The accelerator: it does what the Python does, leaves nothing behind, and is absent without harm.
+
+Most of what it has to do is tested by every other test, which runs over it where it was built;
+`.ci/run` runs them without it, too.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from typing import Any
+
+import pytest
+import trio
+from support.streams import stream_and_peer, unix_streams
+
+import trio_uring
+from trio_uring import _accelerator
+from trio_uring._descriptors.direction import RECEIVE
+
+accelerated = pytest.mark.skipif(
+    _accelerator.hot is None, reason=f"no accelerator: {_accelerator.why_not}"
+)
+
+SHOW = """
+from trio_uring._accelerator import hot, why_not
+print(hot is not None, why_not)
+"""
+
+
+def in_another_python(code: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_it_is_switched_off_by_the_environment() -> None:
+    said = in_another_python(SHOW, TRIO_URING_ACCELERATOR="0")
+    assert said == "False the environment variable TRIO_URING_ACCELERATOR is 0"
+
+
+def test_a_package_without_it_says_so_and_works() -> None:
+    hidden = "import sys; sys.modules['trio_uring._hot'] = None\n"
+    said = in_another_python(hidden + SHOW, TRIO_URING_ACCELERATOR="1")
+    assert said.startswith("False it was not built")
+
+
+def test_a_trio_of_another_shape_is_left_alone() -> None:
+    shape = "import trio._core._run as run; run.Task = type('Task', (), {'coro': 1})\n"
+    said = in_another_python(
+        "import trio\n"
+        + shape
+        + SHOW.replace("trio_uring._accelerator", "trio_uring._accelerator"),
+        TRIO_URING_ACCELERATOR="1",
+    )
+    assert said.startswith("False ")
+
+
+@accelerated
+async def test_an_operation_is_what_its_task_awaits() -> None:
+    stream, peer = stream_and_peer()
+    coro = stream.receive_some()
+    message = coro.send(None)
+    assert type(message).__name__ == "WaitTaskRescheduled"
+    assert coro.cr_await is stream._receiving.operations[RECEIVE]
+    coro.close()
+    peer.send(b"x")
+    assert await stream.receive_some() == b"x"
+    await stream.aclose()
+    peer.close()
+
+
+@pytest.mark.parametrize("rounds", [2000])
+async def test_operations_leave_nothing_behind(rounds: int) -> None:
+    left, right = unix_streams()
+
+    async def ping_pong(times: int) -> None:
+        for _ in range(times):
+            await left.send_all(b"ping")
+            assert await right.receive_some() == b"ping"
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await right.receive_some()
+            assert scope.cancelled_caught
+
+    async with left, right:
+        await ping_pong(100)
+        gc.collect()
+        gc.disable()
+        try:
+            before = sys.getallocatedblocks()
+            await ping_pong(rounds)
+            after = sys.getallocatedblocks()
+        finally:
+            gc.enable()
+        assert after - before < rounds // 10
+        assert gc.collect() < rounds // 10
+
+
+async def test_a_forgotten_stream_takes_its_operations_along_at_once() -> None:
+    left, right = unix_streams()
+    await left.send_all(b"x")
+    assert await right.receive_some() == b"x"
+    direction = right._receiving
+    gc.collect()
+    gc.disable()
+    try:
+        dead = weakref.ref(direction)
+        socket = right.socket
+        del direction, right
+        assert dead() is not None  # the socket has it
+        socket.close()
+        del socket
+        assert dead() is None
+    finally:
+        gc.enable()
+    await left.aclose()
+
+
+class Scheduled(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.tasks: list[Any] = []
+
+    def task_scheduled(self, task: Any) -> None:
+        self.tasks.append(task)
+
+
+async def test_instruments_are_told_of_each_wake_up() -> None:
+    left, right = unix_streams()
+    told = Scheduled()
+
+    async def receive() -> None:
+        for _ in range(3):
+            assert await right.receive_some() == b"x"
+
+    async with left, right, trio.open_nursery() as nursery:
+        nursery.start_soon(receive, name="receiver")
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(told)
+        for _ in range(3):
+            await left.send_all(b"x")
+            await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(told)
+    assert [task.name for task in told.tasks].count("receiver") == 3
+
+
+def test_info_says_which() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "trio_uring", "info"], capture_output=True, text=True, check=True
+    ).stdout
+    line = next(line for line in said.splitlines() if line.startswith("accelerator"))
+    assert line.split(maxsplit=1)[1] == (
+        "in use" if _accelerator.hot is not None else f"none: {_accelerator.why_not}"
+    )
+    assert trio_uring.__version__
