@@ -48,7 +48,7 @@ typedef struct {
 
 static PyObject *message_type, *s_abort, *s_unwrap, *s_send, *s_append, *s_data, *s_call;
 static PyObject *s_task_scheduled, *s_submitted, *s_done, *s_in_kernel, *s_reschedule;
-static PyObject *s_count_failure, *s_submit;
+static PyObject *s_count_failure, *s_submit, *s_submit_whole;
 
 static PyTypeObject *operation_type;
 
@@ -609,6 +609,36 @@ static PyObject *ring_collect(PyObject *self, PyObject *arguments)
     return result < 0 ? NULL : PyLong_FromLongLong(promised);
 }
 
+/* write_all(ring, queue): submits what is queued, in order, and takes it out of the queue. False:
+ * something was not taken, or is at fault; Python goes on from there, and finds it out again. */
+static PyObject *write_all(PyObject *module, PyObject *arguments)
+{
+    PyObject *ring, *queue, *ops;
+    int all = 1;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OO:write_all", &ring, &queue))
+        return NULL;
+    /* A garbage collection in between may destroy a coroutine, and withdraw its operation. */
+    ops = PyDict_Keys(queue);
+    if (ops == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; all && i < PyList_Size(ops); i++) {
+        PyObject *op = PyList_GetItem(ops, i), *taken;
+
+        if (PyDict_Contains(queue, op) != 1)
+            continue;
+        taken = PyObject_CallMethodObjArgs(ring, s_submit_whole, op, NULL);
+        all = taken == Py_True;
+        Py_XDECREF(taken);
+        if (all && PyDict_Contains(queue, op) == 1 && PyDict_DelItem(queue, op) < 0)
+            all = 0;
+    }
+    Py_DECREF(ops);
+    PyErr_Clear();
+    return PyBool_FromLong(all);
+}
+
 static PyObject *finish_all(PyObject *module, PyObject *done)
 {
     int woke = 0;
@@ -773,6 +803,7 @@ static int make_names(void)
         {&s_append, "append"}, {&s_data, "data"},     {&s_call, "call"},
         {&s_submitted, "submitted"}, {&s_done, "done"}, {&s_in_kernel, "in_kernel"},
         {&s_count_failure, "count_failure"}, {&s_submit, "_submit"},
+        {&s_submit_whole, "submit"},
         {&s_task_scheduled, "task_scheduled"}, {&s_reschedule, "reschedule"},
     };
 
@@ -824,6 +855,7 @@ static int add_all(PyObject *module)
 }
 
 static PyMethodDef module_methods[] = {
+    {"write_all", write_all, METH_VARARGS, "Submits what is queued. False: not all of it."},
     {"finish_all", finish_all, METH_O, "Finishes operations; True: a task was woken."},
     {NULL, NULL, 0, NULL},
 };

@@ -124,6 +124,9 @@ class RingSide:
     def write_queue(self) -> None:
         """Turns what is queued into entries, as far as the ring has room."""
         ring, queue = self.ring, self.queue
+        if hot is not None and hot.write_all(ring, queue):
+            self._check_written()
+            return
         # The queue may change meanwhile: a garbage collection that destroys a coroutine withdraws
         # its operation, and the function of a refused operation may chain others.
         for op in list(queue):
@@ -140,8 +143,11 @@ class RingSide:
             if not taken:
                 break
             queue.pop(op, None)
+        self._check_written()
+
+    def _check_written(self) -> None:
         if invariants.CHECKED:
-            invariants.check_written(ring, queue)
+            invariants.check_written(self.ring, self.queue)
 
     def wrote(self) -> None:
         """Called when the kernel was entered with what `write_queue` has written."""

@@ -120,6 +120,7 @@ class Operation(_Fields):
         self.state = NEW
         self.token = 0
         self.entry: Any = None  # made by the ring and kept for the next use; None: to be made
+        self.entry_at = 0  # its address, for the accelerator
         self.vector: Any = None  # the same, for two buffers
         self.pin: Any = None
         self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
