@@ -4,6 +4,7 @@ This file exists for what pyproject.toml cannot express: the cffi module, the st
 an error message that says what is missing when there is no compiler or no kernel header.
 """
 
+import glob
 import platform
 import sys
 
@@ -30,7 +31,12 @@ class build_ring(build_ext):
 
 # What it does is written in Python as well, so the package does without it where it does not build.
 ACCELERATOR = Extension(
-    "trio_uring._hot", ["trio_uring/_c/hot.c"], py_limited_api=True, optional=True
+    "trio_uring._hot",
+    sorted(glob.glob("trio_uring/_c/hot/*.c")),
+    depends=["trio_uring/_c/hot/hot.h"],
+    extra_compile_args=["-fvisibility=hidden"],
+    py_limited_api=True,
+    optional=True,
 )
 
 

@@ -1,12 +1,22 @@
-"""The accelerator; see _c/hot.c."""
+"""The accelerator; see _c/hot/hot.h."""
 
+from collections.abc import Callable
 from typing import Any
 
 class Operation:
     """The base of _ring.op.Operation."""
+
+class Direction:
+    """The base of _descriptors.direction.Direction."""
+
+class Engine:
+    """The base of _driver.ring_side.RingSide."""
 
 class Ring:
     """The base of _ring.base.RingBase."""
 
 def write_all(ring: Any, queue: dict[Any, None]) -> bool: ...
 def finish_all(done: list[Any]) -> bool: ...
+def use_methods(
+    receive_side: type, send_side: type, phase: Any, adapt: Callable[..., None]
+) -> None: ...

@@ -215,9 +215,10 @@ METHODS = [
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signatures_of_methods_are_trios(name: str) -> None:
+    """But for `self`, which is by position only in a method in C."""
     ours = [one for one in shape(getattr(SocketStream, name)) if one[0] != "timeout"]
-    assert [(n, k) for n, k, _ in ours] == [
-        (n, k) for n, k, _ in shape(getattr(trio.SocketStream, name))
+    assert [(n, k) for n, k, _ in ours[1:]] == [
+        (n, k) for n, k, _ in shape(getattr(trio.SocketStream, name))[1:]
     ]
 
 

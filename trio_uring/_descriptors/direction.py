@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from .._accelerator import hot
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
@@ -83,7 +84,21 @@ class Verdict(enum.Enum):
     ERROR = enum.auto()
 
 
-class Direction:
+if TYPE_CHECKING or hot is None:
+
+    class _Fields:
+        """The fields of a direction that the accelerator has in C."""
+
+        __slots__ = (
+            "ended", "fd", "fileno", "held", "kept", "left", "operations", "sent", "size", "streak",
+            "waiter",
+        )  # fmt: skip
+
+else:
+    _Fields = hot.Direction
+
+
+class Direction(_Fields):
     """One direction of a descriptor.
 
     Args:
@@ -102,13 +117,13 @@ class Direction:
         ended: nothing more can be sent; always true once it is closed.
         kept: bytes that were received and not returned; None: there are none.
         told: called when the direction is closed while it is held.
+        sent: bytes of the current or last send_all that the kernel has taken.
         operations: the operations made so far, by kind; those of a pump by themselves.
         size, streak: see `provided`.
     """
 
     __slots__ = (
-        "__weakref__", "_lease", "closed", "ended", "fd", "fileno", "held", "is_socket", "kept",
-        "left", "operations", "owner", "receiving", "size", "streak", "told", "waiter",
+        "__weakref__", "_lease", "closed", "is_socket", "owner", "receiving", "told",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +142,7 @@ class Direction:
         self.told: Callable[[], object] | None = None
         self.operations: dict[Any, TaskOperation] = {}
         self.size, self.streak = OWN_SIZE, 0
+        self.sent = 0
 
     def __del__(self) -> None:
         for op in self.operations.values():

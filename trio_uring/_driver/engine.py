@@ -61,6 +61,7 @@ class Engine(RingSide):
 
     Attributes:
         pumps: the ring has every opcode that chains of operations use.
+        by_calls: the opcodes that are done by system calls for a task.
     """
 
     completes = True  # operations are done by the kernel's completions, not by our calls
@@ -69,10 +70,9 @@ class Engine(RingSide):
         super().__init__(ring)
         self.provided_buffers = ring.info.provided_buffers
         self.pumps = not ring.info.lacking
-        # The opcodes that are done by system calls for a task. (Not with a fake ring: a call would
-        # not reach what is connected in its memory.)
+        # None with a fake ring: a call would not reach what is connected in its memory.
         by_calls = {*BY_READINESS, *(int(Opcode[name]) for name in ring.info.lacking)}
-        self._by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
+        self.by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
         self._move = move
 
     # -- for tasks
@@ -93,7 +93,7 @@ class Engine(RingSide):
             if engine is not self:
                 performed: Awaitable[int] = engine.perform(op)
                 return performed
-        if op.opcode in self._by_calls:
+        if op.opcode in self.by_calls:
             return perform_by_readiness(op, self._wait_for)
         if self.hooks is not None and not self.queue:
             self.hooks.queued()

@@ -44,14 +44,14 @@ class TaskOperation(Operation):
         by_trio: it is a poll whose task is waiting by trio's epoll instead.
     """
 
-    __slots__ = ("by_trio", "engine", "memory", "way")
+    __slots__ = ("by_trio", "way")
 
     def __init__(self, engine: Any, opcode: int, fd: int, owner: object = None) -> None:
         super().__init__(opcode, fd, owner)
         self.engine = engine
         self.way: weakref.ref[Any] | None = None
         self.task = self.then = self.raise_cancel = None
-        self.memory: memoryview | None = None
+        self.memory = None
         self.owed = self.by_trio = False
 
     @property

@@ -46,7 +46,18 @@ class Hooks(Protocol):
         """Nothing is queued or in flight."""
 
 
-class RingSide:
+if TYPE_CHECKING or hot is None:
+
+    class _Fields:
+        """The fields of an engine that the accelerator has in C."""
+
+        by_calls: frozenset[int]
+
+else:
+    _Fields = hot.Engine
+
+
+class RingSide(_Fields):
     """Feeds a ring, in the passes of one trio.run.
 
     Args:

@@ -79,11 +79,14 @@ if TYPE_CHECKING or hot is None:
         """The fields of an operation that the accelerator has in C."""
 
         __slots__ = (
-            "born", "buffer", "buffers", "chunk", "entry", "entry_at", "length", "opcode", "owed",
-            "pin", "raise_cancel", "res", "start", "state", "task", "then", "token",
+            "born", "buffer", "buffers", "chunk", "engine", "entry", "entry_at", "group", "length",
+            "memory", "opcode", "owed", "pin", "raise_cancel", "res", "start", "state", "task",
+            "then", "token",
         )  # fmt: skip
 
-        # Who waits for it, and how: see `_driver.operation`.
+        # Who performs it and waits for it, and how: see `_driver.operation`.
+        engine: Any
+        memory: memoryview | None
         task: Any
         then: Callable[[], object] | None
         raise_cancel: Callable[[], NoReturn] | None
@@ -99,7 +102,7 @@ class Operation(_Fields):
     Its fields are in three groups: the request, what the ring keeps, and the result.
     """
 
-    __slots__ = ("fd", "flags", "group", "offset", "owner", "vector")
+    __slots__ = ("fd", "flags", "offset", "owner", "vector")
 
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
         self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path

@@ -165,6 +165,7 @@ class UringRing(RingBase):
         if hot is None:
             self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
         else:
+            self.counters.completions += count
             self._check_promised(self._collect_out(count, done))
 
     def drain(self, done: list[Operation]) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from .._driver.operation import TaskOperation
+
 RECEIVE_MAX = 2**30  # most bytes asked for in one operation, whose length has 32 bits
 
 _T = TypeVar("_T")
@@ -78,7 +80,7 @@ class ReceiveSide(Endpoint):
         limit = self.receive_timeout if timeout is None else timeout
         if limit is not None and limit != math.inf:
             with trio.fail_after(limit):
-                return await self.receive_some(max_bytes, timeout=math.inf)
+                return await ReceiveSide.receive_some(self, max_bytes, timeout=math.inf)
         way = self._receiving
         op = way.take(RECEIVE)
         try:
@@ -106,6 +108,20 @@ class ReceiveSide(Endpoint):
                 way.leave(op)
             elif op.memory is not None:
                 op.memory = None
+
+    @enable_ki_protection
+    async def _receive_rest(self, op: TaskOperation, max_bytes: int) -> bytes:
+        """Goes on with a receive that the accelerator has begun, whose result is negative.
+
+        The direction is held.
+        """
+        way = self._receiving
+        try:
+            await self._again(way, op, op.res)
+        finally:
+            way.held = False
+        # No other task gets to run before this one has the direction again.
+        return await ReceiveSide.receive_some(self, max_bytes, timeout=math.inf)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.

@@ -39,11 +39,17 @@ class SendSide(Endpoint):
     send_timeout: float | None = None
     """Seconds that one send_all may take; None: no limit."""
 
-    bytes_sent: int = 0
-    """Bytes of the current or last send_all that the kernel has taken; every send resets it.
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the current or last send_all that the kernel has taken; every send resets it.
 
-    After a cancelled or timed-out send it says exactly where to go on.
-    """
+        After a cancelled or timed-out send it says exactly where to go on.
+        """
+        return self._sending.sent
+
+    @bytes_sent.setter
+    def bytes_sent(self, count: int) -> None:  # for a copy, which counts as one call
+        self._sending.sent = count
 
     @enable_ki_protection
     async def send_all(
@@ -73,7 +79,7 @@ class SendSide(Endpoint):
         limit = self.send_timeout if timeout is None else timeout
         if limit is not None and limit != math.inf:
             with trio.fail_after(limit):
-                await self.send_all(data, timeout=math.inf)
+                await SendSide.send_all(self, data, timeout=math.inf)
             return
         if self._cork is not None:
             held = self._corked(self._cork, data)
@@ -88,7 +94,7 @@ class SendSide(Endpoint):
         # The fast path, which most sends take: one coroutine and no views.
         way = self._sending
         op = way.take(SEND if type(data) is bytes else SEND_MANY)
-        self.bytes_sent = 0
+        way.sent = 0
         try:
             if way.left is not None:
                 await self._settle(way)
@@ -99,7 +105,7 @@ class SendSide(Endpoint):
                 op.buffers = data = tuple(data)  # type: ignore[arg-type]
             op.start, op.length = 0, length
             res = await op.engine.perform(op)
-            self.bytes_sent = res if res > 0 else 0
+            way.sent = res if res > 0 else 0
             if res != length:
                 with Outgoing(data) as out:
                     await self._send_outgoing(out, op)
@@ -107,6 +113,19 @@ class SendSide(Endpoint):
             way.held = False
             if op.owed:
                 way.leave(op)
+
+    @enable_ki_protection
+    async def _send_rest(self, data: bytes | tuple[bytes, ...], op: TaskOperation) -> None:
+        """Goes on with a send that the accelerator has begun, and that has not sent everything.
+
+        The direction is held.
+        """
+        way = self._sending
+        try:
+            with Outgoing(data) as out:
+                await self._send_outgoing(out, op)
+        finally:
+            way.held = False
 
     def _corked(self, cork: Cork, data: Any) -> list[Any] | None:
         """What to send now: None, or everything that was held back."""
@@ -120,7 +139,7 @@ class SendSide(Endpoint):
         way = self._sending
         with Outgoing(data) as out:
             way.hold()
-            self.bytes_sent = 0
+            way.sent = 0
             try:
                 if way.left is not None:
                     await self._settle(way)
@@ -157,7 +176,7 @@ class SendSide(Endpoint):
                 if op.owed:
                     way.leave(op)
             if res > 0:
-                self.bytes_sent += res
+                way.sent += res
 
     async def wait_send_all_might_not_block(self) -> None:
         """Waits until sending might be possible without blocking (trio.abc.SendStream).

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, overload
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._accelerator import hot
 from .._descriptors.lease import closed_lease
+from .._descriptors.provided import adapt
+from .._driver.phases import RUNNING
 from .._errors import stream_error
 from .endpoint import Endpoint, SocketLike, adopt, adopt_socket, lease_under, make_over
 from .receive import ReceiveSide
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .._descriptors.direction import Direction
+
+
+if hot is not None:
+    hot.use_methods(ReceiveSide, SendSide, RUNNING, adapt)
 
 
 class SendStream(SendSide, trio.abc.SendStream):

@@ -1,0 +1,173 @@
+/* The accelerator: what most calls cross for every operation, in C. The Python modules named below
+ * say the same, and are the specification (PEP 399): they are used where this was not built, or
+ * where trio is not as it was, and the same tests run over both.
+ *
+ *     task.c       what trio's reschedule() does
+ *     operation.c  an operation: its fields and its result        _driver/operation.py
+ *     fields.c     the fields of a direction and of an engine     _descriptors, _driver/ring_side.py
+ *     ring.c       a ring: entries and completions                _ring/base.py
+ *     call.c       a call of a stream, as an awaitable            _streams/receive.py, send.py
+ *     streams.c    how a call begins, and what it returns         the same
+ *     methods.c    receive_some and send_all                      the same
+ *     module.c     the module
+ *
+ * Rules of these files:
+ *
+ * - Limited API 3.10: one build serves all Pythons from there on.
+ * - Whatever is unusual is left to Python: aborting, refusing, guest runs, short writes, errors.
+ * - Nothing that the garbage collector tracks is made for a call.
+ * - Each private name of trio's that is used is looked up at import, which fails if one is missing.
+ *   Slots are read and written by their own descriptors.
+ * - An error leaves everything as it was, or is the caller's to handle.
+ */
+#ifndef TRIO_URING_HOT_H
+#define TRIO_URING_HOT_H
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* An operation, as in _ring/op.py and _driver/operation.py. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *engine;       /* performs it */
+    PyObject *task;         /* waits for the completion */
+    PyObject *then;         /* is called with the completion */
+    PyObject *raise_cancel; /* of a cancellation that was asked for, or a refusal */
+    PyObject *message;      /* WaitTaskRescheduled(self.abort); made once, unlinked by the owner */
+    PyObject *state;        /* NEW, SUBMITTED, CANCELLING, DONE */
+    PyObject *buffer;       /* held until the completion */
+    PyObject *buffers;      /* the same, for several buffers */
+    PyObject *memory;       /* where a receive without a provided buffer puts its bytes */
+    PyObject *pin;          /* keeps what the entry points at */
+    PyObject *chunk;        /* what a provided buffer held */
+    PyObject *entry;        /* the ring's own, kept from one use to the next */
+    unsigned long long entry_at; /* the address of the entry, while there is one */
+    long long token;
+    Py_ssize_t start, length;    /* bytes of the buffer to skip; bytes that follow */
+    double born;            /* seconds, time.monotonic() of the pass that submitted it */
+    int opcode, group;
+    int res;                /* >= 0, or -errno */
+    char owed;              /* a call has had it performed, and has not got the result */
+    char parked;            /* between the yield and the task's resumption */
+} Operation;
+
+/* A direction of a descriptor, as in _descriptors/direction.py. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *fileno;       /* a function */
+    PyObject *waiter, *left, *kept; /* None if there is none */
+    PyObject *operations;   /* a dict */
+    Py_ssize_t size;        /* bytes of the buffers that it receives into */
+    Py_ssize_t sent;        /* bytes of the current or last send_all that the kernel has taken */
+    int fd, streak;
+    char held, ended;
+} Direction;
+
+/* An engine on a ring, as in _driver/ring_side.py. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *phase, *hooks, *queue, *by_calls;
+    unsigned long long thread;
+} Engine;
+
+/* task.c */
+extern PyObject *trio_message; /* the class WaitTaskRescheduled */
+int find_trio(void);
+PyObject *current_task(void);
+int reschedule(PyObject *task, PyObject *outcome);
+
+/* operation.c */
+extern PyTypeObject *operation_type;
+int make_operation_type(void);
+int take_result(Operation *op);
+PyObject *parked_message(Operation *op);
+PyObject *finish_all(PyObject *module, PyObject *done);
+
+/* fields.c */
+extern PyTypeObject *direction_type, *engine_type;
+int make_field_types(void);
+
+/* ring.c */
+extern PyTypeObject *ring_type;
+int make_ring_type(void);
+PyObject *write_all(PyObject *module, PyObject *arguments);
+
+/* A call of a stream: see call.c. */
+enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.py */
+typedef struct {
+    PyObject_HEAD
+    PyObject *stream;
+    PyObject *data;         /* what is sent */
+    PyObject *inner;        /* the coroutine of Python that does the rest */
+    Direction *way;         /* is held while the call is parked */
+    Operation *op;
+    Py_ssize_t length;      /* most bytes to receive; bytes to send */
+    char kind, stage;
+} Call;
+
+/* A method of streams, and the functions of Python that it stands for. */
+typedef struct {
+    PyMethodDef definition;
+    const char *signature, *rest_name;
+    PyObject *in_python;    /* the whole method, as a coroutine function */
+    PyObject *rest;         /* what is left when the operation has not done it all */
+} Method;
+
+/* call.c */
+int make_call_type(void);
+PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length);
+
+/* streams.c */
+extern PyObject *running, *adapt;
+int make_streams(void);
+int begin(Call *call);
+PyObject *end(Call *call, PyObject **rest);
+
+/* methods.c */
+extern Method of_receive, of_send;
+int make_methods(void);
+PyObject *python_call(Call *call);
+PyObject *name_of(Call *call, const char *which);
+void warn_never_awaited(Call *call);
+PyObject *use_methods(PyObject *module, PyObject *arguments);
+
+/* Interned strings. */
+typedef struct {
+    PyObject **into;
+    const char *text;
+} Name;
+int make_names(const Name *names, size_t count);
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Puts a value, whose reference it takes over, into a field. */
+static inline void put(PyObject **field, PyObject *value)
+{
+    PyObject *before = *field;
+
+    *field = value;
+    Py_XDECREF(before);
+}
+
+static inline int is_none(PyObject *value)
+{
+    return value == NULL || value == Py_None;
+}
+
+/* The end of a tp_dealloc of a type of ours that the garbage collector knows. */
+static inline void free_tracked(PyObject *self, inquiry clear)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_it = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    PyObject_GC_UnTrack(self);
+    clear(self);
+    free_it(self);
+    Py_DECREF(type);
+}
+
+#endif

@@ -1,0 +1,315 @@
+/* A ring: writes the entries of operations, and takes their completions.
+ *
+ * Rules of this file: S1 to S7 of _ring/base.py. What `submit` cannot do, Python's `_submit` does.
+ */
+#include "hot.h"
+
+PyTypeObject *ring_type;
+
+static PyObject *s_submitted, *s_done, *s_count_failure, *s_submit, *s_submit_whole;
+
+/* -- the ring's part: writing an entry, and taking completions */
+
+typedef int (*write_entry)(void *ring, void *entry, void *at, unsigned length, uint64_t token);
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *table;        /* what is in flight: token -> operation */
+    PyObject *submitted;    /* counts, by opcode */
+    PyObject *moved;        /* sums of the results > 0, by opcode */
+    PyObject *counters;
+    PyObject *starts;       /* where in the provided memory each buffer begins, in bytes */
+    unsigned long long provided_at, ring_at, write_at, out_at; /* addresses; 0: there is none */
+    double now;             /* seconds; it stamps Operation.born */
+    long long token;        /* the last one that was given */
+    int unsubmitted;        /* entries that are written and not submitted */
+    int submit_max;         /* of these, until `submit` refuses more */
+} Ring;
+
+#define WATCH (1LL << 62)   /* the token of the watched descriptor: see _ring/base.py */
+#define CQE_F_BUFFER 1
+#define CQE_F_MORE 2
+#define BUFFER_SHIFT 16
+
+static int add_to(PyObject *counts, int index, long long amount)
+{
+    PyObject *before = PyList_GetItem(counts, index), *after;
+
+    if (before == NULL)
+        return -1;
+    after = PyLong_FromLongLong(PyLong_AsLongLong(before) + amount);
+    return after == NULL ? -1 : PyList_SetItem(counts, index, after);
+}
+
+/* What an entry points at, if C can tell: nothing, or bytes. -1: Python is to pin it. */
+static int locate(Operation *op, char **at)
+{
+    if (op->buffers != NULL && op->buffers != Py_None)
+        return -1;
+    if (op->buffer == NULL || op->buffer == Py_None) {
+        *at = NULL;
+        return 0;
+    }
+    if (!PyBytes_CheckExact(op->buffer))
+        return -1;
+    *at = PyBytes_AsString(op->buffer) + op->start;
+    return 0;
+}
+
+/* As `_submit` of _ring/base.py, which does what is not as usual. */
+static PyObject *ring_submit(PyObject *self, PyObject *argument)
+{
+    Ring *ring = (Ring *)self;
+    Operation *op = (Operation *)argument;
+    PyObject *state, *token;
+    char *at;
+
+    if (!PyObject_TypeCheck(argument, operation_type) || ring->unsubmitted >= ring->submit_max
+        || ring->ring_at == 0 || op->entry == NULL || op->entry == Py_None || locate(op, &at) < 0
+        || op->length < 0 || op->length > UINT32_MAX)
+        return PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
+    state = PyObject_GetAttr(op->state, s_submitted);
+    token = PyLong_FromLongLong(ring->token + 1);
+    if (state == NULL || token == NULL || PyDict_SetItem(ring->table, token, argument) < 0) {
+        Py_XDECREF(state);
+        Py_XDECREF(token);
+        return NULL;
+    }
+    Py_DECREF(token);
+    op->token = ++ring->token;
+    put(&op->state, state);
+    if (op->buffer != NULL && op->buffer != Py_None) {
+        Py_INCREF(op->buffer);
+        put(&op->pin, op->buffer);
+    }
+    ((write_entry)(uintptr_t)ring->write_at)((void *)(uintptr_t)ring->ring_at,
+                                             (void *)(uintptr_t)op->entry_at, at,
+                                             (unsigned)op->length, (uint64_t)op->token);
+    ring->unsubmitted++;
+    op->born = ring->now;
+    if (add_to(ring->submitted, op->opcode, 1) < 0)
+        return NULL;
+    Py_RETURN_TRUE;
+}
+
+/* The operation of a token, taken out of the table. NULL without an exception: there is none. */
+static Operation *take_from_table(Ring *ring, long long token)
+{
+    PyObject *key = PyLong_FromLongLong(token), *op;
+
+    if (key == NULL)
+        return NULL;
+    op = PyDict_GetItemWithError(ring->table, key);
+    if (op != NULL) {
+        Py_INCREF(op);
+        if (PyDict_DelItem(ring->table, key) < 0)
+            Py_CLEAR(op);
+    } else if (!PyErr_Occurred()) {
+        PyErr_SetObject(PyExc_KeyError, key);
+    }
+    Py_DECREF(key);
+    return (Operation *)op;
+}
+
+static int count_result(Ring *ring, Operation *op)
+{
+    PyObject *res, *counted;
+
+    if (op->res > 0)
+        return add_to(ring->moved, op->opcode, op->res);
+    if (op->res == 0)
+        return 0;
+    res = PyLong_FromLong(op->res);
+    counted = res == NULL ? NULL : PyObject_CallMethodObjArgs(
+        ring->counters, s_count_failure, (PyObject *)op, res, NULL);
+    Py_XDECREF(res);
+    Py_XDECREF(counted);
+    return counted == NULL ? -1 : 0;
+}
+
+/* The bytes that the kernel put into a provided buffer. */
+static void copy_chunk(Ring *ring, Operation *op, unsigned id)
+{
+    PyObject *start = PySequence_GetItem(ring->starts, (Py_ssize_t)id), *chunk = NULL;
+
+    if (start != NULL)
+        chunk = PyBytes_FromStringAndSize(
+            (const char *)(uintptr_t)ring->provided_at + PyLong_AsSsize_t(start), op->res);
+    Py_XDECREF(start);
+    if (chunk == NULL) { /* this stream's bytes are lost, and it is told so; the others go on */
+        PyErr_Clear();
+        op->res = -ENOMEM;
+    } else {
+        put(&op->chunk, chunk);
+    }
+}
+
+/* One completion of an operation. The list has it first: from then on it is the caller's. */
+static int collect_one(Ring *ring, long long token, int res, unsigned flags, PyObject *done)
+{
+    Operation *op = take_from_table(ring, token);
+    PyObject *state;
+    int result = -1;
+
+    if (op == NULL)
+        return -1;
+    state = PyObject_GetAttr(op->state, s_done);
+    if (PyList_Append(done, (PyObject *)op) == 0 && state != NULL) {
+        op->res = res;
+        put(&op->state, state);
+        state = NULL;
+        Py_CLEAR(op->pin); /* S3, see _ring/base.py */
+        Py_CLEAR(op->buffer);
+        Py_CLEAR(op->buffers);
+        if (flags & CQE_F_BUFFER && res >= 0)
+            copy_chunk(ring, op, flags >> BUFFER_SHIFT);
+        result = count_result(ring, op);
+    }
+    Py_XDECREF(state);
+    Py_DECREF(op);
+    return result;
+}
+
+static int take_own(PyObject *ring, long long token, int res)
+{
+    PyObject *taken = PyObject_CallMethod(ring, "_take_own", "Li", token, res);
+
+    Py_XDECREF(taken);
+    return taken == NULL ? -1 : 0;
+}
+
+/* collect(count, done): takes `count` completions out of the memory at `out_at`, where tu_turn has
+ * put them: token, res and flags of each. Returns the token of one that announces more. */
+static PyObject *ring_collect(PyObject *self, PyObject *arguments)
+{
+    Ring *ring = (Ring *)self;
+    const int64_t *out = (const int64_t *)(uintptr_t)ring->out_at + 2;
+    long long promised = 0;
+    PyObject *done;
+    int count, result = 0;
+
+    if (!PyArg_ParseTuple(arguments, "iO:collect", &count, &done))
+        return NULL;
+    for (int i = 0; i < count && result == 0; i++, out += 3) {
+        if (out[0] < 0 || out[0] == WATCH)
+            result = take_own(self, out[0], (int)out[1]);
+        else if (out[2] & CQE_F_MORE)
+            promised = out[0]; /* it stays in the table, pinned: the kernel has not done with it */
+        else
+            result = collect_one(ring, out[0], (int)out[1], (unsigned)out[2], done);
+    }
+    return result < 0 ? NULL : PyLong_FromLongLong(promised);
+}
+
+/* write_all(ring, queue): submits what is queued, in order, and takes it out of the queue. False:
+ * something was not taken, or is at fault; Python goes on from there, and finds it out again. */
+PyObject *write_all(PyObject *module, PyObject *arguments)
+{
+    PyObject *ring, *queue, *ops;
+    int all = 1;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OO:write_all", &ring, &queue))
+        return NULL;
+    /* A garbage collection in between may destroy a coroutine, and withdraw its operation. */
+    ops = PyDict_Keys(queue);
+    if (ops == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; all && i < PyList_Size(ops); i++) {
+        PyObject *op = PyList_GetItem(ops, i), *taken;
+
+        if (PyDict_Contains(queue, op) != 1)
+            continue;
+        taken = PyObject_CallMethodObjArgs(ring, s_submit_whole, op, NULL);
+        all = taken == Py_True;
+        Py_XDECREF(taken);
+        if (all && PyDict_Contains(queue, op) == 1 && PyDict_DelItem(queue, op) < 0)
+            all = 0;
+    }
+    Py_DECREF(ops);
+    PyErr_Clear();
+    return PyBool_FromLong(all);
+}
+
+static int ring_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Ring *ring = (Ring *)self;
+
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(ring->table);
+    Py_VISIT(ring->submitted);
+    Py_VISIT(ring->moved);
+    Py_VISIT(ring->counters);
+    Py_VISIT(ring->starts);
+    return 0;
+}
+
+static int ring_clear(PyObject *self)
+{
+    Ring *ring = (Ring *)self;
+
+    Py_CLEAR(ring->table);
+    Py_CLEAR(ring->submitted);
+    Py_CLEAR(ring->moved);
+    Py_CLEAR(ring->counters);
+    Py_CLEAR(ring->starts);
+    return 0;
+}
+
+static void ring_dealloc(PyObject *self)
+{
+    free_tracked(self, ring_clear);
+}
+
+static PyMemberDef ring_members[] = {
+    {"table", T_OBJECT_EX, offsetof(Ring, table), 0, NULL},
+    {"_submitted", T_OBJECT_EX, offsetof(Ring, submitted), 0, NULL},
+    {"_moved", T_OBJECT_EX, offsetof(Ring, moved), 0, NULL},
+    {"counters", T_OBJECT_EX, offsetof(Ring, counters), 0, NULL},
+    {"_starts", T_OBJECT_EX, offsetof(Ring, starts), 0, NULL},
+    {"_provided_at", T_ULONGLONG, offsetof(Ring, provided_at), 0, NULL},
+    {"_ring_at", T_ULONGLONG, offsetof(Ring, ring_at), 0, NULL},
+    {"_write_at", T_ULONGLONG, offsetof(Ring, write_at), 0, NULL},
+    {"_out_at", T_ULONGLONG, offsetof(Ring, out_at), 0, NULL},
+    {"now", T_DOUBLE, offsetof(Ring, now), 0, NULL},
+    {"_token", T_LONGLONG, offsetof(Ring, token), 0, NULL},
+    {"_unsubmitted", T_INT, offsetof(Ring, unsubmitted), 0, NULL},
+    {"_submit_max", T_INT, offsetof(Ring, submit_max), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef ring_methods[] = {
+    {"submit", ring_submit, METH_O, "Pins and queues an operation. False: no room now."},
+    {"_collect_out", ring_collect, METH_VARARGS, "Takes completions out of the ring's memory."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot ring_slots[] = {
+    {Py_tp_doc, "The part of a ring that C uses."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, ring_dealloc},
+    {Py_tp_traverse, ring_traverse},
+    {Py_tp_clear, ring_clear},
+    {Py_tp_members, ring_members},
+    {Py_tp_methods, ring_methods},
+    {0, NULL},
+};
+
+static PyType_Spec ring_spec = {
+    "trio_uring._hot.Ring", sizeof(Ring), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, ring_slots,
+};
+
+
+int make_ring_type(void)
+{
+    const Name names[] = {
+        {&s_submitted, "submitted"}, {&s_done, "done"}, {&s_count_failure, "count_failure"},
+        {&s_submit, "_submit"}, {&s_submit_whole, "submit"},
+    };
+
+    if (make_names(names, COUNT(names)) < 0)
+        return -1;
+    ring_type = (PyTypeObject *)PyType_FromSpec(&ring_spec);
+    return ring_type == NULL ? -1 : 0;
+}
