@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(trio_uring.__file__).parent
 
 # From the bottom up. What a module imports of another package stands above it in this list.
 ROOMS = [
-    {"_errors", "_options", "_trio", "metrics"},  # leaves
+    {"_accelerator", "_errors", "_options", "_trio", "metrics"},  # leaves
     {"audit"},
     {"_bytes"},
     {"framing"},

@@ -15,7 +15,11 @@ class Engine:
 class Ring:
     """The base of _ring.base.RingBase."""
 
-def write_all(ring: Any, queue: dict[Any, None]) -> bool: ...
+class Loop:
+    """The base of _driver.loop.Loop."""
+
+HAPPENED: list[Any]
+
 def finish_all(done: list[Any]) -> bool: ...
 def use_methods(
     receive_side: type, send_side: type, phase: Any, adapt: Callable[..., None]

@@ -46,6 +46,11 @@ class Enters:
                 return getattr(real, name)
 
         _ring.lib, _ring._tu_turn = Lib(), self.turn
+        # The accelerator calls it by its address.
+        self.callback = _ring.ffi.callback(
+            "int(tu_ring *, unsigned, unsigned, double, int64_t *, unsigned)", self.turn
+        )
+        _ring._TURN_AT = _ring.address(self.callback)
 
     def refusal(self) -> int:
         self.count += 1

@@ -114,8 +114,8 @@ class Blind(_ring.UringRing):
 class Garbled(_ring.UringRing):
     """What it receives is wrong."""
 
-    def _collect(self, values: Any, done: Any) -> None:
-        super()._collect(values, done)
+    def _take(self, count: int, done: Any) -> None:
+        super()._take(count, done)
         for op in done:
             op.chunk = b"!"
 

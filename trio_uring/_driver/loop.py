@@ -50,6 +50,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from .._accelerator import hot
 from .._ring.figures import SHORT_PAUSE
 from .._trio import Manager, epoll_fileno, renew_epoll
 
@@ -59,10 +60,20 @@ if TYPE_CHECKING:
     from .._ring.protocol import Ring
     from .ring_side import RingSide
 
-_HAPPENED: list[Any] = [None]  # true, and never passed on to trio's manager
+# What get_events returns if anything happened but nothing is for trio's manager: it is true, and
+# never passed on.
+_HAPPENED: list[Any] = [None] if hot is None else hot.HAPPENED
+
+if TYPE_CHECKING or hot is None:
+
+    class _Fields:
+        """The fields of a loop that the accelerator has in C."""
+
+else:
+    _Fields = hot.Loop
 
 
-class Loop(Manager):
+class Loop(_Fields, Manager):
     """The I/O manager of a run whose loop is the ring.
 
     Args:
@@ -89,7 +100,7 @@ class Loop(Manager):
         """Called in a forked child."""
         renew_epoll(self.inner)
 
-    def get_events(self, timeout: float) -> Any:
+    def _get_events(self, timeout: float) -> Any:
         engine, ring = self._engine, self._ring
         if not engine.phase.works:
             return self.inner.get_events(timeout)
@@ -103,13 +114,18 @@ class Loop(Manager):
             busy = timeout or engine.queue or engine.dirty
             if not busy and ring.watching and not ring.ready():
                 return ()
-            return self._pass(engine, ring, timeout)
+            return self._pass(time.monotonic() + timeout, False)
         except Exception as exc:
             engine.fail(exc)
             return _HAPPENED
 
-    def _pass(self, engine: RingSide, ring: Ring, timeout: float) -> Any:
-        until, happened, done = time.monotonic() + timeout, False, engine.done
+    # The accelerator has its own, which leaves to this one whatever is unusual.
+    if TYPE_CHECKING or hot is None:
+        get_events = _get_events
+
+    def _pass(self, until: float, happened: bool) -> Any:
+        engine, ring = self._engine, self._ring
+        done, timeout = engine.done, until - time.monotonic()
         while True:
             if engine.queue:
                 engine.write_queue()

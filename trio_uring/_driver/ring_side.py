@@ -52,6 +52,8 @@ if TYPE_CHECKING or hot is None:
         """The fields of an engine that the accelerator has in C."""
 
         by_calls: frozenset[int]
+        check_written: Callable[[Any, Any], None] | None
+        check_done: Callable[[Any, Any], None] | None
 
 else:
     _Fields = hot.Engine
@@ -87,6 +89,8 @@ class RingSide(_Fields):
         self.queue: dict[TaskOperation, None] = {}
         self.done: list[Any] = []
         self.dirty = self.woke = False
+        self.check_written = invariants.check_written if invariants.CHECKED else None
+        self.check_done = invariants.check_done if invariants.CHECKED else None
         self.errands: list[Callable[[], object]] = []
         self.at_end: list[Callable[[], object]] = []
         self.closing: list[Callable[[], object]] = []
@@ -135,9 +139,13 @@ class RingSide(_Fields):
     def write_queue(self) -> None:
         """Turns what is queued into entries, as far as the ring has room."""
         ring, queue = self.ring, self.queue
-        if hot is not None and hot.write_all(ring, queue):
-            self._check_written()
-            return
+        if hot is None or not ring._write_queue(queue):
+            self._write_each()
+        if self.check_written is not None:
+            self.check_written(ring, queue)
+
+    def _write_each(self) -> None:
+        ring, queue = self.ring, self.queue
         # The queue may change meanwhile: a garbage collection that destroys a coroutine withdraws
         # its operation, and the function of a refused operation may chain others.
         for op in list(queue):
@@ -154,11 +162,6 @@ class RingSide(_Fields):
             if not taken:
                 break
             queue.pop(op, None)
-        self._check_written()
-
-    def _check_written(self) -> None:
-        if invariants.CHECKED:
-            invariants.check_written(self.ring, self.queue)
 
     def wrote(self) -> None:
         """Called when the kernel was entered with what `write_queue` has written."""
@@ -190,8 +193,8 @@ class RingSide(_Fields):
         """Wakes whoever waits for what was drained."""
         self.ring.now = time.monotonic()
         done = self.done
-        if invariants.CHECKED:
-            invariants.check_done(self.ring, done)
+        if self.check_done is not None:
+            self.check_done(self.ring, done)
         if hot is not None:
             self.woke = hot.finish_all(done) or self.woke
         else:

@@ -61,8 +61,11 @@ if TYPE_CHECKING or hot is None:
             _write_at: int
             _out_at: int
             _provided_at: int
+            _turn_at: int
+            _more_at: int
 
-            def _collect_out(self, count: int, done: list[Operation]) -> int: ...
+            def _collect_out(self, count: int, done: list[Operation]) -> None: ...
+            def _write_queue(self, queue: dict[Any, None]) -> bool: ...
 
 else:
     _Fields = hot.Ring

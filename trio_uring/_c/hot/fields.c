@@ -76,6 +76,10 @@ static int engine_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(engine->hooks);
     Py_VISIT(engine->queue);
     Py_VISIT(engine->by_calls);
+    Py_VISIT(engine->check_done);
+    Py_VISIT(engine->check_written);
+    Py_VISIT(engine->done);
+    Py_VISIT(engine->errands);
     return 0;
 }
 
@@ -87,6 +91,10 @@ static int engine_clear(PyObject *self)
     Py_CLEAR(engine->hooks);
     Py_CLEAR(engine->queue);
     Py_CLEAR(engine->by_calls);
+    Py_CLEAR(engine->check_done);
+    Py_CLEAR(engine->check_written);
+    Py_CLEAR(engine->done);
+    Py_CLEAR(engine->errands);
     return 0;
 }
 
@@ -100,6 +108,13 @@ static PyMemberDef engine_members[] = {
     {"hooks", T_OBJECT, offsetof(Engine, hooks), 0, NULL},
     {"queue", T_OBJECT_EX, offsetof(Engine, queue), 0, NULL},
     {"by_calls", T_OBJECT_EX, offsetof(Engine, by_calls), 0, NULL},
+    {"errands", T_OBJECT_EX, offsetof(Engine, errands), 0, NULL},
+    {"done", T_OBJECT_EX, offsetof(Engine, done), 0, NULL},
+    {"check_written", T_OBJECT, offsetof(Engine, check_written), 0, NULL},
+    {"check_done", T_OBJECT, offsetof(Engine, check_done), 0, NULL},
+    {"passes", T_PYSSIZET, offsetof(Engine, passes), 0, NULL},
+    {"woke", T_BOOL, offsetof(Engine, woke), 0, NULL},
+    {"dirty", T_BOOL, offsetof(Engine, dirty), 0, NULL},
     {"thread", T_ULONGLONG, offsetof(Engine, thread), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

@@ -6,6 +6,7 @@
  *     operation.c  an operation: its fields and its result        _driver/operation.py
  *     fields.c     the fields of a direction and of an engine     _descriptors, _driver/ring_side.py
  *     ring.c       a ring: entries and completions                _ring/base.py
+ *     loop.c       a pass of the loop                             _driver/loop.py
  *     call.c       a call of a stream, as an awaitable            _streams/receive.py, send.py
  *     streams.c    how a call begins, and what it returns         the same
  *     methods.c    receive_some and send_all                      the same
@@ -71,9 +72,41 @@ typedef struct {
 /* An engine on a ring, as in _driver/ring_side.py. */
 typedef struct {
     PyObject_HEAD
-    PyObject *phase, *hooks, *queue, *by_calls;
+    PyObject *phase, *hooks, *queue, *by_calls, *errands;
+    PyObject *done;         /* a list of operations: drained and not yet finished */
+    PyObject *check_written, *check_done; /* functions, in tests; otherwise None */
     unsigned long long thread;
+    Py_ssize_t passes;
+    char woke, dirty;
 } Engine;
+
+/* A ring, as in _ring/base.py and uring.py. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *table;        /* what is in flight: token -> operation */
+    PyObject *submitted;    /* counts, by opcode */
+    PyObject *moved;        /* sums of the results > 0, by opcode */
+    PyObject *counters;
+    PyObject *starts;       /* where in the provided memory each buffer begins, in bytes */
+    PyObject *late_cancels; /* targets of cancels that are not yet written */
+    PyObject *missed;       /* targets that a cancel did not find */
+    /* Addresses; 0: there is none. */
+    unsigned long long provided_at, ring_at, write_at, out_at, turn_at, more_at;
+    double now;             /* seconds; it stamps Operation.born */
+    long long token;        /* the last one that was given */
+    int unsubmitted;        /* entries that are written and not submitted */
+    int submit_max;         /* of these, until `submit` refuses more */
+    char watching, watched; /* trio's epoll */
+    char is_short;          /* the kernel is short of resources */
+    char more_work;         /* the last turn left task work for the next one */
+} Ring;
+
+/* The loop, as in _driver/loop.py. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *engine, *ring;
+    PyObject *inner;        /* trio's I/O manager */
+} Loop;
 
 /* task.c */
 extern PyObject *trio_message; /* the class WaitTaskRescheduled */
@@ -95,7 +128,13 @@ int make_field_types(void);
 /* ring.c */
 extern PyTypeObject *ring_type;
 int make_ring_type(void);
-PyObject *write_all(PyObject *module, PyObject *arguments);
+int write_queue(Ring *ring, PyObject *queue);
+int collect_all(Ring *ring, int count, PyObject *done);
+
+/* loop.c */
+extern PyTypeObject *loop_type;
+extern PyObject *happened;
+int make_loop_type(void);
 
 /* A call of a stream: see call.c. */
 enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.py */

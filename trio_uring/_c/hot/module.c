@@ -26,17 +26,18 @@ static int add_type(PyObject *module, const char *name, PyTypeObject *type)
 static int add_types(PyObject *module)
 {
     if (make_operation_type() < 0 || make_field_types() < 0 || make_ring_type() < 0
-        || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
+        || make_loop_type() < 0 || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
         return -1;
     if (add_type(module, "Operation", operation_type) < 0
         || add_type(module, "Direction", direction_type) < 0
-        || add_type(module, "Engine", engine_type) < 0)
+        || add_type(module, "Engine", engine_type) < 0
+        || add_type(module, "Loop", loop_type) < 0
+        || PyModule_AddObjectRef(module, "HAPPENED", happened) < 0)
         return -1;
     return add_type(module, "Ring", ring_type);
 }
 
 static PyMethodDef functions[] = {
-    {"write_all", write_all, METH_VARARGS, "Submits what is queued. False: not all of it."},
     {"finish_all", finish_all, METH_O, "Finishes operations. True: a task was woken."},
     {"use_methods", use_methods, METH_VARARGS, "Gives streams their methods in C."},
     {NULL, NULL, 0, NULL},

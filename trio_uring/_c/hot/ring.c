@@ -12,20 +12,6 @@ static PyObject *s_submitted, *s_done, *s_count_failure, *s_submit, *s_submit_wh
 
 typedef int (*write_entry)(void *ring, void *entry, void *at, unsigned length, uint64_t token);
 
-typedef struct {
-    PyObject_HEAD
-    PyObject *table;        /* what is in flight: token -> operation */
-    PyObject *submitted;    /* counts, by opcode */
-    PyObject *moved;        /* sums of the results > 0, by opcode */
-    PyObject *counters;
-    PyObject *starts;       /* where in the provided memory each buffer begins, in bytes */
-    unsigned long long provided_at, ring_at, write_at, out_at; /* addresses; 0: there is none */
-    double now;             /* seconds; it stamps Operation.born */
-    long long token;        /* the last one that was given */
-    int unsubmitted;        /* entries that are written and not submitted */
-    int submit_max;         /* of these, until `submit` refuses more */
-} Ring;
-
 #define WATCH (1LL << 62)   /* the token of the watched descriptor: see _ring/base.py */
 #define CQE_F_BUFFER 1
 #define CQE_F_MORE 2
@@ -178,57 +164,73 @@ static int take_own(PyObject *ring, long long token, int res)
     return taken == NULL ? -1 : 0;
 }
 
-/* collect(count, done): takes `count` completions out of the memory at `out_at`, where tu_turn has
- * put them: token, res and flags of each. Returns the token of one that announces more. */
-static PyObject *ring_collect(PyObject *self, PyObject *arguments)
+static int check_promised(PyObject *ring, long long promised)
 {
-    Ring *ring = (Ring *)self;
+    PyObject *checked;
+
+    if (!promised)
+        return 0;
+    checked = PyObject_CallMethod(ring, "_check_promised", "L", promised);
+    Py_XDECREF(checked);
+    return checked == NULL ? -1 : 0;
+}
+
+/* Takes completions out of the memory at `out_at`, where tu_turn has put them: token, res and flags
+ * of each. */
+int collect_all(Ring *ring, int count, PyObject *done)
+{
     const int64_t *out = (const int64_t *)(uintptr_t)ring->out_at + 2;
     long long promised = 0;
-    PyObject *done;
-    int count, result = 0;
+    int result = 0;
 
-    if (!PyArg_ParseTuple(arguments, "iO:collect", &count, &done))
-        return NULL;
     for (int i = 0; i < count && result == 0; i++, out += 3) {
         if (out[0] < 0 || out[0] == WATCH)
-            result = take_own(self, out[0], (int)out[1]);
+            result = take_own((PyObject *)ring, out[0], (int)out[1]);
         else if (out[2] & CQE_F_MORE)
-            promised = out[0]; /* it stays in the table, pinned: the kernel has not done with it */
+            promised = out[0]; /* it stays in the table, pinned: the kernel still uses it */
         else
             result = collect_one(ring, out[0], (int)out[1], (unsigned)out[2], done);
     }
-    return result < 0 ? NULL : PyLong_FromLongLong(promised);
+    return result < 0 ? -1 : check_promised((PyObject *)ring, promised);
 }
 
-/* write_all(ring, queue): submits what is queued, in order, and takes it out of the queue. False:
- * something was not taken, or is at fault; Python goes on from there, and finds it out again. */
-PyObject *write_all(PyObject *module, PyObject *arguments)
+static PyObject *ring_collect(PyObject *self, PyObject *arguments)
 {
-    PyObject *ring, *queue, *ops;
-    int all = 1;
+    PyObject *done;
+    int count;
 
-    (void)module;
-    if (!PyArg_ParseTuple(arguments, "OO:write_all", &ring, &queue))
+    if (!PyArg_ParseTuple(arguments, "iO:_collect_out", &count, &done)
+        || collect_all((Ring *)self, count, done) < 0)
         return NULL;
-    /* A garbage collection in between may destroy a coroutine, and withdraw its operation. */
-    ops = PyDict_Keys(queue);
-    if (ops == NULL)
-        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Submits what is queued, in order, and takes it out of the queue. 0: something was not taken, or
+ * is at fault. Python goes on from there, and finds out what. */
+int write_queue(Ring *ring, PyObject *queue)
+{
+    PyObject *ops = PyDict_Keys(queue); /* a garbage collection may withdraw some */
+    int all = ops != NULL;
+
     for (Py_ssize_t i = 0; all && i < PyList_Size(ops); i++) {
         PyObject *op = PyList_GetItem(ops, i), *taken;
 
         if (PyDict_Contains(queue, op) != 1)
             continue;
-        taken = PyObject_CallMethodObjArgs(ring, s_submit_whole, op, NULL);
+        taken = PyObject_CallMethodObjArgs((PyObject *)ring, s_submit_whole, op, NULL);
         all = taken == Py_True;
         Py_XDECREF(taken);
         if (all && PyDict_Contains(queue, op) == 1 && PyDict_DelItem(queue, op) < 0)
             all = 0;
     }
-    Py_DECREF(ops);
+    Py_XDECREF(ops);
     PyErr_Clear();
-    return PyBool_FromLong(all);
+    return all;
+}
+
+static PyObject *ring_write_queue(PyObject *self, PyObject *queue)
+{
+    return PyBool_FromLong(write_queue((Ring *)self, queue));
 }
 
 static int ring_traverse(PyObject *self, visitproc visit, void *arg)
@@ -241,6 +243,8 @@ static int ring_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(ring->moved);
     Py_VISIT(ring->counters);
     Py_VISIT(ring->starts);
+    Py_VISIT(ring->late_cancels);
+    Py_VISIT(ring->missed);
     return 0;
 }
 
@@ -253,6 +257,8 @@ static int ring_clear(PyObject *self)
     Py_CLEAR(ring->moved);
     Py_CLEAR(ring->counters);
     Py_CLEAR(ring->starts);
+    Py_CLEAR(ring->late_cancels);
+    Py_CLEAR(ring->missed);
     return 0;
 }
 
@@ -273,6 +279,14 @@ static PyMemberDef ring_members[] = {
     {"_out_at", T_ULONGLONG, offsetof(Ring, out_at), 0, NULL},
     {"now", T_DOUBLE, offsetof(Ring, now), 0, NULL},
     {"_token", T_LONGLONG, offsetof(Ring, token), 0, NULL},
+    {"_late_cancels", T_OBJECT_EX, offsetof(Ring, late_cancels), 0, NULL},
+    {"_missed", T_OBJECT_EX, offsetof(Ring, missed), 0, NULL},
+    {"_turn_at", T_ULONGLONG, offsetof(Ring, turn_at), 0, NULL},
+    {"_more_at", T_ULONGLONG, offsetof(Ring, more_at), 0, NULL},
+    {"watching", T_BOOL, offsetof(Ring, watching), 0, NULL},
+    {"watched", T_BOOL, offsetof(Ring, watched), 0, NULL},
+    {"short", T_BOOL, offsetof(Ring, is_short), 0, NULL},
+    {"_more_work", T_BOOL, offsetof(Ring, more_work), 0, NULL},
     {"_unsubmitted", T_INT, offsetof(Ring, unsubmitted), 0, NULL},
     {"_submit_max", T_INT, offsetof(Ring, submit_max), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -281,6 +295,7 @@ static PyMemberDef ring_members[] = {
 static PyMethodDef ring_methods[] = {
     {"submit", ring_submit, METH_O, "Pins and queues an operation. False: no room now."},
     {"_collect_out", ring_collect, METH_VARARGS, "Takes completions out of the ring's memory."},
+    {"_write_queue", ring_write_queue, METH_O, "Submits what is queued. False: not all of it."},
     {NULL, NULL, 0, NULL},
 };
 
