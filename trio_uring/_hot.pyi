@@ -20,6 +20,7 @@ class Loop:
 
 HAPPENED: list[Any]
 
+def write_queue(ring: Any, queue: dict[Any, None]) -> bool: ...
 def finish_all(done: list[Any]) -> bool: ...
 def use_methods(
     receive_side: type, send_side: type, phase: Any, adapt: Callable[..., None]

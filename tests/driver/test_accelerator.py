@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from support.streams import stream_and_peer, unix_streams
+from support.streams import unix_streams
 
 import trio_uring
 from trio_uring import _accelerator
@@ -79,7 +79,7 @@ async def test_a_call_does_nothing_before_it_is_awaited() -> None:
         for call in (sending, receiving):
             with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
                 await call
-        with pytest.warns(RuntimeWarning, match=r"'(ReceiveSide\.)?receive_some' was never awaited"):
+        with pytest.warns(RuntimeWarning, match="ReceiveSide.receive_some' was never awaited"):
             call_and_drop(right)
 
 

@@ -57,7 +57,6 @@ from .._trio import Manager, epoll_fileno, renew_epoll
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._ring.protocol import Ring
     from .ring_side import RingSide
 
 # What get_events returns if anything happened but nothing is for trio's manager: it is true, and

@@ -139,7 +139,7 @@ class RingSide(_Fields):
     def write_queue(self) -> None:
         """Turns what is queued into entries, as far as the ring has room."""
         ring, queue = self.ring, self.queue
-        if hot is None or not ring._write_queue(queue):
+        if hot is None or not hot.write_queue(ring, queue):
             self._write_each()
         if self.check_written is not None:
             self.check_written(ring, queue)

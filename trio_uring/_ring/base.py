@@ -65,7 +65,6 @@ if TYPE_CHECKING or hot is None:
             _more_at: int
 
             def _collect_out(self, count: int, done: list[Operation]) -> None: ...
-            def _write_queue(self, queue: dict[Any, None]) -> bool: ...
 
 else:
     _Fields = hot.Ring

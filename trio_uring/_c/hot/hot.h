@@ -129,6 +129,7 @@ int make_field_types(void);
 extern PyTypeObject *ring_type;
 int make_ring_type(void);
 int write_queue(Ring *ring, PyObject *queue);
+PyObject *write_queue_of(PyObject *module, PyObject *arguments);
 int collect_all(Ring *ring, int count, PyObject *done);
 
 /* loop.c */

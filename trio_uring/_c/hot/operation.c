@@ -129,7 +129,7 @@ static PySendResult op_am_send(PyObject *self, PyObject *value, PyObject **resul
         return PYGEN_NEXT;
     }
     op->parked = 0;
-    if (value == self)
+    if (value != Py_None && value == self)
         *result = op_unwrap(self, NULL);
     else /* trio's own, if the abort has succeeded, or that of whoever drives this by hand */
         *result = PyObject_CallMethodObjArgs(value, s_unwrap, NULL);

@@ -228,9 +228,14 @@ int write_queue(Ring *ring, PyObject *queue)
     return all;
 }
 
-static PyObject *ring_write_queue(PyObject *self, PyObject *queue)
+PyObject *write_queue_of(PyObject *module, PyObject *arguments)
 {
-    return PyBool_FromLong(write_queue((Ring *)self, queue));
+    PyObject *ring, *queue;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "O!O!:write_queue", ring_type, &ring, &PyDict_Type, &queue))
+        return NULL;
+    return PyBool_FromLong(write_queue((Ring *)ring, queue));
 }
 
 static int ring_traverse(PyObject *self, visitproc visit, void *arg)
@@ -295,7 +300,6 @@ static PyMemberDef ring_members[] = {
 static PyMethodDef ring_methods[] = {
     {"submit", ring_submit, METH_O, "Pins and queues an operation. False: no room now."},
     {"_collect_out", ring_collect, METH_VARARGS, "Takes completions out of the ring's memory."},
-    {"_write_queue", ring_write_queue, METH_O, "Submits what is queued. False: not all of it."},
     {NULL, NULL, 0, NULL},
 };
 
