@@ -147,17 +147,17 @@ async def test_a_call_that_is_destroyed_while_its_completion_is_reaped(call):
     coro = call_of(stream, call, buffer)
     await park(coro)
     engine = trio_uring._driver.run.current_driver().engine
-    finish_done = engine.finish_done
+    check_done = engine.check_done
 
-    def destroy() -> None:
+    def destroy(ring: Any, done: Any) -> None:
         coro.close()
-        finish_done()
+        check_done(ring, done)
 
-    engine.finish_done = destroy
+    engine.check_done = destroy
     peer.send(b"AAAA")
     for _ in range(5):
         await trio.lowlevel.checkpoint()
-    engine.finish_done = finish_done
+    engine.check_done = check_done
     peer.send(b"BBBB")
     assert await stream.receive_exactly(8) == b"AAAABBBB"
     buffer.append(0)

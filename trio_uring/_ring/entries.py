@@ -40,6 +40,11 @@ def address(pointer: Any) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
+def address_of(function: str) -> int:
+    """The same, of one of C's functions."""
+    return address(ffi.addressof(lib, function))
+
+
 def pin_vector(op: Operation) -> tuple[Any, int]:
     """Pins the buffers of a SENDMSG or WRITEV and the vector that points at them.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._accelerator import hot
 from .._errors import RingBrokenError
 from .base import WATCH, RingBase
-from .entries import address, make_entry, pin_vector
+from .entries import address, address_of, make_entry, pin_vector
 from .extension import ffi, lib
 from .figures import SQ_ENTRIES
 from .opcodes import Opcode
@@ -35,11 +35,8 @@ _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # answers of enter that are n
 _ALL = 1024
 _FOREVER = 86400.0  # seconds: trio never asks for more, and an enter this long gets no timeout
 
-# Looked up once, since they are called in every pass. The accelerator calls them by address.
+# Looked up once, since they are called in every pass.
 _tu_turn, _tu_more = lib.tu_turn, lib.tu_more
-_SUBMIT_AT, _TURN_AT, _MORE_AT = (
-    address(ffi.addressof(lib, name)) for name in ("tu_submit", "tu_turn", "tu_more")
-)
 
 
 class UringRing(RingBase):
@@ -77,7 +74,9 @@ class UringRing(RingBase):
         """Tells C where things are."""
         self._ring_at, self._out_at = address(self._c), address(self._out)
         self._provided_at = address(self._buffers.at)
-        self._write_at, self._turn_at, self._more_at = _SUBMIT_AT, _TURN_AT, _MORE_AT
+        self._write_at, self._more_at = address_of("tu_submit"), address_of("tu_more")
+        if type(self).turn is UringRing.turn:  # otherwise it is a ring that is to be asked
+            self._turn_at = address_of("tu_turn")
 
     def fileno(self) -> int:
         return self._fd

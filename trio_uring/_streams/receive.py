@@ -123,6 +123,16 @@ class ReceiveSide(Endpoint):
         # No other task gets to run before this one has the direction again.
         return await ReceiveSide.receive_some(self, max_bytes, timeout=math.inf)
 
+    @enable_ki_protection
+    async def _into_rest(self, op: TaskOperation, buffer: Buffer) -> int:
+        """The same for receive_into."""
+        way = self._receiving
+        try:
+            await self._again(way, op, op.res)
+        finally:
+            way.held = False
+        return await ReceiveSide.receive_into(self, buffer, timeout=math.inf)
+
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.
 

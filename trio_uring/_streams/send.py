@@ -115,7 +115,7 @@ class SendSide(Endpoint):
                 way.leave(op)
 
     @enable_ki_protection
-    async def _send_rest(self, data: bytes | tuple[bytes, ...], op: TaskOperation) -> None:
+    async def _send_rest(self, op: TaskOperation, data: Buffer | Sequence[Buffer]) -> None:
         """Goes on with a send that the accelerator has begun, and that has not sent everything.
 
         The direction is held.

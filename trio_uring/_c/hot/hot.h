@@ -6,10 +6,11 @@
  *     operation.c  an operation: its fields and its result        _driver/operation.py
  *     fields.c     the fields of a direction and of an engine     _descriptors, _driver/ring_side.py
  *     ring.c       a ring: entries and completions                _ring/base.py
+ *     pins.c       what entries point at                          _ring/entries.py
  *     loop.c       a pass of the loop                             _driver/loop.py
  *     call.c       a call of a stream, as an awaitable            _streams/receive.py, send.py
  *     streams.c    how a call begins, and what it returns         the same
- *     methods.c    receive_some and send_all                      the same
+ *     methods.c    receive_some, receive_into, send_all           the same
  *     module.c     the module
  *
  * Rules of these files:
@@ -132,6 +133,10 @@ int write_queue(Ring *ring, PyObject *queue);
 PyObject *write_queue_of(PyObject *module, PyObject *arguments);
 int collect_all(Ring *ring, int count, PyObject *done);
 
+/* pins.c */
+PyObject *pin_buffer(PyObject *buffer, int writable, char **at, Py_ssize_t *length);
+PyObject *pin(Operation *op, char **at, unsigned *length);
+
 /* loop.c */
 extern PyTypeObject *loop_type;
 extern PyObject *happened;
@@ -142,7 +147,7 @@ enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.
 typedef struct {
     PyObject_HEAD
     PyObject *stream;
-    PyObject *data;         /* what is sent */
+    PyObject *data;         /* what is sent, or received into */
     PyObject *inner;        /* the coroutine of Python that does the rest */
     Direction *way;         /* is held while the call is parked */
     Operation *op;
@@ -169,7 +174,7 @@ int begin(Call *call);
 PyObject *end(Call *call, PyObject **rest);
 
 /* methods.c */
-extern Method of_receive, of_send;
+extern Method of_receive, of_into, of_send;
 int make_methods(void);
 PyObject *python_call(Call *call);
 PyObject *name_of(Call *call, const char *which);

@@ -1,4 +1,4 @@
-/* receive_some and send_all of the streams: methods that make calls.
+/* receive_some, receive_into and send_all of the streams: methods that make calls.
  *
  * They are put into the classes of Python (`use_method`), in the place of the coroutine functions
  * that say the same, which are kept for what is unusual.
@@ -13,12 +13,16 @@
 #define RECEIVE_MAX (1 << 30) /* bytes, as in _streams/receive.py */
 
 static PyObject *receive_some(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+static PyObject *receive_into(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
 static PyObject *send_all(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL | METH_KEYWORDS, NULL}
 
 Method of_receive = {
     METHOD(receive_some), "($self, max_bytes=None, *, timeout=None)", "_receive_rest", NULL, NULL,
+};
+Method of_into = {
+    METHOD(receive_into), "($self, buffer, *, timeout=None)", "_into_rest", NULL, NULL,
 };
 Method of_send = {
     METHOD(send_all), "($self, data, *, timeout=None)", "_send_rest", NULL, NULL,
@@ -27,10 +31,16 @@ Method of_send = {
 static PyObject *s_cork, *s_receive_timeout, *s_send_timeout, *s_timeout;
 static PyObject *no_limit; /* {"timeout": math.inf} */
 
+static Method *method_of(Call *call)
+{
+    if (call->kind == RECEIVE)
+        return &of_receive;
+    return call->kind == INTO ? &of_into : &of_send;
+}
+
 /* The whole call, as a coroutine of Python. Its time limit, if any, is no affair of ours. */
 PyObject *python_call(Call *call)
 {
-    Method *method = call->kind == RECEIVE ? &of_receive : &of_send;
     PyObject *arguments, *coroutine;
 
     if (call->kind == RECEIVE)
@@ -39,7 +49,7 @@ PyObject *python_call(Call *call)
         arguments = Py_BuildValue("(OO)", call->stream, call->data);
     if (arguments == NULL)
         return NULL;
-    coroutine = PyObject_Call(method->in_python, arguments, no_limit);
+    coroutine = PyObject_Call(method_of(call)->in_python, arguments, no_limit);
     Py_DECREF(arguments);
     return coroutine;
 }
@@ -47,9 +57,7 @@ PyObject *python_call(Call *call)
 /* An attribute of the method in Python: its name. */
 PyObject *name_of(Call *call, const char *which)
 {
-    Method *method = call->kind == RECEIVE ? &of_receive : &of_send;
-
-    return PyObject_GetAttrString(method->in_python, which);
+    return PyObject_GetAttrString(method_of(call)->in_python, which);
 }
 
 void warn_never_awaited(Call *call)
@@ -134,6 +142,20 @@ static PyObject *receive_some(PyObject *self, PyObject *const *args, Py_ssize_t 
                  : call_python(&of_receive, self, args, count, names);
 }
 
+static PyObject *receive_into(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                              PyObject *names)
+{
+    PyObject *timeout = NULL;
+    int usual = count == 1 && find_timeout(args, count, names, &timeout);
+
+    if (usual)
+        usual = has_no_limit(self, s_receive_timeout, timeout);
+    if (usual < 0)
+        return NULL;
+    return usual ? make_call(INTO, self, args[0], 0)
+                 : call_python(&of_into, self, args, count, names);
+}
+
 static PyObject *send_all(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     PyObject *timeout = NULL, *cork;
@@ -192,7 +214,8 @@ PyObject *use_methods(PyObject *module, PyObject *arguments)
     (void)module;
     if (!PyArg_ParseTuple(arguments, "O!O!OO:use_methods", &PyType_Type, &receive_side,
                           &PyType_Type, &send_side, &phase, &function)
-        || put_into(receive_side, &of_receive) < 0 || put_into(send_side, &of_send) < 0)
+        || put_into(receive_side, &of_receive) < 0 || put_into(receive_side, &of_into) < 0
+        || put_into(send_side, &of_send) < 0)
         return NULL;
     Py_INCREF(phase);
     put(&running, phase);

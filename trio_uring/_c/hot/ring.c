@@ -27,55 +27,62 @@ static int add_to(PyObject *counts, int index, long long amount)
     return after == NULL ? -1 : PyList_SetItem(counts, index, after);
 }
 
-/* What an entry points at, if C can tell: nothing, or bytes. -1: Python is to pin it. */
-static int locate(Operation *op, char **at)
+static int put_into_table(Ring *ring, Operation *op)
 {
-    if (op->buffers != NULL && op->buffers != Py_None)
-        return -1;
-    if (op->buffer == NULL || op->buffer == Py_None) {
-        *at = NULL;
-        return 0;
-    }
-    if (!PyBytes_CheckExact(op->buffer))
-        return -1;
-    *at = PyBytes_AsString(op->buffer) + op->start;
-    return 0;
+    PyObject *token = PyLong_FromLongLong(op->token);
+    int result = token == NULL ? -1 : PyDict_SetItem(ring->table, token, (PyObject *)op);
+
+    Py_XDECREF(token);
+    return result;
 }
 
-/* As `_submit` of _ring/base.py, which does what is not as usual. */
+/* Pins and writes an operation that counts as in the kernel already: a garbage collection while it
+ * is being pinned may destroy its task's coroutine. 1: done; 0: Python has to try; -1: an error. */
+static int write_pinned(Ring *ring, Operation *op)
+{
+    unsigned length;
+    char *at;
+    PyObject *pinned = pin(op, &at, &length);
+
+    if (pinned == NULL)
+        return 0;
+    if (put_into_table(ring, op) < 0) {
+        Py_DECREF(pinned);
+        return -1;
+    }
+    put(&op->pin, pinned);
+    ((write_entry)(uintptr_t)ring->write_at)((void *)(uintptr_t)ring->ring_at,
+                                             (void *)(uintptr_t)op->entry_at, at, length,
+                                             (uint64_t)op->token);
+    ring->unsubmitted++;
+    op->born = ring->now;
+    return add_to(ring->submitted, op->opcode, 1) < 0 ? -1 : 1;
+}
+
+/* As `_submit` of _ring/base.py, which does what is unusual. */
 static PyObject *ring_submit(PyObject *self, PyObject *argument)
 {
     Ring *ring = (Ring *)self;
     Operation *op = (Operation *)argument;
-    PyObject *state, *token;
-    char *at;
+    PyObject *before, *state;
+    int written;
 
     if (!PyObject_TypeCheck(argument, operation_type) || ring->unsubmitted >= ring->submit_max
-        || ring->ring_at == 0 || op->entry == NULL || op->entry == Py_None || locate(op, &at) < 0
-        || op->length < 0 || op->length > UINT32_MAX)
+        || ring->ring_at == 0 || is_none(op->entry))
         return PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
     state = PyObject_GetAttr(op->state, s_submitted);
-    token = PyLong_FromLongLong(ring->token + 1);
-    if (state == NULL || token == NULL || PyDict_SetItem(ring->table, token, argument) < 0) {
-        Py_XDECREF(state);
-        Py_XDECREF(token);
+    if (state == NULL)
         return NULL;
-    }
-    Py_DECREF(token);
+    before = op->state;
+    op->state = state;
     op->token = ++ring->token;
-    put(&op->state, state);
-    if (op->buffer != NULL && op->buffer != Py_None) {
-        Py_INCREF(op->buffer);
-        put(&op->pin, op->buffer);
+    written = write_pinned(ring, op);
+    if (written == 1) {
+        Py_DECREF(before);
+        Py_RETURN_TRUE;
     }
-    ((write_entry)(uintptr_t)ring->write_at)((void *)(uintptr_t)ring->ring_at,
-                                             (void *)(uintptr_t)op->entry_at, at,
-                                             (unsigned)op->length, (uint64_t)op->token);
-    ring->unsubmitted++;
-    op->born = ring->now;
-    if (add_to(ring->submitted, op->opcode, 1) < 0)
-        return NULL;
-    Py_RETURN_TRUE;
+    put(&op->state, before);
+    return written < 0 ? NULL : PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
 }
 
 /* The operation of a token, taken out of the table. NULL without an exception: there is none. */

@@ -5,7 +5,7 @@
  */
 #include "hot.h"
 
-#define SEND_MAX (1 << 30)    /* bytes, as in _bytes/outgoing.py, like the next two */
+#define LENGTH_MAX (1 << 30)  /* bytes: SEND_MAX of _bytes/outgoing.py, as the next two */
 #define IOV_MAX_ 1024
 #define VECTOR_BYTES_MAX (1 << 22)
 #define SMALL_SIZE 4096       /* as in _ring/figures.py */
@@ -39,7 +39,7 @@ static int is_free(Direction *way)
 static Direction *find_way(Call *call)
 {
     PyObject *way = PyObject_GetAttr(call->stream,
-                                     call->kind == RECEIVE ? s_receiving : s_sending);
+                                     call->kind <= INTO ? s_receiving : s_sending);
 
     if (way == NULL)
         return NULL;
@@ -77,61 +77,95 @@ static Operation *find_operation(Direction *way, int kind)
     return (Operation *)op;
 }
 
-/* The bytes of a list or tuple of bytes objects. 0: it is something else, or too large. */
-static Py_ssize_t plain_length(PyObject *data)
+/* One buffer of a list as the operation has it, and its length. NULL: it is unusual. */
+static PyObject *look_at_item(PyObject *item, Py_ssize_t *total)
+{
+    PyObject *looked;
+    Py_ssize_t length;
+    char *at;
+
+    if (!PyBytes_CheckExact(item) && !PyByteArray_CheckExact(item) && !PyMemoryView_Check(item))
+        return NULL;
+    looked = pin_buffer(item, 0, &at, &length);
+    *total += length;
+    return looked;
+}
+
+/* A copy of a list or tuple: it may change while the operation waits. NULL: it is unusual. */
+static PyObject *look_at_list(PyObject *data, Py_ssize_t *total)
 {
     int is_list = PyList_CheckExact(data);
-    Py_ssize_t count = is_list ? PyList_Size(data) : PyTuple_Size(data), length = 0;
+    Py_ssize_t count = is_list ? PyList_Size(data) : PyTuple_Size(data);
+    PyObject *items = count <= IOV_MAX_ ? PyTuple_New(count) : NULL, *item;
 
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = is_list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i);
-
-        if (!PyBytes_CheckExact(item))
-            return 0;
-        length += PyBytes_Size(item);
+    *total = 0;
+    for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
+        item = is_list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i);
+        item = item == NULL ? NULL : look_at_item(item, total);
+        if (item == NULL || *total > VECTOR_BYTES_MAX || PyTuple_SetItem(items, i, item) < 0)
+            Py_CLEAR(items);
     }
-    return count <= IOV_MAX_ && length <= VECTOR_BYTES_MAX ? length : 0;
+    return items;
 }
 
-/* Looks at what is to be sent. 0: it is unusual. */
-static int look_at_data(Call *call)
+/* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual. */
+static PyObject *look_at_data(Call *call)
 {
-    if (PyBytes_CheckExact(call->data)) {
-        call->kind = SEND;
-        call->length = PyBytes_Size(call->data);
+    PyObject *looked = NULL;
+    char *at;
+
+    if (call->kind == INTO) {
+        looked = pin_buffer(call->data, 1, &at, &call->length);
     } else if (PyList_CheckExact(call->data) || PyTuple_CheckExact(call->data)) {
         call->kind = SEND_MANY;
-        call->length = plain_length(call->data);
-    } else {
-        return 0;
+        looked = look_at_list(call->data, &call->length);
+    } else if (PyBytes_CheckExact(call->data) || PyByteArray_CheckExact(call->data)
+               || PyMemoryView_Check(call->data)) {
+        looked = pin_buffer(call->data, 0, &at, &call->length);
     }
-    return call->length > 0 && call->length <= SEND_MAX;
+    if (looked != NULL && (call->length <= 0 || call->length > LENGTH_MAX))
+        Py_CLEAR(looked);
+    PyErr_Clear();
+    return looked;
 }
 
-/* Says to the operation what it moves. */
-static int load(Call *call, Direction *way, Operation *op)
+/* Tells the operation what it moves, and takes over the reference to `data`. */
+static void load(Call *call, Direction *way, Operation *op, PyObject *data)
 {
-    PyObject *whole;
-
-    if (call->kind == RECEIVE) {
-        op->length = way->size < call->length ? way->size : call->length;
-        return 0;
-    }
-    if (call->kind == SEND_MANY) {
-        whole = PySequence_Tuple(call->data); /* the list may change while the operation waits */
-        if (whole == NULL)
-            return -1;
-        put(&op->buffers, whole);
-        Py_INCREF(whole);
-        put(&call->data, whole);
-    } else {
-        Py_INCREF(call->data);
-        put(&op->buffer, call->data);
-    }
     op->start = 0;
     op->length = call->length;
-    way->sent = 0;
-    return 0;
+    if (call->kind == RECEIVE) {
+        op->length = way->size < call->length ? way->size : call->length;
+        return;
+    }
+    if (call->kind == INTO) {
+        Py_INCREF(data);
+        put(&op->memory, data);
+    } else {
+        way->sent = 0;
+    }
+    put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
+}
+
+/* Queues the operation, and takes the direction. */
+static int queue(Call *call, Direction *way, Operation *op, Engine *engine, PyObject *data)
+{
+    PyObject *task = current_task();
+
+    if (task == NULL || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
+        Py_XDECREF(task);
+        Py_XDECREF(data);
+        return -1;
+    }
+    put(&op->task, task);
+    load(call, way, op, data);
+    Py_INCREF(op);
+    call->op = op;
+    Py_INCREF(way);
+    call->way = way;
+    op->owed = 1;
+    way->held = 1;
+    return 1;
 }
 
 /* Takes the direction and queues the operation. 1: done; 0: unusual, and Python's; -1: an error. */
@@ -140,29 +174,22 @@ int begin(Call *call)
     Direction *way;
     Operation *op;
     Engine *engine;
-    PyObject *task;
+    PyObject *data = NULL;
+    int begun;
 
-    if (call->kind != RECEIVE && !look_at_data(call))
+    if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
         return 0;
     way = find_way(call);
     op = way == NULL ? NULL : find_operation(way, call->kind);
     engine = op == NULL ? NULL : find_engine(op);
-    task = engine == NULL ? NULL : current_task();
-    if (task == NULL) {
-        Py_XDECREF(way);
-        return PyErr_Occurred() ? -1 : 0;
+    if (engine != NULL) {
+        begun = queue(call, way, op, engine, data);
+    } else {
+        begun = PyErr_Occurred() ? -1 : 0;
+        Py_XDECREF(data);
     }
-    put(&op->task, task);
-    Py_INCREF(op);
-    call->way = way;
-    call->op = op;
-    if (load(call, way, op) < 0 || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
-        Py_CLEAR(op->task);
-        return -1;
-    }
-    op->owed = 1;
-    way->held = 1;
-    return 1;
+    Py_XDECREF(way);
+    return begun;
 }
 
 /* -- the end */
@@ -202,21 +229,38 @@ static PyObject *end_receive(Call *call, PyObject **rest)
     return empty;
 }
 
-/* What the call returns; or NULL, and in `rest` the coroutine that does the rest, or an error. */
-PyObject *end(Call *call, PyObject **rest)
+static PyObject *end_into(Call *call, PyObject **rest)
 {
     Operation *op = call->op;
 
+    Py_CLEAR(op->memory); /* the caller may resize its buffer again */
+    if (op->res >= 0)
+        return PyLong_FromLong(op->res);
+    *rest = PyObject_CallFunctionObjArgs(of_into.rest, call->stream, (PyObject *)op, call->data,
+                                         NULL);
+    return NULL;
+}
+
+static PyObject *end_send(Call *call, PyObject **rest)
+{
+    Operation *op = call->op;
+
+    call->way->sent = op->res > 0 ? op->res : 0;
+    if (op->res == call->length) {
+        Py_INCREF(Py_None);
+        return Py_None;
+    }
+    *rest = PyObject_CallFunctionObjArgs(of_send.rest, call->stream, (PyObject *)op, call->data,
+                                         NULL);
+    return NULL;
+}
+
+/* What the call returns; or NULL, and in `rest` the coroutine that does the rest, or an error. */
+PyObject *end(Call *call, PyObject **rest)
+{
     if (call->kind == RECEIVE)
         return end_receive(call, rest);
-    call->way->sent = op->res > 0 ? op->res : 0;
-    if (op->res != call->length) {
-        *rest = PyObject_CallFunctionObjArgs(of_send.rest, call->stream, call->data,
-                                             (PyObject *)op, NULL);
-        return NULL;
-    }
-    Py_INCREF(Py_None);
-    return Py_None;
+    return call->kind == INTO ? end_into(call, rest) : end_send(call, rest);
 }
 
 int make_streams(void)
