@@ -12,6 +12,9 @@ class Direction:
 class Engine:
     """The base of _driver.ring_side.RingSide."""
 
+class ReadinessEngine(Engine):
+    """The base of _driver.readiness.ReadinessEngine."""
+
 class Ring:
     """The base of _ring.base.RingBase."""
 

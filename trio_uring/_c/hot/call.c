@@ -11,8 +11,9 @@
  *     OVER    it has returned, raised, or was closed
  *
  * Rules of this file: a call that is destroyed gives its direction back, as the `finally` of the
- * Python does. The collector does not know calls: it would have to be told of each one. A call is
- * part of a cycle only if its task is, and then the end of the run breaks it.
+ * Python does. The garbage collector is told of a call only when it is left to Python, whose
+ * coroutine may refer to the task. While it is parked the only way back to its task is
+ * `Operation.task`, which the end of a run clears.
  */
 #include "hot.h"
 
@@ -26,7 +27,7 @@ static PyObject *s_leave, *s_unwrap, *s_close, *s_throw;
 
 PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length)
 {
-    Call *call = PyObject_New(Call, call_type);
+    Call *call = PyObject_GC_New(Call, call_type); /* and not tracked */
 
     if (call == NULL)
         return NULL;
@@ -37,6 +38,7 @@ PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t lengt
     call->length = length;
     call->kind = (char)kind;
     call->stage = FRESH;
+    call->wait = COMPLETION;
     call->inner = NULL;
     call->way = NULL;
     call->op = NULL;
@@ -50,9 +52,13 @@ static void give_back(Call *call)
 
     call->stage = OVER;
     call->way->held = 0;
-    if (!call->op->owed)
+    if (!call->op->owed) {
+        Py_CLEAR(call->op->memory);
         return;
+    }
     PyErr_Fetch(&type, &value, &traceback);
+    if (call->wait == READINESS)
+        forget_wait(call);
     left = PyObject_CallMethodObjArgs((PyObject *)call->way, s_leave, (PyObject *)call->op, NULL);
     if (left == NULL)
         PyErr_WriteUnraisable((PyObject *)call->way);
@@ -70,16 +76,16 @@ static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
     }
     call->inner = coroutine;
     call->stage = LEFT;
+    PyObject_GC_Track(call);
     return call_send(call, Py_None, result);
 }
 
 static PySendResult start(Call *call, PyObject **result)
 {
-    int usual = begin(call);
+    int usual = begin(call, result);
 
     if (usual == 0)
         return leave_to(call, python_call(call), result);
-    *result = usual < 0 ? NULL : parked_message(call->op);
     if (*result == NULL) {
         if (usual > 0)
             give_back(call);
@@ -112,8 +118,16 @@ static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
 {
     PyObject *rest = NULL;
 
+    int taken;
+
     *result = NULL;
-    if (take_outcome(call, outcome) < 0) {
+    if (call->wait == COMPLETION)
+        taken = take_outcome(call, outcome);
+    else
+        taken = resume_by_call(call, outcome, result);
+    if (*result != NULL)
+        return PYGEN_NEXT; /* it waits again */
+    if (taken < 0) {
         give_back(call);
         return PYGEN_ERROR;
     }
@@ -126,7 +140,12 @@ static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
 
 static PySendResult go_on(Call *call, PyObject *value, PyObject **result)
 {
-    PySendResult sent = PyIter_Send(call->inner, value, result);
+    PyObject *inner = call->inner;
+    PySendResult sent;
+
+    Py_INCREF(inner); /* what it calls may close this call */
+    sent = PyIter_Send(inner, value, result);
+    Py_DECREF(inner);
 
     if (sent != PYGEN_NEXT) {
         call->stage = OVER;
@@ -240,22 +259,43 @@ static PyObject *call_close(PyObject *self, PyObject *ignored)
     Py_RETURN_NONE;
 }
 
+static int call_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Call *call = (Call *)self;
+
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(call->inner);
+    Py_VISIT((PyObject *)call->op);
+    Py_VISIT((PyObject *)call->way);
+    Py_VISIT(call->data);
+    Py_VISIT(call->stream);
+    return 0;
+}
+
+static int call_clear(PyObject *self)
+{
+    Call *call = (Call *)self;
+
+    Py_CLEAR(call->inner);
+    Py_CLEAR(call->op);
+    Py_CLEAR(call->way);
+    Py_CLEAR(call->data);
+    Py_CLEAR(call->stream);
+    return 0;
+}
+
 static void call_dealloc(PyObject *self)
 {
     Call *call = (Call *)self;
     PyTypeObject *type = Py_TYPE(self);
-    freefunc free_it = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
+    PyObject_GC_UnTrack(self);
     if (call->stage == PARKED)
         give_back(call);
     if (call->stage == FRESH)
         warn_never_awaited(call);
-    Py_XDECREF(call->inner);
-    Py_XDECREF(call->op);
-    Py_XDECREF(call->way);
-    Py_XDECREF(call->data);
-    Py_XDECREF(call->stream);
-    free_it(self);
+    (void)call_clear(self);
+    PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
@@ -280,6 +320,8 @@ static PyMethodDef call_methods[] = {
 static PyType_Slot call_slots[] = {
     {Py_tp_doc, "A call of a stream, to be awaited."},
     {Py_tp_dealloc, call_dealloc},
+    {Py_tp_traverse, call_traverse},
+    {Py_tp_clear, call_clear},
     {Py_tp_methods, call_methods},
     {Py_tp_getset, call_names},
     {Py_am_await, call_await},
@@ -290,7 +332,8 @@ static PyType_Slot call_slots[] = {
 };
 
 static PyType_Spec call_spec = {
-    "trio_uring._hot.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT, call_slots,
+    "trio_uring._hot.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    call_slots,
 };
 
 int make_call_type(void)

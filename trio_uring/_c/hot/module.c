@@ -26,11 +26,12 @@ static int add_type(PyObject *module, const char *name, PyTypeObject *type)
 static int add_types(PyObject *module)
 {
     if (make_operation_type() < 0 || make_field_types() < 0 || make_ring_type() < 0
-        || make_loop_type() < 0 || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
+        || make_loop_type() < 0 || make_ready_type() < 0 || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
         return -1;
     if (add_type(module, "Operation", operation_type) < 0
         || add_type(module, "Direction", direction_type) < 0
         || add_type(module, "Engine", engine_type) < 0
+        || add_type(module, "ReadinessEngine", ready_type) < 0
         || add_type(module, "Loop", loop_type) < 0
         || PyModule_AddObjectRef(module, "HAPPENED", happened) < 0)
         return -1;
@@ -52,7 +53,7 @@ PyMODINIT_FUNC PyInit__hot(void)
 {
     PyObject *module = PyModule_Create(&definition);
 
-    if (module != NULL && (add_types(module) < 0 || find_trio() < 0))
+    if (module != NULL && (add_types(module) < 0 || find_trio() < 0 || find_epoll() < 0))
         Py_CLEAR(module);
     return module;
 }

@@ -50,21 +50,33 @@ static Direction *find_way(Call *call)
     return NULL;
 }
 
-/* The engine of an operation, if it can begin here and now, by a completion, without more ado. */
-static Engine *find_engine(Operation *op)
+/* Whether an engine on a ring can perform an operation here and now. -1: an exception. */
+static int is_usual(Engine *engine, Operation *op)
 {
-    Engine *engine = (Engine *)op->engine;
     PyObject *opcode;
     int by_call;
 
-    if (op->engine == NULL || !PyObject_TypeCheck(op->engine, engine_type)
-        || engine->phase != running || engine->thread != PyThread_get_thread_ident()
+    if (engine->phase != running || engine->thread != PyThread_get_thread_ident()
         || (!is_none(engine->hooks) && PyDict_Size(engine->queue) == 0))
-        return NULL;
+        return 0;
     opcode = PyLong_FromLong(op->opcode);
     by_call = opcode == NULL ? -1 : PySet_Contains(engine->by_calls, opcode);
     Py_XDECREF(opcode);
-    return by_call == 0 ? engine : NULL;
+    return by_call < 0 ? -1 : !by_call;
+}
+
+/* The engine of an operation, if that can be performed here and now without more ado. */
+static Engine *find_engine(Direction *way, Operation *op)
+{
+    int usual = 0;
+
+    if (op->engine == NULL)
+        return NULL;
+    if (PyObject_TypeCheck(op->engine, ready_type))
+        usual = is_usual_ready((Ready *)op->engine, way);
+    else if (PyObject_TypeCheck(op->engine, engine_type))
+        usual = is_usual((Engine *)op->engine, op);
+    return usual > 0 ? (Engine *)op->engine : NULL;
 }
 
 static Operation *find_operation(Direction *way, int kind)
@@ -102,7 +114,7 @@ static PyObject *look_at_list(PyObject *data, Py_ssize_t *total)
     for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
         item = is_list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i);
         item = item == NULL ? NULL : look_at_item(item, total);
-        if (item == NULL || *total > VECTOR_BYTES_MAX || PyTuple_SetItem(items, i, item) < 0)
+        if (item == NULL || PyTuple_SetItem(items, i, item) < 0 || *total > VECTOR_BYTES_MAX)
             Py_CLEAR(items);
     }
     return items;
@@ -147,17 +159,9 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
     put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
 }
 
-/* Queues the operation, and takes the direction. */
-static int queue(Call *call, Direction *way, Operation *op, Engine *engine, PyObject *data)
+/* Takes the direction. */
+static void take(Call *call, Direction *way, Operation *op, PyObject *data)
 {
-    PyObject *task = current_task();
-
-    if (task == NULL || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
-        Py_XDECREF(task);
-        Py_XDECREF(data);
-        return -1;
-    }
-    put(&op->task, task);
     load(call, way, op, data);
     Py_INCREF(op);
     call->op = op;
@@ -165,31 +169,50 @@ static int queue(Call *call, Direction *way, Operation *op, Engine *engine, PyOb
     call->way = way;
     op->owed = 1;
     way->held = 1;
-    return 1;
 }
 
-/* Takes the direction and queues the operation. 1: done; 0: unusual, and Python's; -1: an error. */
-int begin(Call *call)
+/* Queues the operation for the ring, and takes the direction. Returns what to yield. */
+static PyObject *queue(Call *call, Direction *way, Operation *op, Engine *engine, PyObject *data)
+{
+    PyObject *task = current_task();
+
+    if (task == NULL || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
+        Py_XDECREF(task);
+        Py_XDECREF(data);
+        return NULL;
+    }
+    put(&op->task, task);
+    take(call, way, op, data);
+    return parked_message(op);
+}
+
+/* Takes the direction, and queues the operation or makes its first attempt. In `message`: what to
+ * yield. 1: done; 0: unusual, and Python's; -1: an error. */
+int begin(Call *call, PyObject **message)
 {
     Direction *way;
     Operation *op;
     Engine *engine;
     PyObject *data = NULL;
-    int begun;
 
+    *message = NULL;
     if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
         return 0;
     way = find_way(call);
     op = way == NULL ? NULL : find_operation(way, call->kind);
-    engine = op == NULL ? NULL : find_engine(op);
-    if (engine != NULL) {
-        begun = queue(call, way, op, engine, data);
-    } else {
-        begun = PyErr_Occurred() ? -1 : 0;
+    engine = op == NULL ? NULL : find_engine(way, op);
+    if (engine == NULL) {
         Py_XDECREF(data);
+    } else if (PyObject_TypeCheck((PyObject *)engine, ready_type)) {
+        take(call, way, op, data);
+        *message = begin_by_call(call, (Ready *)engine);
+    } else {
+        *message = queue(call, way, op, engine, data);
     }
     Py_XDECREF(way);
-    return begun;
+    if (call->way != NULL)
+        return 1;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 /* -- the end */
