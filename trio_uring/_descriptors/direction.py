@@ -89,7 +89,7 @@ if TYPE_CHECKING or hot is None:
         """The fields of a direction that the accelerator has in C."""
 
         __slots__ = (
-            "closes_alone", "ended", "fd", "fileno", "held", "is_socket", "kept", "left",
+            "closes_alone", "ended", "fd", "fileno", "held", "is_socket", "kept", "left", "lends",
             "operations", "sent", "size", "streak", "waiter",
         )  # fmt: skip
 
@@ -113,6 +113,7 @@ class Direction(_Fields):
             the operation is in use.
         left: an operation of a destroyed call that the kernel still has.
         closed: the direction was closed.
+        lends: calls of the socket itself may move bytes by completion.
         closes_alone: closing it leaves the descriptor open, for the other direction.
         ended: nothing more can be sent; always true once it is closed.
         kept: bytes that were received and not returned; None: there are none.
@@ -135,7 +136,7 @@ class Direction(_Fields):
         self.owner = lease.owner
         self.fd = lease.fd
         self.fileno = fileno
-        self.held = self.closed = self.ended = self.closes_alone = False
+        self.held = self.closed = self.ended = self.closes_alone = self.lends = False
         self.waiter: TaskOperation | None = None
         self.left: TaskOperation | None = None
         self.kept: ChunkQueue | None = None
@@ -179,7 +180,9 @@ class Direction(_Fields):
         way.leave(op)``.
         """
         waiter = self.waiter
-        if self.held or self.ended or self.left is not None or self.kept is not None:
+        if not self.lends or self.held or self.ended:
+            return None
+        if self.left is not None or self.kept is not None:
             return None
         if (waiter is not None and waiter.in_use) or self.fileno() != self.fd:
             return None

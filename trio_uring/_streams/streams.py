@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 if hot is not None:
-    hot.use_methods(ReceiveSide, SendSide, RUNNING, adapt)
+    hot.use_methods(RUNNING, adapt, ReceiveSide, SendSide)
 
 
 class SendStream(SendSide, trio.abc.SendStream):

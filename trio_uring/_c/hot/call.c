@@ -1,4 +1,4 @@
-/* A call of a stream, as an awaitable: what `await stream.receive_some()` awaits.
+/* A call of a stream or socket, as an awaitable: what `await stream.receive_some()` awaits.
  *
  * It does what most calls are: take the direction, queue the operation, park, return the result.
  * Whatever is unusual, from the beginning (busy, closed, another thread, bytes that were kept) or at
@@ -25,18 +25,19 @@ static PySendResult call_send(Call *, PyObject *, PyObject **);
 
 static PyObject *s_leave, *s_unwrap, *s_close, *s_throw;
 
-PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length)
+PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t length)
 {
     Call *call = PyObject_GC_New(Call, call_type); /* and not tracked */
 
     if (call == NULL)
         return NULL;
-    Py_INCREF(stream);
+    Py_INCREF(owner);
     Py_XINCREF(data);
-    call->stream = stream;
+    call->owner = owner;
     call->data = data;
     call->length = length;
-    call->kind = (char)kind;
+    call->method = method;
+    call->kind = method->kind;
     call->stage = FRESH;
     call->wait = COMPLETION;
     call->inner = NULL;
@@ -51,7 +52,8 @@ static void give_back(Call *call)
     PyObject *type, *value, *traceback, *left;
 
     call->stage = OVER;
-    call->way->held = 0;
+    if (!call->method->lent)
+        call->way->held = 0;
     if (!call->op->owed) {
         Py_CLEAR(call->op->memory);
         return;
@@ -268,7 +270,7 @@ static int call_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT((PyObject *)call->op);
     Py_VISIT((PyObject *)call->way);
     Py_VISIT(call->data);
-    Py_VISIT(call->stream);
+    Py_VISIT(call->owner);
     return 0;
 }
 
@@ -280,7 +282,7 @@ static int call_clear(PyObject *self)
     Py_CLEAR(call->op);
     Py_CLEAR(call->way);
     Py_CLEAR(call->data);
-    Py_CLEAR(call->stream);
+    Py_CLEAR(call->owner);
     return 0;
 }
 
@@ -318,7 +320,7 @@ static PyMethodDef call_methods[] = {
 };
 
 static PyType_Slot call_slots[] = {
-    {Py_tp_doc, "A call of a stream, to be awaited."},
+    {Py_tp_doc, "A call of a stream or socket, to be awaited."},
     {Py_tp_dealloc, call_dealloc},
     {Py_tp_traverse, call_traverse},
     {Py_tp_clear, call_clear},

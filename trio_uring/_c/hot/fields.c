@@ -50,6 +50,7 @@ static PyMemberDef direction_members[] = {
     {"held", T_BOOL, offsetof(Direction, held), 0, NULL},
     {"ended", T_BOOL, offsetof(Direction, ended), 0, NULL},
     {"is_socket", T_BOOL, offsetof(Direction, is_socket), 0, NULL},
+    {"lends", T_BOOL, offsetof(Direction, lends), 0, NULL},
     {"closes_alone", T_BOOL, offsetof(Direction, closes_alone), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

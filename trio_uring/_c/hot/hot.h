@@ -12,7 +12,7 @@
  *     epoll.c      trio's own epoll manager                       (trio)
  *     call.c       a call of a stream, as an awaitable            _streams/receive.py, send.py
  *     streams.c    how a call begins, and what it returns         the same
- *     methods.c    receive_some, receive_into, send_all           the same
+ *     methods.c    the methods of streams and sockets             the same, and _sockets
  *     module.c     the module
  *
  * Rules of these files:
@@ -70,6 +70,7 @@ typedef struct {
     Py_ssize_t sent;        /* bytes of the current or last send_all that the kernel has taken */
     int fd, streak;
     char held, ended, is_socket;
+    char lends;             /* bytes are moved by completion for the socket itself */
     char closes_alone;      /* its descriptor stays open, for the other direction */
 } Direction;
 
@@ -143,6 +144,7 @@ int set_flags(PyObject *waiters, long flags);
 /* operation.c */
 extern PyTypeObject *operation_type;
 int make_operation_type(void);
+int is_in_kernel(Operation *op);
 int take_result(Operation *op);
 PyObject *parked_message(Operation *op);
 PyObject *finish_all(PyObject *module, PyObject *done);
@@ -173,32 +175,35 @@ int make_loop_type(void);
 double monotonic(void);
 int add_to_attribute(PyObject *counters, PyObject *name, long amount);
 
-/* A call of a stream: see call.c. */
+/* A call of a stream or socket: see call.c. */
 enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.py */
 typedef struct {
     PyObject_HEAD
-    PyObject *stream;
+    PyObject *owner;        /* the stream or socket */
     PyObject *data;         /* what is sent, or received into */
     PyObject *inner;        /* the coroutine of Python that does the rest */
     Direction *way;         /* is held while the call is parked */
     Operation *op;
     Py_ssize_t length;      /* most bytes to receive; bytes to send */
+    struct Method *method;
     char kind, stage;
     char wait;              /* what it is parked for */
 } Call;
 enum { COMPLETION, CHECKPOINT, READINESS };
 
-/* A method of streams, and the functions of Python that it stands for. */
-typedef struct {
+/* A method of streams or sockets, and the functions of Python that it stands for. */
+typedef struct Method {
     PyMethodDef definition;
     const char *signature, *rest_name;
+    char kind;              /* of its operations */
+    char lent;              /* it borrows the direction (of a socket), and does not hold it */
     PyObject *in_python;    /* the whole method, as a coroutine function */
     PyObject *rest;         /* what is left when the operation has not done it all */
 } Method;
 
 /* call.c */
 int make_call_type(void);
-PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length);
+PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t length);
 
 /* readiness.c */
 extern PyTypeObject *ready_type;
@@ -215,12 +220,12 @@ int begin(Call *call, PyObject **message);
 PyObject *end(Call *call, PyObject **rest);
 
 /* methods.c */
-extern Method of_receive, of_into, of_send;
 int make_methods(void);
 PyObject *python_call(Call *call);
 PyObject *name_of(Call *call, const char *which);
 void warn_never_awaited(Call *call);
 PyObject *use_methods(PyObject *module, PyObject *arguments);
+PyObject *use_socket_methods(PyObject *module, PyObject *class);
 
 /* Interned strings. */
 typedef struct {

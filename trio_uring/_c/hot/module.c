@@ -42,6 +42,7 @@ static PyMethodDef functions[] = {
     {"finish_all", finish_all, METH_O, "Finishes operations. True: a task was woken."},
     {"write_queue", write_queue_of, METH_VARARGS, "Submits what is queued. False: not all of it."},
     {"use_methods", use_methods, METH_VARARGS, "Gives streams their methods in C."},
+    {"use_socket_methods", use_socket_methods, METH_O, "Gives sockets their methods in C."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,7 +1,7 @@
-/* How a call of a stream begins, and what it returns.
+/* How a call of a stream or socket begins, and what it returns.
  *
  * Rules of this file: `begin` changes nothing unless it goes all the way. What it checks is what
- * `Direction.take` and `Engine.perform` check; what it does not understand is unusual.
+ * `Direction.take`, `Direction.lend` and `Engine.perform` check; what it does not understand is unusual.
  */
 #include "hot.h"
 
@@ -11,11 +11,15 @@
 #define SMALL_SIZE 4096       /* as in _ring/figures.py */
 #define LARGE_GROUP 1         /* as in _ring/op.py, like the next one */
 #define NO_GROUP (-1)
+#define OP_POLL_ADD 6         /* as in _ring/opcodes.py */
 
 PyObject *running; /* the phase in which operations begin */
 PyObject *adapt;   /* of _descriptors/provided.py */
 
-static PyObject *keys[KINDS], *empty, *s_receiving, *s_sending;
+/* The keys of a direction's operations; of those for calls of the socket itself: ~kind. */
+static PyObject *keys[KINDS], *lent_keys[KINDS];
+static PyObject *empty, *s_receiving, *s_sending, *s_lease_receiving, *s_lease_sending;
+static PyObject *s_own_lease, *s_owner, *s_sock;
 
 /* -- beginning */
 
@@ -29,22 +33,66 @@ static int is_same_number(Direction *way)
     return PyErr_Occurred() ? -1 : fd == way->fd;
 }
 
-static int is_free(Direction *way)
+/* Whether a task waits for the operation, or the kernel has it, or Python has to find out. */
+static int is_in_use(PyObject *waiter)
 {
-    return !way->held && !way->ended && is_none(way->waiter) && is_none(way->left)
-        && is_none(way->kept);
+    Operation *op = (Operation *)waiter;
+
+    return !PyObject_TypeCheck(waiter, operation_type) || op->task != NULL
+        || op->opcode == OP_POLL_ADD || is_in_kernel(op) != 0;
 }
 
-/* The direction, if nobody has it and nothing has to be done first. NULL: unusual, or an error. */
+/* Whether nobody has the direction, and nothing has to be done first. */
+static int is_free(Direction *way, int lent)
+{
+    if (way->held || way->ended || !is_none(way->left) || !is_none(way->kept))
+        return 0;
+    if (is_none(way->waiter))
+        return !lent || way->lends;
+    return lent && way->lends && !is_in_use(way->waiter);
+}
+
+/* What has the directions of a socket: its lease, if that is on the plain socket within. */
+static PyObject *lease_of(PyObject *socket)
+{
+    PyObject *lease = PyObject_GetAttr(socket, s_own_lease), *owner = NULL, *plain = NULL;
+    int same;
+
+    if (!is_none(lease)) {
+        owner = PyObject_GetAttr(lease, s_owner);
+        plain = PyObject_GetAttr(socket, s_sock);
+    }
+    same = owner != NULL && owner == plain;
+    Py_XDECREF(owner);
+    Py_XDECREF(plain);
+    if (!same)
+        Py_CLEAR(lease);
+    return lease;
+}
+
+static PyObject *get_way(Call *call)
+{
+    int reads = call->kind == RECEIVE || call->kind == INTO;
+    PyObject *lease, *way;
+
+    if (!call->method->lent)
+        return PyObject_GetAttr(call->owner, reads ? s_receiving : s_sending);
+    lease = lease_of(call->owner);
+    way = lease == NULL ? NULL : PyObject_GetAttr(lease, reads ? s_lease_receiving
+                                                                : s_lease_sending);
+    Py_XDECREF(lease);
+    return way;
+}
+
+/* The direction, if the call can have it at once. NULL: unusual, or an error. */
 static Direction *find_way(Call *call)
 {
-    PyObject *way = PyObject_GetAttr(call->stream,
-                                     call->kind <= INTO ? s_receiving : s_sending);
+    PyObject *way = get_way(call);
 
     if (way == NULL)
         return NULL;
     if (PyObject_TypeCheck(way, direction_type) && is_same_number((Direction *)way) > 0
-        && is_free((Direction *)way))
+        && is_free((Direction *)way, call->method->lent))
         return (Direction *)way;
     Py_DECREF(way);
     return NULL;
@@ -66,22 +114,23 @@ static int is_usual(Engine *engine, Operation *op)
 }
 
 /* The engine of an operation, if that can be performed here and now without more ado. */
-static Engine *find_engine(Direction *way, Operation *op)
+static Engine *find_engine(Direction *way, Operation *op, int lent)
 {
     int usual = 0;
 
     if (op->engine == NULL)
         return NULL;
-    if (PyObject_TypeCheck(op->engine, ready_type))
-        usual = is_usual_ready((Ready *)op->engine, way);
+    if (PyObject_TypeCheck(op->engine, ready_type)) /* a socket's own calls are trio's */
+        usual = lent ? 0 : is_usual_ready((Ready *)op->engine, way);
     else if (PyObject_TypeCheck(op->engine, engine_type))
         usual = is_usual((Engine *)op->engine, op);
     return usual > 0 ? (Engine *)op->engine : NULL;
 }
 
-static Operation *find_operation(Direction *way, int kind)
+static Operation *find_operation(Direction *way, int kind, int lent)
 {
-    PyObject *op = PyDict_GetItemWithError(way->operations, keys[kind]);
+    PyObject *key = lent ? lent_keys[kind] : keys[kind];
+    PyObject *op = PyDict_GetItemWithError(way->operations, key);
 
     if (op == NULL || !PyObject_TypeCheck(op, operation_type) || ((Operation *)op)->owed
         || (kind == RECEIVE && ((Operation *)op)->group == NO_GROUP))
@@ -128,7 +177,8 @@ static PyObject *look_at_data(Call *call)
 
     if (call->kind == INTO) {
         looked = pin_buffer(call->data, 1, &at, &call->length);
-    } else if (PyList_CheckExact(call->data) || PyTuple_CheckExact(call->data)) {
+    } else if (!call->method->lent
+               && (PyList_CheckExact(call->data) || PyTuple_CheckExact(call->data))) {
         call->kind = SEND_MANY;
         looked = look_at_list(call->data, &call->length);
     } else if (PyBytes_CheckExact(call->data) || PyByteArray_CheckExact(call->data)
@@ -153,7 +203,7 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
     if (call->kind == INTO) {
         Py_INCREF(data);
         put(&op->memory, data);
-    } else {
+    } else if (!call->method->lent) {
         way->sent = 0;
     }
     put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
@@ -168,7 +218,12 @@ static void take(Call *call, Direction *way, Operation *op, PyObject *data)
     Py_INCREF(way);
     call->way = way;
     op->owed = 1;
-    way->held = 1;
+    if (call->method->lent) {
+        Py_INCREF(op);
+        put(&way->waiter, (PyObject *)op);
+    } else {
+        way->held = 1;
+    }
 }
 
 /* Queues the operation for the ring, and takes the direction. Returns what to yield. */
@@ -199,8 +254,8 @@ int begin(Call *call, PyObject **message)
     if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
         return 0;
     way = find_way(call);
-    op = way == NULL ? NULL : find_operation(way, call->kind);
-    engine = op == NULL ? NULL : find_engine(way, op);
+    op = way == NULL ? NULL : find_operation(way, call->kind, call->method->lent);
+    engine = op == NULL ? NULL : find_engine(way, op, call->method->lent);
     if (engine == NULL) {
         Py_XDECREF(data);
     } else if (PyObject_TypeCheck((PyObject *)engine, ready_type)) {
@@ -231,16 +286,12 @@ static int adapt_buffers(Direction *way, Operation *op)
     return adapted == NULL ? -1 : 0;
 }
 
-static PyObject *end_receive(Call *call, PyObject **rest)
+/* What came, as bytes. */
+static PyObject *take_chunk(Call *call)
 {
     Operation *op = call->op;
     PyObject *chunk;
 
-    if (op->res < 0) {
-        *rest = PyObject_CallFunction(of_receive.rest, "OOn", call->stream, (PyObject *)op,
-                                      call->length);
-        return NULL;
-    }
     if (adapt_buffers(call->way, op) < 0)
         return NULL;
     chunk = op->chunk;
@@ -252,47 +303,51 @@ static PyObject *end_receive(Call *call, PyObject **rest)
     return empty;
 }
 
-static PyObject *end_into(Call *call, PyObject **rest)
+/* The coroutine of Python that does the rest. */
+static PyObject *make_rest(Call *call)
 {
-    Operation *op = call->op;
+    PyObject *op = (PyObject *)call->op;
 
-    Py_CLEAR(op->memory); /* the caller may resize its buffer again */
-    if (op->res >= 0)
-        return PyLong_FromLong(op->res);
-    *rest = PyObject_CallFunctionObjArgs(of_into.rest, call->stream, (PyObject *)op, call->data,
-                                         NULL);
-    return NULL;
-}
-
-static PyObject *end_send(Call *call, PyObject **rest)
-{
-    Operation *op = call->op;
-
-    call->way->sent = op->res > 0 ? op->res : 0;
-    if (op->res == call->length) {
-        Py_INCREF(Py_None);
-        return Py_None;
-    }
-    *rest = PyObject_CallFunctionObjArgs(of_send.rest, call->stream, (PyObject *)op, call->data,
-                                         NULL);
-    return NULL;
+    if (call->kind == RECEIVE)
+        return PyObject_CallFunction(call->method->rest, "OOn", call->owner, op, call->length);
+    return PyObject_CallFunctionObjArgs(call->method->rest, call->owner, op, call->data, NULL);
 }
 
 /* What the call returns; or NULL, and in `rest` the coroutine that does the rest, or an error. */
 PyObject *end(Call *call, PyObject **rest)
 {
+    Operation *op = call->op;
+    int sends_all = !call->method->lent && call->kind >= SEND;
+
+    Py_CLEAR(op->memory); /* the caller may resize its buffer again */
+    if (sends_all)
+        call->way->sent = op->res > 0 ? op->res : 0;
+    if (op->res < 0 || (sends_all && op->res != call->length)) {
+        *rest = make_rest(call);
+        return NULL;
+    }
     if (call->kind == RECEIVE)
-        return end_receive(call, rest);
-    return call->kind == INTO ? end_into(call, rest) : end_send(call, rest);
+        return take_chunk(call);
+    if (!sends_all)
+        return PyLong_FromLong(op->res);
+    Py_INCREF(Py_None);
+    return Py_None;
 }
 
 int make_streams(void)
 {
-    const Name names[] = {{&s_receiving, "_receiving"}, {&s_sending, "_sending"}};
+    const Name names[] = {
+        {&s_receiving, "_receiving"}, {&s_sending, "_sending"},
+        {&s_lease_receiving, "receiving"}, {&s_lease_sending, "sending"},
+        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_sock, "_sock"},
+    };
 
-    for (int kind = 0; kind < KINDS; kind++)
-        if ((keys[kind] = PyLong_FromLong(kind)) == NULL)
+    for (int kind = 0; kind < KINDS; kind++) {
+        keys[kind] = PyLong_FromLong(kind);
+        lent_keys[kind] = PyLong_FromLong(~kind);
+        if (keys[kind] == NULL || lent_keys[kind] == NULL)
             return -1;
+    }
     empty = PyBytes_FromStringAndSize(NULL, 0);
     return empty == NULL ? -1 : make_names(names, COUNT(names));
 }
