@@ -71,11 +71,12 @@ def conclude(rounds: Sequence[Round]) -> Figures:
             "cpu_us_p20": percentile(cpu, 0.2),
             "cpu_us_median": median(cpu),
             "rate": median(each.rate for each in used),
-            "p50_us": median(each.p50_us for each in used),
-            "p99_us": median(each.p99_us for each in used),
             "load_share": median(each.load_share for each in used),
             "strays": float(max(each.strays for each in used)),
         }
+        if any(each.p99_us for each in used):
+            found["p50_us"] = median(each.p50_us for each in used)
+            found["p99_us"] = median(each.p99_us for each in used)
     if paced:
         used = _usable(paced)
         found |= {

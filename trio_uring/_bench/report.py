@@ -128,7 +128,12 @@ def _workload_lines(name: str, peers: Mapping[str, Figures]) -> list[str]:
     for peer, figures in wider.items():
         cells = [form.format(figures[key]) if key in figures else "" for key, _, form in shown]
         rows.append([peer, *cells])
-    lines = ["", f"{name} (CPU for each {parse(name).unit})", *table(rows)]
+    timed = (
+        f" (CPU for each {parse(name).unit})"
+        if any(key == "cpu_us_min" for key, _, _ in shown)
+        else ""
+    )
+    lines = ["", f"{name}{timed}", *table(rows)]
     lines += _warnings(peers, parse(name).one_core)
     offered = next((each["offered"] for each in peers.values() if "offered" in each), 0)
     return [*lines, f"Fixed load: {offered:,.0f}/s."] if offered else lines
@@ -153,10 +158,18 @@ def _warnings(peers: Mapping[str, Figures], one_core: bool) -> list[str]:
 
 def _target_lines(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["target", "limit", "measured", "outcome"]]
-    for each in targets:
-        measured = "" if each["measured"] is None else f"{each['measured']:.2f}"
-        rows.append([each["name"], f"{each['limit']:.2f}", measured, each["outcome"]])
-    return ["", *table(rows)]
+    rows += [
+        [each["name"], f"{each['limit']:.2f}", f"{each['measured']:.2f}", each["outcome"]]
+        for each in targets
+        if each["measured"] is not None
+    ]
+    lines = ["", *table(rows)] if len(rows) > 1 else []
+    others = "; ".join(
+        f"{each['name']} <= {each['limit']:.2f} ({each['outcome']})"
+        for each in targets
+        if each["measured"] is None
+    )
+    return [*lines, "", *textwrap.wrap(f"Targets that this run does not measure: {others}.", WIDTH)]
 
 
 def _heading(data: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ class Verdict:
     @property
     def outcome(self) -> str:
         if self.measured is None:
-            return f"see {self.target.command}" if self.target.command else "not measured"
+            return f"by {self.target.command}" if self.target.command else "not measured"
         return "reached" if self.measured <= self.target.limit else "missed"
 
 
