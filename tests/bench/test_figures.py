@@ -24,7 +24,7 @@ pytestmark = pytest.mark.no_ring
 
 ROUND = Round("50x1K", "trio", 0.0, 1000.0, 20.0, 100.0, 200.0, 0.5)
 QUIET = Work(wall=1.0, busy=1.5, ours=1.48, waited=0.0, cores=2)
-PLAN = Plan(rounds=2, paced_rounds=1, seconds=0.1, warmup=0.0, seed=7)
+PLAN = Plan(rounds=2, paced_rounds=1, seconds=0.1, warmup=0.0, seed=7, again=2)
 PLACE = Place(Programs(Path("loadgen"), Path("floor")), Cores(0, 1))
 
 

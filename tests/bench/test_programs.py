@@ -125,7 +125,7 @@ def test_the_load_generator_refuses_nonsense(words: list[str], place: Place) -> 
 
 @needs_compiler
 def test_idle_connections(place: Place) -> None:
-    plan = Plan(1, 1, SECONDS, 0.0, 1)
+    plan = Plan(1, 1, SECONDS, 0.0, 1, 1)
     found = measure_idle(place, plan, parse("idle-100"), PEERS["trio"])
     assert found["memory_bytes"] > 0
     assert found["alone_us"] > 0

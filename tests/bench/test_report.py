@@ -34,7 +34,7 @@ IDLE = {
 
 def canned() -> dict[str, Any]:
     place = Place(Programs(Path("loadgen"), Path("floor")), Cores(0, 1))
-    made = Schedule(place, Plan(1, 1, 0.1, 0.0, 7), lambda done: None)
+    made = Schedule(place, Plan(1, 1, 0.1, 0.0, 7, 1), lambda done: None)
     for name, cpu in CPU.items():
         first = Round("50x1K", name, 0.0, 1e6 / cpu, cpu, 100.0, 200.0, 0.5)
         made.rounds += [first, replace(first, offered=5000.0, p99_us=123.0)]

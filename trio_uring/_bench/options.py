@@ -79,6 +79,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         seconds=arguments.seconds or (0.25 if quick else 0.5),
         warmup=0.05 if quick else 0.1,
         seed=int(time.time()) if arguments.seed is None else arguments.seed,
+        again=1 if quick else rounds,
     )
 
 

@@ -4,8 +4,8 @@ Rules of this file:
 
 - The peers of a workload take turns, in an order that is drawn anew for each turn from the seed, so
   that whatever else the machine does falls on all of them alike.
-- A dropped round is made again, up to as many times as there are rounds; then the peer keeps what
-  it has.
+- A dropped round is made again, up to as many times as the plan allows; then the peer keeps what it
+  has.
 - A peer that fails has no figures under that workload; the others go on.
 """
 
@@ -41,6 +41,7 @@ class Plan:
         rounds, paced_rounds: of every peer under every workload, at saturation and at a fixed load.
         seconds, warmup: of a round.
         seed: of the order.
+        again: how many dropped rounds of a peer are made again under one workload, at most.
     """
 
     rounds: int
@@ -48,6 +49,7 @@ class Plan:
     seconds: float
     warmup: float
     seed: int
+    again: int
 
     def count(self, workload: Workload, peers: Sequence[Peer]) -> int:
         """How many rounds there will be, if none is dropped."""
@@ -120,7 +122,7 @@ class Schedule:
         self, load: Workload, running: Sequence[Running], wanted: int, offered: float
     ) -> None:
         good: Counter[str] = Counter()
-        for _ in range(2 * wanted):
+        for _ in range(wanted + min(wanted, self.plan.again)):
             turn = [
                 server
                 for server in running
