@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_workload,
         metavar="WORKLOAD",
         help="what is measured: 50x1K is 50 connections with messages of 1 KiB; kinds are written "
-        "before it (pipelined-, scopes-, connect-, in-, out-, list256-); idle-10000; startup; "
-        f"or a group: {', '.join(GROUPS)} (default: default)",
+        "before it (pipelined-, scopes-, frames-, connect-, in-, out-, list256-); idle-10000; "
+        f"startup; or a group: {', '.join(GROUPS)} (default: default)",
     )
     parser.add_argument(
         "--output",

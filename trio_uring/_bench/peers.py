@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .workloads import Server
 
 SERVERS = Path(__file__).parent / "servers"
-EVERY_MODE = frozenset({"echo", "scopes", "in", "out", "list"})
+EVERY_MODE = frozenset({"echo", "scopes", "frames", "in", "out", "list"})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
     50x1K                 50 connections, messages of 1 KiB, each echoed before the next is sent
     pipelined-16x1K       the same with 16 messages outstanding on each connection
     scopes-50x1K          the same with a timeout scope around each operation
+    frames-50x1K          the same, of messages with a length prefix that the server takes apart
     connect-10x1K         a new connection for every message
     in-1x64K, out-1x64K   one way: the server receives, or sends, without end
     list256-16x64         a message of 64 bytes is answered by a list of 256 buffers of 64 bytes
@@ -20,9 +21,10 @@ from dataclasses import dataclass
 KIB, MIB = 1024, 1024**2
 UNITS = {"": 1, "K": KIB, "M": MIB}
 PIECE = 64  # bytes of a buffer of a list, as in the servers
+PREFIX_BYTES = 4
 DEPTH = 16
 CONNECTIONS_MAX = 20_000
-PATTERN = re.compile(r"(?:(pipelined|scopes|connect|in|out|list(\d+))-)?(\d+)x(\d+)([KM]?)")
+PATTERN = re.compile(r"(?:(pipelined|scopes|frames|connect|in|out|list(\d+))-)?(\d+)x(\d+)([KM]?)")
 IDLE = re.compile(r"idle-(\d+)")
 
 DEFAULT = ("1x1K", "50x1K", "500x1K", "5000x1K", "16x64K", "1x1M")
@@ -36,7 +38,7 @@ ECHOES = tuple(
 OTHERS = (
     "16x64K", "pipelined-16x1K", "in-1x64K", "out-1x64K",
     "list2-16x64", "list16-16x64", "list256-16x64", "list1000-16x64",
-    "connect-10x1K", "scopes-50x1K", "idle-10000", "startup",
+    "connect-10x1K", "scopes-50x1K", "frames-50x1K", "frames-50x64", "idle-10000", "startup",
 )  # fmt: skip
 GROUPS = {"default": DEFAULT, "quick": QUICK, "echo": ECHOES, "all": (*ECHOES, *OTHERS)}
 
@@ -68,19 +70,19 @@ class Workload:
 
     @property
     def server(self) -> Server:
-        mode = self.kind if self.kind in ("scopes", "in", "out", "list") else "echo"
+        mode = self.kind if self.kind in ("scopes", "frames", "in", "out", "list") else "echo"
         return Server(mode, self.count)
 
     @property
     def one_core(self) -> bool:
         """Whether server and load share a core: with one connection the two take turns, and apart
         they would measure how long a core takes to wake up."""
-        return self.connections == 1 and self.kind in ("echo", "scopes")
+        return self.connections == 1 and self.paced
 
     @property
     def paced(self) -> bool:
         """Whether it is also measured at a fixed rate."""
-        return self.kind in ("echo", "scopes")
+        return self.kind in ("echo", "scopes", "frames")
 
     @property
     def unit(self) -> str:
@@ -93,6 +95,8 @@ class Workload:
             "mode": mode, "connections": self.connections, "bytes": self.message_bytes,
             "depth": DEPTH if self.kind == "pipelined" else 1,
         }  # fmt: skip
+        if self.kind == "frames":
+            numbers |= {"bytes": PREFIX_BYTES + self.message_bytes, "framed": 1}
         if self.kind == "list":
             numbers["reply"] = PIECE * self.count
         return [word for name, number in numbers.items() for word in (name, str(number))]

@@ -57,6 +57,7 @@ struct load {
     enum mode mode;
     size_t connections, message_bytes, reply_bytes;
     unsigned depth;
+    bool framed;
     double rate, seconds, warmup_seconds;
     int epoll; /* edge-triggered: no epoll_ctl after the start */
     unsigned char *pattern, *scratch;

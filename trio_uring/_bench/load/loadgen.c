@@ -10,6 +10,7 @@
  *   bytes        of a message
  *   reply        bytes of an answer, where it is not the echo of the message
  *   depth        messages outstanding on each connection
+ *   framed       1: a message begins with its length, four bytes, big-endian
  *   rate         messages a second, of all connections together, at random times; 0: closed loop
  *   seconds, warmup
  *
@@ -40,7 +41,8 @@ static void open_connection(struct load *load, struct connection *c);
 
 static const unsigned char *message(const struct load *load, const struct connection *c, unsigned n)
 {
-    return load->pattern + (c->number * 7U + n * 13U) % PATTERN_OFFSETS;
+    /* Frames are all alike: a prefix has its place in the pattern. */
+    return load->pattern + (load->framed ? 0 : (c->number * 7U + n * 13U) % PATTERN_OFFSETS);
 }
 
 static void drop(struct load *load, struct connection *c, const char *why)
@@ -340,6 +342,9 @@ static void set_up(struct load *load)
     load->random = UINT64_C(0x9E3779B97F4A7C15);
     for (size_t i = 0; i < pattern_bytes; i++)
         load->pattern[i] = (unsigned char)(next_random(&load->random) >> 56);
+    uint32_t prefix = htonl((uint32_t)load->message_bytes - (uint32_t)sizeof prefix);
+    if (load->framed)
+        memcpy(load->pattern, &prefix, sizeof prefix);
     load->live = load->connections;
     for (size_t i = 0; i < load->connections; i++) {
         load->all[i].number = (unsigned)i;
@@ -351,12 +356,12 @@ static void set_up(struct load *load)
 
 static void parse_arguments(struct load *load, int argc, char **argv)
 {
-    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, port = 0;
+    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, framed = 0, port = 0;
     struct { const char *name; double *value, low, high; } known[] = {
         {"port", &port, 1, UINT16_MAX},       {"mode", &mode, ECHO, OUT},
         {"bytes", &bytes, 1, MESSAGE_BYTES_MAX}, {"reply", &reply, 1, MESSAGE_BYTES_MAX},
         {"connections", &connections, 1, CONNECTIONS_MAX}, {"depth", &depth, 1, DEPTH_MAX},
-        {"rate", &load->rate, 0, 1e8},        {"seconds", &load->seconds, 0.01, SECONDS_MAX},
+        {"framed", &framed, 0, 1}, {"rate", &load->rate, 0, 1e8},        {"seconds", &load->seconds, 0.01, SECONDS_MAX},
         {"warmup", &load->warmup_seconds, 0, SECONDS_MAX},
     };
     load->seconds = 1;
@@ -378,6 +383,7 @@ static void parse_arguments(struct load *load, int argc, char **argv)
     load->message_bytes = (size_t)bytes;
     load->reply_bytes = (size_t)(reply > 0 ? reply : bytes);
     load->depth = (unsigned)depth;
+    load->framed = framed > 0;
     alarm((unsigned)(load->seconds + load->warmup_seconds) + ALARM_MARGIN_SECONDS);
 }
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import struct
 import sys
 from typing import Any
 
@@ -21,6 +22,7 @@ RECEIVE_BYTES = 65536  # trio's own default for receive_some()
 BACKLOG = 8192  # all connections come at once
 PIECE = bytes(64)  # a buffer of the mode `list`
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
+PREFIX = struct.Struct(">I")
 
 Buffers = list[bytes]
 
@@ -43,6 +45,16 @@ async def handle(
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()  # asyncio complains about an error that nobody collects here
+
+
+async def handle_frames(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        while True:
+            size = PREFIX.unpack(await reader.readexactly(PREFIX.size))[0]
+            payload = await reader.readexactly(size)
+            writer.write(PREFIX.pack(len(payload)) + payload)
+            await writer.drain()
+    writer.close()
 
 
 class Echo(asyncio.Protocol):
@@ -89,7 +101,24 @@ class AnswerList(Echo):
         self.transport.writelines(self.buffers)
 
 
-PROTOCOLS = {"echo": Echo, "in": TakeIn, "out": GiveOut, "list": AnswerList}
+class EchoFrames(Echo):
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.buffer = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self.buffer
+        buffer += data
+        while len(buffer) >= PREFIX.size:
+            end = PREFIX.size + PREFIX.unpack_from(buffer)[0]
+            if len(buffer) < end:
+                break
+            payload = bytes(buffer[PREFIX.size : end])
+            del buffer[:end]
+            self.transport.write(PREFIX.pack(len(payload)) + payload)
+
+
+PROTOCOLS = {"echo": Echo, "frames": EchoFrames, "in": TakeIn, "out": GiveOut, "list": AnswerList}
 
 
 async def main(kind: str, mode: str, count: int) -> None:
@@ -102,7 +131,10 @@ async def main(kind: str, mode: str, count: int) -> None:
             closed.set()
 
     async def on_connection(reader: Any, writer: Any) -> None:
-        await handle(mode, buffers, reader, writer)
+        if mode == "frames":
+            await handle_frames(reader, writer)
+        else:
+            await handle(mode, buffers, reader, writer)
 
     server: Any
     if kind == "protocol":

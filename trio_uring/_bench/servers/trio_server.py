@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import struct
 import sys
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import trio
 
 STDIN = 0
+FRAME_MAX = 64 << 20
 SCOPE_SECONDS = 60.0  # of a timeout that never fires
 PIECE = bytes(64)  # a buffer of the mode `list`
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
@@ -60,6 +62,25 @@ async def answer_joined(stream: Any, buffers: list[bytes]) -> None:
         await stream.send_all(b"".join(buffers))
 
 
+async def echo_frames(stream: Any) -> None:
+    frames = importlib.import_module("trio_uring").FrameStream(stream, max_size=FRAME_MAX)
+    async for payload in frames:
+        await frames.send(payload)
+
+
+async def echo_frames_by_hand(stream: Any) -> None:
+    buffer, prefix = bytearray(), struct.Struct(">I")
+    while data := await stream.receive_some():
+        buffer += data
+        while len(buffer) >= prefix.size:
+            end = prefix.size + prefix.unpack_from(buffer)[0]
+            if len(buffer) < end:
+                break
+            payload = bytes(buffer[prefix.size : end])
+            del buffer[:end]
+            await stream.send_all(prefix.pack(len(payload)) + payload)
+
+
 async def handle(mode: Any, stream: Any) -> None:
     with contextlib.suppress(trio.BrokenResourceError):  # the load has closed
         await mode(stream)
@@ -69,6 +90,7 @@ async def main(library: str, mode: str, count: int) -> None:
     handlers = {
         "echo": echo,
         "scopes": echo_in_scopes,
+        "frames": echo_frames_by_hand if library == "trio" else echo_frames,
         "in": take_in,
         "out": give_out,
         "list": partial(
