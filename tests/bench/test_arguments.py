@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.command import no_ring
 
 from trio_uring import __main__
-from trio_uring._bench import command
+from trio_uring._bench import command, peers
 from trio_uring._bench.options import plan_of, workloads_of
 from trio_uring._bench.peers import PEERS, choose
 from trio_uring._bench.workloads import GROUPS, Server, expand, parse
@@ -94,6 +95,15 @@ def test_peers_that_are_not_installed_are_skipped(monkeypatch: pytest.MonkeyPatc
     here, skipped = choose(["trio", "uvloop", "c", "trio"])
     assert [peer.name for peer in here] == ["trio", "c"]
     assert skipped == {"uvloop": "uvloop is not installed"}
+
+
+def test_without_io_uring_only_readiness_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "open_uring", no_ring)
+    here, skipped = choose(["ring", "readiness", "python", "trio"])
+    assert [peer.name for peer in here] == ["readiness", "trio"]
+    assert skipped == dict.fromkeys(
+        ["ring", "python"], "io_uring_setup failed with EPERM: forbidden by a test"
+    )
 
 
 def test_commands_of_servers() -> None:

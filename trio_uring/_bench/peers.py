@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._driver.backend import VARIABLE, open_uring
+from .._errors import RingUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -55,12 +58,22 @@ class Peer:
         """Why it cannot be run; empty if it can."""
         if self.module and importlib.util.find_spec(self.module) is None:
             return f"{self.module} is not installed"
-        return ""
+        return _why_no_ring() if self.environment.get(VARIABLE) == "uring" else ""
+
+
+def _why_no_ring() -> str:
+    """Why this machine has no io_uring for a server; empty if it has."""
+    try:
+        ring, _ = open_uring()
+    except RingUnavailableError as error:
+        return str(error.strerror)
+    ring.close()
+    return ""
 
 
 def _ours(name: str, what: str, **environment: str) -> Peer:
     # Nothing that the caller's environment says may turn one of them into another.
-    whole = {"TRIO_URING_BACKEND": "uring", "TRIO_URING_DRIVER": "auto", **environment}
+    whole = {VARIABLE: "uring", "TRIO_URING_DRIVER": "auto", **environment}
     return Peer(name, what, "trio_uring", "trio_server.py", ("trio_uring",), whole)
 
 
