@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where report.txt, report.json and the plots go (default: a new directory here)",
     )
-    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 7)")
+    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
     parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
     parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
 
@@ -72,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """How much these arguments ask for."""
     quick: bool = arguments.quick
-    rounds = arguments.rounds or (3 if quick else 7)
+    rounds = arguments.rounds or (3 if quick else 5)
     return Plan(
         rounds=rounds,
-        paced_rounds=1 if quick else min(3, rounds),
+        paced_rounds=1 if quick else min(2, rounds),
         seconds=arguments.seconds or (0.25 if quick else 0.5),
         warmup=0.05 if quick else 0.1,
         seed=int(time.time()) if arguments.seed is None else arguments.seed,
