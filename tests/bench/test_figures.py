@@ -104,6 +104,7 @@ class Fake:
     def measure(self, place, server, load, seconds, warmup, offered):
         name = server.peer.name
         self.order.append((name, offered))
+        self.seconds = seconds
         if name in self.broken:
             raise RunError("it serves nothing")
         drop = self.dropped.get(name, 0) > 0
@@ -125,6 +126,14 @@ def test_every_peer_has_its_rounds_and_the_same_fixed_load(monkeypatch: pytest.M
     assert sorted(fake.order) == [
         ("c", 0.0), ("c", 0.0), ("c", 700.0), ("trio", 0.0), ("trio", 0.0), ("trio", 700.0),
     ]  # fmt: skip
+
+
+def test_rounds_of_thousands_of_connections_are_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(monkeypatch)
+    fake.run(workload="50x1K")
+    short = fake.seconds
+    fake.run(workload="5000x1K")
+    assert fake.seconds == pytest.approx(3 * short)
 
 
 def test_a_dropped_round_is_made_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

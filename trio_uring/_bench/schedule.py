@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .workloads import Server, Workload
 
 SPARE_FILES = 64  # what a process has open besides its connections
+CONNECTIONS_A_ROUND = 2500  # with more of them, rounds are longer: one turn of all takes a while
 PACED_SHARE = 0.7  # of the slowest peer's rate: the fixed load of all of them
 
 
@@ -39,7 +40,7 @@ class Plan:
 
     Attributes:
         rounds, paced_rounds: of every peer under every workload, at saturation and at a fixed load.
-        seconds, warmup: of a round.
+        seconds, warmup: of a round; with thousands of connections a multiple of it.
         seed: of the order.
         again: how many dropped rounds of a peer are made again under one workload, at most.
     """
@@ -135,9 +136,10 @@ class Schedule:
                 good[server.peer.name] += done is not None and not done.dropped
 
     def _measure(self, load: Workload, server: Running, offered: float) -> Round | None:
-        plan = self.plan
+        long = 1 + load.connections // CONNECTIONS_A_ROUND
+        seconds, warmup = long * self.plan.seconds, long * self.plan.warmup
         try:
-            done = measure(self.place, server, load, plan.seconds, plan.warmup, offered)
+            done = measure(self.place, server, load, seconds, warmup, offered)
         except RunError as error:
             self.failed[load.name][server.peer.name] = str(error)
             return None
