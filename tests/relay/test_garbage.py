@@ -136,7 +136,8 @@ async def test_and_their_descriptors_if_nobody_closes_them():
 
 def driver_descriptors() -> list[int]:
     """Pipes that the driver keeps for the next copy."""
-    idle = pipes(trio_uring._driver.run.current_driver().engine)._idle
+    engine = trio_uring._driver.run.current_driver().engine
+    idle = pipes(engine)._idle if engine.pumps else []
     return [fd for pipe in idle for fd in (pipe._read, pipe._write)]
 
 
