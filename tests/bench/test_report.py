@@ -66,6 +66,12 @@ def test_targets_are_reached_missed_or_not_measured() -> None:
     assert scopes.measured is None
 
 
+def test_figures_of_disturbed_rounds_are_judged_by_no_target() -> None:
+    results = {"50x1K": {name: {"cpu_us_min": 1.0, "rounds": 0.0} for name in ("ring", "trio")}}
+    said = {verdict.target.name: verdict for verdict in judge(results)}
+    assert said["50x1K: ring / trio"].measured is None
+
+
 def test_what_a_timeout_scope_adds() -> None:
     results = {
         "50x1K": {"ring": {"cpu_us_min": 10.0}, "trio": {"cpu_us_min": 20.0}},

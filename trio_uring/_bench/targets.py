@@ -1,7 +1,8 @@
 """The figures to reach: the one place where limits are.
 
 Rules of this file: a limit is of a ratio, and less is better. Ratios of CPU time are of minima of
-the same run. What was not measured is neither reached nor missed.
+the same run. What was not measured, or in disturbed rounds
+only, is neither reached nor missed.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Verdict:
 
 def _against(workload: str, peer: str, baseline: str, limit: float) -> Target:
     def figure(results: Results) -> float:
-        return results[workload][peer][CPU] / results[workload][baseline][CPU]
+        pair = [results[workload][name] for name in (peer, baseline)]
+        if any(each.get("rounds") == 0 for each in pair):
+            raise KeyError("every round was disturbed")
+        return pair[0][CPU] / pair[1][CPU]
 
     return Target(f"{workload}: {peer} / {baseline}", limit, figure)
 
