@@ -26,7 +26,7 @@ PREFIX_MAX = {"u32be": 4, "varint": 5}  # bytes of the longest prefix
 # Bytes: the default limit. A peer can make us hold this much for each connection.
 MAX_SIZE = 2**20
 
-_U32BE = struct.Struct(">I")
+U32BE = struct.Struct(">I")
 
 
 class FrameError(ValueError):
@@ -56,7 +56,7 @@ def check_max_size(max_size: int) -> int:
     Raises:
         TypeError, ValueError: it is not an integer from 0 to 2**32 - 1.
     """
-    if not 0 <= operator.index(max_size) <= SIZE_MAX:
+    if not 0 <= (max_size if type(max_size) is int else operator.index(max_size)) <= SIZE_MAX:
         raise ValueError(f"max_size must be from 0 to {SIZE_MAX} bytes, not {max_size}")
     return max_size
 
@@ -73,7 +73,7 @@ def encode_prefix(size: int, prefix: Prefix = "u32be") -> bytes:
     if size < 0:
         raise ValueError("the size of a frame is not negative")
     if prefix == "u32be":
-        return _U32BE.pack(size)
+        return U32BE.pack(size)
     check_prefix(prefix)
     encoded = bytearray()
     while size > 0x7F:
@@ -94,7 +94,7 @@ def decode_prefix(data: bytes, prefix: Prefix = "u32be") -> tuple[int, int] | No
         ValueError: `prefix` is unknown.
     """
     if prefix == "u32be":
-        return (_U32BE.unpack_from(data)[0], 4) if len(data) >= 4 else None
+        return (U32BE.unpack_from(data)[0], 4) if len(data) >= 4 else None
     check_prefix(prefix)
     size = 0
     for index, byte in enumerate(data[:5]):
@@ -187,7 +187,7 @@ class FrameDecoder:
         if self._prefix == "u32be":
             if queue.size < 4:
                 return None
-            size: int = _U32BE.unpack(queue.take(4))[0]
+            size: int = U32BE.unpack(queue.take(4))[0]
             length = 4
         else:
             try:

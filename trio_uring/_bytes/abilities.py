@@ -118,6 +118,21 @@ def abilities(stream: object) -> Abilities:
     )
 
 
+# By class and its send_all: whether that takes lists. Of classes whose objects need not be asked.
+_takes_lists: dict[tuple[type, Any], bool] = {}
+
+
+def takes_lists(stream: Any) -> bool:
+    """Whether its own send_all, or that of its sending end, takes a list of buffers."""
+    cls = type(stream)
+    known = _takes_lists.get((cls, getattr(cls, "send_all", None)))
+    if known is None:
+        known = abilities(stream).lists_by == "send_all"
+        if not issubclass(cls, (Wrapper, trio.StapledStream)) and len(_takes_lists) < 256:
+            _takes_lists[cls, getattr(cls, "send_all", None)] = known
+    return known
+
+
 def put_back(stream: Any, chunks: list[bytes]) -> None:
     """Puts bytes back, in order, in front of the next receive of a stream that `takes_back`."""
     stream._put_back(chunks)

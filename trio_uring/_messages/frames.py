@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import abilities, put_back, receiving_end, sending_end
+from .._bytes.abilities import abilities, put_back, receiving_end, sending_end, takes_lists
 from .._bytes.outgoing import buffer_list, buffer_view
 from .._bytes.timed import receive_default, within
 from .._errors import IncompleteReadError
 from ..framing import (
     MAX_SIZE,
+    U32BE,
     FrameTooLarge,
     Prefix,
     check_max_size,
@@ -64,7 +65,7 @@ async def send_frame(
     stream. The stream's `bytes_sent`, if it has one, says how much was sent.
     """
     buffers = encode_frame(payload, check_max_size(max_size), prefix)
-    if abilities(stream).lists_by == "send_all":  # one coroutine fewer
+    if takes_lists(stream):  # one coroutine fewer
         await sending_end(stream).send_all(buffers, timeout=timeout)
     else:
         await send_all_vectored(stream, buffers, timeout=timeout)
@@ -81,7 +82,7 @@ def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Pref
         size = len(payload)
         if size > max_size:
             raise FrameTooLarge(size, max_size)
-        return [encode_prefix(size, prefix), payload]
+        return [U32BE.pack(size) if prefix == "u32be" else encode_prefix(size, prefix), payload]
     buffers = buffer_list(payload)
     size = 0
     for buffer in buffers:
