@@ -37,10 +37,23 @@ PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t lengt
     call->length = length;
     call->kind = (char)kind;
     call->stage = FRESH;
+    call->running = 0;
     call->inner = NULL;
     call->way = NULL;
     call->op = NULL;
     return (PyObject *)call;
+}
+
+/* It is over, and lets go of everything, as the frame of a coroutine does: the caller may resize its
+ * buffer again. */
+static void finish(Call *call)
+{
+    call->stage = OVER;
+    Py_CLEAR(call->inner);
+    Py_CLEAR(call->op);
+    Py_CLEAR(call->way);
+    Py_CLEAR(call->data);
+    Py_CLEAR(call->stream);
 }
 
 /* Gives back the direction, and leaves to it what was not awaited to the end. */
@@ -50,8 +63,10 @@ static void give_back(Call *call)
 
     call->stage = OVER;
     call->way->held = 0;
-    if (!call->op->owed)
+    if (!call->op->owed) {
+        Py_CLEAR(call->op->memory);
         return;
+    }
     PyErr_Fetch(&type, &value, &traceback);
     left = PyObject_CallMethodObjArgs((PyObject *)call->way, s_leave, (PyObject *)call->op, NULL);
     if (left == NULL)
@@ -64,7 +79,7 @@ static void give_back(Call *call)
 static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
 {
     if (coroutine == NULL) {
-        call->stage = OVER;
+        finish(call);
         *result = NULL;
         return PYGEN_ERROR;
     }
@@ -73,17 +88,23 @@ static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
     return call_send(call, Py_None, result);
 }
 
-static PySendResult start(Call *call, PyObject **result)
+static PySendResult start(Call *call, PyObject *value, PyObject **result)
 {
-    int usual = begin(call);
+    int usual = -1;
 
+    if (value == Py_None)
+        usual = begin(call);
+    else /* it stays as it is */
+        PyErr_SetString(PyExc_TypeError,
+                        "can't send non-None value to a just-started coroutine");
     if (usual == 0)
         return leave_to(call, python_call(call), result);
     *result = usual < 0 ? NULL : parked_message(call->op);
     if (*result == NULL) {
         if (usual > 0)
             give_back(call);
-        call->stage = OVER;
+        if (value == Py_None)
+            finish(call);
         return PYGEN_ERROR;
     }
     call->stage = PARKED;
@@ -113,14 +134,12 @@ static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
     PyObject *rest = NULL;
 
     *result = NULL;
-    if (take_outcome(call, outcome) < 0) {
-        give_back(call);
-        return PYGEN_ERROR;
-    }
-    *result = end(call, &rest);
+    if (take_outcome(call, outcome) == 0)
+        *result = end(call, &rest);
     if (rest != NULL)
         return leave_to(call, rest, result);
     give_back(call);
+    finish(call);
     return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
@@ -128,10 +147,8 @@ static PySendResult go_on(Call *call, PyObject *value, PyObject **result)
 {
     PySendResult sent = PyIter_Send(call->inner, value, result);
 
-    if (sent != PYGEN_NEXT) {
-        call->stage = OVER;
-        Py_CLEAR(call->inner);
-    }
+    if (sent != PYGEN_NEXT)
+        finish(call);
     return sent;
 }
 
@@ -139,7 +156,7 @@ static PySendResult call_send(Call *call, PyObject *value, PyObject **result)
 {
     switch (call->stage) {
     case FRESH:
-        return start(call, result);
+        return start(call, value, result);
     case PARKED:
         return resume(call, value, result);
     case LEFT:
@@ -153,18 +170,44 @@ static PySendResult call_send(Call *call, PyObject *value, PyObject **result)
 
 /* -- the type, which is a coroutine to whoever asks (collections.abc.Coroutine) */
 
+/* Enters a call, and keeps it: what it calls may let go of it. 0: it is running already. */
+static int enter_call(Call *call)
+{
+    if (call->running) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return 0;
+    }
+    Py_INCREF(call);
+    call->running = 1;
+    return 1;
+}
+
+static void exit_call(Call *call)
+{
+    call->running = 0;
+    Py_DECREF(call);
+}
+
 static PySendResult call_am_send(PyObject *self, PyObject *value, PyObject **result)
 {
     PySendResult sent;
 
-    Py_INCREF(self); /* what it calls may let go of it */
+    *result = NULL;
+    if (!enter_call((Call *)self))
+        return PYGEN_ERROR;
     sent = call_send((Call *)self, value, result);
-    Py_DECREF(self);
+    exit_call((Call *)self);
     return sent;
 }
 
 static PyObject *call_await(PyObject *self)
 {
+    char stage = ((Call *)self)->stage;
+
+    if (stage == PARKED || stage == LEFT) { /* what a second task sends would end the first one's */
+        PyErr_SetString(PyExc_RuntimeError, "coroutine is being awaited already");
+        return NULL;
+    }
     Py_INCREF(self);
     return self;
 }
@@ -197,9 +240,8 @@ static void raise_thrown(PyObject *type, PyObject *value)
         PyErr_SetObject(type, value == Py_None ? NULL : value);
 }
 
-static PyObject *call_throw(PyObject *self, PyObject *arguments)
+static PyObject *throw_into(Call *call, PyObject *arguments)
 {
-    Call *call = (Call *)self;
     PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result;
 
     if (!PyArg_UnpackTuple(arguments, "throw", 1, 3, &type, &value, &traceback))
@@ -208,36 +250,48 @@ static PyObject *call_throw(PyObject *self, PyObject *arguments)
         throw = PyObject_GetAttr(call->inner, s_throw);
         result = throw == NULL ? NULL : PyObject_CallObject(throw, arguments);
         Py_XDECREF(throw);
-        if (result == NULL) {
-            call->stage = OVER;
-            Py_CLEAR(call->inner);
-        }
-        return result;
+    } else {
+        if (call->stage == PARKED)
+            give_back(call);
+        result = NULL;
+        raise_thrown(type, value);
     }
-    if (call->stage == PARKED)
-        give_back(call);
-    call->stage = OVER;
-    raise_thrown(type, value);
-    return NULL;
+    if (result == NULL)
+        finish(call);
+    return result;
+}
+
+static PyObject *call_throw(PyObject *self, PyObject *arguments)
+{
+    PyObject *result;
+
+    if (!enter_call((Call *)self))
+        return NULL;
+    result = throw_into((Call *)self, arguments);
+    exit_call((Call *)self);
+    return result;
 }
 
 static PyObject *call_close(PyObject *self, PyObject *ignored)
 {
     Call *call = (Call *)self;
-    PyObject *closed;
+    PyObject *closed = NULL;
+    int failed = 0;
 
     (void)ignored;
+    if (!enter_call(call))
+        return NULL;
     if (call->stage == PARKED)
         give_back(call);
     if (call->stage == LEFT) {
         closed = PyObject_CallMethodObjArgs(call->inner, s_close, NULL);
-        if (closed == NULL)
-            return NULL;
-        Py_DECREF(closed);
-        Py_CLEAR(call->inner);
+        failed = closed == NULL;
+        Py_XDECREF(closed);
     }
-    call->stage = OVER;
-    Py_RETURN_NONE;
+    if (!failed)
+        finish(call);
+    exit_call(call);
+    return failed ? NULL : Py_BuildValue("");
 }
 
 static void call_dealloc(PyObject *self)
@@ -250,11 +304,7 @@ static void call_dealloc(PyObject *self)
         give_back(call);
     if (call->stage == FRESH)
         warn_never_awaited(call);
-    Py_XDECREF(call->inner);
-    Py_XDECREF(call->op);
-    Py_XDECREF(call->way);
-    Py_XDECREF(call->data);
-    Py_XDECREF(call->stream);
+    finish(call);
     free_it(self);
     Py_DECREF(type);
 }
@@ -290,7 +340,8 @@ static PyType_Slot call_slots[] = {
 };
 
 static PyType_Spec call_spec = {
-    "trio_uring._hot.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT, call_slots,
+    "trio_uring._hot.Call", sizeof(Call), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, call_slots,
 };
 
 int make_call_type(void)

@@ -147,12 +147,12 @@ enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.
 typedef struct {
     PyObject_HEAD
     PyObject *stream;
-    PyObject *data;         /* what is sent, or received into */
+    PyObject *data;         /* what is sent, or received into; pinned once it is parked */
     PyObject *inner;        /* the coroutine of Python that does the rest */
     Direction *way;         /* is held while the call is parked */
     Operation *op;
     Py_ssize_t length;      /* most bytes to receive; bytes to send */
-    char kind, stage;
+    char kind, stage, running;
 } Call;
 
 /* A method of streams, and the functions of Python that it stands for. */

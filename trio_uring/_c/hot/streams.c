@@ -50,8 +50,9 @@ static Direction *find_way(Call *call)
     return NULL;
 }
 
-/* The engine of an operation, if it can begin here and now, by a completion, without more ado. */
-static Engine *find_engine(Operation *op)
+/* Whether an operation can begin here and now, by a completion, without more ado. If not, there may
+ * be an exception. */
+static int can_begin(Operation *op)
 {
     Engine *engine = (Engine *)op->engine;
     PyObject *opcode;
@@ -60,11 +61,11 @@ static Engine *find_engine(Operation *op)
     if (op->engine == NULL || !PyObject_TypeCheck(op->engine, engine_type)
         || engine->phase != running || engine->thread != PyThread_get_thread_ident()
         || (!is_none(engine->hooks) && PyDict_Size(engine->queue) == 0))
-        return NULL;
+        return 0;
     opcode = PyLong_FromLong(op->opcode);
     by_call = opcode == NULL ? -1 : PySet_Contains(engine->by_calls, opcode);
     Py_XDECREF(opcode);
-    return by_call == 0 ? engine : NULL;
+    return by_call == 0;
 }
 
 static Operation *find_operation(Direction *way, int kind)
@@ -77,17 +78,19 @@ static Operation *find_operation(Direction *way, int kind)
     return (Operation *)op;
 }
 
-/* One buffer of a list as the operation has it, and its length. NULL: it is unusual. */
+/* One buffer of a list as the operation has it. NULL: it is unusual, or is too much. */
 static PyObject *look_at_item(PyObject *item, Py_ssize_t *total)
 {
     PyObject *looked;
-    Py_ssize_t length;
+    Py_ssize_t length = 0;
     char *at;
 
     if (!PyBytes_CheckExact(item) && !PyByteArray_CheckExact(item) && !PyMemoryView_Check(item))
         return NULL;
     looked = pin_buffer(item, 0, &at, &length);
     *total += length;
+    if (*total > VECTOR_BYTES_MAX)
+        Py_CLEAR(looked);
     return looked;
 }
 
@@ -96,19 +99,22 @@ static PyObject *look_at_list(PyObject *data, Py_ssize_t *total)
 {
     int is_list = PyList_CheckExact(data);
     Py_ssize_t count = is_list ? PyList_Size(data) : PyTuple_Size(data);
-    PyObject *items = count <= IOV_MAX_ ? PyTuple_New(count) : NULL, *item;
+    PyObject *items = count <= IOV_MAX_ ? PyTuple_New(count) : NULL, *item, *looked;
 
     *total = 0;
     for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
         item = is_list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i);
-        item = item == NULL ? NULL : look_at_item(item, total);
-        if (item == NULL || *total > VECTOR_BYTES_MAX || PyTuple_SetItem(items, i, item) < 0)
+        Py_XINCREF(item); /* a garbage collection may take it out of the list */
+        looked = item == NULL ? NULL : look_at_item(item, total);
+        Py_XDECREF(item);
+        if (looked == NULL || PyTuple_SetItem(items, i, looked) < 0)
             Py_CLEAR(items);
     }
     return items;
 }
 
-/* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual. */
+/* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual, or an error
+ * that comes from elsewhere (a signal, while Python code exports a buffer). */
 static PyObject *look_at_data(Call *call)
 {
     PyObject *looked = NULL;
@@ -125,11 +131,12 @@ static PyObject *look_at_data(Call *call)
     }
     if (looked != NULL && (call->length <= 0 || call->length > LENGTH_MAX))
         Py_CLEAR(looked);
-    PyErr_Clear();
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
+        PyErr_Clear();
     return looked;
 }
 
-/* Tells the operation what it moves, and takes over the reference to `data`. */
+/* Tells the operation what it moves. */
 static void load(Call *call, Direction *way, Operation *op, PyObject *data)
 {
     op->start = 0;
@@ -138,57 +145,67 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
         op->length = way->size < call->length ? way->size : call->length;
         return;
     }
+    Py_INCREF(data);
+    put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
     if (call->kind == INTO) {
         Py_INCREF(data);
         put(&op->memory, data);
     } else {
         way->sent = 0;
     }
-    put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
+    /* It is borrowed until the call returns: what is left after a short write must not have changed
+     * in size, nor may the list have changed. */
+    Py_INCREF(data);
+    put(&call->data, data);
 }
 
 /* Queues the operation, and takes the direction. */
-static int queue(Call *call, Direction *way, Operation *op, Engine *engine, PyObject *data)
+static int queue(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
 {
-    PyObject *task = current_task();
-
-    if (task == NULL || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
-        Py_XDECREF(task);
-        Py_XDECREF(data);
+    if (PyDict_SetItem(((Engine *)op->engine)->queue, (PyObject *)op, Py_None) < 0)
         return -1;
-    }
-    put(&op->task, task);
-    load(call, way, op, data);
     Py_INCREF(op);
     call->op = op;
     Py_INCREF(way);
     call->way = way;
     op->owed = 1;
     way->held = 1;
+    Py_INCREF(task);
+    put(&op->task, task);
+    load(call, way, op, data);
     return 1;
+}
+
+/* As `begin`, with what has been looked at. From the moment when the direction is found to be free
+ * until it is taken, no code of Python runs, not even a garbage collection. */
+static int begin_with(Call *call, PyObject *task, PyObject *data)
+{
+    Direction *way = find_way(call);
+    Operation *op = way == NULL ? NULL : find_operation(way, call->kind);
+    int begun = 0;
+
+    if (op != NULL && can_begin(op))
+        begun = queue(call, way, op, task, data);
+    else if (PyErr_Occurred())
+        begun = -1;
+    Py_XDECREF(way);
+    return begun;
 }
 
 /* Takes the direction and queues the operation. 1: done; 0: unusual, and Python's; -1: an error. */
 int begin(Call *call)
 {
-    Direction *way;
-    Operation *op;
-    Engine *engine;
-    PyObject *data = NULL;
+    PyObject *data = NULL, *task;
     int begun;
 
     if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
-        return 0;
-    way = find_way(call);
-    op = way == NULL ? NULL : find_operation(way, call->kind);
-    engine = op == NULL ? NULL : find_engine(op);
-    if (engine != NULL) {
-        begun = queue(call, way, op, engine, data);
-    } else {
-        begun = PyErr_Occurred() ? -1 : 0;
-        Py_XDECREF(data);
-    }
-    Py_XDECREF(way);
+        return PyErr_Occurred() ? -1 : 0;
+    task = current_task();
+    if (task == NULL)
+        PyErr_Clear(); /* Python says what is wrong */
+    begun = task == NULL ? 0 : begin_with(call, task, data);
+    Py_XDECREF(task);
+    Py_XDECREF(data);
     return begun;
 }
 
