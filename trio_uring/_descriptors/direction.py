@@ -26,6 +26,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._accelerator import hot
 from .._bytes.chunks import ChunkQueue
@@ -310,6 +311,7 @@ class Direction(_Fields):
 
     # -- destroyed calls
 
+    @enable_ki_protection  # the accelerator calls it from the caller's own frame
     def leave(self, op: TaskOperation) -> None:
         """Ends a call that did not get the result of its operation.
 
