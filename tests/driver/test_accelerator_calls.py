@@ -22,7 +22,7 @@ from trio_uring._descriptors import provided
 from trio_uring._driver.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 SIZE = 300_000  # bytes: more than a socket with a small buffer takes at once
 
@@ -107,6 +107,34 @@ async def test_a_cancelled_receive_into_lets_go_of_the_buffer(in_kernel: bool) -
             await right.receive_into(buffer)
         assert scope.cancelled_caught
         buffer.append(0)
+
+
+async def cancelled(call: Callable[[], Awaitable[object]]) -> BaseException:
+    """Cancels a call after it has gone on for a while, and keeps its frames."""
+    kept: list[BaseException] = []
+    with trio.move_on_after(0.05):
+        try:
+            await call()
+        except BaseException as exc:
+            kept.append(exc)
+            raise
+    return kept[0]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_traceback_keeps_no_buffer_exported(many: bool) -> None:
+    left, right = await used_streams()
+    data = bytearray(SIZE)
+    async with left, right:
+        exc = await cancelled(lambda: left.send_all([data, data] if many else data))
+        assert 0 < left.bytes_sent < SIZE
+        data.append(0)
+        buffer = bytearray(10)
+        del exc
+        await right.receive_exactly(left.bytes_sent)
+        exc = await cancelled(lambda: right.receive_into(buffer))
+        buffer.append(0)
+        del exc
 
 
 async def test_a_list_of_much_is_let_go() -> None:
