@@ -34,7 +34,7 @@ ROOMS = [
     {"testing"},
     {"__init__"},
     {"prometheus", "pytest_plugin"},
-    {"_demo", "_cli"},
+    {"_demo", "_cli", "_bench"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
@@ -46,7 +46,7 @@ MEETING = "_network.sockets"
 RING_WING = {"_ring", "_driver", "_descriptors", "_sockets", "_streams", "_udp", "_relay"}
 
 # Uses of another object's `_private` names. The ratchet: fewer is a reason to lower it.
-FOREIGN_MAX = 30
+FOREIGN_MAX = 21
 DEPTH_MAX = 15  # of imports, file by file
 ROOM_DEPTH_MAX = 11  # of imports, room by room
 
@@ -142,7 +142,8 @@ def foreign_uses(name: str) -> list[str]:
 
 
 def test_few_look_into_the_rooms_of_others() -> None:
-    found = [use for name in MODULES for use in foreign_uses(name)]
+    # `_trio` is the one place for trio's own, which it lists.
+    found = [use for name in MODULES if name != "_trio" for use in foreign_uses(name)]
     assert len(found) <= FOREIGN_MAX, "\n".join(found)
 
 

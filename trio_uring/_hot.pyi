@@ -12,6 +12,9 @@ class Direction:
 class Engine:
     """The base of _driver.ring_side.RingSide."""
 
+class ReadinessEngine(Engine):
+    """The base of _driver.readiness.ReadinessEngine."""
+
 class Ring:
     """The base of _ring.base.RingBase."""
 
@@ -23,5 +26,6 @@ HAPPENED: list[Any]
 def write_queue(ring: Any, queue: dict[Any, None]) -> bool: ...
 def finish_all(done: list[Any]) -> bool: ...
 def use_methods(
-    receive_side: type, send_side: type, phase: Any, adapt: Callable[..., None]
+    phase: Any, adapt: Callable[..., None], receive_side: type, send_side: type
 ) -> None: ...
+def use_socket_methods(socket: type) -> None: ...

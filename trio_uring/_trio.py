@@ -97,8 +97,12 @@ NAMES = [
     *_probe(_IO, FORK, "EpollWaiters.current_flags"),
     *_probe(_RUN, ACCELERATOR, "Task.coro", "Task._next_send_fn", "Task._next_send"),
     *_probe(_RUN, ACCELERATOR, "Task._abort_func", "Task.custom_sleep_data", "Task._runner"),
-    *_probe(_RUN, ACCELERATOR, "Runner.runq", "Runner.instruments"),
-    *_probe("trio._core._traps", ACCELERATOR, "WaitTaskRescheduled"),
+    *_probe(_RUN, ACCELERATOR, "Task._cancel_status", "Task._cancel_points"),
+    *_probe(_RUN, ACCELERATOR, "CancelStatus.effectively_cancelled"),
+    *_probe(_RUN, ACCELERATOR, "Runner.runq", "Runner.instruments", "Runner.ki_pending"),
+    *_probe("trio._core._traps", ACCELERATOR, "WaitTaskRescheduled", "CancelShieldedCheckpoint"),
+    *_probe(_IO, ACCELERATOR, "EpollIOManager._update_registrations"),
+    *_probe(_IO, ACCELERATOR, "EpollWaiters.read_task", "EpollWaiters.write_task"),
     *_probe(_SOCKET, SOCKET, "_SocketType"),
     PrivateName("trio._socket._SocketType._nonblocking_helper", HAS_NONBLOCKING_HELPER, HELPER),
     PrivateName("trio._socket._SocketType._resolve_address_nocp", HAS_RESOLVE_ADDRESS, RESOLVE),
@@ -257,6 +261,24 @@ class _Ending(Manager):
 def epoll_fileno(manager: Any) -> int:
     """The descriptor of the epoll instance of trio's own manager."""
     return int(trios_own(manager)._epoll.fileno())
+
+
+def epoll_manager() -> Any:
+    """trio's own manager of this run, for the accelerator; None: it has another shape."""
+    if missing(ACCELERATOR):
+        return None
+    manager = trios_own(_context.runner.io_manager)
+    return manager if isinstance(manager, _EpollIOManager) else None
+
+
+def stop_waiting(manager: Any, fd: int, reading: bool) -> None:
+    """Withdraws the task that the accelerator has registered with trio's manager."""
+    waiters = manager._registered[fd]
+    if reading:
+        waiters.read_task = None
+    else:
+        waiters.write_task = None
+    manager._update_registrations(fd)
 
 
 def renew_epoll(manager: Any) -> None:

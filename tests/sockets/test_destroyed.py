@@ -23,6 +23,7 @@ from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 import trio_uring.socket
+from trio_uring._accelerator import hot
 from trio_uring._driver.run import install
 from trio_uring._ring.op import DONE
 from trio_uring._ring.uring import UringRing
@@ -101,11 +102,12 @@ async def test_a_frame_that_is_kept_keeps_no_buffer() -> None:
         buffer = bytearray(10)
         coro = right.recv_into(buffer)
         await parked(coro)
-        op, frame = right.lease.receiving.waiter, coro.cr_await.cr_frame
+        op = right.lease.receiving.waiter
+        frame = coro.cr_await.cr_frame if hot is None else None  # in C there is none
         coro.close()
         await until(lambda: not op.state.in_kernel, "reaped")
         buffer.append(0)
-        assert frame.f_code.co_name == "_complete"
+        assert frame is None or frame.f_code.co_name == "_complete"
 
 
 @pytest.mark.parametrize("flags", [socket.MSG_PEEK, socket.MSG_TRUNC])

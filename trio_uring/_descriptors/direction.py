@@ -64,7 +64,6 @@ class Whole(Protocol):
     owner: Any
     fd: int
     noun: str
-    split: bool
 
     def current_engine(self) -> Any:
         """The engine of the current run."""
@@ -91,8 +90,8 @@ if TYPE_CHECKING or hot is None:
         """The fields of a direction that the accelerator has in C."""
 
         __slots__ = (
-            "ended", "fd", "fileno", "held", "kept", "left", "operations", "sent", "size", "streak",
-            "waiter",
+            "closes_alone", "ended", "fd", "fileno", "held", "is_socket", "kept", "left", "lends",
+            "operations", "sent", "size", "streak", "waiter",
         )  # fmt: skip
 
 else:
@@ -115,6 +114,8 @@ class Direction(_Fields):
             the operation is in use.
         left: an operation of a destroyed call that the kernel still has.
         closed: the direction was closed.
+        lends: calls of the socket itself may move bytes by completion.
+        closes_alone: closing it leaves the descriptor open, for the other direction.
         ended: nothing more can be sent; always true once it is closed.
         kept: bytes that were received and not returned; None: there are none.
         told: called when the direction is closed while it is held.
@@ -124,7 +125,7 @@ class Direction(_Fields):
     """
 
     __slots__ = (
-        "__weakref__", "_lease", "closed", "is_socket", "owner", "receiving", "told",
+        "__weakref__", "_lease", "closed", "owner", "receiving", "told",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +137,7 @@ class Direction(_Fields):
         self.owner = lease.owner
         self.fd = lease.fd
         self.fileno = fileno
-        self.held = self.closed = self.ended = False
+        self.held = self.closed = self.ended = self.closes_alone = self.lends = False
         self.waiter: TaskOperation | None = None
         self.left: TaskOperation | None = None
         self.kept: ChunkQueue | None = None
@@ -180,7 +181,9 @@ class Direction(_Fields):
         way.leave(op)``.
         """
         waiter = self.waiter
-        if self.held or self.ended or self.left is not None or self.kept is not None:
+        if not self.lends or self.held or self.ended:
+            return None
+        if self.left is not None or self.kept is not None:
             return None
         if (waiter is not None and waiter.in_use) or self.fileno() != self.fd:
             return None
@@ -234,12 +237,6 @@ class Direction(_Fields):
         return trio.BusyResourceError(
             f"another task is currently {does} data on this {self._noun()}"
         )
-
-    @property
-    def closes_alone(self) -> bool:
-        """Whether closing it leaves the descriptor open, for the other direction."""
-        lease = self._lease()
-        return lease is not None and lease.split
 
     def _noun(self) -> str:
         lease = self._lease()
@@ -319,6 +316,7 @@ class Direction(_Fields):
         """
         op.owed = False
         if op.task is None and not op.state.in_kernel:
+            op.let_go()  # an operation by readiness has its buffer until its call resumes
             self._collect(op)
             return
         # The next call makes a new operation.

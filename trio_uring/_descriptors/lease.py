@@ -42,12 +42,11 @@ class Lease:
     Attributes:
         receiving, sending: the directions.
         noun: what messages call it.
-        split: its directions close independently; closing the second one closes the descriptor.
     """
 
     __slots__ = (
         "__weakref__", "_close", "_shutdown", "fd", "fileno", "noun", "owner", "receiving",
-        "sending", "split",
+        "sending",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +60,6 @@ class Lease:
         self.fileno = fileno
         self.fd = fileno()
         self.noun = "stream"
-        self.split = False
         self._close = close
         self._shutdown = shutdown
         self.receiving = Direction(self, fileno, True, shutdown is not None)

@@ -29,9 +29,11 @@ from trio.lowlevel import (
     wait_writable,
 )
 
+from .._accelerator import hot
 from .._ring.figures import RingCounters, RingInfo
 from .._ring.op import NO_GROUP, poll_event
-from .._ring.opcodes import Opcode
+from .._ring.opcodes import RECEIVING, Opcode
+from .._trio import epoll_manager, stop_waiting
 from .phases import OVER, RUNNING, Phase
 
 if TYPE_CHECKING:
@@ -228,7 +230,19 @@ async def perform_by_readiness(
         op.let_go()
 
 
-class ReadinessEngine:
+if TYPE_CHECKING or hot is None:
+
+    class _Fields:
+        """The fields of an engine that the accelerator has in C."""
+
+        if TYPE_CHECKING:  # the accelerator's alone
+            manager: Any
+
+else:
+    _Fields = hot.ReadinessEngine
+
+
+class ReadinessEngine(_Fields):
     """Performs the operations of one trio.run by readiness.
 
     It has all that directions need of an engine, like the ring's Engine.
@@ -249,6 +263,8 @@ class ReadinessEngine:
         self._scopes: dict[TaskOperation, trio.CancelScope] = {}
         self.thread = get_ident()
         self._move = move
+        if hot is not None:
+            self.manager = epoll_manager()
 
     def perform(self, op: TaskOperation) -> Awaitable[int]:
         """The same as Engine.perform."""
@@ -300,6 +316,15 @@ class ReadinessEngine:
                 del self._scopes[op]
         return -errno.ECANCELED if scope.cancel_called else events
 
+    @enable_ki_protection  # also when the accelerator calls it, from the caller's own frame
+    def withdraw(self, op: TaskOperation) -> bool:
+        """Stops waiting in trio's epoll, for a call of the accelerator's that was cancelled."""
+        if self.waiting.pop(op, None) is not None:
+            stop_waiting(self.manager, op.fd, op.opcode in RECEIVING)
+            self.counters.count_failure(op, -errno.ECANCELED)
+        op.let_go()
+        return True
+
     def abandon(self, op: TaskOperation) -> None:
         """Called when a coroutine was destroyed: it leaves nothing behind."""
 
@@ -322,6 +347,7 @@ class ReadinessEngine:
     def enter(self, phase: Phase) -> None:
         """Enters the next phase."""
         self.phase = self.phase.to(phase)
+        self.manager = None  # it keeps tasks that wait
         for op in self.waiting:  # after a crash: otherwise the streams would keep the tasks alive
             op.task = None
         self.waiting.clear()

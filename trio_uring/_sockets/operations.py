@@ -48,7 +48,6 @@ class SocketOperations(SocketType_):
     """A trio socket with a lease on its descriptor."""
 
     _own_lease: Lease | None = None
-    _by_completion: bool  # whether bytes are received and sent by completion
 
     @property
     def lease(self) -> Lease:
@@ -57,8 +56,9 @@ class SocketOperations(SocketType_):
         if lease is None:  # not made in __init__: sockets that trio has initialised become ours
             sock = self._sock
             stream = sock.type == stdlib_socket.SOCK_STREAM and sock.family in _STREAM_FAMILIES
-            self._by_completion = stream and HAS_NONBLOCKING_HELPER
             lease = Lease(sock, functools.partial(_close, sock), sock.fileno, sock.shutdown)
+            lends = stream and HAS_NONBLOCKING_HELPER
+            lease.sending.lends = lease.receiving.lends = lends
             lease.sending.ended = self.did_shutdown_SHUT_WR
             self._own_lease = lease
         return lease
@@ -119,7 +119,7 @@ class SocketOperations(SocketType_):
             if type(sock) is not stdlib_socket.socket:
                 return None
             lease = self.lease
-        if lease.owner is not sock or not self._by_completion:
+        if lease.owner is not sock:
             return None
         way = lease.receiving if receiving else lease.sending
         op = way.lend(kind)

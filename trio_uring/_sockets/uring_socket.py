@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._accelerator import hot
+from .._bytes.views import release_pinned, release_view
 from .._descriptors.direction import INTO, RECEIVE, SEND, busy
 from .._descriptors.provided import take_chunk
 from .._ring.op import NO_GROUP
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Buffer
+
+    from .._driver.operation import TaskOperation
 
 _bytes = bytes  # which an argument is called, too
 _T = TypeVar("_T")
@@ -245,6 +249,33 @@ class UringSocket(SocketOperations):
                 if count is not None:
                     return count
         return await super().send(bytes, flags)
+
+    # -- what is left when the accelerator has made the operation, and its result is negative
+
+    @enable_ki_protection
+    async def _recv_rest(self, op: TaskOperation, buflen: int) -> _bytes:
+        self._check_again(self.lease.receiving, op, op.res)
+        return await super().recv(buflen)
+
+    @enable_ki_protection
+    async def _recv_into_rest(self, op: TaskOperation, view: memoryview) -> int:
+        try:
+            self._check_again(self.lease.receiving, op, op.res)
+            return await super().recv_into(view)
+        finally:
+            release_view(view)
+
+    @enable_ki_protection
+    async def _send_rest(self, op: TaskOperation, data: Buffer) -> int:
+        try:
+            self._check_again(self.lease.sending, op, op.res)
+            return await super().send(data)
+        finally:
+            release_pinned(data)
+
+
+if hot is not None:
+    hot.use_socket_methods(UringSocket)
 
 
 def become_ours(sock: trio.socket.SocketType) -> trio.socket.SocketType:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 if hot is not None:
-    hot.use_methods(ReceiveSide, SendSide, RUNNING, adapt)
+    hot.use_methods(RUNNING, adapt, ReceiveSide, SendSide)
 
 
 class SendStream(SendSide, trio.abc.SendStream):
@@ -111,7 +111,7 @@ class SocketStream(SendSide, ReceiveSide, trio.abc.HalfCloseableStream):
         receive = make_over(_ReceiveHalf, self.socket, lease)
         send.send_timeout, send.bytes_sent = self.send_timeout, self.bytes_sent
         receive.receive_timeout = self.receive_timeout
-        lease.split = True
+        lease.sending.closes_alone = lease.receiving.closes_alone = True
         self._use(closed_lease(lease))
         return send, receive
 

@@ -1,4 +1,4 @@
-/* A call of a stream, as an awaitable: what `await stream.receive_some()` awaits.
+/* A call of a stream or socket, as an awaitable: what `await stream.receive_some()` awaits.
  *
  * It does what most calls are: take the direction, queue the operation, park, return the result.
  * Whatever is unusual, from the beginning (busy, closed, another thread, bytes that were kept) or at
@@ -11,8 +11,9 @@
  *     OVER    it has returned, raised, or was closed
  *
  * Rules of this file: a call that is destroyed gives its direction back, as the `finally` of the
- * Python does. The collector does not know calls: it would have to be told of each one. A call is
- * part of a cycle only if its task is, and then the end of the run breaks it.
+ * Python does. The garbage collector is told of a call only when it is left to Python, whose
+ * coroutine may refer to the task. While it is parked the only way back to its task is
+ * `Operation.task`, which the end of a run clears.
  */
 #include "hot.h"
 
@@ -24,20 +25,22 @@ static PySendResult call_send(Call *, PyObject *, PyObject **);
 
 static PyObject *s_leave, *s_unwrap, *s_close, *s_throw;
 
-PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length)
+PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t length)
 {
-    Call *call = PyObject_New(Call, call_type);
+    Call *call = PyObject_GC_New(Call, call_type); /* and not tracked */
 
     if (call == NULL)
         return NULL;
-    Py_INCREF(stream);
+    Py_INCREF(owner);
     Py_XINCREF(data);
-    call->stream = stream;
+    call->owner = owner;
     call->data = data;
     call->length = length;
-    call->kind = (char)kind;
+    call->method = method;
+    call->kind = method->kind;
     call->stage = FRESH;
     call->running = 0;
+    call->wait = COMPLETION;
     call->inner = NULL;
     call->way = NULL;
     call->op = NULL;
@@ -46,14 +49,17 @@ PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t lengt
 
 /* It is over, and lets go of everything, as the frame of a coroutine does: the caller may resize its
  * buffer again. */
-static void finish(Call *call)
+static int finish(PyObject *self)
 {
+    Call *call = (Call *)self;
+
     call->stage = OVER;
     Py_CLEAR(call->inner);
     Py_CLEAR(call->op);
     Py_CLEAR(call->way);
     Py_CLEAR(call->data);
-    Py_CLEAR(call->stream);
+    Py_CLEAR(call->owner);
+    return 0;
 }
 
 /* Gives back the direction, and leaves to it what was not awaited to the end. */
@@ -62,12 +68,15 @@ static void give_back(Call *call)
     PyObject *type, *value, *traceback, *left;
 
     call->stage = OVER;
-    call->way->held = 0;
+    if (!call->method->lent)
+        call->way->held = 0;
     if (!call->op->owed) {
         Py_CLEAR(call->op->memory);
         return;
     }
     PyErr_Fetch(&type, &value, &traceback);
+    if (call->wait == READINESS)
+        forget_wait(call);
     left = PyObject_CallMethodObjArgs((PyObject *)call->way, s_leave, (PyObject *)call->op, NULL);
     if (left == NULL)
         PyErr_WriteUnraisable((PyObject *)call->way);
@@ -79,32 +88,32 @@ static void give_back(Call *call)
 static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
 {
     if (coroutine == NULL) {
-        finish(call);
+        (void)finish((PyObject *)call);
         *result = NULL;
         return PYGEN_ERROR;
     }
     call->inner = coroutine;
     call->stage = LEFT;
+    PyObject_GC_Track(call);
     return call_send(call, Py_None, result);
 }
 
 static PySendResult start(Call *call, PyObject *value, PyObject **result)
 {
-    int usual = -1;
+    int usual;
 
-    if (value == Py_None)
-        usual = begin(call);
-    else /* it stays as it is */
+    if (value != Py_None) { /* it stays as it is */
         PyErr_SetString(PyExc_TypeError,
                         "can't send non-None value to a just-started coroutine");
+        return PYGEN_ERROR;
+    }
+    usual = begin(call, result);
     if (usual == 0)
         return leave_to(call, python_call(call), result);
-    *result = usual < 0 ? NULL : parked_message(call->op);
     if (*result == NULL) {
         if (usual > 0)
             give_back(call);
-        if (value == Py_None)
-            finish(call);
+        (void)finish((PyObject *)call);
         return PYGEN_ERROR;
     }
     call->stage = PARKED;
@@ -132,14 +141,21 @@ static int take_outcome(Call *call, PyObject *outcome)
 static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
 {
     PyObject *rest = NULL;
+    int taken;
 
     *result = NULL;
-    if (take_outcome(call, outcome) == 0)
+    if (call->wait == COMPLETION)
+        taken = take_outcome(call, outcome);
+    else
+        taken = resume_by_call(call, outcome, result);
+    if (*result != NULL)
+        return PYGEN_NEXT; /* it waits again */
+    if (taken == 0)
         *result = end(call, &rest);
     if (rest != NULL)
         return leave_to(call, rest, result);
     give_back(call);
-    finish(call);
+    (void)finish((PyObject *)call);
     return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
@@ -148,7 +164,7 @@ static PySendResult go_on(Call *call, PyObject *value, PyObject **result)
     PySendResult sent = PyIter_Send(call->inner, value, result);
 
     if (sent != PYGEN_NEXT)
-        finish(call);
+        (void)finish((PyObject *)call);
     return sent;
 }
 
@@ -242,7 +258,7 @@ static void raise_thrown(PyObject *type, PyObject *value)
 
 static PyObject *throw_into(Call *call, PyObject *arguments)
 {
-    PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result;
+    PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result = NULL;
 
     if (!PyArg_UnpackTuple(arguments, "throw", 1, 3, &type, &value, &traceback))
         return NULL;
@@ -253,11 +269,10 @@ static PyObject *throw_into(Call *call, PyObject *arguments)
     } else {
         if (call->stage == PARKED)
             give_back(call);
-        result = NULL;
         raise_thrown(type, value);
     }
     if (result == NULL)
-        finish(call);
+        (void)finish((PyObject *)call);
     return result;
 }
 
@@ -275,37 +290,47 @@ static PyObject *call_throw(PyObject *self, PyObject *arguments)
 static PyObject *call_close(PyObject *self, PyObject *ignored)
 {
     Call *call = (Call *)self;
-    PyObject *closed = NULL;
-    int failed = 0;
+    PyObject *closed = Py_None;
 
     (void)ignored;
     if (!enter_call(call))
         return NULL;
+    Py_INCREF(closed);
     if (call->stage == PARKED)
         give_back(call);
-    if (call->stage == LEFT) {
-        closed = PyObject_CallMethodObjArgs(call->inner, s_close, NULL);
-        failed = closed == NULL;
-        Py_XDECREF(closed);
-    }
-    if (!failed)
-        finish(call);
+    if (call->stage == LEFT)
+        put(&closed, PyObject_CallMethodObjArgs(call->inner, s_close, NULL));
+    if (closed != NULL)
+        (void)finish(self);
     exit_call(call);
-    return failed ? NULL : Py_BuildValue("");
+    return closed;
+}
+
+static int call_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Call *call = (Call *)self;
+
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(call->inner);
+    Py_VISIT((PyObject *)call->op);
+    Py_VISIT((PyObject *)call->way);
+    Py_VISIT(call->data);
+    Py_VISIT(call->owner);
+    return 0;
 }
 
 static void call_dealloc(PyObject *self)
 {
     Call *call = (Call *)self;
     PyTypeObject *type = Py_TYPE(self);
-    freefunc free_it = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
+    PyObject_GC_UnTrack(self);
     if (call->stage == PARKED)
         give_back(call);
     if (call->stage == FRESH)
         warn_never_awaited(call);
-    finish(call);
-    free_it(self);
+    (void)finish(self);
+    PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
@@ -328,8 +353,10 @@ static PyMethodDef call_methods[] = {
 };
 
 static PyType_Slot call_slots[] = {
-    {Py_tp_doc, "A call of a stream, to be awaited."},
+    {Py_tp_doc, "A call of a stream or socket, to be awaited."},
     {Py_tp_dealloc, call_dealloc},
+    {Py_tp_traverse, call_traverse},
+    {Py_tp_clear, finish},
     {Py_tp_methods, call_methods},
     {Py_tp_getset, call_names},
     {Py_am_await, call_await},
@@ -341,7 +368,7 @@ static PyType_Slot call_slots[] = {
 
 static PyType_Spec call_spec = {
     "trio_uring._hot.Call", sizeof(Call), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, call_slots,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, call_slots,
 };
 
 int make_call_type(void)

@@ -49,6 +49,9 @@ static PyMemberDef direction_members[] = {
     {"streak", T_INT, offsetof(Direction, streak), 0, NULL},
     {"held", T_BOOL, offsetof(Direction, held), 0, NULL},
     {"ended", T_BOOL, offsetof(Direction, ended), 0, NULL},
+    {"is_socket", T_BOOL, offsetof(Direction, is_socket), 0, NULL},
+    {"lends", T_BOOL, offsetof(Direction, lends), 0, NULL},
+    {"closes_alone", T_BOOL, offsetof(Direction, closes_alone), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -67,7 +70,7 @@ static PyType_Spec direction_spec = {
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, direction_slots,
 };
 
-static int engine_traverse(PyObject *self, visitproc visit, void *arg)
+int engine_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Engine *engine = (Engine *)self;
 
@@ -83,7 +86,7 @@ static int engine_traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int engine_clear(PyObject *self)
+int engine_clear(PyObject *self)
 {
     Engine *engine = (Engine *)self;
 

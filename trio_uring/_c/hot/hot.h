@@ -8,9 +8,11 @@
  *     ring.c       a ring: entries and completions                _ring/base.py
  *     pins.c       what entries point at                          _ring/entries.py
  *     loop.c       a pass of the loop                             _driver/loop.py
+ *     readiness.c  operations by system calls                    _driver/readiness.py
+ *     epoll.c      trio's own epoll manager                       (trio)
  *     call.c       a call of a stream, as an awaitable            _streams/receive.py, send.py
  *     streams.c    how a call begins, and what it returns         the same
- *     methods.c    receive_some, receive_into, send_all           the same
+ *     methods.c    the methods of streams and sockets             the same, and _sockets
  *     module.c     the module
  *
  * Rules of these files:
@@ -67,7 +69,9 @@ typedef struct {
     Py_ssize_t size;        /* bytes of the buffers that it receives into */
     Py_ssize_t sent;        /* bytes of the current or last send_all that the kernel has taken */
     int fd, streak;
-    char held, ended;
+    char held, ended, is_socket;
+    char lends;             /* bytes are moved by completion for the socket itself */
+    char closes_alone;      /* its descriptor stays open, for the other direction */
 } Direction;
 
 /* An engine on a ring, as in _driver/ring_side.py. */
@@ -109,15 +113,38 @@ typedef struct {
     PyObject *inner;        /* trio's I/O manager */
 } Loop;
 
+/* An engine by readiness, as in _driver/readiness.py. */
+typedef struct {
+    Engine engine;
+    PyObject *counters;
+    PyObject *waiting;      /* a dict: operations whose tasks wait, and since when */
+    PyObject *manager;      /* trio's epoll manager; None if there is none */
+    char *large;            /* memory that receives go through */
+    char small[4096];
+} Ready;
+
 /* task.c */
 extern PyObject *trio_message; /* the class WaitTaskRescheduled */
+extern PyObject *checkpoint_message; /* what cancel_shielded_checkpoint() yields */
 int find_trio(void);
+PyObject *find_slot(PyObject *module, const char *owner, const char *name);
+PyObject *slot_get(PyObject *descriptor, PyObject *object);
+int slot_set(PyObject *descriptor, PyObject *object, PyObject *value);
 PyObject *current_task(void);
 int reschedule(PyObject *task, PyObject *outcome);
+int is_cancelled(PyObject *task);
+
+/* epoll.c */
+int find_epoll(void);
+int epoll_number(PyObject *manager);
+PyObject *waiters_of(PyObject *manager, int fd);
+long set_waiter(PyObject *waiters, int reads, PyObject *task);
+int set_flags(PyObject *waiters, long flags);
 
 /* operation.c */
 extern PyTypeObject *operation_type;
 int make_operation_type(void);
+int is_in_kernel(Operation *op);
 int take_result(Operation *op);
 PyObject *parked_message(Operation *op);
 PyObject *finish_all(PyObject *module, PyObject *done);
@@ -125,6 +152,8 @@ PyObject *finish_all(PyObject *module, PyObject *done);
 /* fields.c */
 extern PyTypeObject *direction_type, *engine_type;
 int make_field_types(void);
+int engine_traverse(PyObject *self, visitproc visit, void *arg);
+int engine_clear(PyObject *self);
 
 /* ring.c */
 extern PyTypeObject *ring_type;
@@ -132,6 +161,8 @@ int make_ring_type(void);
 int write_queue(Ring *ring, PyObject *queue);
 PyObject *write_queue_of(PyObject *module, PyObject *arguments);
 int collect_all(Ring *ring, int count, PyObject *done);
+int add_to(PyObject *counts, int index, long long amount);
+int count_failure(PyObject *counters, Operation *op);
 
 /* pins.c */
 PyObject *pin_buffer(PyObject *buffer, int writable, char **at, Py_ssize_t *length);
@@ -141,45 +172,60 @@ PyObject *pin(Operation *op, char **at, unsigned *length);
 extern PyTypeObject *loop_type;
 extern PyObject *happened;
 int make_loop_type(void);
+double monotonic(void);
+int add_to_attribute(PyObject *counters, PyObject *name, long amount);
 
-/* A call of a stream: see call.c. */
+/* A call of a stream or socket: see call.c. */
 enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.py */
 typedef struct {
     PyObject_HEAD
-    PyObject *stream;
+    PyObject *owner;        /* the stream or socket */
     PyObject *data;         /* what is sent, or received into; pinned once it is parked */
     PyObject *inner;        /* the coroutine of Python that does the rest */
     Direction *way;         /* is held while the call is parked */
     Operation *op;
     Py_ssize_t length;      /* most bytes to receive; bytes to send */
+    struct Method *method;
     char kind, stage, running;
+    char wait;              /* what it is parked for */
 } Call;
+enum { COMPLETION, CHECKPOINT, READINESS };
 
-/* A method of streams, and the functions of Python that it stands for. */
-typedef struct {
+/* A method of streams or sockets, and the functions of Python that it stands for. */
+typedef struct Method {
     PyMethodDef definition;
     const char *signature, *rest_name;
+    char kind;              /* of its operations */
+    char lent;              /* it borrows the direction (of a socket), and does not hold it */
     PyObject *in_python;    /* the whole method, as a coroutine function */
     PyObject *rest;         /* what is left when the operation has not done it all */
 } Method;
 
 /* call.c */
 int make_call_type(void);
-PyObject *make_call(int kind, PyObject *stream, PyObject *data, Py_ssize_t length);
+PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t length);
+
+/* readiness.c */
+extern PyTypeObject *ready_type;
+int make_ready_type(void);
+int is_usual_ready(Ready *engine, Direction *way);
+PyObject *begin_by_call(Call *call, Ready *engine);
+int resume_by_call(Call *call, PyObject *outcome, PyObject **message);
+void forget_wait(Call *call);
 
 /* streams.c */
 extern PyObject *running, *adapt;
 int make_streams(void);
-int begin(Call *call);
+int begin(Call *call, PyObject **message);
 PyObject *end(Call *call, PyObject **rest);
 
 /* methods.c */
-extern Method of_receive, of_into, of_send;
 int make_methods(void);
 PyObject *python_call(Call *call);
 PyObject *name_of(Call *call, const char *which);
 void warn_never_awaited(Call *call);
 PyObject *use_methods(PyObject *module, PyObject *arguments);
+PyObject *use_socket_methods(PyObject *module, PyObject *class);
 
 /* Interned strings. */
 typedef struct {

@@ -27,7 +27,7 @@ typedef int (*turn_function)(void *ring, unsigned least, unsigned flags, double 
 typedef int (*more_function)(void *ring);
 
 /* time.monotonic(), in seconds */
-static double monotonic(void)
+double monotonic(void)
 {
     struct timespec now;
 
@@ -40,7 +40,7 @@ static int more(Ring *ring)
     return ((more_function)(uintptr_t)ring->more_at)((void *)(uintptr_t)ring->ring_at);
 }
 
-static int count(PyObject *counters, PyObject *name, long amount)
+int add_to_attribute(PyObject *counters, PyObject *name, long amount)
 {
     PyObject *before = PyObject_GetAttr(counters, name), *after = NULL;
     int result = -1;
@@ -93,9 +93,9 @@ static int take_turn(Engine *engine, Ring *ring, int came)
     int64_t left = out[0], taken = out[1];
     PyObject *entered;
 
-    if (count(ring->counters, s_enters, 1) < 0)
+    if (add_to_attribute(ring->counters, s_enters, 1) < 0)
         return -1;
-    if (came > 0 && (count(ring->counters, s_completions, came) < 0
+    if (came > 0 && (add_to_attribute(ring->counters, s_completions, came) < 0
                      || collect_all(ring, came, engine->done) < 0))
         return -1;
     if (ring->unsubmitted && taken == ring->unsubmitted) {

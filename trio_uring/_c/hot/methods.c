@@ -1,6 +1,6 @@
-/* receive_some, receive_into and send_all of the streams: methods that make calls.
+/* The methods of streams and sockets that make calls.
  *
- * They are put into the classes of Python (`use_method`), in the place of the coroutine functions
+ * They are put into the classes of Python (`use_methods`), in the place of the coroutine functions
  * that say the same, which are kept for what is unusual.
  *
  * Rules of this file: a method only looks at its arguments. Those that it does not understand go to
@@ -12,31 +12,32 @@
 
 #define RECEIVE_MAX (1 << 30) /* bytes, as in _streams/receive.py */
 
-static PyObject *receive_some(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
-static PyObject *receive_into(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
-static PyObject *send_all(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+#define DECLARE(name) static PyObject *name(PyObject *, PyObject *const *, Py_ssize_t, PyObject *)
+#define DEFINE(name, signature, rest, kind, lent) {                                            \
+        {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL | METH_KEYWORDS, NULL},        \
+        signature, rest, kind, lent, NULL, NULL,                                                \
+    }
 
-#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL | METH_KEYWORDS, NULL}
+DECLARE(receive_some);
+DECLARE(receive_into);
+DECLARE(send_all);
+DECLARE(recv);
+DECLARE(recv_into);
+DECLARE(send);
 
-Method of_receive = {
-    METHOD(receive_some), "($self, max_bytes=None, *, timeout=None)", "_receive_rest", NULL, NULL,
-};
-Method of_into = {
-    METHOD(receive_into), "($self, buffer, *, timeout=None)", "_into_rest", NULL, NULL,
-};
-Method of_send = {
-    METHOD(send_all), "($self, data, *, timeout=None)", "_send_rest", NULL, NULL,
-};
+static Method of_receive_some = DEFINE(
+    receive_some, "($self, max_bytes=None, *, timeout=None)", "_receive_rest", RECEIVE, 0);
+static Method of_receive_into = DEFINE(
+    receive_into, "($self, buffer, *, timeout=None)", "_into_rest", INTO, 0);
+static Method of_send_all = DEFINE(
+    send_all, "($self, data, *, timeout=None)", "_send_rest", SEND, 0);
+static Method of_recv = DEFINE(recv, "($self, buflen, flags=0, /)", "_recv_rest", RECEIVE, 1);
+static Method of_recv_into = DEFINE(
+    recv_into, "($self, buffer, nbytes=0, flags=0)", "_recv_into_rest", INTO, 1);
+static Method of_send = DEFINE(send, "($self, bytes, flags=0, /)", "_send_rest", SEND, 1);
 
 static PyObject *s_cork, *s_receive_timeout, *s_send_timeout, *s_timeout;
 static PyObject *no_limit; /* {"timeout": math.inf} */
-
-static Method *method_of(Call *call)
-{
-    if (call->kind == RECEIVE)
-        return &of_receive;
-    return call->kind == INTO ? &of_into : &of_send;
-}
 
 /* The whole call, as a coroutine of Python. Its time limit, if any, is no affair of ours. */
 PyObject *python_call(Call *call)
@@ -44,12 +45,13 @@ PyObject *python_call(Call *call)
     PyObject *arguments, *coroutine;
 
     if (call->kind == RECEIVE)
-        arguments = Py_BuildValue("(On)", call->stream, call->length);
+        arguments = Py_BuildValue("(On)", call->owner, call->length);
     else
-        arguments = Py_BuildValue("(OO)", call->stream, call->data);
+        arguments = Py_BuildValue("(OO)", call->owner, call->data);
     if (arguments == NULL)
         return NULL;
-    coroutine = PyObject_Call(method_of(call)->in_python, arguments, no_limit);
+    coroutine = PyObject_Call(call->method->in_python, arguments,
+                              call->method->lent ? NULL : no_limit);
     Py_DECREF(arguments);
     return coroutine;
 }
@@ -57,7 +59,7 @@ PyObject *python_call(Call *call)
 /* An attribute of the method in Python: its name. */
 PyObject *name_of(Call *call, const char *which)
 {
-    return PyObject_GetAttrString(method_of(call)->in_python, which);
+    return PyObject_GetAttrString(call->method->in_python, which);
 }
 
 void warn_never_awaited(Call *call)
@@ -68,7 +70,7 @@ void warn_never_awaited(Call *call)
     name = name_of(call, "__qualname__");
     if (name == NULL || PyErr_WarnFormat(PyExc_RuntimeWarning, 1,
                                          "coroutine '%U' was never awaited", name) < 0)
-        PyErr_WriteUnraisable(call->stream);
+        PyErr_WriteUnraisable(call->owner);
     Py_XDECREF(name);
     PyErr_Restore(type, value, traceback);
 }
@@ -110,6 +112,16 @@ static int has_no_limit(PyObject *self, PyObject *of_stream, PyObject *timeout)
     return limit == NULL ? -1 : limit == Py_None;
 }
 
+/* A number of bytes. 0: something else. */
+static Py_ssize_t small_length(PyObject *argument)
+{
+    Py_ssize_t length = PyLong_CheckExact(argument) ? PyLong_AsSsize_t(argument) : 0;
+
+    if (PyErr_Occurred())
+        PyErr_Clear();
+    return length > 0 && length <= RECEIVE_MAX ? length : 0;
+}
+
 /* Finds `timeout` among the arguments. 0: there are others by name. */
 static int find_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names,
                         PyObject **timeout)
@@ -122,6 +134,8 @@ static int find_timeout(PyObject *const *args, Py_ssize_t count, PyObject *names
     return 1;
 }
 
+/* -- of streams */
+
 static PyObject *receive_some(PyObject *self, PyObject *const *args, Py_ssize_t count,
                               PyObject *names)
 {
@@ -130,16 +144,15 @@ static PyObject *receive_some(PyObject *self, PyObject *const *args, Py_ssize_t 
     int usual = count <= 1 && find_timeout(args, count, names, &timeout);
 
     if (usual && count == 1 && args[0] != Py_None) {
-        length = PyLong_CheckExact(args[0]) ? PyLong_AsSsize_t(args[0]) : 0;
-        PyErr_Clear();
+        length = small_length(args[0]);
         usual = length > 0;
     }
     if (usual)
         usual = has_no_limit(self, s_receive_timeout, timeout);
     if (usual < 0)
         return NULL;
-    return usual ? make_call(RECEIVE, self, NULL, length)
-                 : call_python(&of_receive, self, args, count, names);
+    return usual ? make_call(&of_receive_some, self, NULL, length)
+                 : call_python(&of_receive_some, self, args, count, names);
 }
 
 static PyObject *receive_into(PyObject *self, PyObject *const *args, Py_ssize_t count,
@@ -152,8 +165,8 @@ static PyObject *receive_into(PyObject *self, PyObject *const *args, Py_ssize_t 
         usual = has_no_limit(self, s_receive_timeout, timeout);
     if (usual < 0)
         return NULL;
-    return usual ? make_call(INTO, self, args[0], 0)
-                 : call_python(&of_into, self, args, count, names);
+    return usual ? make_call(&of_receive_into, self, args[0], 0)
+                 : call_python(&of_receive_into, self, args, count, names);
 }
 
 static PyObject *send_all(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
@@ -170,9 +183,34 @@ static PyObject *send_all(PyObject *self, PyObject *const *args, Py_ssize_t coun
     }
     if (usual < 0)
         return NULL;
-    return usual ? make_call(SEND, self, args[0], 0)
-                 : call_python(&of_send, self, args, count, names);
+    return usual ? make_call(&of_send_all, self, args[0], 0)
+                 : call_python(&of_send_all, self, args, count, names);
 }
+
+/* -- of sockets */
+
+static PyObject *recv(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    Py_ssize_t length = count == 1 && names == NULL ? small_length(args[0]) : 0;
+
+    return length ? make_call(&of_recv, self, NULL, length)
+                  : call_python(&of_recv, self, args, count, names);
+}
+
+static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                           PyObject *names)
+{
+    return count == 1 && names == NULL ? make_call(&of_recv_into, self, args[0], 0)
+                                       : call_python(&of_recv_into, self, args, count, names);
+}
+
+static PyObject *send(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    return count == 1 && names == NULL ? make_call(&of_send, self, args[0], 0)
+                                       : call_python(&of_send, self, args, count, names);
+}
+
+/* -- putting them into their classes */
 
 /* The text of `help`, with the signature that inspect looks for. It is kept for ever. */
 static const char *make_doc(Method *method)
@@ -186,15 +224,33 @@ static const char *make_doc(Method *method)
     return text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
 }
 
+/* Keeps the functions of Python. 0: the class has ours already, since its module was reloaded. */
+static int keep_python(PyObject *class, Method *method)
+{
+    PyObject *found = PyObject_GetAttrString(class, method->definition.ml_name), *code;
+
+    code = found == NULL ? NULL : PyObject_GetAttrString(found, "__code__");
+    if (code == NULL) {
+        Py_XDECREF(found);
+        if (found == NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    Py_DECREF(code);
+    put(&method->in_python, found);
+    put(&method->rest, PyObject_GetAttrString(class, method->rest_name));
+    return method->rest == NULL ? -1 : 1;
+}
+
 static int put_into(PyObject *class, Method *method)
 {
     PyObject *descriptor;
-    int result = -1;
+    int result = keep_python(class, method);
 
-    method->in_python = PyObject_GetAttrString(class, method->definition.ml_name);
-    method->rest = PyObject_GetAttrString(class, method->rest_name);
-    if (method->in_python == NULL || method->rest == NULL)
-        return -1;
+    if (result <= 0)
+        return result;
+    result = -1;
     method->definition.ml_doc = make_doc(method);
     if (method->definition.ml_doc == NULL)
         return -1;
@@ -205,22 +261,36 @@ static int put_into(PyObject *class, Method *method)
     return result;
 }
 
-/* use_methods(receive_side, send_side, phase, adapt): puts the methods into the classes, in the
- * place of those in Python. Operations begin while their engine is in that phase. */
+/* use_methods(phase, adapt, receive_side, send_side): puts the methods of streams into their
+ * classes, in the place of those in Python. Operations begin while their engine is in that phase. */
 PyObject *use_methods(PyObject *module, PyObject *arguments)
 {
     PyObject *receive_side, *send_side, *phase, *function;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "O!O!OO:use_methods", &PyType_Type, &receive_side,
-                          &PyType_Type, &send_side, &phase, &function)
-        || put_into(receive_side, &of_receive) < 0 || put_into(receive_side, &of_into) < 0
-        || put_into(send_side, &of_send) < 0)
+    if (!PyArg_ParseTuple(arguments, "OOO!O!:use_methods", &phase, &function, &PyType_Type,
+                          &receive_side, &PyType_Type, &send_side)
+        || put_into(receive_side, &of_receive_some) < 0
+        || put_into(receive_side, &of_receive_into) < 0 || put_into(send_side, &of_send_all) < 0)
         return NULL;
     Py_INCREF(phase);
     put(&running, phase);
     Py_INCREF(function);
     put(&adapt, function);
+    Py_RETURN_NONE;
+}
+
+/* use_socket_methods(class): the same, of sockets. */
+PyObject *use_socket_methods(PyObject *module, PyObject *class)
+{
+    (void)module;
+    if (!PyType_Check(class)) {
+        PyErr_SetString(PyExc_TypeError, "use_socket_methods takes a class");
+        return NULL;
+    }
+    if (put_into(class, &of_recv) < 0 || put_into(class, &of_recv_into) < 0
+        || put_into(class, &of_send) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 

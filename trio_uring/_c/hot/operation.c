@@ -15,14 +15,14 @@ static PyObject *s_abort, *s_unwrap, *s_in_kernel;
 /* -- an operation's result */
 
 /* Whether the kernel may still have it: `self.state.in_kernel`. */
-static int is_in_kernel(PyObject *self)
+int is_in_kernel(Operation *op)
 {
-    PyObject *state = ((Operation *)self)->state, *flag;
+    PyObject *flag;
     int result = -1;
 
-    if (state == NULL)
+    if (op->state == NULL)
         return 0;
-    flag = PyObject_GetAttr(state, s_in_kernel);
+    flag = PyObject_GetAttr(op->state, s_in_kernel);
     if (flag != NULL)
         result = PyObject_IsTrue(flag);
     Py_XDECREF(flag);
@@ -51,7 +51,7 @@ int take_result(Operation *op)
         return 0;
     }
     /* If the driver has failed, the task gets this before the kernel is done with it. */
-    in_kernel = is_in_kernel((PyObject *)op);
+    in_kernel = is_in_kernel(op);
     if (in_kernel < 0)
         return -1;
     op->owed = (char)in_kernel;

@@ -20,7 +20,7 @@ typedef int (*write_entry)(void *ring, void *entry, void *at, unsigned length, u
 #define BUFFER_SHIFT 16
 #define FEW 64              /* completions that are copied to the stack */
 
-static int add_to(PyObject *counts, int index, long long amount)
+int add_to(PyObject *counts, int index, long long amount)
 {
     PyObject *before = PyList_GetItem(counts, index), *after;
 
@@ -108,20 +108,22 @@ static Operation *take_from_table(Ring *ring, long long token)
     return (Operation *)op;
 }
 
-static int count_result(Ring *ring, Operation *op)
+int count_failure(PyObject *counters, Operation *op)
 {
-    PyObject *res, *counted;
+    PyObject *res = PyLong_FromLong(op->res), *counted = NULL;
 
-    if (op->res > 0)
-        return add_to(ring->moved, op->opcode, op->res);
-    if (op->res == 0)
-        return 0;
-    res = PyLong_FromLong(op->res);
-    counted = res == NULL ? NULL : PyObject_CallMethodObjArgs(
-        ring->counters, s_count_failure, (PyObject *)op, res, NULL);
+    if (res != NULL)
+        counted = PyObject_CallMethodObjArgs(counters, s_count_failure, (PyObject *)op, res, NULL);
     Py_XDECREF(res);
     Py_XDECREF(counted);
     return counted == NULL ? -1 : 0;
+}
+
+static int count_result(Ring *ring, Operation *op)
+{
+    if (op->res > 0)
+        return add_to(ring->moved, op->opcode, op->res);
+    return op->res < 0 ? count_failure(ring->counters, op) : 0;
 }
 
 /* The bytes that the kernel put into a provided buffer. */

@@ -1,7 +1,7 @@
-/* How a call of a stream begins, and what it returns.
+/* How a call of a stream or socket begins, and what it returns.
  *
  * Rules of this file: `begin` changes nothing unless it goes all the way. What it checks is what
- * `Direction.take` and `Engine.perform` check; what it does not understand is unusual.
+ * `Direction.take`, `Direction.lend` and `Engine.perform` check; what it does not understand is unusual.
  */
 #include "hot.h"
 
@@ -11,11 +11,15 @@
 #define SMALL_SIZE 4096       /* as in _ring/figures.py */
 #define LARGE_GROUP 1         /* as in _ring/op.py, like the next one */
 #define NO_GROUP (-1)
+#define OP_POLL_ADD 6         /* as in _ring/opcodes.py */
 
 PyObject *running; /* the phase in which operations begin */
 PyObject *adapt;   /* of _descriptors/provided.py */
 
-static PyObject *keys[KINDS], *empty, *s_receiving, *s_sending;
+/* The keys of a direction's operations; of those for calls of the socket itself: ~kind. */
+static PyObject *keys[KINDS], *lent_keys[KINDS];
+static PyObject *empty, *s_receiving, *s_sending, *s_lease_receiving, *s_lease_sending;
+static PyObject *s_own_lease, *s_owner, *s_sock;
 
 /* -- beginning */
 
@@ -29,48 +33,104 @@ static int is_same_number(Direction *way)
     return PyErr_Occurred() ? -1 : fd == way->fd;
 }
 
-static int is_free(Direction *way)
+/* Whether a task waits for the operation, or the kernel has it, or Python has to find out. */
+static int is_in_use(PyObject *waiter)
 {
-    return !way->held && !way->ended && is_none(way->waiter) && is_none(way->left)
-        && is_none(way->kept);
+    Operation *op = (Operation *)waiter;
+
+    return !PyObject_TypeCheck(waiter, operation_type) || !is_none(op->task)
+        || op->opcode == OP_POLL_ADD || is_in_kernel(op) != 0;
 }
 
-/* The direction, if nobody has it and nothing has to be done first. NULL: unusual, or an error. */
+/* Whether nobody has the direction, and nothing has to be done first. */
+static int is_free(Direction *way, int lent)
+{
+    if (way->held || way->ended || !is_none(way->left) || !is_none(way->kept))
+        return 0;
+    if (is_none(way->waiter))
+        return !lent || way->lends;
+    return lent && way->lends && !is_in_use(way->waiter);
+}
+
+/* What has the directions of a socket: its lease, if that is on the plain socket within. */
+static PyObject *lease_of(PyObject *socket)
+{
+    PyObject *lease = PyObject_GetAttr(socket, s_own_lease), *owner = NULL, *plain = NULL;
+    int same;
+
+    if (!is_none(lease)) {
+        owner = PyObject_GetAttr(lease, s_owner);
+        plain = PyObject_GetAttr(socket, s_sock);
+    }
+    same = owner != NULL && owner == plain;
+    Py_XDECREF(owner);
+    Py_XDECREF(plain);
+    if (!same)
+        Py_CLEAR(lease);
+    return lease;
+}
+
+static PyObject *get_way(Call *call)
+{
+    int reads = call->kind == RECEIVE || call->kind == INTO;
+    PyObject *lease, *way;
+
+    if (!call->method->lent)
+        return PyObject_GetAttr(call->owner, reads ? s_receiving : s_sending);
+    lease = lease_of(call->owner);
+    way = lease == NULL ? NULL : PyObject_GetAttr(lease, reads ? s_lease_receiving
+                                                                : s_lease_sending);
+    Py_XDECREF(lease);
+    return way;
+}
+
+/* The direction, if the call can have it at once. NULL: unusual, or an error. */
 static Direction *find_way(Call *call)
 {
-    PyObject *way = PyObject_GetAttr(call->stream,
-                                     call->kind <= INTO ? s_receiving : s_sending);
+    PyObject *way = get_way(call);
 
     if (way == NULL)
         return NULL;
     if (PyObject_TypeCheck(way, direction_type) && is_same_number((Direction *)way) > 0
-        && is_free((Direction *)way))
+        && is_free((Direction *)way, call->method->lent))
         return (Direction *)way;
     Py_DECREF(way);
     return NULL;
 }
 
-/* Whether an operation can begin here and now, by a completion, without more ado. If not, there may
- * be an exception. */
-static int can_begin(Operation *op)
+/* Whether an engine on a ring can perform an operation here and now. -1: an exception. */
+static int is_usual(Engine *engine, Operation *op)
 {
-    Engine *engine = (Engine *)op->engine;
     PyObject *opcode;
     int by_call;
 
-    if (op->engine == NULL || !PyObject_TypeCheck(op->engine, engine_type)
-        || engine->phase != running || engine->thread != PyThread_get_thread_ident()
+    if (engine->phase != running || engine->thread != PyThread_get_thread_ident()
         || (!is_none(engine->hooks) && PyDict_Size(engine->queue) == 0))
         return 0;
     opcode = PyLong_FromLong(op->opcode);
     by_call = opcode == NULL ? -1 : PySet_Contains(engine->by_calls, opcode);
     Py_XDECREF(opcode);
-    return by_call == 0;
+    return by_call < 0 ? -1 : !by_call;
 }
 
-static Operation *find_operation(Direction *way, int kind)
+/* The engine of an operation, if that can be performed here and now without more ado. */
+static Engine *find_engine(Direction *way, Operation *op, int lent)
 {
-    PyObject *op = PyDict_GetItemWithError(way->operations, keys[kind]);
+    int usual = 0;
+
+    if (op->engine == NULL)
+        return NULL;
+    if (PyObject_TypeCheck(op->engine, ready_type)) /* a socket's own calls are trio's */
+        usual = lent ? 0 : is_usual_ready((Ready *)op->engine, way);
+    else if (PyObject_TypeCheck(op->engine, engine_type))
+        usual = is_usual((Engine *)op->engine, op);
+    return usual > 0 ? (Engine *)op->engine : NULL;
+}
+
+static Operation *find_operation(Direction *way, int kind, int lent)
+{
+    PyObject *key = lent ? lent_keys[kind] : keys[kind];
+    PyObject *op = PyDict_GetItemWithError(way->operations, key);
 
     if (op == NULL || !PyObject_TypeCheck(op, operation_type) || ((Operation *)op)->owed
         || (kind == RECEIVE && ((Operation *)op)->group == NO_GROUP))
@@ -114,7 +174,7 @@ static PyObject *look_at_list(PyObject *data, Py_ssize_t *total)
 }
 
 /* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual, or an error
- * that comes from elsewhere (a signal, while Python code exports a buffer). */
+ * that comes from elsewhere (a signal, while code of Python exports a buffer). */
 static PyObject *look_at_data(Call *call)
 {
     PyObject *looked = NULL;
@@ -122,7 +182,8 @@ static PyObject *look_at_data(Call *call)
 
     if (call->kind == INTO) {
         looked = pin_buffer(call->data, 1, &at, &call->length);
-    } else if (PyList_CheckExact(call->data) || PyTuple_CheckExact(call->data)) {
+    } else if (!call->method->lent
+               && (PyList_CheckExact(call->data) || PyTuple_CheckExact(call->data))) {
         call->kind = SEND_MANY;
         looked = look_at_list(call->data, &call->length);
     } else if (PyBytes_CheckExact(call->data) || PyByteArray_CheckExact(call->data)
@@ -150,7 +211,7 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
     if (call->kind == INTO) {
         Py_INCREF(data);
         put(&op->memory, data);
-    } else {
+    } else if (!call->method->lent) {
         way->sent = 0;
     }
     /* It is borrowed until the call returns: what is left after a short write must not have changed
@@ -159,54 +220,83 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
     put(&call->data, data);
 }
 
-/* Queues the operation, and takes the direction. */
-static int queue(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
+/* Takes the direction. */
+static void take(Call *call, Direction *way, Operation *op, PyObject *data)
 {
-    if (PyDict_SetItem(((Engine *)op->engine)->queue, (PyObject *)op, Py_None) < 0)
-        return -1;
     Py_INCREF(op);
     call->op = op;
     Py_INCREF(way);
     call->way = way;
     op->owed = 1;
-    way->held = 1;
+    if (call->method->lent) {
+        Py_INCREF(op);
+        put(&way->waiter, (PyObject *)op);
+    } else {
+        way->held = 1;
+    }
+    load(call, way, op, data);
+}
+
+/* Queues the operation for the ring, and takes the direction. Returns what to yield. */
+static PyObject *queue(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
+{
+    if (PyDict_SetItem(((Engine *)op->engine)->queue, (PyObject *)op, Py_None) < 0)
+        return NULL;
     Py_INCREF(task);
     put(&op->task, task);
-    load(call, way, op, data);
-    return 1;
+    take(call, way, op, data);
+    return parked_message(op);
 }
 
-/* As `begin`, with what has been looked at. From the moment when the direction is found to be free
- * until it is taken, no code of Python runs, not even a garbage collection. */
-static int begin_with(Call *call, PyObject *task, PyObject *data)
+/* Makes the operation, if the direction is free still: code of Python may have run since that was
+ * found, if only in a garbage collection. */
+static PyObject *make(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
+{
+    Engine *engine = find_engine(way, op, call->method->lent);
+
+    if (engine == NULL || op->owed || !is_free(way, call->method->lent))
+        return NULL;
+    if (!PyObject_TypeCheck((PyObject *)engine, ready_type))
+        return queue(call, way, op, task, data);
+    take(call, way, op, data);
+    return begin_by_call(call, (Ready *)engine);
+}
+
+/* As `begin`, with what has been looked at. Returns what to yield. */
+static PyObject *begin_with(Call *call, PyObject *task, PyObject *data)
 {
     Direction *way = find_way(call);
-    Operation *op = way == NULL ? NULL : find_operation(way, call->kind);
-    int begun = 0;
+    Operation *op = way == NULL ? NULL : find_operation(way, call->kind, call->method->lent);
+    PyObject *message = NULL;
 
-    if (op != NULL && can_begin(op))
-        begun = queue(call, way, op, task, data);
-    else if (PyErr_Occurred())
-        begun = -1;
+    if (op != NULL) {
+        Py_INCREF(op);
+        message = make(call, way, op, task, data);
+        Py_DECREF(op);
+    }
     Py_XDECREF(way);
-    return begun;
+    return message;
 }
 
-/* Takes the direction and queues the operation. 1: done; 0: unusual, and Python's; -1: an error. */
-int begin(Call *call)
+/* Takes the direction, and queues the operation or makes its first attempt. In `message`: what to
+ * yield. 1: done; 0: unusual, and Python's; -1: an error. */
+int begin(Call *call, PyObject **message)
 {
     PyObject *data = NULL, *task;
-    int begun;
 
+    *message = NULL;
     if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
         return PyErr_Occurred() ? -1 : 0;
     task = current_task();
     if (task == NULL)
         PyErr_Clear(); /* Python says what is wrong */
-    begun = task == NULL ? 0 : begin_with(call, task, data);
+    else
+        *message = begin_with(call, task, data);
     Py_XDECREF(task);
     Py_XDECREF(data);
-    return begun;
+    if (call->way != NULL)
+        return 1;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 /* -- the end */
@@ -225,16 +315,12 @@ static int adapt_buffers(Direction *way, Operation *op)
     return adapted == NULL ? -1 : 0;
 }
 
-static PyObject *end_receive(Call *call, PyObject **rest)
+/* What came, as bytes. */
+static PyObject *take_chunk(Call *call)
 {
     Operation *op = call->op;
     PyObject *chunk;
 
-    if (op->res < 0) {
-        *rest = PyObject_CallFunction(of_receive.rest, "OOn", call->stream, (PyObject *)op,
-                                      call->length);
-        return NULL;
-    }
     if (adapt_buffers(call->way, op) < 0)
         return NULL;
     chunk = op->chunk;
@@ -246,47 +332,51 @@ static PyObject *end_receive(Call *call, PyObject **rest)
     return empty;
 }
 
-static PyObject *end_into(Call *call, PyObject **rest)
+/* The coroutine of Python that does the rest. */
+static PyObject *make_rest(Call *call)
 {
-    Operation *op = call->op;
+    PyObject *op = (PyObject *)call->op;
 
-    Py_CLEAR(op->memory); /* the caller may resize its buffer again */
-    if (op->res >= 0)
-        return PyLong_FromLong(op->res);
-    *rest = PyObject_CallFunctionObjArgs(of_into.rest, call->stream, (PyObject *)op, call->data,
-                                         NULL);
-    return NULL;
-}
-
-static PyObject *end_send(Call *call, PyObject **rest)
-{
-    Operation *op = call->op;
-
-    call->way->sent = op->res > 0 ? op->res : 0;
-    if (op->res == call->length) {
-        Py_INCREF(Py_None);
-        return Py_None;
-    }
-    *rest = PyObject_CallFunctionObjArgs(of_send.rest, call->stream, (PyObject *)op, call->data,
-                                         NULL);
-    return NULL;
+    if (call->kind == RECEIVE)
+        return PyObject_CallFunction(call->method->rest, "OOn", call->owner, op, call->length);
+    return PyObject_CallFunctionObjArgs(call->method->rest, call->owner, op, call->data, NULL);
 }
 
 /* What the call returns; or NULL, and in `rest` the coroutine that does the rest, or an error. */
 PyObject *end(Call *call, PyObject **rest)
 {
+    Operation *op = call->op;
+    int sends_all = !call->method->lent && call->kind >= SEND;
+
+    Py_CLEAR(op->memory); /* the caller may resize its buffer again */
+    if (sends_all)
+        call->way->sent = op->res > 0 ? op->res : 0;
+    if (op->res < 0 || (sends_all && op->res != call->length)) {
+        *rest = make_rest(call);
+        return NULL;
+    }
     if (call->kind == RECEIVE)
-        return end_receive(call, rest);
-    return call->kind == INTO ? end_into(call, rest) : end_send(call, rest);
+        return take_chunk(call);
+    if (!sends_all)
+        return PyLong_FromLong(op->res);
+    Py_INCREF(Py_None);
+    return Py_None;
 }
 
 int make_streams(void)
 {
-    const Name names[] = {{&s_receiving, "_receiving"}, {&s_sending, "_sending"}};
+    const Name names[] = {
+        {&s_receiving, "_receiving"}, {&s_sending, "_sending"},
+        {&s_lease_receiving, "receiving"}, {&s_lease_sending, "sending"},
+        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_sock, "_sock"},
+    };
 
-    for (int kind = 0; kind < KINDS; kind++)
-        if ((keys[kind] = PyLong_FromLong(kind)) == NULL)
+    for (int kind = 0; kind < KINDS; kind++) {
+        keys[kind] = PyLong_FromLong(kind);
+        lent_keys[kind] = PyLong_FromLong(~kind);
+        if (keys[kind] == NULL || lent_keys[kind] == NULL)
             return -1;
+    }
     empty = PyBytes_FromStringAndSize(NULL, 0);
     return empty == NULL ? -1 : make_names(names, COUNT(names));
 }

@@ -5,21 +5,36 @@
  */
 #include "hot.h"
 
-PyObject *trio_message;
+PyObject *trio_message, *checkpoint_message;
 
 static PyObject *run_context; /* GLOBAL_RUN_CONTEXT */
 static PyObject *s_task, *s_send, *s_append, *s_data, *s_call, *s_task_scheduled, *s_reschedule;
 
 /* Descriptors of the slots of trio's Task and Runner. All are of one type. */
 static PyObject *d_coro, *d_next_send_fn, *d_next_send, *d_abort_func, *d_sleep_data, *d_runner;
-static PyObject *d_runq, *d_is_guest, *d_instruments;
+static PyObject *d_runq, *d_is_guest, *d_instruments, *d_ki_pending;
+static PyObject *d_cancel_status, *d_effectively_cancelled, *d_cancel_points;
 static PyTypeObject *slot_type;
 static descrgetfunc descriptor_get;
-static descrsetfunc slot_set;
+static descrsetfunc descriptor_set;
 
-static PyObject *slot_get(PyObject *descriptor, PyObject *object)
+PyObject *slot_get(PyObject *descriptor, PyObject *object)
 {
     return descriptor_get(descriptor, object, (PyObject *)Py_TYPE(object));
+}
+
+int slot_set(PyObject *descriptor, PyObject *object, PyObject *value)
+{
+    return descriptor_set(descriptor, object, value);
+}
+
+static int is_set(PyObject *descriptor, PyObject *object)
+{
+    PyObject *flag = object == NULL ? NULL : slot_get(descriptor, object);
+    int result = flag == NULL ? -1 : PyObject_IsTrue(flag);
+
+    Py_XDECREF(flag);
+    return result;
 }
 
 /* The task that is running in this thread. */
@@ -62,15 +77,6 @@ static int append_to_queue(PyObject *runner, PyObject *task)
     return appended == NULL ? -1 : 0;
 }
 
-static int is_guest(PyObject *runner)
-{
-    PyObject *flag = slot_get(d_is_guest, runner);
-    int result = flag == NULL ? -1 : PyObject_IsTrue(flag);
-
-    Py_XDECREF(flag);
-    return result;
-}
-
 static int reschedule_in_python(PyObject *runner, PyObject *task, PyObject *outcome)
 {
     PyObject *done = PyObject_CallMethodObjArgs(runner, s_reschedule, task, outcome, NULL);
@@ -82,7 +88,7 @@ static int reschedule_in_python(PyObject *runner, PyObject *task, PyObject *outc
 int reschedule(PyObject *task, PyObject *outcome)
 {
     PyObject *coro = slot_get(d_coro, task), *send = NULL, *runner = slot_get(d_runner, task);
-    int result = -1, guest = runner == NULL ? -1 : is_guest(runner);
+    int result = -1, guest = is_set(d_is_guest, runner);
 
     if (coro != NULL && guest == 0)
         send = PyObject_GetAttr(coro, s_send);
@@ -98,9 +104,41 @@ int reschedule(PyObject *task, PyObject *outcome)
     return result;
 }
 
+static int count_cancel_point(PyObject *task)
+{
+    PyObject *before = slot_get(d_cancel_points, task), *after = NULL;
+    int result = -1;
+
+    if (before != NULL)
+        after = PyLong_FromLong(PyLong_AsLong(before) + 1);
+    if (after != NULL)
+        result = slot_set(d_cancel_points, task, after);
+    Py_XDECREF(before);
+    Py_XDECREF(after);
+    return result;
+}
+
+/* checkpoint_if_cancelled(): 1 if it would raise Cancelled, or perhaps KeyboardInterrupt; then it is
+ * to be called. -1: an exception. */
+int is_cancelled(PyObject *task)
+{
+    PyObject *status = slot_get(d_cancel_status, task), *runner = NULL;
+    int cancelled = is_set(d_effectively_cancelled, status);
+
+    Py_XDECREF(status);
+    if (cancelled == 0) {
+        runner = slot_get(d_runner, task);
+        cancelled = is_set(d_ki_pending, runner);
+        Py_XDECREF(runner);
+    }
+    if (cancelled == 0 && count_cancel_point(task) < 0)
+        return -1;
+    return cancelled;
+}
+
 /* -- finding all that in trio */
 
-static PyObject *find_slot(PyObject *module, const char *owner, const char *name)
+PyObject *find_slot(PyObject *module, const char *owner, const char *name)
 {
     PyObject *found = PyObject_GetAttrString(module, owner), *descriptor = NULL;
 
@@ -129,6 +167,10 @@ static int find_slots(PyObject *run)
         {&d_runq, "Runner", "runq"},
         {&d_instruments, "Runner", "instruments"},
         {&d_is_guest, "Runner", "is_guest"},
+        {&d_ki_pending, "Runner", "ki_pending"},
+        {&d_cancel_status, "Task", "_cancel_status"},
+        {&d_cancel_points, "Task", "_cancel_points"},
+        {&d_effectively_cancelled, "CancelStatus", "effectively_cancelled"},
     };
 
     for (size_t i = 0; i < COUNT(wanted); i++) {
@@ -148,7 +190,7 @@ static int find_slot_type(void)
         return -1;
     slot_type = Py_TYPE(res);
     descriptor_get = (descrgetfunc)PyType_GetSlot(slot_type, Py_tp_descr_get);
-    slot_set = (descrsetfunc)PyType_GetSlot(slot_type, Py_tp_descr_set);
+    descriptor_set = (descrsetfunc)PyType_GetSlot(slot_type, Py_tp_descr_set);
     Py_DECREF(res);
     return 0;
 }
@@ -166,9 +208,10 @@ int find_trio(void)
         traps = PyImport_ImportModule("trio._core._traps");
     if (traps != NULL) {
         trio_message = PyObject_GetAttrString(traps, "WaitTaskRescheduled");
+        checkpoint_message = PyObject_GetAttrString(traps, "CancelShieldedCheckpoint");
         run_context = PyObject_GetAttrString(run, "GLOBAL_RUN_CONTEXT");
     }
-    if (trio_message != NULL && run_context != NULL && make_names(names, COUNT(names)) == 0
+    if (trio_message != NULL && checkpoint_message != NULL && run_context != NULL && make_names(names, COUNT(names)) == 0
         && find_slot_type() == 0)
         result = find_slots(run);
     Py_XDECREF(run);
