@@ -160,6 +160,17 @@ async def test_a_call_that_is_over_lets_go_of_everything() -> None:
         del sending, receiving
 
 
+async def test_a_call_that_is_closed_lets_go_of_its_buffer() -> None:
+    left, right = await used_streams()
+    data = bytearray(b"data")
+    async with left, right:
+        call: Any = left.send_all(data)
+        call.send(None)
+        call.close()
+        data.append(0)
+        await trio.lowlevel.checkpoint()
+
+
 class Garbage:
     me: Any
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
+import sys
 import time
 import weakref
 from typing import Any
@@ -142,3 +144,25 @@ def test_a_ring_of_another_class_is_left_to_python() -> None:
     made = Loop.__new__(Loop)
     made._engine, made._ring, made.inner = Working(), object(), Inner()
     assert made.get_events(1) == ["trio's"]
+
+
+RELOADS = """
+import importlib, socket, trio, trio_uring
+from trio_uring._streams import streams
+
+async def main():
+    importlib.reload(streams)
+    left, right = map(trio_uring.SocketStream, socket.socketpair())
+    async with left, right:
+        try:
+            await right.receive_some(0)
+        except ValueError as exc:
+            print(exc)
+
+trio.run(main)
+"""
+
+
+def test_a_reloaded_module_keeps_the_functions_in_python() -> None:
+    done = subprocess.run([sys.executable, "-c", RELOADS], capture_output=True, text=True)
+    assert done.stdout.strip() == "max_bytes must be >= 1", done.stderr[-500:]
