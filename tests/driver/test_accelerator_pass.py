@@ -166,3 +166,19 @@ trio.run(main)
 def test_a_reloaded_module_keeps_the_functions_in_python() -> None:
     done = subprocess.run([sys.executable, "-c", RELOADS], capture_output=True, text=True)
     assert done.stdout.strip() == "max_bytes must be >= 1", done.stderr[-500:]
+
+
+INTERPRETERS = """
+import sys, trio_uring
+from trio_uring._accelerator import hot
+assert hot is not None
+import _xxsubinterpreters as interpreters
+code = "import sys; sys.path[:] = %r; from trio_uring._accelerator import why_not; print(why_not)"
+interpreters.run_string(interpreters.create(isolated=False), code % sys.path)
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the import is refused by Python itself")
+def test_another_interpreter_does_without() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERPRETERS], capture_output=True, text=True)
+    assert done.stdout.strip() == "another interpreter of this process uses it", done.stderr
