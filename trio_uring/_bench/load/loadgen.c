@@ -361,7 +361,8 @@ static void parse_arguments(struct load *load, int argc, char **argv)
         {"port", &port, 1, UINT16_MAX},       {"mode", &mode, ECHO, OUT},
         {"bytes", &bytes, 1, MESSAGE_BYTES_MAX}, {"reply", &reply, 1, MESSAGE_BYTES_MAX},
         {"connections", &connections, 1, CONNECTIONS_MAX}, {"depth", &depth, 1, DEPTH_MAX},
-        {"framed", &framed, 0, 1}, {"rate", &load->rate, 0, 1e8},        {"seconds", &load->seconds, 0.01, SECONDS_MAX},
+        {"framed", &framed, 0, 1}, {"rate", &load->rate, 0, 1e8},
+        {"seconds", &load->seconds, 0.01, SECONDS_MAX},
         {"warmup", &load->warmup_seconds, 0, SECONDS_MAX},
     };
     load->seconds = 1;

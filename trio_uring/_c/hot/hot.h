@@ -4,7 +4,7 @@
  *
  *     task.c       what trio's reschedule() does
  *     operation.c  an operation: its fields and its result        _driver/operation.py
- *     fields.c     the fields of a direction and of an engine     _descriptors, _driver/ring_side.py
+ *     fields.c     the fields of directions and engines          _descriptors, _driver/ring_side.py
  *     ring.c       a ring: entries and completions                _ring/base.py
  *     pins.c       what entries point at                          _ring/entries.py
  *     loop.c       a pass of the loop                             _driver/loop.py

@@ -26,7 +26,8 @@ static int add_type(PyObject *module, const char *name, PyTypeObject *type)
 static int add_types(PyObject *module)
 {
     if (make_operation_type() < 0 || make_field_types() < 0 || make_ring_type() < 0
-        || make_loop_type() < 0 || make_ready_type() < 0 || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
+        || make_loop_type() < 0 || make_ready_type() < 0 || make_call_type() < 0
+        || make_streams() < 0 || make_methods() < 0)
         return -1;
     if (add_type(module, "Operation", operation_type) < 0
         || add_type(module, "Direction", direction_type) < 0

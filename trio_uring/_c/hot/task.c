@@ -118,8 +118,8 @@ static int count_cancel_point(PyObject *task)
     return result;
 }
 
-/* checkpoint_if_cancelled(): 1 if it would raise Cancelled, or perhaps KeyboardInterrupt; then it is
- * to be called. -1: an exception. */
+/* checkpoint_if_cancelled(): 1 if it would raise Cancelled, or perhaps KeyboardInterrupt; then it
+ * is to be called. -1: an exception. */
 int is_cancelled(PyObject *task)
 {
     PyObject *status = slot_get(d_cancel_status, task), *runner = NULL;
@@ -211,7 +211,8 @@ int find_trio(void)
         checkpoint_message = PyObject_GetAttrString(traps, "CancelShieldedCheckpoint");
         run_context = PyObject_GetAttrString(run, "GLOBAL_RUN_CONTEXT");
     }
-    if (trio_message != NULL && checkpoint_message != NULL && run_context != NULL && make_names(names, COUNT(names)) == 0
+    if (trio_message != NULL && checkpoint_message != NULL && run_context != NULL
+        && make_names(names, COUNT(names)) == 0
         && find_slot_type() == 0)
         result = find_slots(run);
     Py_XDECREF(run);
