@@ -28,6 +28,8 @@ def _load() -> tuple[Any, str | None]:
         return None, f"it was not built ({exc})"
     except Exception as exc:  # a trio that has another shape
         return None, f"this trio is not as it expects ({exc})"
+    if not _hot.is_at_home():
+        return None, "another interpreter of this process uses it"
     return _hot, None
 
 

@@ -51,3 +51,13 @@ def release_views(views: Iterable[memoryview]) -> None:
     """
     for view in views:
         release_view(view)
+
+
+def release_pinned(data: object) -> None:
+    """Releases what the accelerator has exported for a send, which it began: a view, or a tuple.
+
+    A buffer of bytes is no export.
+    """
+    for item in data if isinstance(data, tuple) else (data,):
+        if isinstance(item, memoryview):
+            release_view(item)

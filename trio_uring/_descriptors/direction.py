@@ -26,6 +26,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
@@ -291,6 +292,7 @@ class Direction(DirectionFields):
 
     # -- destroyed calls
 
+    @enable_ki_protection  # the accelerator calls it from the caller's own frame
     def leave(self, op: TaskOperation) -> None:
         """Ends a call that did not get the result of its operation.
 
@@ -298,6 +300,7 @@ class Direction(DirectionFields):
         """
         op.owed = False
         if op.task is None and not op.state.in_kernel:
+            op.let_go()  # an operation by readiness has its buffer until its call resumes
             self._collect(op)
             return
         # The next call makes a new operation.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from trio.lowlevel import enable_ki_protection
+
 from .._ring.figures import LARGE_SIZE, SMALL_SIZE
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP
 
@@ -38,6 +40,7 @@ class Way(Protocol):
     streak: int
 
 
+@enable_ki_protection  # the accelerator calls it from the caller's own frame
 def adapt(way: Way, op: TaskOperation, count: int) -> None:
     """Changes to large buffers after a full small one, back after BULK_STREAK small receives."""
     if op.group == LARGE_GROUP:

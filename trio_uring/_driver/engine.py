@@ -97,8 +97,8 @@ class Engine(RingSide):
             return perform_by_readiness(op, self._wait_for)
         if self.hooks is not None and not self.queue:
             self.hooks.queued()
-        self.queue[op] = None
         op.task = current_task()
+        self.queue[op] = None
         op.owed = True
         if _AWAITS_ITSELF:
             return op

@@ -145,11 +145,15 @@ class Loop(_Fields, Manager):
             ring.now = time.monotonic()
             timeout = until - ring.now
             if ring.short:
-                return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
+                return self._pause(timeout)
             if timeout <= 0:
                 return _HAPPENED if happened or unwritten else ()
             # Otherwise it was a signal, a cancel's own completion, or chained operations. No task
             # has anything to do, and a pass of trio costs more than the next step of a chain.
+
+    def _pause(self, timeout: float) -> Any:
+        """Waits until the kernel, which is short of resources, is to be asked again."""
+        return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
 
     def process_events(self, events: Any) -> None:
         if events and events is not _HAPPENED:

@@ -316,6 +316,7 @@ class ReadinessEngine(_Fields):
                 del self._scopes[op]
         return -errno.ECANCELED if scope.cancel_called else events
 
+    @enable_ki_protection  # also when the accelerator calls it, from the caller's own frame
     def withdraw(self, op: TaskOperation) -> bool:
         """Stops waiting in trio's epoll, for a call of the accelerator's that was cancelled."""
         if self.waiting.pop(op, None) is not None:

@@ -22,6 +22,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._accelerator import hot
+from .._bytes.views import release_pinned, release_view
 from .._descriptors.direction import INTO, RECEIVE, SEND, busy
 from .._descriptors.provided import take_chunk
 from .._ring.op import NO_GROUP
@@ -257,14 +258,20 @@ class UringSocket(SocketOperations):
         return await super().recv(buflen)
 
     @enable_ki_protection
-    async def _recv_into_rest(self, op: TaskOperation, buffer: Buffer) -> int:
-        self._check_again(self.lease.receiving, op, op.res)
-        return await super().recv_into(buffer)
+    async def _recv_into_rest(self, op: TaskOperation, view: memoryview) -> int:
+        try:
+            self._check_again(self.lease.receiving, op, op.res)
+            return await super().recv_into(view)
+        finally:
+            release_view(view)
 
     @enable_ki_protection
     async def _send_rest(self, op: TaskOperation, data: Buffer) -> int:
-        self._check_again(self.lease.sending, op, op.res)
-        return await super().send(data)
+        try:
+            self._check_again(self.lease.sending, op, op.res)
+            return await super().send(data)
+        finally:
+            release_pinned(data)
 
 
 if hot is not None:

@@ -124,14 +124,17 @@ class ReceiveSide(Endpoint):
         return await ReceiveSide.receive_some(self, max_bytes, timeout=math.inf)
 
     @enable_ki_protection
-    async def _into_rest(self, op: TaskOperation, buffer: Buffer) -> int:
-        """The same for receive_into."""
+    async def _into_rest(self, op: TaskOperation, view: memoryview) -> int:
+        """The same for receive_into. `view` exports the caller's buffer."""
         way = self._receiving
         try:
-            await self._again(way, op, op.res)
+            try:
+                await self._again(way, op, op.res)
+            finally:
+                way.held = False
+            return await ReceiveSide.receive_into(self, view, timeout=math.inf)
         finally:
-            way.held = False
-        return await ReceiveSide.receive_into(self, buffer, timeout=math.inf)
+            release_view(view)
 
     async def receive_into(self, buffer: Buffer, *, timeout: float | None = None) -> int:
         """Waits until there is data, and puts some of it into `buffer`, without a copy in between.

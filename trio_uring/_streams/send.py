@@ -15,6 +15,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._bytes.abilities import Abilities
 from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
+from .._bytes.views import release_pinned
 from .._descriptors.direction import SEND, SEND_MANY, Direction
 from .endpoint import Endpoint
 
@@ -118,7 +119,7 @@ class SendSide(Endpoint):
     async def _send_rest(self, op: TaskOperation, data: Buffer | Sequence[Buffer]) -> None:
         """Goes on with a send that the accelerator has begun, and that has not sent everything.
 
-        The direction is held.
+        The direction is held, and `data` is exported: bytes, a view, or a tuple of these.
         """
         way = self._sending
         try:
@@ -126,6 +127,7 @@ class SendSide(Endpoint):
                 await self._send_outgoing(out, op)
         finally:
             way.held = False
+            release_pinned(data)
 
     def _corked(self, cork: Cork, data: Any) -> list[Any] | None:
         """What to send now: None, or everything that was held back."""

@@ -39,11 +39,27 @@ PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t 
     call->method = method;
     call->kind = method->kind;
     call->stage = FRESH;
+    call->running = 0;
     call->wait = COMPLETION;
     call->inner = NULL;
     call->way = NULL;
     call->op = NULL;
     return (PyObject *)call;
+}
+
+/* It is over, and lets go of everything, as the frame of a coroutine does: the caller may resize its
+ * buffer again. */
+static int finish(PyObject *self)
+{
+    Call *call = (Call *)self;
+
+    call->stage = OVER;
+    Py_CLEAR(call->inner);
+    Py_CLEAR(call->op);
+    Py_CLEAR(call->way);
+    Py_CLEAR(call->data);
+    Py_CLEAR(call->owner);
+    return 0;
 }
 
 /* Gives back the direction, and leaves to it what was not awaited to the end. */
@@ -72,7 +88,7 @@ static void give_back(Call *call)
 static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
 {
     if (coroutine == NULL) {
-        call->stage = OVER;
+        (void)finish((PyObject *)call);
         *result = NULL;
         return PYGEN_ERROR;
     }
@@ -82,16 +98,22 @@ static PySendResult leave_to(Call *call, PyObject *coroutine, PyObject **result)
     return call_send(call, Py_None, result);
 }
 
-static PySendResult start(Call *call, PyObject **result)
+static PySendResult start(Call *call, PyObject *value, PyObject **result)
 {
-    int usual = begin(call, result);
+    int usual;
 
+    if (value != Py_None) { /* it stays as it is */
+        PyErr_SetString(PyExc_TypeError,
+                        "can't send non-None value to a just-started coroutine");
+        return PYGEN_ERROR;
+    }
+    usual = begin(call, result);
     if (usual == 0)
         return leave_to(call, python_call(call), result);
     if (*result == NULL) {
         if (usual > 0)
             give_back(call);
-        call->stage = OVER;
+        (void)finish((PyObject *)call);
         return PYGEN_ERROR;
     }
     call->stage = PARKED;
@@ -120,7 +142,6 @@ static int take_outcome(Call *call, PyObject *outcome)
 static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
 {
     PyObject *rest = NULL;
-
     int taken;
 
     *result = NULL;
@@ -130,30 +151,21 @@ static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
         taken = resume_by_call(call, outcome, result);
     if (*result != NULL)
         return PYGEN_NEXT; /* it waits again */
-    if (taken < 0) {
-        give_back(call);
-        return PYGEN_ERROR;
-    }
-    *result = end(call, &rest);
+    if (taken == 0)
+        *result = end(call, &rest);
     if (rest != NULL)
         return leave_to(call, rest, result);
     give_back(call);
+    (void)finish((PyObject *)call);
     return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
 static PySendResult go_on(Call *call, PyObject *value, PyObject **result)
 {
-    PyObject *inner = call->inner;
-    PySendResult sent;
+    PySendResult sent = PyIter_Send(call->inner, value, result);
 
-    Py_INCREF(inner); /* what it calls may close this call */
-    sent = PyIter_Send(inner, value, result);
-    Py_DECREF(inner);
-
-    if (sent != PYGEN_NEXT) {
-        call->stage = OVER;
-        Py_CLEAR(call->inner);
-    }
+    if (sent != PYGEN_NEXT)
+        (void)finish((PyObject *)call);
     return sent;
 }
 
@@ -161,7 +173,7 @@ static PySendResult call_send(Call *call, PyObject *value, PyObject **result)
 {
     switch (call->stage) {
     case FRESH:
-        return start(call, result);
+        return start(call, value, result);
     case PARKED:
         return resume(call, value, result);
     case LEFT:
@@ -175,18 +187,44 @@ static PySendResult call_send(Call *call, PyObject *value, PyObject **result)
 
 /* -- the type, which is a coroutine to whoever asks (collections.abc.Coroutine) */
 
+/* Enters a call, and keeps it: what it calls may let go of it. 0: it is running already. */
+static int enter_call(Call *call)
+{
+    if (call->running) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return 0;
+    }
+    Py_INCREF(call);
+    call->running = 1;
+    return 1;
+}
+
+static void exit_call(Call *call)
+{
+    call->running = 0;
+    Py_DECREF(call);
+}
+
 static PySendResult call_am_send(PyObject *self, PyObject *value, PyObject **result)
 {
     PySendResult sent;
 
-    Py_INCREF(self); /* what it calls may let go of it */
+    *result = NULL;
+    if (!enter_call((Call *)self))
+        return PYGEN_ERROR;
     sent = call_send((Call *)self, value, result);
-    Py_DECREF(self);
+    exit_call((Call *)self);
     return sent;
 }
 
 static PyObject *call_await(PyObject *self)
 {
+    char stage = ((Call *)self)->stage;
+
+    if (stage == PARKED || stage == LEFT) { /* what a second task sends would end the first one's */
+        PyErr_SetString(PyExc_RuntimeError, "coroutine is being awaited already");
+        return NULL;
+    }
     Py_INCREF(self);
     return self;
 }
@@ -219,10 +257,9 @@ static void raise_thrown(PyObject *type, PyObject *value)
         PyErr_SetObject(type, value == Py_None ? NULL : value);
 }
 
-static PyObject *call_throw(PyObject *self, PyObject *arguments)
+static PyObject *throw_into(Call *call, PyObject *arguments)
 {
-    Call *call = (Call *)self;
-    PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result;
+    PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result = NULL;
 
     if (!PyArg_UnpackTuple(arguments, "throw", 1, 3, &type, &value, &traceback))
         return NULL;
@@ -230,36 +267,44 @@ static PyObject *call_throw(PyObject *self, PyObject *arguments)
         throw = PyObject_GetAttr(call->inner, s_throw);
         result = throw == NULL ? NULL : PyObject_CallObject(throw, arguments);
         Py_XDECREF(throw);
-        if (result == NULL) {
-            call->stage = OVER;
-            Py_CLEAR(call->inner);
-        }
-        return result;
+    } else {
+        if (call->stage == PARKED)
+            give_back(call);
+        raise_thrown(type, value);
     }
-    if (call->stage == PARKED)
-        give_back(call);
-    call->stage = OVER;
-    raise_thrown(type, value);
-    return NULL;
+    if (result == NULL)
+        (void)finish((PyObject *)call);
+    return result;
+}
+
+static PyObject *call_throw(PyObject *self, PyObject *arguments)
+{
+    PyObject *result;
+
+    if (!enter_call((Call *)self))
+        return NULL;
+    result = throw_into((Call *)self, arguments);
+    exit_call((Call *)self);
+    return result;
 }
 
 static PyObject *call_close(PyObject *self, PyObject *ignored)
 {
     Call *call = (Call *)self;
-    PyObject *closed;
+    PyObject *closed = Py_None;
 
     (void)ignored;
+    if (!enter_call(call))
+        return NULL;
+    Py_INCREF(closed);
     if (call->stage == PARKED)
         give_back(call);
-    if (call->stage == LEFT) {
-        closed = PyObject_CallMethodObjArgs(call->inner, s_close, NULL);
-        if (closed == NULL)
-            return NULL;
-        Py_DECREF(closed);
-        Py_CLEAR(call->inner);
-    }
-    call->stage = OVER;
-    Py_RETURN_NONE;
+    if (call->stage == LEFT)
+        put(&closed, PyObject_CallMethodObjArgs(call->inner, s_close, NULL));
+    if (closed != NULL)
+        (void)finish(self);
+    exit_call(call);
+    return closed;
 }
 
 static int call_traverse(PyObject *self, visitproc visit, void *arg)
@@ -275,18 +320,6 @@ static int call_traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int call_clear(PyObject *self)
-{
-    Call *call = (Call *)self;
-
-    Py_CLEAR(call->inner);
-    Py_CLEAR(call->op);
-    Py_CLEAR(call->way);
-    Py_CLEAR(call->data);
-    Py_CLEAR(call->owner);
-    return 0;
-}
-
 static void call_dealloc(PyObject *self)
 {
     Call *call = (Call *)self;
@@ -297,7 +330,7 @@ static void call_dealloc(PyObject *self)
         give_back(call);
     if (call->stage == FRESH)
         warn_never_awaited(call);
-    (void)call_clear(self);
+    (void)finish(self);
     PyObject_GC_Del(self);
     Py_DECREF(type);
 }
@@ -324,7 +357,7 @@ static PyType_Slot call_slots[] = {
     {Py_tp_doc, "A call of a stream or socket, to be awaited."},
     {Py_tp_dealloc, call_dealloc},
     {Py_tp_traverse, call_traverse},
-    {Py_tp_clear, call_clear},
+    {Py_tp_clear, finish},
     {Py_tp_methods, call_methods},
     {Py_tp_getset, call_names},
     {Py_am_await, call_await},
@@ -335,8 +368,8 @@ static PyType_Slot call_slots[] = {
 };
 
 static PyType_Spec call_spec = {
-    "trio_uring._hot.Call", sizeof(Call), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    call_slots,
+    "trio_uring._hot.Call", sizeof(Call), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION, call_slots,
 };
 
 int make_call_type(void)

@@ -189,13 +189,13 @@ enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.
 typedef struct {
     PyObject_HEAD
     PyObject *owner;        /* the stream or socket */
-    PyObject *data;         /* what is sent, or received into */
+    PyObject *data;         /* what is sent, or received into; pinned once it is parked */
     PyObject *inner;        /* the coroutine of Python that does the rest */
     Direction *way;         /* is held while the call is parked */
     Operation *op;
     Py_ssize_t length;      /* most bytes to receive; bytes to send */
     struct Method *method;
-    char kind, stage;
+    char kind, stage, running;
     char wait;              /* what it is parked for */
 } Call;
 enum { COMPLETION, CHECKPOINT, READINESS };

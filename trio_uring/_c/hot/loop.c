@@ -16,7 +16,7 @@
 PyTypeObject *loop_type;
 
 PyObject *happened; /* true, and never passed on to trio's manager */
-static PyObject *s_in_python, *s_drain, *s_fail, *s_enters, *s_completions;
+static PyObject *s_in_python, *s_drain, *s_fail, *s_enters, *s_completions, *s_pause;
 
 #define ENTER_GETEVENTS 1U
 #define DRAIN_MAX 1024        /* as in _ring/uring.py, like the next two */
@@ -183,24 +183,45 @@ static PyObject *go_on_in_python(Loop *loop, double until, int any)
     return PyObject_CallMethod((PyObject *)loop, "_pass", "dO", until, any ? Py_True : Py_False);
 }
 
+/* The kernel is short of resources: it is asked again after a pause. */
+static PyObject *pause_in_python(Loop *loop, double timeout)
+{
+    PyObject *seconds = PyFloat_FromDouble(timeout), *events;
+
+    if (seconds == NULL)
+        return NULL;
+    events = PyObject_CallMethodObjArgs((PyObject *)loop, s_pause, seconds, NULL);
+    Py_DECREF(seconds);
+    return events;
+}
+
 static PyObject *return_new(PyObject *value)
 {
     Py_INCREF(value);
     return value;
 }
 
+/* The queue becomes entries. 0: not all of it; -1: an exception. */
+static int write_all(Engine *engine, Ring *ring)
+{
+    int written = write_queue(ring, engine->queue);
+
+    if (written > 0 && check(engine->check_written, ring, engine->queue) < 0)
+        return -1;
+    return written;
+}
+
 /* Enters until a task was woken, trio's epoll has something, or the time is up. */
 static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeout)
 {
     double until = monotonic() + timeout;
-    int any = 0, came;
+    int any = 0, came, written;
 
     for (;;) {
-        if (PyDict_Size(engine->queue) > 0
-            && (!write_queue(ring, engine->queue) || check(engine->check_written, ring,
-                                                           engine->queue) < 0))
-            return PyErr_Occurred() ? NULL : go_on_in_python(loop, until, any);
-        if (is_unusual(engine, ring))
+        written = PyDict_Size(engine->queue) > 0 ? write_all(engine, ring) : 1;
+        if (written < 0)
+            return NULL;
+        if (!written || is_unusual(engine, ring))
             return go_on_in_python(loop, until, any);
         came = turn(engine, ring, timeout);
         if (came < 0)
@@ -214,6 +235,8 @@ static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeou
             return return_new(happened);
         ring->now = monotonic();
         timeout = until - ring->now;
+        if (ring->is_short)
+            return pause_in_python(loop, timeout);
         if (timeout <= 0)
             return any ? return_new(happened) : PyTuple_New(0);
         if (PyErr_CheckSignals() < 0)
@@ -242,6 +265,13 @@ static PyObject *fail(Engine *engine)
     return return_new(happened);
 }
 
+/* Whether a loop has what C knows: a ring may be of somebody else's class. */
+static int is_known(Loop *loop)
+{
+    return loop->engine != NULL && PyObject_TypeCheck(loop->engine, engine_type)
+        && loop->ring != NULL && PyObject_TypeCheck(loop->ring, ring_type);
+}
+
 static PyObject *get_events(PyObject *self, PyObject *argument)
 {
     Loop *loop = (Loop *)self;
@@ -252,7 +282,7 @@ static PyObject *get_events(PyObject *self, PyObject *argument)
 
     if (timeout == -1.0 && PyErr_Occurred())
         return NULL;
-    if (is_unusual(engine, ring))
+    if (!is_known(loop) || is_unusual(engine, ring))
         return PyObject_CallMethodObjArgs(self, s_in_python, argument, NULL);
     engine->passes++;
     engine->woke = 0;
@@ -322,7 +352,7 @@ int make_loop_type(void)
 {
     const Name names[] = {
         {&s_in_python, "_get_events"}, {&s_drain, "drain"}, {&s_fail, "fail"},
-        {&s_enters, "enters"}, {&s_completions, "completions"},
+        {&s_enters, "enters"}, {&s_completions, "completions"}, {&s_pause, "_pause"},
     };
 
     if (make_names(names, COUNT(names)) < 0 || (happened = Py_BuildValue("[O]", Py_None)) == NULL)

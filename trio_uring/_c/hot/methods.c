@@ -224,15 +224,33 @@ static const char *make_doc(Method *method)
     return text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
 }
 
+/* Keeps the functions of Python. 0: the class has ours already, since its module was reloaded. */
+static int keep_python(PyObject *class, Method *method)
+{
+    PyObject *found = PyObject_GetAttrString(class, method->definition.ml_name), *code;
+
+    code = found == NULL ? NULL : PyObject_GetAttrString(found, "__code__");
+    if (code == NULL) {
+        Py_XDECREF(found);
+        if (found == NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear();
+        return 0;
+    }
+    Py_DECREF(code);
+    put(&method->in_python, found);
+    put(&method->rest, PyObject_GetAttrString(class, method->rest_name));
+    return method->rest == NULL ? -1 : 1;
+}
+
 static int put_into(PyObject *class, Method *method)
 {
     PyObject *descriptor;
-    int result = -1;
+    int result = keep_python(class, method);
 
-    method->in_python = PyObject_GetAttrString(class, method->definition.ml_name);
-    method->rest = PyObject_GetAttrString(class, method->rest_name);
-    if (method->in_python == NULL || method->rest == NULL)
-        return -1;
+    if (result <= 0)
+        return result;
+    result = -1;
     method->definition.ml_doc = make_doc(method);
     if (method->definition.ml_doc == NULL)
         return -1;

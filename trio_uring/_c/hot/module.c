@@ -39,7 +39,17 @@ static int add_types(PyObject *module)
     return add_type(module, "Ring", ring_type);
 }
 
+static int64_t home; /* the interpreter whose trio, and whose classes, the others must not get */
+
+static PyObject *is_at_home(PyObject *module, PyObject *ignored)
+{
+    (void)module;
+    (void)ignored;
+    return PyBool_FromLong(PyInterpreterState_GetID(PyInterpreterState_Get()) == home);
+}
+
 static PyMethodDef functions[] = {
+    {"is_at_home", is_at_home, METH_NOARGS, "Whether this is the interpreter that imported it."},
     {"finish_all", finish_all, METH_O, "Finishes operations. True: a task was woken."},
     {"use_states", use_states, METH_VARARGS, "Tells C the states of an operation."},
     {"write_queue", write_queue_of, METH_VARARGS, "Submits what is queued. False: not all of it."},
@@ -56,6 +66,7 @@ PyMODINIT_FUNC PyInit__hot(void)
 {
     PyObject *module = PyModule_Create(&definition);
 
+    home = PyInterpreterState_GetID(PyInterpreterState_Get());
     if (module != NULL && (add_types(module) < 0 || find_trio() < 0 || find_epoll() < 0))
         Py_CLEAR(module);
     return module;

@@ -14,7 +14,13 @@
 #define IOV_MAX_ 1024
 
 /* These two are deprecated, because they give no pin. Here the view is the pin, and the buffer
- * protocol itself is not in the limited API before 3.11. */
+ * protocol itself is not in the limited API before 3.11. The headers have not had them since 3.13,
+ * but they are in the stable ABI for good. */
+#if PY_VERSION_HEX >= 0x030D0000
+PyAPI_FUNC(int) PyObject_AsReadBuffer(PyObject *, const void **, Py_ssize_t *);
+PyAPI_FUNC(int) PyObject_AsWriteBuffer(PyObject *, void **, Py_ssize_t *);
+#endif
+
 static int find_address(PyObject *view, int writable, char **at, Py_ssize_t *length)
 {
 #pragma GCC diagnostic push

@@ -4,6 +4,8 @@
  */
 #include "hot.h"
 
+#include <string.h>
+
 PyTypeObject *ring_type;
 
 static PyObject *s_count_failure, *s_submit, *s_submit_whole;
@@ -16,6 +18,7 @@ typedef int (*write_entry)(void *ring, void *entry, void *at, unsigned length, u
 #define CQE_F_BUFFER 1
 #define CQE_F_MORE 2
 #define BUFFER_SHIFT 16
+#define FEW 64              /* completions that are copied to the stack */
 
 int add_to(PyObject *counts, int index, long long amount)
 {
@@ -46,7 +49,8 @@ static int write_pinned(Ring *ring, Operation *op)
 
     if (pinned == NULL)
         return 0;
-    if (put_into_table(ring, op) < 0) {
+    /* All that can fail comes first: once the entry is written, the kernel has the operation. */
+    if (add_to(ring->submitted, op->opcode, 1) < 0 || put_into_table(ring, op) < 0) {
         Py_DECREF(pinned);
         return -1;
     }
@@ -56,7 +60,7 @@ static int write_pinned(Ring *ring, Operation *op)
                                              (uint64_t)op->token);
     ring->unsubmitted++;
     op->born = ring->now;
-    return add_to(ring->submitted, op->opcode, 1) < 0 ? -1 : 1;
+    return 1;
 }
 
 /* As `_submit` of _ring/base.py, which does what is unusual. */
@@ -68,7 +72,7 @@ static PyObject *ring_submit(PyObject *self, PyObject *argument)
     int written;
 
     if (!PyObject_TypeCheck(argument, operation_type) || ring->unsubmitted >= ring->submit_max
-        || ring->ring_at == 0 || is_none(op->entry))
+        || ring->ring_at == 0 || is_none(op->entry) || op->entry_at == 0 || op->state == NULL)
         return PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
     state = submitted_after(op->state);
     if (state == NULL)
@@ -85,7 +89,7 @@ static PyObject *ring_submit(PyObject *self, PyObject *argument)
     return written < 0 ? NULL : PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
 }
 
-/* The operation of a token, taken out of the table. NULL without an exception: there is none. */
+/* The operation of a token, taken out of the table; KeyError: there is none. */
 static Operation *take_from_table(Ring *ring, long long token)
 {
     PyObject *key = PyLong_FromLongLong(token), *op;
@@ -184,11 +188,9 @@ static int check_promised(PyObject *ring, long long promised)
     return checked == NULL ? -1 : 0;
 }
 
-/* Takes completions out of the memory at `out_at`, where tu_turn has put them: token, res and flags
- * of each. */
-int collect_all(Ring *ring, int count, PyObject *done)
+/* Takes completions: token, res and flags of each. */
+static int collect_each(Ring *ring, int count, const int64_t *out, PyObject *done)
 {
-    const int64_t *out = (const int64_t *)(uintptr_t)ring->out_at + 2;
     long long promised = 0;
     int result = 0;
 
@@ -203,19 +205,39 @@ int collect_all(Ring *ring, int count, PyObject *done)
     return result < 0 ? -1 : check_promised((PyObject *)ring, promised);
 }
 
+/* Takes completions out of the memory at `out_at`, where tu_turn has put them. They are copied: when
+ * a buffer is let go, or Python called, a destructor may close a stream, which drains the ring. */
+int collect_all(Ring *ring, int count, PyObject *done)
+{
+    int64_t few[3 * FEW], *copy = few;
+    size_t bytes = 3 * sizeof *copy * (size_t)count;
+    int result;
+
+    if (count > FEW && (copy = PyMem_Malloc(bytes)) == NULL) {
+        (void)PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(copy, (const int64_t *)(uintptr_t)ring->out_at + 2, bytes);
+    result = collect_each(ring, count, copy, done);
+    if (copy != few)
+        PyMem_Free(copy);
+    return result;
+}
+
 static PyObject *ring_collect(PyObject *self, PyObject *arguments)
 {
     PyObject *done;
     int count;
 
-    if (!PyArg_ParseTuple(arguments, "iO:_collect_out", &count, &done)
+    if (!PyArg_ParseTuple(arguments, "iO!:_collect_out", &count, &PyList_Type, &done)
         || collect_all((Ring *)self, count, done) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
 /* Submits what is queued, in order, and takes it out of the queue. 0: something was not taken, or
- * is at fault. Python goes on from there, and finds out what. */
+ * is at fault. Python goes on from there, and finds out what. -1: an exception that is no fault of
+ * an operation: it comes from the handler of a signal. */
 int write_queue(Ring *ring, PyObject *queue)
 {
     PyObject *ops = PyDict_Keys(queue); /* a garbage collection may withdraw some */
@@ -233,18 +255,25 @@ int write_queue(Ring *ring, PyObject *queue)
             all = 0;
     }
     Py_XDECREF(ops);
-    PyErr_Clear();
+    if (!all && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            return -1;
+        PyErr_Clear();
+    }
     return all;
 }
 
 PyObject *write_queue_of(PyObject *module, PyObject *arguments)
 {
     PyObject *ring, *queue;
+    int written;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "O!O!:write_queue", ring_type, &ring, &PyDict_Type, &queue))
+    if (!PyArg_ParseTuple(arguments, "OO!:write_queue", &ring, &PyDict_Type, &queue))
         return NULL;
-    return PyBool_FromLong(write_queue((Ring *)ring, queue));
+    /* One of somebody else's class is asked by Python. */
+    written = PyObject_TypeCheck(ring, ring_type) ? write_queue((Ring *)ring, queue) : 0;
+    return written < 0 ? NULL : PyBool_FromLong(written);
 }
 
 static int ring_traverse(PyObject *self, visitproc visit, void *arg)

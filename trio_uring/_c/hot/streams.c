@@ -39,7 +39,7 @@ static int is_in_use(PyObject *waiter)
 {
     Operation *op = (Operation *)waiter;
 
-    return !PyObject_TypeCheck(waiter, operation_type) || op->task != NULL
+    return !PyObject_TypeCheck(waiter, operation_type) || !is_none(op->task)
         || op->opcode == OP_POLL_ADD || is_in_kernel(op) != 0;
 }
 
@@ -139,17 +139,19 @@ static Operation *find_operation(Direction *way, int kind, int lent)
     return (Operation *)op;
 }
 
-/* One buffer of a list as the operation has it, and its length. NULL: it is unusual. */
+/* One buffer of a list as the operation has it. NULL: it is unusual, or is too much. */
 static PyObject *look_at_item(PyObject *item, Py_ssize_t *total)
 {
     PyObject *looked;
-    Py_ssize_t length;
+    Py_ssize_t length = 0;
     char *at;
 
     if (!PyBytes_CheckExact(item) && !PyByteArray_CheckExact(item) && !PyMemoryView_Check(item))
         return NULL;
     looked = pin_buffer(item, 0, &at, &length);
     *total += length;
+    if (*total > VECTOR_BYTES_MAX)
+        Py_CLEAR(looked);
     return looked;
 }
 
@@ -158,19 +160,22 @@ static PyObject *look_at_list(PyObject *data, Py_ssize_t *total)
 {
     int is_list = PyList_CheckExact(data);
     Py_ssize_t count = is_list ? PyList_Size(data) : PyTuple_Size(data);
-    PyObject *items = count <= IOV_MAX_ ? PyTuple_New(count) : NULL, *item;
+    PyObject *items = count <= IOV_MAX_ ? PyTuple_New(count) : NULL, *item, *looked;
 
     *total = 0;
     for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
         item = is_list ? PyList_GetItem(data, i) : PyTuple_GetItem(data, i);
-        item = item == NULL ? NULL : look_at_item(item, total);
-        if (item == NULL || PyTuple_SetItem(items, i, item) < 0 || *total > VECTOR_BYTES_MAX)
+        Py_XINCREF(item); /* a garbage collection may take it out of the list */
+        looked = item == NULL ? NULL : look_at_item(item, total);
+        Py_XDECREF(item);
+        if (looked == NULL || PyTuple_SetItem(items, i, looked) < 0)
             Py_CLEAR(items);
     }
     return items;
 }
 
-/* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual. */
+/* What the operation moves, as it keeps it; `call->length` bytes. NULL: it is unusual, or an error
+ * that comes from elsewhere (a signal, while code of Python exports a buffer). */
 static PyObject *look_at_data(Call *call)
 {
     PyObject *looked = NULL;
@@ -188,11 +193,12 @@ static PyObject *look_at_data(Call *call)
     }
     if (looked != NULL && (call->length <= 0 || call->length > LENGTH_MAX))
         Py_CLEAR(looked);
-    PyErr_Clear();
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
+        PyErr_Clear();
     return looked;
 }
 
-/* Tells the operation what it moves, and takes over the reference to `data`. */
+/* Tells the operation what it moves. */
 static void load(Call *call, Direction *way, Operation *op, PyObject *data)
 {
     op->start = 0;
@@ -201,19 +207,23 @@ static void load(Call *call, Direction *way, Operation *op, PyObject *data)
         op->length = way->size < call->length ? way->size : call->length;
         return;
     }
+    Py_INCREF(data);
+    put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
     if (call->kind == INTO) {
         Py_INCREF(data);
         put(&op->memory, data);
     } else if (!call->method->lent) {
         way->sent = 0;
     }
-    put(call->kind == SEND_MANY ? &op->buffers : &op->buffer, data);
+    /* It is borrowed until the call returns: what is left after a short write must not have changed
+     * in size, nor may the list have changed. */
+    Py_INCREF(data);
+    put(&call->data, data);
 }
 
 /* Takes the direction. */
 static void take(Call *call, Direction *way, Operation *op, PyObject *data)
 {
-    load(call, way, op, data);
     Py_INCREF(op);
     call->op = op;
     Py_INCREF(way);
@@ -225,47 +235,66 @@ static void take(Call *call, Direction *way, Operation *op, PyObject *data)
     } else {
         way->held = 1;
     }
+    load(call, way, op, data);
 }
 
 /* Queues the operation for the ring, and takes the direction. Returns what to yield. */
-static PyObject *queue(Call *call, Direction *way, Operation *op, Engine *engine, PyObject *data)
+static PyObject *queue(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
 {
-    PyObject *task = current_task();
-
-    if (task == NULL || PyDict_SetItem(engine->queue, (PyObject *)op, Py_None) < 0) {
-        Py_XDECREF(task);
-        Py_XDECREF(data);
+    if (PyDict_SetItem(((Engine *)op->engine)->queue, (PyObject *)op, Py_None) < 0)
         return NULL;
-    }
+    Py_INCREF(task);
     put(&op->task, task);
     take(call, way, op, data);
     return parked_message(op);
+}
+
+/* Makes the operation, if the direction is free still: code of Python may have run since that was
+ * found, if only in a garbage collection. */
+static PyObject *make(Call *call, Direction *way, Operation *op, PyObject *task, PyObject *data)
+{
+    Engine *engine = find_engine(way, op, call->method->lent);
+
+    if (engine == NULL || op->owed || !is_free(way, call->method->lent))
+        return NULL;
+    if (!PyObject_TypeCheck((PyObject *)engine, ready_type))
+        return queue(call, way, op, task, data);
+    take(call, way, op, data);
+    return begin_by_call(call, (Ready *)engine);
+}
+
+/* As `begin`, with what has been looked at. Returns what to yield. */
+static PyObject *begin_with(Call *call, PyObject *task, PyObject *data)
+{
+    Direction *way = find_way(call);
+    Operation *op = way == NULL ? NULL : find_operation(way, call->kind, call->method->lent);
+    PyObject *message = NULL;
+
+    if (op != NULL) {
+        Py_INCREF(op);
+        message = make(call, way, op, task, data);
+        Py_DECREF(op);
+    }
+    Py_XDECREF(way);
+    return message;
 }
 
 /* Takes the direction, and queues the operation or makes its first attempt. In `message`: what to
  * yield. 1: done; 0: unusual, and Python's; -1: an error. */
 int begin(Call *call, PyObject **message)
 {
-    Direction *way;
-    Operation *op;
-    Engine *engine;
-    PyObject *data = NULL;
+    PyObject *data = NULL, *task;
 
     *message = NULL;
     if (call->kind != RECEIVE && (data = look_at_data(call)) == NULL)
-        return 0;
-    way = find_way(call);
-    op = way == NULL ? NULL : find_operation(way, call->kind, call->method->lent);
-    engine = op == NULL ? NULL : find_engine(way, op, call->method->lent);
-    if (engine == NULL) {
-        Py_XDECREF(data);
-    } else if (PyObject_TypeCheck((PyObject *)engine, ready_type)) {
-        take(call, way, op, data);
-        *message = begin_by_call(call, (Ready *)engine);
-    } else {
-        *message = queue(call, way, op, engine, data);
-    }
-    Py_XDECREF(way);
+        return PyErr_Occurred() ? -1 : 0;
+    task = current_task();
+    if (task == NULL)
+        PyErr_Clear(); /* Python says what is wrong */
+    else
+        *message = begin_with(call, task, data);
+    Py_XDECREF(task);
+    Py_XDECREF(data);
     if (call->way != NULL)
         return 1;
     return PyErr_Occurred() ? -1 : 0;
