@@ -228,6 +228,7 @@ class Direction(DirectionFields):
 
     # -- operations
 
+    @enable_ki_protection  # the accelerator calls it from the caller's own frame
     def operation(self, name: int) -> TaskOperation:
         """Makes an operation for the engine that uses the descriptor, and keeps it under `name`."""
         lease = self._lease()

@@ -20,7 +20,7 @@ PyObject *adapt;   /* of _descriptors/provided.py */
 /* The keys of a direction's operations; of those for calls of the socket itself: ~kind. */
 static PyObject *keys[KINDS], *lent_keys[KINDS];
 static PyObject *empty, *s_receiving, *s_sending, *s_lease_receiving, *s_lease_sending;
-static PyObject *s_own_lease, *s_owner, *s_sock;
+static PyObject *s_own_lease, *s_operation, *s_owner, *s_sock;
 
 /* -- beginning */
 
@@ -128,11 +128,23 @@ static Engine *find_engine(Direction *way, Operation *op, int lent)
     return usual > 0 ? (Engine *)op->engine : NULL;
 }
 
+/* Has Python make the operation, which the direction keeps. NULL: unusual, or an error. */
+static PyObject *make_operation(Direction *way, PyObject *key, int lent)
+{
+    PyObject *op = PyObject_CallMethodObjArgs((PyObject *)way, s_operation, key, NULL);
+
+    Py_XDECREF(op);
+    /* A garbage collection may have changed the direction. */
+    return op != NULL && is_free(way, lent) ? PyDict_GetItemWithError(way->operations, key) : NULL;
+}
+
 static Operation *find_operation(Direction *way, int kind, int lent)
 {
     PyObject *key = lent ? lent_keys[kind] : keys[kind];
     PyObject *op = PyDict_GetItemWithError(way->operations, key);
 
+    if (op == NULL && !PyErr_Occurred())
+        op = make_operation(way, key, lent);
     if (op == NULL || !PyObject_TypeCheck(op, operation_type) || ((Operation *)op)->owed
         || (kind == RECEIVE && ((Operation *)op)->group == NO_GROUP))
         return NULL;
@@ -369,7 +381,7 @@ int make_streams(void)
     const Name names[] = {
         {&s_receiving, "_receiving"}, {&s_sending, "_sending"},
         {&s_lease_receiving, "receiving"}, {&s_lease_sending, "sending"},
-        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_sock, "_sock"},
+        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_operation, "operation"}, {&s_sock, "_sock"},
     };
 
     for (int kind = 0; kind < KINDS; kind++) {
