@@ -32,17 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo import bounded_runs, bounded_seconds, choose_cores
-from echo_run import (
-    GRACE_SECONDS,
-    START_SECONDS_MAX,
-    Child,
-    Cores,
-    CpuClock,
-    RunError,
-    has_ring,
-    stray_threads,
-)
+from trio_uring._bench.clocks import Cores, CpuClock, choose_cores, stray_threads
+from trio_uring._bench.options import bounded_rounds, bounded_seconds
+from trio_uring._bench.processes import GRACE_SECONDS, START_SECONDS_MAX, Child, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,6 +226,18 @@ class Figures:
     """Of its core that the server used."""
 
 
+def has_ring(pid: int) -> bool:
+    """Whether a process has an io_uring open, whatever its library says: a fallback to epoll must
+    not go unseen."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(fd) == "anon_inode:[io_uring]":
+                return True
+        except FileNotFoundError:
+            continue  # it was closed while it was looked at
+    return False
+
+
 def run_once(program: str, side: str, arguments: argparse.Namespace, cores: Cores) -> Figures:
     command = [sys.executable, __file__, "--server", program, side]
     load = LOADS[program]
@@ -301,7 +305,7 @@ def parse_arguments() -> argparse.Namespace:
         "--connections", type=int, default=64, help="connections at the same time (default: 64)"
     )
     parser.add_argument(
-        "--runs", type=bounded_runs, default=5, help="runs of each side (default: 5)"
+        "--runs", type=bounded_rounds, default=5, help="runs of each side (default: 5)"
     )
     parser.add_argument(
         "--seconds",

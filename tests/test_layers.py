@@ -34,7 +34,7 @@ ROOMS = [
     {"testing"},
     {"__init__"},
     {"prometheus", "pytest_plugin"},
-    {"_demo", "_cli"},
+    {"_demo", "_cli", "_bench"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}

@@ -1,7 +1,7 @@
-"""The command line: `python -m trio_uring demo`, `info`, `--version`.
+"""The command line: `python -m trio_uring demo`, `bench`, `info`, `--version`.
 
 Rules of this file: it parses arguments and reports errors, one sentence for each; the work is done
-in _demo/demo.py and _cli/info.py.
+in _demo/demo.py, _bench/command.py and _cli/info.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from ._bench import command as bench
+from ._bench.options import add_arguments
 from ._cli.info import describe
 from ._demo.demo import DemoError, run
 
@@ -60,6 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
         "verify every checksum and compare the two"
     )
     _add_demo(commands.add_parser("demo", help=what, description=f"{what[0].upper()}{what[1:]}."))
+    what = (
+        "measure servers of trio_uring, trio, asyncio and C under the same load, side by side, and "
+        "write tables and plots"
+    )
+    add_arguments(
+        commands.add_parser("bench", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    )
     return parser
 
 
@@ -104,12 +113,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(describe()))
         return 0
     try:
-        return run(arguments)
+        return bench.run(arguments) if arguments.command == "bench" else run(arguments)
     except DemoError as exc:
         print(f"python -m trio_uring demo: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("python -m trio_uring demo: interrupted", file=sys.stderr)
+        print(f"python -m trio_uring {arguments.command}: interrupted", file=sys.stderr)
         return 130
 
 

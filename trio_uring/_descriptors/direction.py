@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from .._accelerator import hot
 from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import NO_GROUP, POSITION
 from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
+from .fields import DirectionFields
 from .provided import OWN_SIZE, use_first
 
 if TYPE_CHECKING:
@@ -83,21 +83,7 @@ class Verdict(enum.Enum):
     ERROR = enum.auto()
 
 
-if TYPE_CHECKING or hot is None:
-
-    class _Fields:
-        """The fields of a direction that the accelerator has in C."""
-
-        __slots__ = (
-            "closes_alone", "ended", "fd", "fileno", "held", "is_socket", "kept", "left", "lends",
-            "operations", "sent", "size", "streak", "waiter",
-        )  # fmt: skip
-
-else:
-    _Fields = hot.Direction
-
-
-class Direction(_Fields):
+class Direction(DirectionFields):
     """One direction of a descriptor.
 
     Args:
@@ -123,9 +109,7 @@ class Direction(_Fields):
         size, streak: see `provided`.
     """
 
-    __slots__ = (
-        "__weakref__", "_lease", "closed", "owner", "receiving", "told",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_lease", "closed", "owner", "receiving", "told")
 
     def __init__(
         self, lease: Whole, fileno: Callable[[], int], receiving: bool, is_socket: bool

@@ -71,6 +71,8 @@ STEPS: dict[State, tuple[State, ...]] = {
 for _state, _reachable in STEPS.items():
     for _next in _reachable:
         setattr(_state, _next.name.lower(), _next)
+if hot is not None:
+    hot.use_states(NEW, SUBMITTED, CANCELLING, DONE)
 
 
 if TYPE_CHECKING or hot is None:

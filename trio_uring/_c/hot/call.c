@@ -1,9 +1,9 @@
 /* A call of a stream or socket, as an awaitable: what `await stream.receive_some()` awaits.
  *
  * It does what most calls are: take the direction, queue the operation, park, return the result.
- * Whatever is unusual, from the beginning (busy, closed, another thread, bytes that were kept) or at
- * the end (an error, a short write), it leaves to the coroutine functions in Python, which it then
- * awaits on behalf of its caller. So every rule about the unusual is written once, there.
+ * Whatever is unusual, from the beginning (busy, closed, another thread, bytes that were kept) or
+ * at the end (an error, a short write), it leaves to the coroutine functions in Python, which it
+ * then awaits on behalf of its caller. So every rule about the unusual is written once, there.
  *
  *     FRESH   nothing was done: as with a coroutine, a call does nothing before it is awaited
  *     PARKED  it holds its direction, and waits for its operation
@@ -98,8 +98,9 @@ static PySendResult start(Call *call, PyObject **result)
     return PYGEN_NEXT;
 }
 
-/* The outcome is the operation, but for two cases. It is trio's own if the abort has succeeded, and
- * raises Cancelled. And whoever drives the call by hand may have unwrapped the operation already. */
+/* The outcome is the operation, but for two cases. It is trio's own if the abort has succeeded,
+ * and raises Cancelled. And whoever drives the call by hand may have unwrapped the operation
+ * already. */
 static int take_outcome(Call *call, PyObject *outcome)
 {
     PyObject *unwrapped;

@@ -4,7 +4,7 @@
  *
  *     task.c       what trio's reschedule() does
  *     operation.c  an operation: its fields and its result        _driver/operation.py
- *     fields.c     the fields of a direction and of an engine     _descriptors, _driver/ring_side.py
+ *     fields.c     the fields of directions and engines          _descriptors, _driver/ring_side.py
  *     ring.c       a ring: entries and completions                _ring/base.py
  *     pins.c       what entries point at                          _ring/entries.py
  *     loop.c       a pass of the loop                             _driver/loop.py
@@ -35,6 +35,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A coroutine, and its method `send`. */
+typedef struct {
+    PyObject *coro, *send;
+} Sender;
+
 /* An operation, as in _ring/op.py and _driver/operation.py. */
 typedef struct {
     PyObject_HEAD
@@ -42,6 +47,7 @@ typedef struct {
     PyObject *task;         /* waits for the completion */
     PyObject *then;         /* is called with the completion */
     PyObject *raise_cancel; /* of a cancellation that was asked for, or a refusal */
+    Sender sender;          /* of the last task */
     PyObject *message;      /* WaitTaskRescheduled(self.abort); made once, unlinked by the owner */
     PyObject *state;        /* NEW, SUBMITTED, CANCELLING, DONE */
     PyObject *buffer;       /* held until the completion */
@@ -131,7 +137,7 @@ PyObject *find_slot(PyObject *module, const char *owner, const char *name);
 PyObject *slot_get(PyObject *descriptor, PyObject *object);
 int slot_set(PyObject *descriptor, PyObject *object, PyObject *value);
 PyObject *current_task(void);
-int reschedule(PyObject *task, PyObject *outcome);
+int reschedule(PyObject *task, PyObject *outcome, Sender *kept);
 int is_cancelled(PyObject *task);
 
 /* epoll.c */
@@ -144,6 +150,9 @@ int set_flags(PyObject *waiters, long flags);
 /* operation.c */
 extern PyTypeObject *operation_type;
 int make_operation_type(void);
+PyObject *use_states(PyObject *module, PyObject *arguments);
+PyObject *submitted_after(PyObject *state);
+PyObject *done_after(PyObject *state);
 int is_in_kernel(Operation *op);
 int take_result(Operation *op);
 PyObject *parked_message(Operation *op);

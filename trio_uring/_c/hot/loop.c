@@ -5,8 +5,9 @@
  * (`Ring.turn_at`), so that tests can put one in its place that injects faults.
  *
  * Rules of this file: a pass that is unusual (an errand, a cancel, a descriptor to be closed, a
- * full queue, a kernel that is short of resources, a signal) is handed to Python, from the beginning
- * or between two enters. So nothing may be lost in between: what was drained is in `engine.done`.
+ * full queue, a kernel that is short of resources, a signal) is handed to Python, from the
+ * beginning or between two enters. So nothing may be lost in between: what was drained is in
+ * `engine.done`.
  */
 #include "hot.h"
 

@@ -244,7 +244,8 @@ static int put_into(PyObject *class, Method *method)
 }
 
 /* use_methods(phase, adapt, receive_side, send_side): puts the methods of streams into their
- * classes, in the place of those in Python. Operations begin while their engine is in that phase. */
+ * classes, in the place of those in Python. Operations begin while their engine is in that phase.
+ */
 PyObject *use_methods(PyObject *module, PyObject *arguments)
 {
     PyObject *receive_side, *send_side, *phase, *function;

@@ -26,7 +26,8 @@ static int add_type(PyObject *module, const char *name, PyTypeObject *type)
 static int add_types(PyObject *module)
 {
     if (make_operation_type() < 0 || make_field_types() < 0 || make_ring_type() < 0
-        || make_loop_type() < 0 || make_ready_type() < 0 || make_call_type() < 0 || make_streams() < 0 || make_methods() < 0)
+        || make_loop_type() < 0 || make_ready_type() < 0 || make_call_type() < 0
+        || make_streams() < 0 || make_methods() < 0)
         return -1;
     if (add_type(module, "Operation", operation_type) < 0
         || add_type(module, "Direction", direction_type) < 0
@@ -40,6 +41,7 @@ static int add_types(PyObject *module)
 
 static PyMethodDef functions[] = {
     {"finish_all", finish_all, METH_O, "Finishes operations. True: a task was woken."},
+    {"use_states", use_states, METH_VARARGS, "Tells C the states of an operation."},
     {"write_queue", write_queue_of, METH_VARARGS, "Submits what is queued. False: not all of it."},
     {"use_methods", use_methods, METH_VARARGS, "Gives streams their methods in C."},
     {"use_socket_methods", use_socket_methods, METH_O, "Gives sockets their methods in C."},

@@ -10,23 +10,52 @@
 
 PyTypeObject *operation_type;
 
-static PyObject *s_abort, *s_unwrap, *s_in_kernel;
+static PyObject *s_abort, *s_unwrap;
 
 /* -- an operation's result */
 
-/* Whether the kernel may still have it: `self.state.in_kernel`. */
+/* -- its states, see _ring/op.py */
+
+static PyObject *state_new, *state_submitted, *state_cancelling, *state_done;
+static PyObject *s_submitted, *s_done;
+
+/* use_states(NEW, SUBMITTED, CANCELLING, DONE) */
+PyObject *use_states(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "OOOO:use_states", &state_new, &state_submitted,
+                          &state_cancelling, &state_done))
+        return NULL;
+    Py_INCREF(arguments); /* for ever, and so the states */
+    Py_RETURN_NONE;
+}
+
+static PyObject *new_reference(PyObject *object)
+{
+    Py_INCREF(object);
+    return object;
+}
+
+/* The state after this step, or an exception: `state.submitted`. */
+PyObject *submitted_after(PyObject *state)
+{
+    if (state == state_new || state == state_done)
+        return new_reference(state_submitted);
+    return PyObject_GetAttr(state, s_submitted);
+}
+
+/* The same: `state.done`. */
+PyObject *done_after(PyObject *state)
+{
+    if (state == state_submitted || state == state_cancelling)
+        return new_reference(state_done);
+    return PyObject_GetAttr(state, s_done);
+}
+
+/* Whether the kernel may still have it: `op.state.in_kernel`. */
 int is_in_kernel(Operation *op)
 {
-    PyObject *flag;
-    int result = -1;
-
-    if (op->state == NULL)
-        return 0;
-    flag = PyObject_GetAttr(op->state, s_in_kernel);
-    if (flag != NULL)
-        result = PyObject_IsTrue(flag);
-    Py_XDECREF(flag);
-    return result;
+    return op->state == state_submitted || op->state == state_cancelling;
 }
 
 static int raise_from(PyObject *raise_cancel)
@@ -44,17 +73,14 @@ static int raise_from(PyObject *raise_cancel)
 int take_result(Operation *op)
 {
     PyObject *raise_cancel = op->raise_cancel;
-    int in_kernel, result = 0;
+    int result = 0;
 
     if (is_none(raise_cancel)) {
         op->owed = 0;
         return 0;
     }
     /* If the driver has failed, the task gets this before the kernel is done with it. */
-    in_kernel = is_in_kernel(op);
-    if (in_kernel < 0)
-        return -1;
-    op->owed = (char)in_kernel;
+    op->owed = (char)is_in_kernel(op);
     op->raise_cancel = NULL;
     if (op->res == -ECANCELED)
         result = raise_from(raise_cancel);
@@ -87,7 +113,7 @@ static PyObject *op_finish(PyObject *self, PyObject *ignored)
     if (task == NULL || task == Py_None)
         Py_RETURN_FALSE;
     op->task = NULL;
-    result = reschedule(task, self);
+    result = reschedule(task, self, &op->sender);
     Py_DECREF(task);
     if (result < 0)
         return NULL;
@@ -184,8 +210,12 @@ static PyObject *op_close(PyObject *self, PyObject *ignored)
 
 static PyObject *op_unlink(PyObject *self, PyObject *ignored)
 {
+    Operation *op = (Operation *)self;
+
     (void)ignored;
-    Py_CLEAR(((Operation *)self)->message);
+    Py_CLEAR(op->message);
+    Py_CLEAR(op->sender.coro);
+    Py_CLEAR(op->sender.send);
     Py_RETURN_NONE;
 }
 
@@ -201,6 +231,8 @@ static int op_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(op->then);
     Py_VISIT(op->raise_cancel);
     Py_VISIT(op->message);
+    Py_VISIT(op->sender.coro);
+    Py_VISIT(op->sender.send);
     Py_VISIT(op->state);
     Py_VISIT(op->buffer);
     Py_VISIT(op->buffers);
@@ -220,6 +252,8 @@ static int op_clear(PyObject *self)
     Py_CLEAR(op->then);
     Py_CLEAR(op->raise_cancel);
     Py_CLEAR(op->message);
+    Py_CLEAR(op->sender.coro);
+    Py_CLEAR(op->sender.send);
     Py_CLEAR(op->state);
     Py_CLEAR(op->buffer);
     Py_CLEAR(op->buffers);
@@ -314,7 +348,9 @@ PyObject *finish_all(PyObject *module, PyObject *done)
 
 int make_operation_type(void)
 {
-    const Name names[] = {{&s_abort, "abort"}, {&s_unwrap, "unwrap"}, {&s_in_kernel, "in_kernel"}};
+    const Name names[] = {
+        {&s_abort, "abort"}, {&s_unwrap, "unwrap"}, {&s_submitted, "submitted"}, {&s_done, "done"},
+    };
 
     if (make_names(names, COUNT(names)) < 0)
         return -1;

@@ -186,7 +186,8 @@ static void stop_waiting(Ready *engine, Operation *op)
     PyErr_Clear();
 }
 
-/* Parks the task until its direction may be ready. Returns what to yield. NULL: trio has to do it. */
+/* Parks the task until its direction may be ready. Returns what to yield. NULL: trio has to do
+ * it. */
 static PyObject *wait_in_epoll(Call *call, Ready *engine)
 {
     Operation *op = call->op;

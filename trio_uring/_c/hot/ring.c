@@ -6,7 +6,7 @@
 
 PyTypeObject *ring_type;
 
-static PyObject *s_submitted, *s_done, *s_count_failure, *s_submit, *s_submit_whole;
+static PyObject *s_count_failure, *s_submit, *s_submit_whole;
 
 /* -- the ring's part: writing an entry, and taking completions */
 
@@ -70,7 +70,7 @@ static PyObject *ring_submit(PyObject *self, PyObject *argument)
     if (!PyObject_TypeCheck(argument, operation_type) || ring->unsubmitted >= ring->submit_max
         || ring->ring_at == 0 || is_none(op->entry))
         return PyObject_CallMethodObjArgs(self, s_submit, argument, NULL);
-    state = PyObject_GetAttr(op->state, s_submitted);
+    state = submitted_after(op->state);
     if (state == NULL)
         return NULL;
     before = op->state;
@@ -148,7 +148,7 @@ static int collect_one(Ring *ring, long long token, int res, unsigned flags, PyO
 
     if (op == NULL)
         return -1;
-    state = PyObject_GetAttr(op->state, s_done);
+    state = done_after(op->state);
     if (PyList_Append(done, (PyObject *)op) == 0 && state != NULL) {
         op->res = res;
         put(&op->state, state);
@@ -332,8 +332,7 @@ static PyType_Spec ring_spec = {
 int make_ring_type(void)
 {
     const Name names[] = {
-        {&s_submitted, "submitted"}, {&s_done, "done"}, {&s_count_failure, "count_failure"},
-        {&s_submit, "_submit"}, {&s_submit_whole, "submit"},
+        {&s_count_failure, "count_failure"}, {&s_submit, "_submit"}, {&s_submit_whole, "submit"},
     };
 
     if (make_names(names, COUNT(names)) < 0)

@@ -1,7 +1,8 @@
 /* How a call of a stream or socket begins, and what it returns.
  *
  * Rules of this file: `begin` changes nothing unless it goes all the way. What it checks is what
- * `Direction.take`, `Direction.lend` and `Engine.perform` check; what it does not understand is unusual.
+ * `Direction.take`, `Direction.lend` and `Engine.perform` check; what it does not understand is
+ * unusual.
  */
 #include "hot.h"
 

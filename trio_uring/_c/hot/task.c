@@ -85,13 +85,31 @@ static int reschedule_in_python(PyObject *runner, PyObject *task, PyObject *outc
     return done == NULL ? -1 : 0;
 }
 
-int reschedule(PyObject *task, PyObject *outcome)
+/* The coroutine's `send`, new. A bound method is an object that the garbage collector counts: with
+ * one for each task that a pass wakes, 700 tasks would start a collection. So it is kept. */
+static PyObject *get_send(PyObject *coro, Sender *kept)
+{
+    PyObject *send;
+
+    if (kept->coro != coro) {
+        send = PyObject_GetAttr(coro, s_send);
+        if (send == NULL)
+            return NULL;
+        put(&kept->send, send);
+        Py_INCREF(coro);
+        put(&kept->coro, coro);
+    }
+    Py_INCREF(kept->send);
+    return kept->send;
+}
+
+int reschedule(PyObject *task, PyObject *outcome, Sender *kept)
 {
     PyObject *coro = slot_get(d_coro, task), *send = NULL, *runner = slot_get(d_runner, task);
     int result = -1, guest = is_set(d_is_guest, runner);
 
     if (coro != NULL && guest == 0)
-        send = PyObject_GetAttr(coro, s_send);
+        send = get_send(coro, kept);
     if (guest > 0)
         result = reschedule_in_python(runner, task, outcome);
     else if (send != NULL && slot_set(d_next_send_fn, task, send) == 0
@@ -118,8 +136,8 @@ static int count_cancel_point(PyObject *task)
     return result;
 }
 
-/* checkpoint_if_cancelled(): 1 if it would raise Cancelled, or perhaps KeyboardInterrupt; then it is
- * to be called. -1: an exception. */
+/* checkpoint_if_cancelled(): 1 if it would raise Cancelled, or perhaps KeyboardInterrupt; then it
+ * is to be called. -1: an exception. */
 int is_cancelled(PyObject *task)
 {
     PyObject *status = slot_get(d_cancel_status, task), *runner = NULL;
@@ -211,7 +229,8 @@ int find_trio(void)
         checkpoint_message = PyObject_GetAttrString(traps, "CancelShieldedCheckpoint");
         run_context = PyObject_GetAttrString(run, "GLOBAL_RUN_CONTEXT");
     }
-    if (trio_message != NULL && checkpoint_message != NULL && run_context != NULL && make_names(names, COUNT(names)) == 0
+    if (trio_message != NULL && checkpoint_message != NULL && run_context != NULL
+        && make_names(names, COUNT(names)) == 0
         && find_slot_type() == 0)
         result = find_slots(run);
     Py_XDECREF(run);

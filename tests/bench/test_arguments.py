@@ -1,0 +1,123 @@
+"""What can be asked for: arguments, names of workloads, peers.
+
+Rules of this file: nothing is measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.command import no_ring
+
+from trio_uring import __main__
+from trio_uring._bench import command, peers
+from trio_uring._bench.options import plan_of, workloads_of
+from trio_uring._bench.peers import PEERS, choose
+from trio_uring._bench.workloads import GROUPS, Server, expand, parse
+
+pytestmark = pytest.mark.no_ring
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "nobody"], "nobody"),
+        (["--workloads", "50by1K"], "'50by1K' is no workload"),
+        (["--workloads", "0x1K"], "from 1 to 20000 connections"),
+        (["--workloads", "99999x1K"], "from 1 to 20000 connections"),
+        (["--workloads", "1x0"], "messages from 1 byte"),
+        (["--workloads", "1x65M"], "messages from 1 byte"),
+        (["--workloads", "list0-1x64"], "lists from 1"),
+        (["--rounds", "0"], "from 1 to 1000"),
+        (["--seconds", "0.01"], "from 0.05 to 600 seconds"),
+        (["--seconds", "nan"], "from 0.05 to 600 seconds"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        __main__.main(["bench", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_asked_for_by_default_and_in_a_hurry() -> None:
+    parser = __main__.make_parser()
+    whole, quick = (parser.parse_args(["bench", *more]) for more in ([], ["--quick"]))
+    assert tuple(workloads_of(whole)) == GROUPS["default"]
+    assert tuple(workloads_of(quick)) == GROUPS["quick"]
+    assert plan_of(quick).rounds < plan_of(whole).rounds
+    chosen = parser.parse_args(
+        ["bench", "--quick", "--rounds", "9", "--seconds", "2", "--seed", "5"]
+    )
+    plan = plan_of(chosen)
+    assert (plan.rounds, plan.seconds, plan.seed) == (9, 2.0, 5)
+
+
+def test_a_run_can_be_repeated_by_the_command_that_it_reports() -> None:
+    arguments = __main__.make_parser().parse_args(["bench", "--quick"])
+    plan = plan_of(arguments)
+    line = command.command_line(arguments, plan, ["trio", "c"])
+    again = __main__.make_parser().parse_args(line.split()[3:])
+    assert plan_of(again) == plan
+    assert again.peers == ["trio", "c"]
+    assert workloads_of(again) == workloads_of(arguments)
+
+
+def test_names_of_workloads() -> None:
+    assert parse("50x1K").load_arguments() == [
+        "mode", "0", "connections", "50", "bytes", "1024", "depth", "1",
+    ]  # fmt: skip
+    answers = parse("list16-4x64")
+    assert answers.server == Server("list", 16)
+    assert answers.load_arguments()[-2:] == ["reply", "1024"]
+    assert parse("pipelined-2x1M").load_arguments()[-1] == "16"
+    assert parse("in-1x64K").unit == "MiB"
+    assert parse("1x1K").one_core
+    assert not parse("out-1x64K").one_core
+    assert (parse("scopes-1x64").server.mode, parse("connect-1x64").server.mode) == (
+        "scopes",
+        "echo",
+    )
+    assert parse("idle-10000").connections == 10_000
+    assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
+
+
+def test_every_group_can_be_measured() -> None:
+    for names in GROUPS.values():
+        assert [each.name for each in expand(list(names))] == list(dict.fromkeys(names))
+
+
+def test_peers_that_are_not_installed_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == "trio" else None)
+    here, skipped = choose(["trio", "uvloop", "c", "trio"])
+    assert [peer.name for peer in here] == ["trio", "c"]
+    assert skipped == {"uvloop": "uvloop is not installed"}
+
+
+def test_without_io_uring_only_readiness_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "open_uring", no_ring)
+    here, skipped = choose(["ring", "readiness", "python", "trio"])
+    assert [peer.name for peer in here] == ["readiness", "trio"]
+    assert skipped == dict.fromkeys(
+        ["ring", "python"], "io_uring_setup failed with EPERM: forbidden by a test"
+    )
+
+
+def test_commands_of_servers() -> None:
+    floor = Path("floor")
+    assert PEERS["c"].command(Server("echo"), floor) == ["floor"]
+    words = PEERS["uvloop-protocol"].command(Server("list", 16), floor)
+    assert Path(words[1]).exists()
+    assert words[2:] == ["uvloop", "protocol", "list", "16"]
+    assert "scopes" not in PEERS["asyncio"].modes
+
+
+def test_elsewhere_it_says_why_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert __main__.main(["bench"]) == 2
+    assert "only Linux" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The figures to reach: the one place where limits are.
+
+Rules of this file: a limit is of a ratio, and less is better. Ratios of CPU time are of minima of
+the same run. What was not measured, or in disturbed rounds
+only, is neither reached nor missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .figures import Results
+
+CPU = "cpu_us_min"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit, and where its figure comes from.
+
+    Attributes:
+        name: what is compared with what.
+        limit: what the ratio must not exceed.
+        figure: the ratio of some results; a KeyError means that it was not measured.
+        command: what measures it, if this command does not.
+    """
+
+    name: str
+    limit: float
+    figure: Callable[[Results], float]
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was measured; `measured` is None where it was not."""
+
+    target: Target
+    measured: float | None
+
+    @property
+    def outcome(self) -> str:
+        if self.measured is None:
+            return f"by {self.target.command}" if self.target.command else "not measured"
+        return "reached" if self.measured <= self.target.limit else "missed"
+
+
+def _against(workload: str, peer: str, baseline: str, limit: float) -> Target:
+    def figure(results: Results) -> float:
+        pair = [results[workload][name] for name in (peer, baseline)]
+        if any(each.get("rounds") == 0 for each in pair):
+            raise KeyError("every round was disturbed")
+        return pair[0][CPU] / pair[1][CPU]
+
+    return Target(f"{workload}: {peer} / {baseline}", limit, figure)
+
+
+def _added_by_scopes(results: Results) -> float:
+    plain, scopes = results["50x1K"], results["scopes-50x1K"]
+    added = {peer: scopes[peer][CPU] - plain[peer][CPU] for peer in ("ring", "trio")}
+    return added["ring"] / added["trio"]
+
+
+def _memory(results: Results) -> float:
+    idle = results["idle-10000"]
+    return idle["ring"]["memory_bytes"] / idle["trio"]["memory_bytes"]
+
+
+def _active(results: Results) -> float:
+    ring = results["idle-10000"]["ring"]
+    return ring["active_us"] / ring["alone_us"]
+
+
+def _elsewhere(name: str, limit: float, script: str) -> Target:
+    def figure(results: Results) -> float:
+        raise KeyError(name)
+
+    return Target(name, limit, figure, f"benchmarks/{script}.py")
+
+
+_ECHOES = {  # against trio, uvloop's streams, and C
+    "1x1K": (0.60, 1.20, None),
+    "50x1K": (0.42, 0.80, 1.50),
+    "500x1K": (0.42, 0.75, 1.60),
+    "5000x1K": (0.45, 0.80, None),
+    "16x64K": (0.70, 0.72, 1.40),
+    "1x1M": (0.60, 0.40, 1.50),
+}
+TARGETS = (
+    *(
+        _against(workload, "ring", baseline, limit)
+        for workload, limits in _ECHOES.items()
+        for baseline, limit in zip(("trio", "uvloop", "c"), limits)
+        if limit is not None
+    ),
+    *(
+        _against(workload, "readiness", baseline, limit)
+        for workload in ("50x1K", "500x1K")
+        for baseline, limit in (("trio", 0.55), ("uvloop", 1.00))
+    ),
+    _against("50x1K", "python", "trio", 0.72),
+    Target("50x1K: what a timeout scope adds, ring / trio", 1.15, _added_by_scopes),
+    Target("memory of an idle connection, ring / trio", 1.00, _memory),
+    Target("one active among 10,000 idle, ring / the same alone", 1.10, _active),
+    _elsewhere("send_frame of 64 B and 4 KiB / joined, trio", 0.60, "frames"),
+    _elsewhere("relay in bulk / a loop over trio", 0.25, "relay"),
+    _elsewhere("relay, 50 connections of 1 KiB / a loop over trio", 0.45, "relay"),
+    _elsewhere("send_file of a cached file / a loop over trio", 0.40, "relay"),
+    _elsewhere("receive_from and send_to / trio's recvfrom and sendto", 1.00, "udp"),
+    _elsewhere("websockets echo, enabled / stock", 0.65, "programs"),
+    _elsewhere("hypercorn under wrk, enabled / stock", 0.85, "programs"),
+)
+
+
+def judge(results: Results) -> list[Verdict]:
+    """Every target, with what these results say of it."""
+    verdicts = []
+    for target in TARGETS:
+        try:
+            verdicts.append(Verdict(target, target.figure(results)))
+        except (KeyError, ZeroDivisionError):
+            verdicts.append(Verdict(target, None))
+    return verdicts
