@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -20,6 +20,9 @@ from support.streams import unix_streams
 
 import trio_uring
 from trio_uring import _accelerator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 accelerated = pytest.mark.skipif(
     _accelerator.hot is None, reason=f"no accelerator: {_accelerator.why_not}"
@@ -101,6 +104,27 @@ async def test_a_call_is_a_coroutine() -> None:
         async with trio.open_nursery() as nursery:
             with pytest.raises(TypeError, match="async function"):
                 nursery.start_soon(call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["send", "throw", "close"])
+async def test_a_call_that_runs_is_not_run_again(how: str) -> None:
+    """By the code that it calls: here by what it is to send. As with a coroutine of Python."""
+    left, right = unix_streams()
+    refused: list[str] = []
+
+    class Buffers(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            arguments = {"send": (None,), "throw": (KeyError(),), "close": ()}[how]
+            with pytest.raises(ValueError, match="coroutine already executing"):
+                getattr(call, how)(*arguments)
+            refused.append(how)
+            return super().__iter__()
+
+    async with left, right:
+        call = left.send_all(Buffers([b"o", b"ne"]))
+        await call
+        assert await right.receive_some() == b"one"
+    assert refused
 
 
 async def test_no_tracked_object_for_an_operation() -> None:

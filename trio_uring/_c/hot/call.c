@@ -40,6 +40,7 @@ PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t 
     call->kind = method->kind;
     call->stage = FRESH;
     call->wait = COMPLETION;
+    call->runs = 0;
     call->inner = NULL;
     call->way = NULL;
     call->op = NULL;
@@ -143,12 +144,7 @@ static PySendResult resume(Call *call, PyObject *outcome, PyObject **result)
 
 static PySendResult go_on(Call *call, PyObject *value, PyObject **result)
 {
-    PyObject *inner = call->inner;
-    PySendResult sent;
-
-    Py_INCREF(inner); /* what it calls may close this call */
-    sent = PyIter_Send(inner, value, result);
-    Py_DECREF(inner);
+    PySendResult sent = PyIter_Send(call->inner, value, result);
 
     if (sent != PYGEN_NEXT) {
         call->stage = OVER;
@@ -175,13 +171,33 @@ static PySendResult call_send(Call *call, PyObject *value, PyObject **result)
 
 /* -- the type, which is a coroutine to whoever asks (collections.abc.Coroutine) */
 
+/* What it calls may have this very call in hand: then, as with a coroutine, nothing happens to it. */
+static int begin_to_run(Call *call)
+{
+    if (call->runs) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return -1;
+    }
+    call->runs = 1;
+    Py_INCREF(call); /* what it calls may let go of it */
+    return 0;
+}
+
+static void end_to_run(Call *call)
+{
+    call->runs = 0;
+    Py_DECREF(call);
+}
+
 static PySendResult call_am_send(PyObject *self, PyObject *value, PyObject **result)
 {
     PySendResult sent;
 
-    Py_INCREF(self); /* what it calls may let go of it */
+    *result = NULL;
+    if (begin_to_run((Call *)self) < 0)
+        return PYGEN_ERROR;
     sent = call_send((Call *)self, value, result);
-    Py_DECREF(self);
+    end_to_run((Call *)self);
     return sent;
 }
 
@@ -219,46 +235,59 @@ static void raise_thrown(PyObject *type, PyObject *value)
         PyErr_SetObject(type, value == Py_None ? NULL : value);
 }
 
+static PyObject *throw_into_inner(Call *call, PyObject *arguments)
+{
+    PyObject *throw = PyObject_GetAttr(call->inner, s_throw);
+    PyObject *result = throw == NULL ? NULL : PyObject_CallObject(throw, arguments);
+
+    Py_XDECREF(throw);
+    if (result == NULL) {
+        call->stage = OVER;
+        Py_CLEAR(call->inner);
+    }
+    return result;
+}
+
 static PyObject *call_throw(PyObject *self, PyObject *arguments)
 {
     Call *call = (Call *)self;
-    PyObject *type = NULL, *value = NULL, *traceback = NULL, *throw, *result;
+    PyObject *type = NULL, *value = NULL, *traceback = NULL, *result = NULL;
 
-    if (!PyArg_UnpackTuple(arguments, "throw", 1, 3, &type, &value, &traceback))
+    if (!PyArg_UnpackTuple(arguments, "throw", 1, 3, &type, &value, &traceback)
+        || begin_to_run(call) < 0)
         return NULL;
     if (call->stage == LEFT) {
-        throw = PyObject_GetAttr(call->inner, s_throw);
-        result = throw == NULL ? NULL : PyObject_CallObject(throw, arguments);
-        Py_XDECREF(throw);
-        if (result == NULL) {
-            call->stage = OVER;
-            Py_CLEAR(call->inner);
-        }
-        return result;
+        result = throw_into_inner(call, arguments);
+    } else {
+        if (call->stage == PARKED)
+            give_back(call);
+        call->stage = OVER;
+        raise_thrown(type, value);
     }
-    if (call->stage == PARKED)
-        give_back(call);
-    call->stage = OVER;
-    raise_thrown(type, value);
-    return NULL;
+    end_to_run(call);
+    return result;
 }
 
 static PyObject *call_close(PyObject *self, PyObject *ignored)
 {
     Call *call = (Call *)self;
-    PyObject *closed;
+    PyObject *closed = NULL;
 
     (void)ignored;
+    if (begin_to_run(call) < 0)
+        return NULL;
     if (call->stage == PARKED)
         give_back(call);
-    if (call->stage == LEFT) {
+    if (call->stage == LEFT)
         closed = PyObject_CallMethodObjArgs(call->inner, s_close, NULL);
-        if (closed == NULL)
-            return NULL;
-        Py_DECREF(closed);
+    if (call->stage != LEFT || closed != NULL) {
         Py_CLEAR(call->inner);
+        call->stage = OVER;
     }
-    call->stage = OVER;
+    Py_XDECREF(closed);
+    end_to_run(call);
+    if (PyErr_Occurred())
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -279,6 +308,8 @@ static int call_clear(PyObject *self)
 {
     Call *call = (Call *)self;
 
+    if (call->stage == LEFT) /* others of its cycle may still close it */
+        call->stage = OVER;
     Py_CLEAR(call->inner);
     Py_CLEAR(call->op);
     Py_CLEAR(call->way);

@@ -197,6 +197,7 @@ typedef struct {
     struct Method *method;
     char kind, stage;
     char wait;              /* what it is parked for */
+    char runs;              /* it is being sent to, thrown into or closed */
 } Call;
 enum { COMPLETION, CHECKPOINT, READINESS };
 
