@@ -210,7 +210,8 @@ class FakeRing(RingBase):
             poller = select.poll()
             poller.register(self._watched_fd, select.POLLIN)
             able = self._signalled or self.short
-            if poller.poll(0 if able else min(math.ceil(timeout * 1000), _WAIT_MAX)):
+            milliseconds = min(math.ceil(max(timeout, 0) * 1000), _WAIT_MAX)  # below 0: for ever
+            if poller.poll(0 if able else milliseconds):
                 self.watching, self.watched = False, True
         return self.drain(done)
 

@@ -296,6 +296,15 @@ def until_watched(world, timeout: float = 60.0) -> list[Operation]:
     raise AssertionError("the watch does not end")
 
 
+@pytest.mark.parametrize("timeout", [0, -0.0001, -1.0])
+def test_turn_does_not_wait_when_the_time_is_up(world, timeout):
+    """Nor if it was up before: a collection of garbage may come in between."""
+    reading, _ = world.pair()
+    assert world.ring.watch(reading)
+    world.ring.turn(timeout, [])
+    assert not world.ring.watched
+
+
 def test_turn_does_all_of_a_pass(world):
     """One call: what is queued is submitted, and what is done by then is drained."""
     a, b = world.pair()

@@ -89,15 +89,13 @@ class Direction(DirectionFields):
 
     Args:
         lease: the lease on the descriptor.
-        fileno: returns the descriptor's current number; if it has changed, the descriptor was
-            closed.
+        fileno: returns the descriptor's number, which changes when the descriptor is closed.
         receiving: which direction it is.
         is_socket: whether the descriptor is a socket.
 
     Attributes:
         held: a call or a pump holds it; others get trio.BusyResourceError.
-        waiter: the operation of a call of the socket itself, which has the direction for as long as
-            the operation is in use.
+        waiter: the operation of a call of the socket itself; it has the direction while in use.
         left: an operation of a destroyed call that the kernel still has.
         closed: the direction was closed.
         lends: calls of the socket itself may move bytes by completion.
@@ -274,10 +272,7 @@ class Direction(DirectionFields):
                 self.leave(op)
 
     def verdict(self, op: TaskOperation | None, res: int) -> Verdict:
-        """What a negative result means.
-
-        A receive that found no provided buffer asks for a small one the next time.
-        """
+        """What a negative result means. A receive that found no buffer asks for a small one."""
         if self.closed or res == -errno.ECANCELED:
             return Verdict.CLOSED
         if res == -errno.ENOBUFS and op is not None and op.group != NO_GROUP:
