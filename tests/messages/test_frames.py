@@ -156,7 +156,7 @@ async def test_the_default_prefix_is_u32be_and_the_default_limit_1_mib(kind: str
 
 @pytest.mark.parametrize("wrap", [lambda stream: stream, network_stream], ids=["stream", "network"])
 @both_prefixes
-async def test_one_vectored_operation_for_prefix_and_payload(
+async def test_one_operation_for_prefix_and_payload(
     wrap: Callable[[Any], Any], prefix: Prefix
 ) -> None:
     left, right = unix_streams()
@@ -164,7 +164,6 @@ async def test_one_vectored_operation_for_prefix_and_payload(
     async with closing(stream, right):
         done = 0
         for payload in (
-            b"hello",
             bytearray(b"hello"),
             array.array("I", [1, 2]),
             [b"a", b"b", b"c"],
@@ -175,10 +174,12 @@ async def test_one_vectored_operation_for_prefix_and_payload(
             assert count_of("SENDMSG").submitted == done
             assert count_of("SEND").submitted == 0
             await receive_frame(right, prefix=prefix)
-        # Nothing but a prefix: of which kind does not matter.
-        await send_frame(stream, b"", prefix=prefix)
-        assert count_of("SENDMSG").submitted + count_of("SEND").submitted == done + 1
-        assert await receive_frame(right, prefix=prefix) == b""
+        # Small ones in bytes are joined with their prefix. Of which kind that is does not matter.
+        for small in b"", b"hello", bytes(4096):
+            await send_frame(stream, small, prefix=prefix)
+            done += 1
+            assert count_of("SENDMSG").submitted + count_of("SEND").submitted == done
+            assert await receive_frame(right, prefix=prefix) == small
 
 
 async def test_one_vectored_operation_through_a_stapled_stream_and_on_pipes() -> None:

@@ -14,6 +14,7 @@ rings are shown; no clock decides anything else.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -227,12 +228,11 @@ def stream_pair() -> tuple[trio_uring.SocketStream, trio_uring.SocketStream]:
 
 def iou_threads() -> list[str]:
     """The kernel's io_uring worker threads in this process."""
-    names = [Path(f"/proc/self/task/{tid}/comm") for tid in os.listdir("/proc/self/task")]
-    return [
-        name
-        for name in (path.read_text().strip() for path in names if path.exists())
-        if name.startswith("iou-")
-    ]
+    names = []
+    for tid in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended
+            names.append(Path(f"/proc/self/task/{tid}/comm").read_text().strip())
+    return [name for name in names if name.startswith("iou-")]
 
 
 def rss() -> int:

@@ -122,15 +122,17 @@ def abilities(stream: object) -> Abilities:
 _takes_lists: dict[tuple[type, Any], bool] = {}
 
 
-def takes_lists(stream: Any) -> bool:
-    """Whether its own send_all, or that of its sending end, takes a list of buffers."""
+def list_sender(stream: Any) -> Any:
+    """The stream, or its sending end, whose own send_all takes a list of buffers; None: it takes
+    none."""
     cls = type(stream)
-    known = _takes_lists.get((cls, getattr(cls, "send_all", None)))
-    if known is None:
-        known = abilities(stream).lists_by == "send_all"
-        if not issubclass(cls, (Wrapper, trio.StapledStream)) and len(_takes_lists) < 256:
-            _takes_lists[cls, getattr(cls, "send_all", None)] = known
-    return known
+    if _takes_lists.get((cls, getattr(cls, "send_all", None))):
+        return stream
+    if abilities(stream).lists_by != "send_all":
+        return None
+    if not issubclass(cls, (Wrapper, trio.StapledStream)) and len(_takes_lists) < 256:
+        _takes_lists[cls, getattr(cls, "send_all", None)] = True
+    return sending_end(stream)
 
 
 def put_back(stream: Any, chunks: list[bytes]) -> None:

@@ -18,17 +18,13 @@ from .._bytes.abilities import abilities, receiving_end
 from .._bytes.timed import check_timeout, receive_default, within
 from .._errors import IncompleteReadError
 from ..framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
-from .frames import encode_frame
+from .frames import JOIN_MAX, encode_frame
 from .vectored import bytes_of_last_send, send_all_vectored, send_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
-
-# Bytes up to which a buffer is joined with its neighbours: one more buffer (and over TLS, a record)
-# costs an operation more than copying it. docs/design.md has the figures.
-JOIN_MAX = 1024
 
 _T = TypeVar("_T")
 
@@ -86,11 +82,7 @@ class FrameStream(trio.abc.Channel[bytes]):
         later send raises trio.BrokenResourceError. A stream that does not say how much was sent is
         assumed to have sent a part.
         """
-        buffers = encode_frame(value, self._max_size, self._prefix)
-        if len(buffers) == 2 and type(value) is bytes and len(value) <= JOIN_MAX:
-            await self._send(b"".join(buffers), timeout)
-        else:
-            await self._send(buffers, timeout)
+        await self._send(encode_frame(value, self._max_size, self._prefix), timeout)
 
     @enable_ki_protection
     async def send_many(
@@ -98,7 +90,7 @@ class FrameStream(trio.abc.Channel[bytes]):
     ) -> None:
         """Sends many messages, in order, as one operation.
 
-        If they are large, it is one operation for each 1,024 buffers or 4 MiB. Messages up to 1 KiB
+        If they are large, it is one operation for each 1,024 buffers or 4 MiB. Messages up to 4 KiB
         are copied into one buffer, so limit how many you give it at once.
 
         Args:
@@ -258,7 +250,8 @@ def _join_small(
     buffers: list[Any] = []
     run = bytearray()
     for value in values:
-        for part in encode_frame(value, max_size, prefix):
+        data = encode_frame(value, max_size, prefix)
+        for part in [data] if type(data) is bytes else data:
             if type(part) is bytes and len(part) <= JOIN_MAX:
                 run += part
                 continue

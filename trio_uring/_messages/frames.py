@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import abilities, put_back, receiving_end, sending_end, takes_lists
+from .._bytes.abilities import abilities, list_sender, put_back, receiving_end
 from .._bytes.outgoing import buffer_list, buffer_view
 from .._bytes.timed import receive_default, within
 from .._errors import IncompleteReadError
@@ -28,12 +28,17 @@ from ..framing import (
     encode_prefix,
 )
 from .buffered import BufferedReceiveStream
-from .vectored import send_all_vectored
+from .vectored import send_all_vectored, send_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer
+
+
+# Bytes up to which a buffer is joined with its neighbours: one more buffer (and over TLS, a record)
+# costs an operation more than copying it. docs/design.md has the figures.
+JOIN_MAX = 4096
 
 
 @enable_ki_protection
@@ -45,7 +50,9 @@ async def send_frame(
     prefix: Prefix = "u32be",
     timeout: float | None = None,
 ) -> None:
-    """Sends one frame: prefix and payload in one vectored operation, without copying the payload.
+    """Sends one frame: prefix and payload in one operation.
+
+    A payload in `bytes` of at most 4 KiB is copied behind its prefix; any other is not copied.
 
     Args:
         stream: any trio.abc.SendStream; see send_all_vectored for how each kind is served.
@@ -64,15 +71,20 @@ async def send_frame(
     Cancellation: part of the frame may have been sent; then all that remains is to close the
     stream. The stream's `bytes_sent`, if it has one, says how much was sent.
     """
-    buffers = encode_frame(payload, check_max_size(max_size), prefix)
-    if takes_lists(stream):  # one coroutine fewer
-        await sending_end(stream).send_all(buffers, timeout=timeout)
+    data = encode_frame(payload, check_max_size(max_size), prefix)
+    sender = list_sender(stream)
+    if sender is not None:  # one coroutine fewer
+        await sender.send_all(data, timeout=timeout)
+    elif isinstance(data, bytes):
+        await send_one(stream, data, timeout)
     else:
-        await send_all_vectored(stream, buffers, timeout=timeout)
+        await send_all_vectored(stream, data, timeout=timeout)
 
 
-def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Prefix) -> list[Any]:
-    """The buffers of one frame, the prefix first.
+def encode_frame(
+    payload: Buffer | Sequence[Buffer], max_size: int, prefix: Prefix
+) -> bytes | list[Any]:
+    """The buffers of one frame, the prefix first; or all of it, if the payload is small.
 
     Raises:
         FrameTooLarge: the payload is larger than `max_size`.
@@ -82,7 +94,8 @@ def encode_frame(payload: Buffer | Sequence[Buffer], max_size: int, prefix: Pref
         size = len(payload)
         if size > max_size:
             raise FrameTooLarge(size, max_size)
-        return [U32BE.pack(size) if prefix == "u32be" else encode_prefix(size, prefix), payload]
+        head = U32BE.pack(size) if prefix == "u32be" else encode_prefix(size, prefix)
+        return head + payload if size <= JOIN_MAX else [head, payload]
     buffers = buffer_list(payload)
     size = 0
     for buffer in buffers:
