@@ -29,6 +29,9 @@ pytestmark = pytest.mark.no_ring
         (["--workloads", "1x0"], "messages from 1 byte"),
         (["--workloads", "1x65M"], "messages from 1 byte"),
         (["--workloads", "list0-1x64"], "lists from 1"),
+        (["--workloads", "send-frame-1x64M"], "answers of at most 64M"),
+        (["--workloads", "list-1x64"], "'list-1x64' is no workload"),
+        (["--workloads", "startup-1x64"], "'startup-1x64' is no workload"),
         (["--rounds", "0"], "from 1 to 1000"),
         (["--seconds", "0.01"], "from 0.05 to 600 seconds"),
         (["--seconds", "nan"], "from 0.05 to 600 seconds"),
@@ -71,7 +74,7 @@ def test_names_of_workloads() -> None:
         "mode", "0", "connections", "50", "bytes", "1024", "depth", "1",
     ]  # fmt: skip
     answers = parse("list16-4x64")
-    assert answers.server == Server("list", 16)
+    assert answers.server == Server("list", 16, 64)
     assert answers.load_arguments()[-2:] == ["reply", "1024"]
     assert parse("pipelined-2x1M").load_arguments()[-1] == "16"
     assert parse("in-1x64K").unit == "MiB"
@@ -81,6 +84,13 @@ def test_names_of_workloads() -> None:
         "scopes",
         "echo",
     )
+    frames = parse("send-frame-16x4K")
+    assert frames.server == Server("send-frame", 256, 4096)
+    assert frames.load_arguments() == [
+        "mode", "0", "connections", "16", "bytes", "1", "depth", "1", "reply", str(256 * 4100),
+    ]  # fmt: skip
+    assert (frames.unit, frames.batch, frames.paced) == ("frame", 256, False)
+    assert parse("send-many-1x1M").server == Server("send-many", 4, 1 << 20)
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 
@@ -109,9 +119,9 @@ def test_without_io_uring_only_readiness_is_left(monkeypatch: pytest.MonkeyPatch
 def test_commands_of_servers() -> None:
     floor = Path("floor")
     assert PEERS["c"].command(Server("echo"), floor) == ["floor"]
-    words = PEERS["uvloop-protocol"].command(Server("list", 16), floor)
+    words = PEERS["uvloop-protocol"].command(Server("list", 16, 64), floor)
     assert Path(words[1]).exists()
-    assert words[2:] == ["uvloop", "protocol", "list", "16"]
+    assert words[2:] == ["uvloop", "protocol", "list", "16", "64"]
     assert "scopes" not in PEERS["asyncio"].modes
 
 

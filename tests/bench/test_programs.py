@@ -83,6 +83,12 @@ def test_without_a_compiler_it_says_so(
         ("asyncio-protocol", "1x1M"),
         ("asyncio-protocol", "out-2x64K"),
         ("asyncio-protocol", "list16-2x64"),
+        ("trio", "send-frame-2x64"),
+        ("readiness", "send-frame-2x4K"),
+        ("readiness", "send-frame-1x1M"),
+        ("trio", "send-twice-2x64"),
+        ("readiness", "send-joined-2x64"),
+        ("readiness", "send-many-2x64"),
     ],
 )
 def test_a_round(peer: str, workload: str, place: Place) -> None:

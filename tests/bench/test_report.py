@@ -72,6 +72,13 @@ def test_figures_of_disturbed_rounds_are_judged_by_no_target() -> None:
     assert said["50x1K: ring / trio"].measured is None
 
 
+def test_sent_frames_are_judged_against_joining_them_for_trio() -> None:
+    results = {"send-frame-16x64": {"ring": {"cpu_us_min": 7.0}, "trio": {"cpu_us_min": 10.0}}}
+    said = {verdict.target.name: verdict for verdict in judge(results)}
+    assert said["send-frame-16x64: ring / trio"].outcome == "missed"
+    assert said["send-frame-1x4K: ring / trio"].measured is None
+
+
 def test_what_a_timeout_scope_adds() -> None:
     results = {
         "50x1K": {"ring": {"cpu_us_min": 10.0}, "trio": {"cpu_us_min": 20.0}},

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 PREFIX = "python -m trio_uring bench"
 FAILED, IMPOSSIBLE = 1, 2  # exit statuses
-APART = ("idle", "startup")  # kinds that are not measured in rounds
 
 
 def command_line(arguments: argparse.Namespace, plan: Plan, peers: Sequence[str]) -> str:
@@ -77,8 +76,8 @@ def _measure(
 ) -> Results:
     """The rounds go to the schedule; what is measured apart is returned."""
     with progress:
-        schedule.run([each for each in workloads if each.kind not in APART], peers)
-    return _measure_apart(schedule, [each for each in workloads if each.kind in APART], peers)
+        schedule.run([each for each in workloads if not each.apart], peers)
+    return _measure_apart(schedule, [each for each in workloads if each.apart], peers)
 
 
 def _write(data: dict[str, Any], folder: Path) -> None:
@@ -99,7 +98,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     plan, place = plan_of(arguments), Place(programs, choose_cores())
     peers, skipped = choose(arguments.peers or PEERS)
     workloads = expand(workloads_of(arguments))
-    in_rounds = [each for each in workloads if each.kind not in APART]
+    in_rounds = [each for each in workloads if not each.apart]
     progress = Progress(sum(plan.count(each, peers) for each in in_rounds))
     schedule = Schedule(place, plan, progress.step)
     print(f"seed {plan.seed}", file=sys.stderr)

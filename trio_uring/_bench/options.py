@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .peers import PEERS
 from .schedule import Plan
-from .workloads import GROUPS, expand, parse
+from .workloads import GROUPS, PREFIXES, expand, parse
 
 ROUNDS_MAX, SECONDS_MAX = 1000, 600.0
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_workload,
         metavar="WORKLOAD",
         help="what is measured: 50x1K is 50 connections with messages of 1 KiB; kinds are written "
-        "before it (pipelined-, scopes-, frames-, connect-, in-, out-, list256-); idle-10000; "
+        f"before it ({', '.join(f'{prefix}-' for prefix in PREFIXES)}, list256-); idle-10000; "
         f"startup; or a group: {', '.join(GROUPS)} (default: default)",
     )
     parser.add_argument(

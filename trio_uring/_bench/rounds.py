@@ -146,7 +146,9 @@ def _to_round(
     cores = 1 if workload.one_core else 2
     wall = after.server.wall_seconds - before.server.wall_seconds
     used = after.server.cpu_seconds - before.server.cpu_seconds
-    operations = figures["bytes"] / MIB if workload.unit == "MiB" else figures["messages"]
+    operations = figures["messages"] * workload.batch
+    if workload.unit == "MiB":
+        operations = figures["bytes"] / MIB
     if not operations:
         raise RunError(f"the load was not served: {figures}")
     work = Work(
@@ -162,8 +164,8 @@ def _to_round(
         offered=offered,
         rate=operations / figures["seconds"],
         cpu_us=used / operations * 1e6,
-        p50_us=figures["p50_us"],
-        p99_us=figures["p99_us"],
+        p50_us=0.0 if workload.batch > 1 else figures["p50_us"],
+        p99_us=0.0 if workload.batch > 1 else figures["p99_us"],
         load_share=figures["cpu_seconds"] / figures["seconds"],
         strays=strays,
         dropped=why_disturbed(work),

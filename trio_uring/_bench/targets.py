@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .workloads import FRAMES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -106,7 +108,7 @@ TARGETS = (
     Target("50x1K: what a timeout scope adds, ring / trio", 1.15, _added_by_scopes),
     Target("memory of an idle connection, ring / trio", 1.00, _memory),
     Target("one active among 10,000 idle, ring / the same alone", 1.10, _active),
-    _elsewhere("send_frame of 64 B and 4 KiB / joined, trio", 0.60, "frames"),
+    *(_against(workload, "ring", "trio", 0.60) for workload in FRAMES),
     _elsewhere("relay in bulk / a loop over trio", 0.25, "relay"),
     _elsewhere("relay, 50 connections of 1 KiB / a loop over trio", 0.45, "relay"),
     _elsewhere("send_file of a cached file / a loop over trio", 0.40, "relay"),

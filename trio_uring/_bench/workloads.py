@@ -7,6 +7,10 @@
     connect-10x1K         a new connection for every message
     in-1x64K, out-1x64K   one way: the server receives, or sends, without end
     list256-16x64         a message of 64 bytes is answered by a list of 256 buffers of 64 bytes
+    send-frame-16x64      16 streams on which the server sends frames of 64 bytes
+    send-joined-, send-twice-, send-many-16x64
+                          the same by other ways: prefix and payload joined, in two sends, and all
+                          frames in one call
     idle-10000            so many idle connections, and one that is not
     startup               importing the library, and a run that does nothing
 
@@ -18,13 +22,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .kinds import KINDS, SENDING
+
 KIB, MIB = 1024, 1024**2
 UNITS = {"": 1, "K": KIB, "M": MIB}
-PIECE = 64  # bytes of a buffer of a list, as in the servers
+PIECE = 64  # bytes of a buffer of a list
 PREFIX_BYTES = 4
 DEPTH = 16
+FRAMES_MAX, FRAMES_BYTES = 256, 4 * MIB  # that are sent for a request
 CONNECTIONS_MAX = 20_000
-PATTERN = re.compile(r"(?:(pipelined|scopes|frames|connect|in|out|list(\d+))-)?(\d+)x(\d+)([KM]?)")
+PREFIXES = [name for name in KINDS if name not in ("echo", "list") and not KINDS[name].apart]
+PATTERN = re.compile(rf"(?:(?:({'|'.join(PREFIXES)})|list(\d+))-)?(\d+)x(\d+)([KM]?)")
 IDLE = re.compile(r"idle-(\d+)")
 
 DEFAULT = ("1x1K", "50x1K", "500x1K", "5000x1K", "16x64K", "1x1M")
@@ -40,15 +48,26 @@ OTHERS = (
     "list2-16x64", "list16-16x64", "list256-16x64", "list1000-16x64",
     "connect-10x1K", "scopes-50x1K", "frames-50x1K", "frames-50x64", "idle-10000", "startup",
 )  # fmt: skip
-GROUPS = {"default": DEFAULT, "quick": QUICK, "echo": ECHOES, "all": (*ECHOES, *OTHERS)}
+FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
+GROUPS = {
+    "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES,
+    "all": (*ECHOES, *OTHERS, *FRAMES),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Server:
-    """What a server is started as: the mode, and the number of buffers of its answers."""
+    """What a server is started as.
+
+    Attributes:
+        mode: what it does for a connection.
+        count: buffers or messages of an answer.
+        size: bytes of each of them.
+    """
 
     mode: str
     count: int = 1
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,20 +77,29 @@ class Workload:
     Attributes:
         kind: the word before the dash; "echo" if there is none.
         connections: that are open at the same time.
-        message_bytes: of what the load sends.
-        count: buffers of an answer, of the kind `list`.
+        message_bytes: of a message.
+        buffers: of an answer, of the kind `list`.
     """
 
     name: str
     kind: str
     connections: int
     message_bytes: int = 0
-    count: int = 1
+    buffers: int = 1
 
     @property
     def server(self) -> Server:
-        mode = self.kind if self.kind in ("scopes", "frames", "in", "out", "list") else "echo"
-        return Server(mode, self.count)
+        mode = KINDS[self.kind].mode
+        if self.kind == "list":
+            return Server(mode, self.buffers, PIECE)
+        return Server(mode, self.batch, self.message_bytes) if self.batch > 1 else Server(mode)
+
+    @property
+    def batch(self) -> int:
+        """Units for each answer that the load counts."""
+        if not KINDS[self.kind].batched:
+            return 1
+        return max(2, min(FRAMES_MAX, FRAMES_BYTES // self.message_bytes))
 
     @property
     def one_core(self) -> bool:
@@ -82,11 +110,23 @@ class Workload:
     @property
     def paced(self) -> bool:
         """Whether it is also measured at a fixed rate."""
-        return self.kind in ("echo", "scopes", "frames")
+        return KINDS[self.kind].paced
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is measured by other means than rounds under load."""
+        return KINDS[self.kind].apart
 
     @property
     def unit(self) -> str:
-        return "MiB" if self.kind in ("in", "out") else "operation"
+        return KINDS[self.kind].unit
+
+    @property
+    def reply_bytes(self) -> int:
+        """Of an answer; 0 where it is the echo of the message."""
+        if self.kind in SENDING:
+            return self.batch * (PREFIX_BYTES + self.message_bytes)
+        return PIECE * self.buffers if self.kind == "list" else 0
 
     def load_arguments(self) -> list[str]:
         """Of the load generator, without times, port and rate."""
@@ -97,8 +137,10 @@ class Workload:
         }  # fmt: skip
         if self.kind == "frames":
             numbers |= {"bytes": PREFIX_BYTES + self.message_bytes, "framed": 1}
-        if self.kind == "list":
-            numbers["reply"] = PIECE * self.count
+        if self.reply_bytes:
+            numbers["reply"] = self.reply_bytes
+        if self.batch > 1:
+            numbers["bytes"] = 1  # of a request
         return [word for name, number in numbers.items() for word in (name, str(number))]
 
 
@@ -109,17 +151,20 @@ def parse(name: str) -> Workload:
     if found := IDLE.fullmatch(name):
         workload = Workload(name, "idle", int(found[1]))
     elif found := PATTERN.fullmatch(name):
-        kind, count, connections, size, unit = found.groups()
-        kind = "list" if count else kind or "echo"
-        workload = Workload(name, kind, int(connections), int(size) * UNITS[unit], int(count or 1))
+        kind, buffers, connections, size, unit = found.groups()
+        kind = "list" if buffers else kind or "echo"
+        length = int(size) * UNITS[unit]
+        workload = Workload(name, kind, int(connections), length, int(buffers or 1))
     else:
         raise ValueError(f"{name!r} is no workload: 50x1K is one, pipelined-16x1K another")
     if not 1 <= workload.connections <= CONNECTIONS_MAX:
         raise ValueError(f"{name}: from 1 to {CONNECTIONS_MAX} connections")
     if workload.kind != "idle" and not 1 <= workload.message_bytes <= 64 * MIB:
         raise ValueError(f"{name}: messages from 1 byte to 64M")
-    if workload.kind == "list" and not 1 <= workload.count <= 10_000:
+    if workload.kind == "list" and not 1 <= workload.buffers <= 10_000:
         raise ValueError(f"{name}: lists from 1 to 10000 buffers")
+    if workload.reply_bytes > 64 * MIB:
+        raise ValueError(f"{name}: answers of at most 64M")
     return workload
 
 

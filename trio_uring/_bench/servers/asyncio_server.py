@@ -1,8 +1,8 @@
-"""The servers of asyncio's family: `python asyncio_server.py LOOP KIND MODE [COUNT]`.
+"""The servers of asyncio's family: `python asyncio_server.py LOOP KIND MODE COUNT SIZE`.
 
 LOOP is the module whose event loop is used: asyncio, uvloop, rloop, zuvloop; or aiofastnet, which
 puts its transports on asyncio's. KIND is streams or protocol. MODE is what is done for a
-connection, and COUNT how many buffers an answer of the mode `list` has.
+connection; COUNT is how many buffers an answer of the mode `list` has, of SIZE bytes each.
 
 Rules of this file: all loops run the same handlers.
 """
@@ -20,7 +20,6 @@ from typing import Any
 STDIN = 0
 RECEIVE_BYTES = 65536  # trio's own default for receive_some()
 BACKLOG = 8192  # all connections come at once
-PIECE = bytes(64)  # a buffer of the mode `list`
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
 PREFIX = struct.Struct(">I")
 
@@ -121,9 +120,9 @@ class EchoFrames(Echo):
 PROTOCOLS = {"echo": Echo, "frames": EchoFrames, "in": TakeIn, "out": GiveOut, "list": AnswerList}
 
 
-async def main(kind: str, mode: str, count: int) -> None:
+async def main(kind: str, mode: str, count: int, size: int) -> None:
     loop, closed = asyncio.get_running_loop(), asyncio.Event()
-    buffers = [PIECE] * count
+    buffers = [bytes(size)] * count
 
     def on_stdin() -> None:
         if not os.read(STDIN, 4096):
@@ -162,5 +161,5 @@ if __name__ == "__main__":
     event_loop = make_loop(sys.argv[1])
     asyncio.set_event_loop(event_loop)
     event_loop.run_until_complete(
-        main(sys.argv[2], sys.argv[3], int(sys.argv[4]) if sys.argv[4:] else 1)
+        main(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     )

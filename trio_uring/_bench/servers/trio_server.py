@@ -1,7 +1,7 @@
-"""The servers of trio's family: `python trio_server.py LIBRARY MODE [COUNT]`.
+"""The servers of trio's family: `python trio_server.py LIBRARY MODE COUNT SIZE`.
 
 LIBRARY is the module that `serve_tcp` comes from: trio or trio_uring. MODE is what is done for a
-connection; COUNT is how many buffers an answer of the mode `list` has.
+connection; COUNT is how many buffers or frames an answer has, of SIZE bytes each.
 
 Rules of this file: both libraries run the same handlers; only what a library does not have is done
 in another way, and then in the best way that it has.
@@ -22,7 +22,7 @@ import trio
 STDIN = 0
 FRAME_MAX = 64 << 20
 SCOPE_SECONDS = 60.0  # of a timeout that never fires
-PIECE = bytes(64)  # a buffer of the mode `list`
+PREFIX = struct.Struct(">I")
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
 
 
@@ -69,36 +69,74 @@ async def echo_frames(stream: Any) -> None:
 
 
 async def echo_frames_by_hand(stream: Any) -> None:
-    buffer, prefix = bytearray(), struct.Struct(">I")
+    buffer = bytearray()
     while data := await stream.receive_some():
         buffer += data
-        while len(buffer) >= prefix.size:
-            end = prefix.size + prefix.unpack_from(buffer)[0]
+        while len(buffer) >= PREFIX.size:
+            end = PREFIX.size + PREFIX.unpack_from(buffer)[0]
             if len(buffer) < end:
                 break
-            payload = bytes(buffer[prefix.size : end])
+            payload = bytes(buffer[PREFIX.size : end])
             del buffer[:end]
-            await stream.send_all(prefix.pack(len(payload)) + payload)
+            await stream.send_all(PREFIX.pack(len(payload)) + payload)
 
 
-async def handle(mode: Any, stream: Any) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):  # the load has closed
-        await mode(stream)
+async def send_frames(stream: Any, payload: bytes, count: int) -> None:
+    send_frame = importlib.import_module("trio_uring").send_frame
+    while await stream.receive_some():
+        for _ in range(count):
+            await send_frame(stream, payload, FRAME_MAX)
 
 
-async def main(library: str, mode: str, count: int) -> None:
-    handlers = {
-        "echo": echo,
-        "scopes": echo_in_scopes,
-        "frames": echo_frames_by_hand if library == "trio" else echo_frames,
-        "in": take_in,
-        "out": give_out,
-        "list": partial(
-            answer_joined if library == "trio" else answer_list, buffers=[PIECE] * count
-        ),
+async def send_frames_joined(stream: Any, payload: bytes, count: int) -> None:
+    while await stream.receive_some():
+        for _ in range(count):
+            await stream.send_all(PREFIX.pack(len(payload)) + payload)
+
+
+async def send_frames_twice(stream: Any, payload: bytes, count: int) -> None:
+    while await stream.receive_some():
+        for _ in range(count):
+            await stream.send_all(PREFIX.pack(len(payload)))
+            await stream.send_all(payload)
+
+
+async def send_many_frames(stream: Any, payload: bytes, count: int) -> None:
+    frames = importlib.import_module("trio_uring").FrameStream(stream, max_size=FRAME_MAX)
+    while await stream.receive_some():
+        await frames.send_many([payload] * count)
+
+
+def handler_of(library: str, mode: str, count: int, size: int) -> Any:
+    """What is done with a stream."""
+    ours, payload = library == "trio_uring", bytes(size)
+    buffers = [payload] * count
+    # ours, trio's, what they need to know
+    modes: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
+        "echo": (echo, echo, ()),
+        "scopes": (echo_in_scopes, echo_in_scopes, ()),
+        "frames": (echo_frames, echo_frames_by_hand, ()),
+        "in": (take_in, take_in, ()),
+        "out": (give_out, give_out, ()),
+        "list": (answer_list, answer_joined, (buffers,)),
+        "send-frame": (send_frames, send_frames_joined, (payload, count)),
+        "send-joined": (send_frames_joined, send_frames_joined, (payload, count)),
+        "send-twice": (send_frames_twice, send_frames_twice, (payload, count)),
+        "send-many": (send_many_frames, send_frames_joined, (payload, count)),
     }
+    our_way, trios_way, rest = modes[mode]
+    way = our_way if ours else trios_way
+
+    async def handler(stream: Any) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # the load has closed
+            await way(stream, *rest)
+
+    return handler
+
+
+async def main(library: str, mode: str, count: int, size: int) -> None:
     serve_tcp = importlib.import_module(library).serve_tcp
-    handler = partial(handle, handlers[mode])
+    handler = handler_of(library, mode, count, size)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(serve_tcp, handler, 0, host="127.0.0.1"))
         print(listeners[0].socket.getsockname()[1], flush=True)
@@ -110,4 +148,4 @@ async def main(library: str, mode: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]) if sys.argv[3:] else 1)
+    trio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
