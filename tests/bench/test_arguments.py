@@ -91,6 +91,11 @@ def test_names_of_workloads() -> None:
     ]  # fmt: skip
     assert (frames.unit, frames.batch, frames.paced) == ("frame", 256, False)
     assert parse("send-many-1x1M").server == Server("send-many", 4, 1 << 20)
+    assert parse("relay-50x1K").load_arguments()[-2:] == ["paired", "1"]
+    assert parse("relay-bulk-1x1M").server == parse("relay-50x1K").server == Server("relay")
+    file = parse("send-file-1x16M")
+    assert (file.server, file.unit) == (Server("send-file", 1, 16 << 20), "MiB")
+    assert file.load_arguments()[5::4] == ["1", str(16 << 20)]
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 

@@ -89,6 +89,12 @@ def test_without_a_compiler_it_says_so(
         ("trio", "send-twice-2x64"),
         ("readiness", "send-joined-2x64"),
         ("readiness", "send-many-2x64"),
+        ("trio", "relay-2x1K"),
+        ("readiness", "relay-2x1K"),
+        ("trio", "relay-bulk-1x64K"),
+        ("readiness", "relay-bulk-1x64K"),
+        ("trio", "send-file-2x64K"),
+        ("readiness", "send-file-2x64K"),
     ],
 )
 def test_a_round(peer: str, workload: str, place: Place) -> None:

@@ -39,6 +39,9 @@ KINDS = {
     "out": Kind("out", unit="MiB"),
     "list": Kind("list"),
     **{mode: Kind(mode, unit="frame", batched=True) for mode in SENDING},
+    "relay": Kind("relay"),
+    "relay-bulk": Kind("relay", unit="MiB"),
+    "send-file": Kind("send-file", unit="MiB"),
     "idle": Kind(apart=True),
     "startup": Kind(apart=True),
 }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SERVERS = Path(__file__).parent / "servers"
 ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list"})
-TRIO_MODES = ECHO_MODES | {"scopes", *SENDING}
+TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", *SENDING}
 
 
 @dataclass(frozen=True)

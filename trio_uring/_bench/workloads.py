@@ -11,6 +11,9 @@
     send-joined-, send-twice-, send-many-16x64
                           the same by other ways: prefix and payload joined, in two sends, and all
                           frames in one call
+    relay-50x1K           50 pairs of connections: a message goes into one and comes out at the other
+    relay-bulk-1x256K     the same with 16 messages outstanding on each pair
+    send-file-1x16M       a file of 16 MiB, which is in the page cache, is sent for each request
     idle-10000            so many idle connections, and one that is not
     startup               importing the library, and a run that does nothing
 
@@ -49,9 +52,10 @@ OTHERS = (
     "connect-10x1K", "scopes-50x1K", "frames-50x1K", "frames-50x64", "idle-10000", "startup",
 )  # fmt: skip
 FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
+MOVES = ("relay-50x1K", "relay-bulk-1x256K", "send-file-1x16M")
 GROUPS = {
-    "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES,
-    "all": (*ECHOES, *OTHERS, *FRAMES),
+    "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES, "moves": MOVES,
+    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES),
 }  # fmt: skip
 
 
@@ -92,6 +96,8 @@ class Workload:
         mode = KINDS[self.kind].mode
         if self.kind == "list":
             return Server(mode, self.buffers, PIECE)
+        if self.kind == "send-file":
+            return Server(mode, 1, self.message_bytes)
         return Server(mode, self.batch, self.message_bytes) if self.batch > 1 else Server(mode)
 
     @property
@@ -126,6 +132,8 @@ class Workload:
         """Of an answer; 0 where it is the echo of the message."""
         if self.kind in SENDING:
             return self.batch * (PREFIX_BYTES + self.message_bytes)
+        if self.kind == "send-file":
+            return self.message_bytes
         return PIECE * self.buffers if self.kind == "list" else 0
 
     def load_arguments(self) -> list[str]:
@@ -133,14 +141,16 @@ class Workload:
         mode = {"connect": 1, "in": 2, "out": 3}.get(self.kind, 0)
         numbers = {
             "mode": mode, "connections": self.connections, "bytes": self.message_bytes,
-            "depth": DEPTH if self.kind == "pipelined" else 1,
+            "depth": DEPTH if self.kind in ("pipelined", "relay-bulk") else 1,
         }  # fmt: skip
         if self.kind == "frames":
             numbers |= {"bytes": PREFIX_BYTES + self.message_bytes, "framed": 1}
         if self.reply_bytes:
             numbers["reply"] = self.reply_bytes
-        if self.batch > 1:
+        if self.batch > 1 or self.kind == "send-file":
             numbers["bytes"] = 1  # of a request
+        if self.server.mode == "relay":
+            numbers["paired"] = 1
         return [word for name, number in numbers.items() for word in (name, str(number))]
 
 

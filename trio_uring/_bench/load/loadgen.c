@@ -10,6 +10,7 @@
  *   bytes        of a message
  *   reply        bytes of an answer, where it is not the echo of the message
  *   depth        messages outstanding on each connection
+ *   paired       1: a connection is two, whose one end comes out at the other
  *   framed       1: a message begins with its length, four bytes, big-endian
  *   rate         messages a second, of all connections together, at random times; 0: closed loop
  *   seconds, warmup
@@ -51,6 +52,8 @@ static void drop(struct load *load, struct connection *c, const char *why)
         fprintf(stderr, "loadgen: connection %u, message %u, byte %zu: %s\n", c->number,
                 c->receiving, c->received, why);
     load->outstanding -= c->begun - c->receiving;
+    if (c->in_fd != c->fd)
+        close(c->in_fd);
     close(c->fd);
     c->fd = -1;
     load->live--;
@@ -153,7 +156,7 @@ static void receive_more(struct load *load, struct connection *c)
         size_t want = load->reply_bytes - c->received + 1;
         if (want > READ_CHUNK_BYTES || load->depth > 1 || load->mode == OUT)
             want = READ_CHUNK_BYTES;
-        ssize_t n = recv(c->fd, load->scratch, want, 0);
+        ssize_t n = recv(c->in_fd, load->scratch, want, 0);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n <= 0) {
@@ -288,45 +291,37 @@ static void run(struct load *load)
     say_and_wait("END");
 }
 
-static void print_figures(const struct load *load)
-{
-    /* Alive, yet not one message in the whole window: a lost wake-up or starvation. */
-    size_t stalled = 0;
-    for (size_t i = 0; i < load->connections; i++)
-        stalled += load->mode == ECHO && load->rate <= 0 && load->all[i].counted == 0;
-    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"bytes\": %" PRIu64
-           ", \"errors\": %" PRIu64 ", \"stalled\": %zu, \"p50_us\": %.2f, \"p99_us\": %.2f"
-           ", \"cpu_seconds\": %.6f}\n",
-           load->messages, (double)load->elapsed_ns / 1e9, load->bytes, load->errors, stalled,
-           percentile_us(&load->latencies, 0.50), percentile_us(&load->latencies, 0.99),
-           (double)load->cpu_ns / 1e9);
-    fflush(stdout);
-}
-
 /* ---- setting up ---- */
 
-static void open_connection(struct load *load, struct connection *c)
+static int open_socket(struct load *load, struct connection *c)
 {
     int on = 1;
     /* Many addresses of our own: the ports of one would soon be used up by closed connections. */
     struct sockaddr_in from = {.sin_family = AF_INET};
     from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (uint32_t)(load->random++ % 200));
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (c->fd < 0)
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
         die("socket");
-    setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    if (bind(c->fd, (const struct sockaddr *)&from, sizeof from) != 0)
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (const struct sockaddr *)&from, sizeof from) != 0)
         die("bind");
-    if (connect(c->fd, (const struct sockaddr *)&load->address, sizeof load->address) != 0)
+    if (connect(fd, (const struct sockaddr *)&load->address, sizeof load->address) != 0)
         die("connect");
-    if (setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
         die("TCP_NODELAY");
     /* Blocking while it connects (the backlog takes it at once), non-blocking from here on. */
-    if (fcntl(c->fd, F_SETFL, O_NONBLOCK) != 0)
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
         die("O_NONBLOCK");
-    if (epoll_ctl(load->epoll, EPOLL_CTL_ADD, c->fd, &event) != 0)
+    if (epoll_ctl(load->epoll, EPOLL_CTL_ADD, fd, &event) != 0)
         die("epoll_ctl");
+    return fd;
+}
+
+static void open_connection(struct load *load, struct connection *c)
+{
+    c->fd = open_socket(load, c);
+    c->in_fd = load->paired ? open_socket(load, c) : c->fd;
 }
 
 static void set_up(struct load *load)
@@ -356,12 +351,12 @@ static void set_up(struct load *load)
 
 static void parse_arguments(struct load *load, int argc, char **argv)
 {
-    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, framed = 0, port = 0;
+    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, framed = 0, paired = 0, port = 0;
     struct { const char *name; double *value, low, high; } known[] = {
         {"port", &port, 1, UINT16_MAX},       {"mode", &mode, ECHO, OUT},
         {"bytes", &bytes, 1, MESSAGE_BYTES_MAX}, {"reply", &reply, 1, MESSAGE_BYTES_MAX},
         {"connections", &connections, 1, CONNECTIONS_MAX}, {"depth", &depth, 1, DEPTH_MAX},
-        {"framed", &framed, 0, 1}, {"rate", &load->rate, 0, 1e8},
+        {"framed", &framed, 0, 1}, {"paired", &paired, 0, 1}, {"rate", &load->rate, 0, 1e8},
         {"seconds", &load->seconds, 0.01, SECONDS_MAX},
         {"warmup", &load->warmup_seconds, 0, SECONDS_MAX},
     };
@@ -385,6 +380,7 @@ static void parse_arguments(struct load *load, int argc, char **argv)
     load->reply_bytes = (size_t)(reply > 0 ? reply : bytes);
     load->depth = (unsigned)depth;
     load->framed = framed > 0;
+    load->paired = paired > 0;
     alarm((unsigned)(load->seconds + load->warmup_seconds) + ALARM_MARGIN_SECONDS);
 }
 

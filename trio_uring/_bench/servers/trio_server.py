@@ -14,15 +14,18 @@ import importlib
 import os
 import struct
 import sys
+import tempfile
 from functools import partial
 from typing import Any
 
 import trio
 
 STDIN = 0
+OTHERS = {"relay": "trio_relay"}  # modules, by mode
 FRAME_MAX = 64 << 20
 SCOPE_SECONDS = 60.0  # of a timeout that never fires
 PREFIX = struct.Struct(">I")
+FILE_CHUNK_BYTES = 65536
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
 
 
@@ -101,6 +104,30 @@ async def send_frames_twice(stream: Any, payload: bytes, count: int) -> None:
             await stream.send_all(payload)
 
 
+def file_of(size: int) -> Any:
+    """It has just been written, so it is in the page cache."""
+    file = tempfile.TemporaryFile()
+    file.write(os.urandom(size))
+    file.flush()
+    return file
+
+
+async def send_files(stream: Any, size: int) -> None:
+    send_file = importlib.import_module("trio_uring").send_file
+    with file_of(size) as file:
+        while await stream.receive_some():
+            file.seek(0)
+            await send_file(stream, file)
+
+
+async def send_files_by_hand(stream: Any, size: int) -> None:
+    with file_of(size) as file:
+        while await stream.receive_some():
+            file.seek(0)
+            while chunk := file.read(FILE_CHUNK_BYTES):
+                await stream.send_all(chunk)
+
+
 async def send_many_frames(stream: Any, payload: bytes, count: int) -> None:
     frames = importlib.import_module("trio_uring").FrameStream(stream, max_size=FRAME_MAX)
     while await stream.receive_some():
@@ -122,6 +149,7 @@ def handler_of(library: str, mode: str, count: int, size: int) -> Any:
         "send-frame": (send_frames, send_frames_joined, (payload, count)),
         "send-joined": (send_frames_joined, send_frames_joined, (payload, count)),
         "send-twice": (send_frames_twice, send_frames_twice, (payload, count)),
+        "send-file": (send_files, send_files_by_hand, (size,)),
         "send-many": (send_many_frames, send_frames_joined, (payload, count)),
     }
     our_way, trios_way, rest = modes[mode]
@@ -134,12 +162,23 @@ def handler_of(library: str, mode: str, count: int, size: int) -> Any:
     return handler
 
 
-async def main(library: str, mode: str, count: int, size: int) -> None:
+async def serve_streams(
+    nursery: trio.Nursery, library: str, mode: str, count: int, size: int
+) -> int:
+    """Returns the port."""
     serve_tcp = importlib.import_module(library).serve_tcp
     handler = handler_of(library, mode, count, size)
+    listeners = await nursery.start(partial(serve_tcp, handler, 0, host="127.0.0.1"))
+    port: int = listeners[0].socket.getsockname()[1]
+    return port
+
+
+async def main(library: str, mode: str, count: int, size: int) -> None:
+    # What is no handler of a stream is in a module of its own, beside this program.
+    other = OTHERS.get(mode)
+    serve = importlib.import_module(other).serve if other else serve_streams
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(serve_tcp, handler, 0, host="127.0.0.1"))
-        print(listeners[0].socket.getsockname()[1], flush=True)
+        print(await serve(nursery, library, mode, count, size), flush=True)
         while True:
             await trio.lowlevel.wait_readable(STDIN)
             if not os.read(STDIN, 4096):
