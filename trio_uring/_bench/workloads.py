@@ -11,7 +11,7 @@
     send-joined-, send-twice-, send-many-16x64
                           the same by other ways: prefix and payload joined, in two sends, and all
                           frames in one call
-    relay-50x1K           50 pairs of connections: a message goes into one and comes out at the other
+    relay-50x1K           50 pairs of connections: what goes into one comes out at the other
     relay-bulk-1x256K     the same with 16 messages outstanding on each pair
     send-file-1x16M       a file of 16 MiB, which is in the page cache, is sent for each request
     idle-10000            so many idle connections, and one that is not

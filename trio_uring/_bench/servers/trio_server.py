@@ -16,9 +16,12 @@ import struct
 import sys
 import tempfile
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STDIN = 0
 OTHERS = {"relay": "trio_relay"}  # modules, by mode
@@ -104,12 +107,12 @@ async def send_frames_twice(stream: Any, payload: bytes, count: int) -> None:
             await stream.send_all(payload)
 
 
-def file_of(size: int) -> Any:
-    """It has just been written, so it is in the page cache."""
-    file = tempfile.TemporaryFile()
-    file.write(os.urandom(size))
-    file.flush()
-    return file
+@contextlib.contextmanager
+def file_of(size: int) -> Iterator[Any]:
+    with tempfile.TemporaryFile() as file:
+        file.write(os.urandom(size))
+        file.flush()
+        yield file  # it has just been written, so it is in the page cache
 
 
 async def send_files(stream: Any, size: int) -> None:
