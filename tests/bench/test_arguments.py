@@ -29,6 +29,8 @@ pytestmark = pytest.mark.no_ring
         (["--workloads", "1x0"], "messages from 1 byte"),
         (["--workloads", "1x65M"], "messages from 1 byte"),
         (["--workloads", "list0-1x64"], "lists from 1"),
+        (["--workloads", "udp-1x65508"], "more than a socket's buffer"),
+        (["--workloads", "udp-500x64"], "more than a socket's buffer"),
         (["--workloads", "send-frame-1x64M"], "answers of at most 64M"),
         (["--workloads", "list-1x64"], "'list-1x64' is no workload"),
         (["--workloads", "startup-1x64"], "'startup-1x64' is no workload"),
@@ -96,6 +98,8 @@ def test_names_of_workloads() -> None:
     file = parse("send-file-1x16M")
     assert (file.server, file.unit) == (Server("send-file", 1, 16 << 20), "MiB")
     assert file.load_arguments()[5::4] == ["1", str(16 << 20)]
+    assert parse("udp-50x64").load_arguments()[-2:] == ["datagrams", "1"]
+    assert parse("udp-many-50x64").server == Server("udp-many")
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 

@@ -95,6 +95,10 @@ def test_without_a_compiler_it_says_so(
         ("readiness", "relay-bulk-1x64K"),
         ("trio", "send-file-2x64K"),
         ("readiness", "send-file-2x64K"),
+        ("trio", "udp-2x64"),
+        ("readiness", "udp-2x1400"),
+        ("readiness", "udp-many-2x64"),
+        ("asyncio-protocol", "udp-2x64"),
     ],
 )
 def test_a_round(peer: str, workload: str, place: Place) -> None:

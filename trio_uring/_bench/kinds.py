@@ -5,7 +5,8 @@ Rules of this file: data only. The names of modes are those of the servers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 SENDING = ("send-frame", "send-joined", "send-twice", "send-many")
 
@@ -20,6 +21,7 @@ class Kind:
         unit: what CPU time and rate are given for.
         batched: whether the load counts answers that are many units each.
         apart: whether it is measured by other means than rounds under load.
+        load: numbers for the load generator that no other kind needs, by name.
     """
 
     mode: str = "echo"
@@ -27,21 +29,25 @@ class Kind:
     unit: str = "operation"
     batched: bool = False
     apart: bool = False
+    load: Mapping[str, int] = field(default_factory=dict)
 
 
+DEPTH = 16  # messages outstanding on a connection, of the kinds that have more than one
 KINDS = {
     "echo": Kind(paced=True),
-    "pipelined": Kind(),
-    "connect": Kind(),
+    "pipelined": Kind(load={"depth": DEPTH}),
+    "connect": Kind(load={"mode": 1}),
     "scopes": Kind("scopes", paced=True),
-    "frames": Kind("frames", paced=True),
-    "in": Kind("in", unit="MiB"),
-    "out": Kind("out", unit="MiB"),
+    "frames": Kind("frames", paced=True, load={"framed": 1}),
+    "in": Kind("in", unit="MiB", load={"mode": 2}),
+    "out": Kind("out", unit="MiB", load={"mode": 3}),
     "list": Kind("list"),
     **{mode: Kind(mode, unit="frame", batched=True) for mode in SENDING},
-    "relay": Kind("relay"),
-    "relay-bulk": Kind("relay", unit="MiB"),
+    "relay": Kind("relay", load={"paired": 1}),
+    "relay-bulk": Kind("relay", unit="MiB", load={"depth": DEPTH, "paired": 1}),
     "send-file": Kind("send-file", unit="MiB"),
+    "udp": Kind("udp", paced=True, load={"datagrams": 1}),
+    "udp-many": Kind("udp-many", load={"datagrams": 1}),
     "idle": Kind(apart=True),
     "startup": Kind(apart=True),
 }

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 SERVERS = Path(__file__).parent / "servers"
 ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list"})
-TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", *SENDING}
+TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", "udp", "udp-many", *SENDING}
+UDP_LOOPS = ("asyncio", "uvloop")  # which have create_datagram_endpoint
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def _ours(name: str, what: str, **environment: str) -> Peer:
 
 def _asyncio(module: str, kind: str) -> Peer:
     name = module if kind == "streams" else f"{module}-{kind}"
-    what, words = f"{module}, {kind}", (module, kind)
-    return Peer(name, what, module, "asyncio_server.py", words, {}, ECHO_MODES)
+    what, words, modes = f"{module}, {kind}", (module, kind), ECHO_MODES
+    if kind == "protocol" and module in UDP_LOOPS:
+        modes |= {"udp"}
+    return Peer(name, what, module, "asyncio_server.py", words, {}, modes)
 
 
 LOOPS = ("asyncio", "uvloop", "rloop", "zuvloop", "aiofastnet")

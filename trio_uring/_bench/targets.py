@@ -112,7 +112,8 @@ TARGETS = (
     _against("relay-50x1K", "ring", "trio", 0.45),
     _against("relay-bulk-1x256K", "ring", "trio", 0.25),
     _against("send-file-1x16M", "ring", "trio", 0.40),
-    _elsewhere("receive_from and send_to / trio's recvfrom and sendto", 1.00, "udp"),
+    _against("udp-50x64", "ring", "trio", 1.00),
+    _against("udp-50x1400", "ring", "trio", 1.00),
     _elsewhere("websockets echo, enabled / stock", 0.65, "programs"),
     _elsewhere("hypercorn under wrk, enabled / stock", 0.85, "programs"),
 )

@@ -14,6 +14,8 @@
     relay-50x1K           50 pairs of connections: what goes into one comes out at the other
     relay-bulk-1x256K     the same with 16 messages outstanding on each pair
     send-file-1x16M       a file of 16 MiB, which is in the page cache, is sent for each request
+    udp-50x64             50 clients, each datagram of 64 bytes is sent back before the next is sent
+    udp-many-50x64        the same with as many datagrams as there are in a call
     idle-10000            so many idle connections, and one that is not
     startup               importing the library, and a run that does nothing
 
@@ -31,7 +33,9 @@ KIB, MIB = 1024, 1024**2
 UNITS = {"": 1, "K": KIB, "M": MIB}
 PIECE = 64  # bytes of a buffer of a list
 PREFIX_BYTES = 4
-DEPTH = 16
+DATAGRAM_BYTES_MAX = 65_507
+# What a socket's receive buffer has room for by default, and what a datagram takes of it besides.
+DATAGRAMS_BYTES_MAX, DATAGRAM_OVERHEAD = 200_000, 1300
 FRAMES_MAX, FRAMES_BYTES = 256, 4 * MIB  # that are sent for a request
 CONNECTIONS_MAX = 20_000
 PREFIXES = [name for name in KINDS if name not in ("echo", "list") and not KINDS[name].apart]
@@ -53,9 +57,11 @@ OTHERS = (
 )  # fmt: skip
 FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
 MOVES = ("relay-50x1K", "relay-bulk-1x256K", "send-file-1x16M")
+DATAGRAMS = tuple(f"{kind}-50x{size}" for kind in ("udp", "udp-many") for size in (64, 1400))
 GROUPS = {
     "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES, "moves": MOVES,
-    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES),
+    "udp": DATAGRAMS,
+    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES, *DATAGRAMS),
 }  # fmt: skip
 
 
@@ -138,19 +144,16 @@ class Workload:
 
     def load_arguments(self) -> list[str]:
         """Of the load generator, without times, port and rate."""
-        mode = {"connect": 1, "in": 2, "out": 3}.get(self.kind, 0)
         numbers = {
-            "mode": mode, "connections": self.connections, "bytes": self.message_bytes,
-            "depth": DEPTH if self.kind in ("pipelined", "relay-bulk") else 1,
+            "mode": 0, "connections": self.connections, "bytes": self.message_bytes, "depth": 1,
+            **KINDS[self.kind].load,
         }  # fmt: skip
         if self.kind == "frames":
-            numbers |= {"bytes": PREFIX_BYTES + self.message_bytes, "framed": 1}
+            numbers["bytes"] += PREFIX_BYTES
         if self.reply_bytes:
             numbers["reply"] = self.reply_bytes
         if self.batch > 1 or self.kind == "send-file":
             numbers["bytes"] = 1  # of a request
-        if self.server.mode == "relay":
-            numbers["paired"] = 1
         return [word for name, number in numbers.items() for word in (name, str(number))]
 
 
@@ -173,6 +176,10 @@ def parse(name: str) -> Workload:
         raise ValueError(f"{name}: messages from 1 byte to 64M")
     if workload.kind == "list" and not 1 <= workload.buffers <= 10_000:
         raise ValueError(f"{name}: lists from 1 to 10000 buffers")
+    if workload.kind.startswith("udp"):
+        size = workload.connections * (workload.message_bytes + DATAGRAM_OVERHEAD)
+        if workload.message_bytes > DATAGRAM_BYTES_MAX or size > DATAGRAMS_BYTES_MAX:
+            raise ValueError(f"{name}: more than a socket's buffer has room for")
     if workload.reply_bytes > 64 * MIB:
         raise ValueError(f"{name}: answers of at most 64M")
     return workload

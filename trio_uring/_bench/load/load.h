@@ -58,10 +58,12 @@ struct load {
     enum mode mode;
     size_t connections, message_bytes, reply_bytes;
     unsigned depth;
-    bool framed, paired;
+    bool framed, paired, datagrams, http, websocket;
     double rate, seconds, warmup_seconds;
     int epoll; /* edge-triggered: no epoll_ctl after the start */
     unsigned char *pattern, *scratch;
+    const unsigned char *answer; /* how every answer begins; NULL where it is an echo */
+    size_t answer_bytes;
     struct connection *all;
     struct connection **idle; /* where there is a rate: those that have nothing outstanding */
     size_t idle_count, live, outstanding;

@@ -117,6 +117,14 @@ class EchoFrames(Echo):
             self.transport.write(PREFIX.pack(len(payload)) + payload)
 
 
+class EchoDatagrams(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.transport.sendto(data, address)
+
+
 PROTOCOLS = {"echo": Echo, "frames": EchoFrames, "in": TakeIn, "out": GiveOut, "list": AnswerList}
 
 
@@ -136,12 +144,16 @@ async def main(kind: str, mode: str, count: int, size: int) -> None:
             await handle(mode, buffers, reader, writer)
 
     server: Any
-    if kind == "protocol":
+    if mode == "udp":
+        server, _ = await loop.create_datagram_endpoint(EchoDatagrams, ("127.0.0.1", 0))
+        print(server.get_extra_info("sockname")[1], flush=True)
+    elif kind == "protocol":
         AnswerList.buffers = buffers
         server = await loop.create_server(PROTOCOLS[mode], "127.0.0.1", 0, backlog=BACKLOG)
     else:
         server = await asyncio.start_server(on_connection, "127.0.0.1", 0, backlog=BACKLOG)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    if mode != "udp":
+        print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_reader(STDIN, on_stdin)
     await closed.wait()
     server.close()

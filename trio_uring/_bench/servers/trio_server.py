@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIN = 0
-OTHERS = {"relay": "trio_relay"}  # modules, by mode
+OTHERS = {"relay": "trio_relay", "udp": "trio_udp", "udp-many": "trio_udp"}  # modules, by mode
 FRAME_MAX = 64 << 20
 SCOPE_SECONDS = 60.0  # of a timeout that never fires
 PREFIX = struct.Struct(">I")
