@@ -31,6 +31,7 @@ pytestmark = pytest.mark.no_ring
         (["--workloads", "list0-1x64"], "lists from 1"),
         (["--workloads", "udp-1x65508"], "more than a socket's buffer"),
         (["--workloads", "udp-500x64"], "more than a socket's buffer"),
+        (["--workloads", "websockets-1x64K"], "messages of at most 65535 bytes"),
         (["--workloads", "send-frame-1x64M"], "answers of at most 64M"),
         (["--workloads", "list-1x64"], "'list-1x64' is no workload"),
         (["--workloads", "startup-1x64"], "'startup-1x64' is no workload"),
@@ -100,6 +101,9 @@ def test_names_of_workloads() -> None:
     assert file.load_arguments()[5::4] == ["1", str(16 << 20)]
     assert parse("udp-50x64").load_arguments()[-2:] == ["datagrams", "1"]
     assert parse("udp-many-50x64").server == Server("udp-many")
+    assert parse("hypercorn-64x5").load_arguments()[-2:] == ["http", "1"]
+    assert parse("hypercorn-64x5").server == Server("hypercorn", 1, 5)
+    assert parse("websockets-64x100").load_arguments()[-2:] == ["websocket", "1"]
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 

@@ -99,10 +99,16 @@ def test_without_a_compiler_it_says_so(
         ("readiness", "udp-2x1400"),
         ("readiness", "udp-many-2x64"),
         ("asyncio-protocol", "udp-2x64"),
+        ("trio", "hypercorn-2x5"),
+        ("readiness", "hypercorn-2x64K"),
+        ("trio", "websockets-2x100"),
+        ("readiness", "websockets-2x1K"),
     ],
 )
 def test_a_round(peer: str, workload: str, place: Place) -> None:
     load = parse(workload)
+    if why := load.missing():
+        pytest.skip(why)
     with ExitStack() as stack:
         running, failed = start_servers([PEERS[peer]], load.server, place, stack)
         assert not failed

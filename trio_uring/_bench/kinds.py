@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+PROGRAMS = ("hypercorn", "websockets")
 SENDING = ("send-frame", "send-joined", "send-twice", "send-many")
 
 
@@ -22,6 +23,7 @@ class Kind:
         batched: whether the load counts answers that are many units each.
         apart: whether it is measured by other means than rounds under load.
         load: numbers for the load generator that no other kind needs, by name.
+        needs: modules without which it cannot be measured.
     """
 
     mode: str = "echo"
@@ -30,6 +32,7 @@ class Kind:
     batched: bool = False
     apart: bool = False
     load: Mapping[str, int] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
 
 DEPTH = 16  # messages outstanding on a connection, of the kinds that have more than one
@@ -48,6 +51,8 @@ KINDS = {
     "send-file": Kind("send-file", unit="MiB"),
     "udp": Kind("udp", paced=True, load={"datagrams": 1}),
     "udp-many": Kind("udp-many", load={"datagrams": 1}),
+    "hypercorn": Kind("hypercorn", load={"http": 1}, needs=("hypercorn.trio",)),
+    "websockets": Kind("websockets", load={"websocket": 1}, needs=("websockets.trio.server",)),
     "idle": Kind(apart=True),
     "startup": Kind(apart=True),
 }

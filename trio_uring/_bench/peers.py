@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .._driver.backend import VARIABLE, open_uring
 from .._errors import RingUnavailableError
-from .kinds import SENDING
+from .kinds import PROGRAMS, SENDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SERVERS = Path(__file__).parent / "servers"
 ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list"})
-TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", "udp", "udp-many", *SENDING}
+TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", "udp", "udp-many", *PROGRAMS, *SENDING}
 UDP_LOOPS = ("asyncio", "uvloop")  # which have create_datagram_endpoint
 
 

@@ -16,6 +16,9 @@
     send-file-1x16M       a file of 16 MiB, which is in the page cache, is sent for each request
     udp-50x64             50 clients, each datagram of 64 bytes is sent back before the next is sent
     udp-many-50x64        the same with as many datagrams as there are in a call
+    hypercorn-64x5        a whole program: hypercorn, GET requests on connections that are kept, and
+                          answers with a body of 5 bytes
+    websockets-64x100     another: an echo server of the websockets library
     idle-10000            so many idle connections, and one that is not
     startup               importing the library, and a run that does nothing
 
@@ -24,6 +27,7 @@ Rules of this file: nothing runs here.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 
@@ -33,6 +37,7 @@ KIB, MIB = 1024, 1024**2
 UNITS = {"": 1, "K": KIB, "M": MIB}
 PIECE = 64  # bytes of a buffer of a list
 PREFIX_BYTES = 4
+WEBSOCKET_BYTES_MAX = 65_535  # more would need the longest head
 DATAGRAM_BYTES_MAX = 65_507
 # What a socket's receive buffer has room for by default, and what a datagram takes of it besides.
 DATAGRAMS_BYTES_MAX, DATAGRAM_OVERHEAD = 200_000, 1300
@@ -57,11 +62,12 @@ OTHERS = (
 )  # fmt: skip
 FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
 MOVES = ("relay-50x1K", "relay-bulk-1x256K", "send-file-1x16M")
+PROGRAMS = ("hypercorn-64x5", "websockets-64x100")
 DATAGRAMS = tuple(f"{kind}-50x{size}" for kind in ("udp", "udp-many") for size in (64, 1400))
 GROUPS = {
     "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES, "moves": MOVES,
-    "udp": DATAGRAMS,
-    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES, *DATAGRAMS),
+    "udp": DATAGRAMS, "programs": PROGRAMS,
+    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES, *DATAGRAMS, *PROGRAMS),
 }  # fmt: skip
 
 
@@ -102,7 +108,7 @@ class Workload:
         mode = KINDS[self.kind].mode
         if self.kind == "list":
             return Server(mode, self.buffers, PIECE)
-        if self.kind == "send-file":
+        if self.kind in ("send-file", "hypercorn"):
             return Server(mode, 1, self.message_bytes)
         return Server(mode, self.batch, self.message_bytes) if self.batch > 1 else Server(mode)
 
@@ -128,6 +134,17 @@ class Workload:
     def apart(self) -> bool:
         """Whether it is measured by other means than rounds under load."""
         return KINDS[self.kind].apart
+
+    def missing(self) -> str:
+        """Why it cannot be measured here; empty if it can."""
+        for name in KINDS[self.kind].needs:
+            try:
+                found = importlib.util.find_spec(name)
+            except ModuleNotFoundError:  # not even the package that it is in
+                found = None
+            if found is None:
+                return f"{name} is not installed"
+        return ""
 
     @property
     def unit(self) -> str:
@@ -180,6 +197,8 @@ def parse(name: str) -> Workload:
         size = workload.connections * (workload.message_bytes + DATAGRAM_OVERHEAD)
         if workload.message_bytes > DATAGRAM_BYTES_MAX or size > DATAGRAMS_BYTES_MAX:
             raise ValueError(f"{name}: more than a socket's buffer has room for")
+    if workload.kind == "websockets" and workload.message_bytes > WEBSOCKET_BYTES_MAX:
+        raise ValueError(f"{name}: messages of at most {WEBSOCKET_BYTES_MAX} bytes")
     if workload.reply_bytes > 64 * MIB:
         raise ValueError(f"{name}: answers of at most 64M")
     return workload
