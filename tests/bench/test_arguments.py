@@ -104,6 +104,7 @@ def test_names_of_workloads() -> None:
     assert parse("hypercorn-64x5").load_arguments()[-2:] == ["http", "1"]
     assert parse("hypercorn-64x5").server == Server("hypercorn", 1, 5)
     assert parse("websockets-64x100").load_arguments()[-2:] == ["websocket", "1"]
+    assert parse("cancel-100").server == Server("cancel", 100)
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 

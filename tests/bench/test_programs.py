@@ -18,7 +18,7 @@ from support.command import command
 from trio_uring import __main__
 from trio_uring._bench.build import Programs, compile_programs
 from trio_uring._bench.clocks import Cores
-from trio_uring._bench.extras import measure_idle, measure_start
+from trio_uring._bench.extras import measure_cancel, measure_idle, measure_start
 from trio_uring._bench.peers import PEERS
 from trio_uring._bench.processes import RunError
 from trio_uring._bench.rounds import Place, measure, start_servers
@@ -156,6 +156,13 @@ def test_idle_connections(place: Place) -> None:
     assert found["memory_bytes"] > 0
     assert found["alone_us"] > 0
     assert found["active_us"] > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("peer", ["trio", "readiness"])
+def test_mass_cancellation(peer: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_uring._bench.extras.CANCELS", 2)
+    assert measure_cancel(place, parse("cancel-50"), PEERS[peer])["cancel_us"] > 0
 
 
 def test_starting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .build import BuildError, compile_programs
 from .clocks import choose_cores
-from .extras import able, measure_idle, measure_start
+from .extras import able, measure_apart
 from .machine import describe
 from .options import plan_of, workloads_of
 from .peers import PEERS, choose
@@ -60,10 +60,7 @@ def _measure_apart(
         for peer in able(workload, peers):
             print(f"{workload.name} {peer.name}", file=sys.stderr, flush=True)
             try:
-                if workload.kind == "startup":
-                    figures = measure_start(peer)
-                else:
-                    figures = measure_idle(schedule.place, schedule.plan, workload, peer)
+                figures = measure_apart(schedule.place, schedule.plan, workload, peer)
             except RunError as error:
                 schedule.failed.setdefault(workload.name, {})[peer.name] = str(error)
             else:

@@ -53,6 +53,7 @@ KINDS = {
     "udp-many": Kind("udp-many", load={"datagrams": 1}),
     "hypercorn": Kind("hypercorn", load={"http": 1}, needs=("hypercorn.trio",)),
     "websockets": Kind("websockets", load={"websocket": 1}, needs=("websockets.trio.server",)),
+    "cancel": Kind("cancel", apart=True),
     "idle": Kind(apart=True),
     "startup": Kind(apart=True),
 }

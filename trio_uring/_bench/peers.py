@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 SERVERS = Path(__file__).parent / "servers"
 ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list"})
-TRIO_MODES = ECHO_MODES | {"scopes", "relay", "send-file", "udp", "udp-many", *PROGRAMS, *SENDING}
+TRIO_ONLY = frozenset({"scopes", "relay", "send-file", "udp", "udp-many", "cancel"})
+TRIO_MODES = ECHO_MODES | TRIO_ONLY | {*PROGRAMS, *SENDING}
 UDP_LOOPS = ("asyncio", "uvloop")  # which have create_datagram_endpoint
 
 

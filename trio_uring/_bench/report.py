@@ -61,6 +61,7 @@ COLUMNS = (
     ("memory_bytes", "bytes each", "{:,.0f}"),
     ("alone_us", "CPU us alone", "{:,.2f}"),
     ("active_us", "CPU us among them", "{:,.2f}"),
+    ("cancel_us", "CPU us each", "{:,.2f}"),
     ("import_ms", "import ms", "{:,.1f}"),
     ("run_us", "run of nothing us", "{:,.0f}"),
     ("rounds", "rounds", "{:.0f}"),

@@ -20,6 +20,7 @@
                           answers with a body of 5 bytes
     websockets-64x100     another: an echo server of the websockets library
     idle-10000            so many idle connections, and one that is not
+    cancel-10000          so many blocked receives that are cancelled together
     startup               importing the library, and a run that does nothing
 
 Rules of this file: nothing runs here.
@@ -45,7 +46,7 @@ FRAMES_MAX, FRAMES_BYTES = 256, 4 * MIB  # that are sent for a request
 CONNECTIONS_MAX = 20_000
 PREFIXES = [name for name in KINDS if name not in ("echo", "list") and not KINDS[name].apart]
 PATTERN = re.compile(rf"(?:(?:({'|'.join(PREFIXES)})|list(\d+))-)?(\d+)x(\d+)([KM]?)")
-IDLE = re.compile(r"idle-(\d+)")
+COUNTED = re.compile(r"(idle|cancel)-(\d+)")
 
 DEFAULT = ("1x1K", "50x1K", "500x1K", "5000x1K", "16x64K", "1x1M")
 QUICK = ("1x1K", "50x1K", "500x1K", "16x64K")
@@ -58,7 +59,8 @@ ECHOES = tuple(
 OTHERS = (
     "16x64K", "pipelined-16x1K", "in-1x64K", "out-1x64K",
     "list2-16x64", "list16-16x64", "list256-16x64", "list1000-16x64",
-    "connect-10x1K", "scopes-50x1K", "frames-50x1K", "frames-50x64", "idle-10000", "startup",
+    "connect-10x1K", "scopes-50x1K", "frames-50x1K", "frames-50x64", "idle-10000", "cancel-10000",
+    "startup",
 )  # fmt: skip
 FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
 MOVES = ("relay-50x1K", "relay-bulk-1x256K", "send-file-1x16M")
@@ -108,6 +110,8 @@ class Workload:
         mode = KINDS[self.kind].mode
         if self.kind == "list":
             return Server(mode, self.buffers, PIECE)
+        if self.kind == "cancel":
+            return Server(mode, self.connections)
         if self.kind in ("send-file", "hypercorn"):
             return Server(mode, 1, self.message_bytes)
         return Server(mode, self.batch, self.message_bytes) if self.batch > 1 else Server(mode)
@@ -178,8 +182,8 @@ def parse(name: str) -> Workload:
     """The workload of a name. Raises ValueError for a name that is none."""
     if name == "startup":
         return Workload(name, "startup", 0)
-    if found := IDLE.fullmatch(name):
-        workload = Workload(name, "idle", int(found[1]))
+    if found := COUNTED.fullmatch(name):
+        workload = Workload(name, found[1], int(found[2]))
     elif found := PATTERN.fullmatch(name):
         kind, buffers, connections, size, unit = found.groups()
         kind = "list" if buffers else kind or "echo"
@@ -189,7 +193,7 @@ def parse(name: str) -> Workload:
         raise ValueError(f"{name!r} is no workload: 50x1K is one, pipelined-16x1K another")
     if not 1 <= workload.connections <= CONNECTIONS_MAX:
         raise ValueError(f"{name}: from 1 to {CONNECTIONS_MAX} connections")
-    if workload.kind != "idle" and not 1 <= workload.message_bytes <= 64 * MIB:
+    if not workload.apart and not 1 <= workload.message_bytes <= 64 * MIB:
         raise ValueError(f"{name}: messages from 1 byte to 64M")
     if workload.kind == "list" and not 1 <= workload.buffers <= 10_000:
         raise ValueError(f"{name}: lists from 1 to 10000 buffers")

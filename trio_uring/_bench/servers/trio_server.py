@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STDIN = 0
 OTHERS = {  # modules, by mode
     "relay": "trio_relay", "udp": "trio_udp", "udp-many": "trio_udp",
+    "cancel": "trio_cancel",
     "hypercorn": "trio_programs", "websockets": "trio_programs",
 }  # fmt: skip
 FRAME_MAX = 64 << 20
