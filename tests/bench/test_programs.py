@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def test_without_a_compiler_it_says_so(
         ("readiness", "udp-2x1400"),
         ("readiness", "udp-many-2x64"),
         ("asyncio-protocol", "udp-2x64"),
+        ("trio", "tls-2x1K"),
+        ("readiness", "tls-1x1M"),
+        ("asyncio", "tls-2x64K"),
+        ("asyncio-protocol", "tls-2x1K"),
         ("trio", "hypercorn-2x5"),
         ("readiness", "hypercorn-2x64K"),
         ("trio", "websockets-2x100"),
@@ -127,6 +132,18 @@ def test_an_answer_that_is_no_echo_is_an_error(place: Place) -> None:
         running, _ = start_servers([PEERS["trio"]], answers.server, place, stack)
         with pytest.raises(RunError, match="not the echo of what was sent"):
             measure(place, running[0], echo, SECONDS, 0.0)
+
+
+@needs_compiler
+def test_over_tls_too(place: Place) -> None:
+    load = parse("tls-1x64")
+    if why := load.missing():
+        pytest.skip(why)
+    with ExitStack() as stack:
+        running, _ = start_servers([PEERS["trio"]], load.server, place, stack)
+        plain = replace(load, kind="echo")
+        with pytest.raises(RunError, match="load"):
+            measure(place, running[0], plain, SECONDS, 0.0)  # which is no handshake
 
 
 @needs_compiler

@@ -24,6 +24,7 @@ class Kind:
         apart: whether it is measured by other means than rounds under load.
         load: numbers for the load generator that no other kind needs, by name.
         needs: modules without which it cannot be measured.
+        tls: whether the load is that of `tls_load`.
     """
 
     mode: str = "echo"
@@ -33,6 +34,7 @@ class Kind:
     apart: bool = False
     load: Mapping[str, int] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    tls: bool = False
 
 
 DEPTH = 16  # messages outstanding on a connection, of the kinds that have more than one
@@ -53,6 +55,7 @@ KINDS = {
     "udp-many": Kind("udp-many", load={"datagrams": 1}),
     "hypercorn": Kind("hypercorn", load={"http": 1}, needs=("hypercorn.trio",)),
     "websockets": Kind("websockets", load={"websocket": 1}, needs=("websockets.trio.server",)),
+    "tls": Kind("tls", needs=("trustme",), tls=True),
     "cancel": Kind("cancel", apart=True),
     "idle": Kind(apart=True),
     "startup": Kind(apart=True),

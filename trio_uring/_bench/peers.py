@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .workloads import Server
 
 SERVERS = Path(__file__).parent / "servers"
-ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list"})
+ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list", "tls"})
 TRIO_ONLY = frozenset({"scopes", "relay", "send-file", "udp", "udp-many", "cancel"})
 TRIO_MODES = ECHO_MODES | TRIO_ONLY | {*PROGRAMS, *SENDING}
 UDP_LOOPS = ("asyncio", "uvloop")  # which have create_datagram_endpoint
@@ -87,6 +87,8 @@ def _asyncio(module: str, kind: str) -> Peer:
     what, words, modes = f"{module}, {kind}", (module, kind), ECHO_MODES
     if kind == "protocol" and module in UDP_LOOPS:
         modes |= {"udp"}
+    if module == "rloop":
+        modes -= {"tls"}  # NotImplementedError
     return Peer(name, what, module, "asyncio_server.py", words, {}, modes)
 
 

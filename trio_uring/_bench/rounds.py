@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .workloads import Server, Workload
 
 PACKAGE_PARENT = Path(__file__).parents[2]
+TLS_LOAD = Path(__file__).with_name("tls_load.py")
 VARIABLES = "TRIO_URING_"
 
 
@@ -118,8 +120,9 @@ def measure(
     cores = {place.cores.server, core}
     times = {"seconds": seconds, "warmup": warmup, "rate": offered}
     numbers = [word for name, value in times.items() for word in (name, f"{value:g}")]
-    command = [str(place.programs.loadgen), "port", server.port, *workload.load_arguments()]
-    with Child("load", [*command, *numbers], core) as load:
+    program = [sys.executable, str(TLS_LOAD)] if workload.tls else [str(place.programs.loadgen)]
+    command = [*program, "port", server.port, *workload.load_arguments(), *numbers]
+    with Child("load", command, core) as load:
         load.expect_line("START", warmup + START_SECONDS_MAX)
         before = _Moment.now(server, cores)
         load.go_on()

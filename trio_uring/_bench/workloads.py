@@ -16,6 +16,7 @@
     send-file-1x16M       a file of 16 MiB, which is in the page cache, is sent for each request
     udp-50x64             50 clients, each datagram of 64 bytes is sent back before the next is sent
     udp-many-50x64        the same with as many datagrams as there are in a call
+    tls-50x1K             the echo over TLS
     hypercorn-64x5        a whole program: hypercorn, GET requests on connections that are kept, and
                           answers with a body of 5 bytes
     websockets-64x100     another: an echo server of the websockets library
@@ -64,12 +65,13 @@ OTHERS = (
 )  # fmt: skip
 FRAMES = tuple(f"send-frame-{streams}x{size}" for streams in (1, 16) for size in ("64", "4K"))
 MOVES = ("relay-50x1K", "relay-bulk-1x256K", "send-file-1x16M")
+TLS = ("tls-1x1K", "tls-50x1K", "tls-16x64K")
 PROGRAMS = ("hypercorn-64x5", "websockets-64x100")
 DATAGRAMS = tuple(f"{kind}-50x{size}" for kind in ("udp", "udp-many") for size in (64, 1400))
 GROUPS = {
     "default": DEFAULT, "quick": QUICK, "echo": ECHOES, "frames": FRAMES, "moves": MOVES,
-    "udp": DATAGRAMS, "programs": PROGRAMS,
-    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES, *DATAGRAMS, *PROGRAMS),
+    "udp": DATAGRAMS, "tls": TLS, "programs": PROGRAMS,
+    "all": (*ECHOES, *OTHERS, *FRAMES, *MOVES, *DATAGRAMS, *TLS, *PROGRAMS),
 }  # fmt: skip
 
 
@@ -127,7 +129,7 @@ class Workload:
     def one_core(self) -> bool:
         """Whether server and load share a core: with one connection the two take turns, and apart
         they would measure how long a core takes to wake up."""
-        return self.connections == 1 and self.paced
+        return self.connections == 1 and (self.paced or self.kind == "tls")
 
     @property
     def paced(self) -> bool:
@@ -149,6 +151,10 @@ class Workload:
             if found is None:
                 return f"{name} is not installed"
         return ""
+
+    @property
+    def tls(self) -> bool:
+        return KINDS[self.kind].tls
 
     @property
     def unit(self) -> str:

@@ -125,7 +125,14 @@ class EchoDatagrams(asyncio.DatagramProtocol):
         self.transport.sendto(data, address)
 
 
-PROTOCOLS = {"echo": Echo, "frames": EchoFrames, "in": TakeIn, "out": GiveOut, "list": AnswerList}
+PROTOCOLS = {
+    "echo": Echo,
+    "tls": Echo,
+    "frames": EchoFrames,
+    "in": TakeIn,
+    "out": GiveOut,
+    "list": AnswerList,
+}
 
 
 async def main(kind: str, mode: str, count: int, size: int) -> None:
@@ -144,14 +151,17 @@ async def main(kind: str, mode: str, count: int, size: int) -> None:
             await handle(mode, buffers, reader, writer)
 
     server: Any
+    options: dict[str, Any] = {"backlog": BACKLOG}
+    if mode == "tls":
+        options["ssl"] = importlib.import_module("certificate").server_context()
     if mode == "udp":
         server, _ = await loop.create_datagram_endpoint(EchoDatagrams, ("127.0.0.1", 0))
         print(server.get_extra_info("sockname")[1], flush=True)
     elif kind == "protocol":
         AnswerList.buffers = buffers
-        server = await loop.create_server(PROTOCOLS[mode], "127.0.0.1", 0, backlog=BACKLOG)
+        server = await loop.create_server(PROTOCOLS[mode], "127.0.0.1", 0, **options)
     else:
-        server = await asyncio.start_server(on_connection, "127.0.0.1", 0, backlog=BACKLOG)
+        server = await asyncio.start_server(on_connection, "127.0.0.1", 0, **options)
     if mode != "udp":
         print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_reader(STDIN, on_stdin)

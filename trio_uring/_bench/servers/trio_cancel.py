@@ -1,8 +1,8 @@
 """The mode `cancel` of trio's family: COUNT blocked receives that are cancelled together.
 
 Rules of this file: the first COUNT connections are those that are received from; the next one
-sends a byte for each time that this is to be done, and is answered by a line: nanoseconds of CPU time for each receive,
-from the cancelling until all tasks have ended.
+sends a byte for each time that this is to be done, and is answered by a line: nanoseconds of CPU
+time for each receive, from the cancelling until all tasks have ended.
 """
 
 from __future__ import annotations

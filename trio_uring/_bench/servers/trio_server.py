@@ -135,6 +135,10 @@ async def send_files_by_hand(stream: Any, size: int) -> None:
                 await stream.send_all(chunk)
 
 
+async def echo_over_tls(stream: Any, context: Any) -> None:
+    await echo(trio.SSLStream(stream, context, server_side=True))
+
+
 async def send_many_frames(stream: Any, payload: bytes, count: int) -> None:
     frames = importlib.import_module("trio_uring").FrameStream(stream, max_size=FRAME_MAX)
     while await stream.receive_some():
@@ -145,6 +149,9 @@ def handler_of(library: str, mode: str, count: int, size: int) -> Any:
     """What is done with a stream."""
     ours, payload = library == "trio_uring", bytes(size)
     buffers = [payload] * count
+    context: Any = None
+    if mode == "tls":
+        context = importlib.import_module("certificate").server_context()
     # ours, trio's, what they need to know
     modes: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
         "echo": (echo, echo, ()),
@@ -157,6 +164,7 @@ def handler_of(library: str, mode: str, count: int, size: int) -> Any:
         "send-joined": (send_frames_joined, send_frames_joined, (payload, count)),
         "send-twice": (send_frames_twice, send_frames_twice, (payload, count)),
         "send-file": (send_files, send_files_by_hand, (size,)),
+        "tls": (echo_over_tls, echo_over_tls, (context,)),
         "send-many": (send_many_frames, send_frames_joined, (payload, count)),
     }
     our_way, trios_way, rest = modes[mode]
