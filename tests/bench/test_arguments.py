@@ -12,8 +12,10 @@ from support.command import no_ring
 
 from trio_uring import __main__
 from trio_uring._bench import command, peers
+from trio_uring._bench.kinds import KINDS
 from trio_uring._bench.options import plan_of, workloads_of
 from trio_uring._bench.peers import PEERS, choose
+from trio_uring._bench.targets import TARGETS
 from trio_uring._bench.workloads import GROUPS, Server, expand, parse
 
 pytestmark = pytest.mark.no_ring
@@ -112,6 +114,37 @@ def test_names_of_workloads() -> None:
 def test_every_group_can_be_measured() -> None:
     for names in GROUPS.values():
         assert [each.name for each in expand(list(names))] == list(dict.fromkeys(names))
+
+
+class Asked(dict):  # type: ignore[type-arg]
+    """Results that keep which workloads a target wants."""
+
+    def __missing__(self, name):
+        self[name] = {"ring": {}, "readiness": {}, "python": {}, "trio": {}, "uvloop": {}, "c": {}}
+        return self[name]
+
+
+def test_the_judged_group_is_all_that_the_targets_need() -> None:
+    asked = Asked()
+    for target in TARGETS:
+        with pytest.raises(KeyError):
+            target.figure(asked)
+    assert {each.name for each in expand(["judged"])} == set(asked)
+
+
+def test_everything_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*GROUPS, *PEERS, *(kind for kind in KINDS if kind not in ("echo", "list"))):
+        assert name in out
+
+
+def test_reports_are_for_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--reports", str(tmp_path / "none.json")]) == 2
+    assert "for a --document" in capsys.readouterr().err
+    words = ["--document", str(tmp_path / "x.md"), "--reports", str(tmp_path / "none.json")]
+    assert __main__.main(["bench", *words]) == 2
+    assert "none.json" in capsys.readouterr().err
 
 
 def test_peers_that_are_not_installed_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .peers import PEERS
 from .schedule import Plan
-from .workloads import GROUPS, PREFIXES, expand, parse
+from .workloads import GROUPS, NAMES, PREFIXES, expand, parse
 
 ROUNDS_MAX, SECONDS_MAX = 1000, 600.0
 
@@ -56,7 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WORKLOAD",
         help="what is measured: 50x1K is 50 connections with messages of 1 KiB; kinds are written "
         f"before it ({', '.join(f'{prefix}-' for prefix in PREFIXES)}, list256-); idle-10000; "
-        f"startup; or a group: {', '.join(GROUPS)} (default: default)",
+        f"cancel-10000; startup; or a group: {', '.join(GROUPS)} (default: default)",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="say what the workloads, groups and peers are, and stop"
+    )
+    parser.add_argument(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="write docs/performance.md, or another such document, with its plots beside it",
+    )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="measure nothing: the document is made of the medians of these reports",
     )
     parser.add_argument(
         "--output",
@@ -67,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
     parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
     parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
+
+
+def list_lines() -> list[str]:
+    """What can be asked for."""
+    groups = [f"    {name:12}{' '.join(names)}" for name, names in GROUPS.items()]
+    peers = [f"    {name:22}{peer.what}" for name, peer in PEERS.items()]
+    return ["workloads", *NAMES.splitlines(), "", "groups", *groups, "", "peers", *peers]
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

@@ -49,19 +49,27 @@ class Verdict:
         return "reached" if self.measured <= self.target.limit else "missed"
 
 
+def _cpu(results: Results, workload: str, peer: str) -> float:
+    figures = results[workload][peer]
+    if figures.get("rounds") == 0:
+        raise KeyError("every round was disturbed")
+    return figures[CPU]
+
+
 def _against(workload: str, peer: str, baseline: str, limit: float) -> Target:
     def figure(results: Results) -> float:
-        pair = [results[workload][name] for name in (peer, baseline)]
-        if any(each.get("rounds") == 0 for each in pair):
-            raise KeyError("every round was disturbed")
-        return pair[0][CPU] / pair[1][CPU]
+        return _cpu(results, workload, peer) / _cpu(results, workload, baseline)
 
     return Target(f"{workload}: {peer} / {baseline}", limit, figure)
 
 
 def _added_by_scopes(results: Results) -> float:
-    plain, scopes = results["50x1K"], results["scopes-50x1K"]
-    added = {peer: scopes[peer][CPU] - plain[peer][CPU] for peer in ("ring", "trio")}
+    added = {
+        peer: _cpu(results, "scopes-50x1K", peer) - _cpu(results, "50x1K", peer)
+        for peer in ("ring", "trio")
+    }
+    if added["trio"] <= 0:
+        raise KeyError("noise: scopes cost nothing")
     return added["ring"] / added["trio"]
 
 
