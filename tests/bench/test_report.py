@@ -70,6 +70,7 @@ def test_figures_of_disturbed_rounds_are_judged_by_no_target() -> None:
     results = {"50x1K": {name: {"cpu_us_min": 1.0, "rounds": 0.0} for name in ("ring", "trio")}}
     said = {verdict.target.name: verdict for verdict in judge(results)}
     assert said["50x1K: ring / trio"].measured is None
+    assert said["50x1K: ring / trio"].outcome == "disturbed"
 
 
 def test_sent_frames_are_judged_against_joining_them_for_trio() -> None:
@@ -141,6 +142,8 @@ def test_a_document_of_several_reports_has_their_medians(tmp_path: Path) -> None
     for report, cpu in zip(reports, (8.0, 6.0, 30.0)):
         report["results"]["50x1K"]["ring"]["cpu_us_min"] = cpu
     del reports[1]["results"]["idle-10000"]
+    reports.append(canned())
+    reports[3]["results"]["50x1K"]["ring"] |= {"cpu_us_min": 1.0, "rounds": 0.0}
     merged = document.merge(reports)
     assert merged["results"]["50x1K"]["ring"]["cpu_us_min"] == 8.0
     assert merged["results"]["idle-10000"]["ring"]["memory_bytes"] == 4000.0
@@ -148,7 +151,7 @@ def test_a_document_of_several_reports_has_their_medians(tmp_path: Path) -> None
         "measured"
     ] == pytest.approx(0.4)
     document.write_document(merged, tmp_path / "speed.md")
-    assert "medians of 3 runs" in (tmp_path / "speed.md").read_text()
+    assert "medians of 4 runs" in (tmp_path / "speed.md").read_text()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")

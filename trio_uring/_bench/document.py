@@ -17,13 +17,14 @@ says so.
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .peers import PEERS
 from .plots import DOCUMENT_PLOTS, draw
-from .report import COLUMNS, judged
+from .report import COLUMNS, WIDTH, judged
 from .workloads import GROUPS, parse
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ RATIOS = (("ring", "trio"), ("readiness", "trio"), ("ring", "uvloop"), ("ring", 
 
 
 def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One report of several of the same peers and workloads: every figure is the median of theirs;
-    the rest is that of the first."""
+    """One report of several of the same peers and workloads: every figure is the median of theirs,
+    without those of disturbed rounds only, if there are others; the rest is that of the first."""
     first = dict(reports[0])
     results: Results = {}
     for report in reports:
@@ -50,6 +51,7 @@ def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for workload, into in results.items():
         for peer in into:
             found = [each["results"].get(workload, {}).get(peer, {}) for each in reports]
+            found = [figures for figures in found if figures.get("rounds") != 0] or found
             for key in dict.fromkeys(key for figures in found for key in figures):
                 into[peer][key] = median(figures[key] for figures in found if key in figures)
     first |= {"results": results, "targets": judged(results), "runs": len(reports)}
@@ -58,8 +60,12 @@ def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The first row is the head."""
-    lines = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
+    lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 def _number(value: float) -> str:
@@ -114,7 +120,7 @@ class _Filler:
         machine, runs = self._data["machine"], self._data.get("runs", 1)
         packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
         several = f" Figures are medians of {runs} runs." if runs > 1 else ""
-        return (
+        return _wrapped(
             f"Measured {machine['date'][:10]} on {machine['cpus']} CPUs ({machine['machine']}, "
             f"{machine['processor']}) with {machine['memory_mib']:,} MiB; Linux "
             f"{machine['kernel']}, {machine['python']}, {packages}.{several}"
@@ -142,12 +148,14 @@ class _Filler:
 
     def _disturbed(self, names: Sequence[str]) -> str:
         """A sentence on figures that are of disturbed rounds only; empty if there are none."""
-        found = [
-            f"{name} ({', '.join(peers)})"
-            for name in names
-            if (peers := [p for p, f in self._results[name].items() if f.get("rounds") == 0])
-        ]
-        return f"\n\nOf disturbed rounds only: {'; '.join(found)}." if found else ""
+        found = []
+        for name in names:
+            all_peers = self._results[name]
+            peers = [peer for peer, figures in all_peers.items() if figures.get("rounds") == 0]
+            if peers:
+                whose = "all" if len(peers) == len(all_peers) else ", ".join(peers)
+                found.append(f"`{name}` ({whose})")
+        return "\n\n" + _wrapped(f"Of disturbed rounds only: {', '.join(found)}.") if found else ""
 
     def _latency(self, *words: str) -> str:
         names = self._names(words, "paced_p50_us")
@@ -192,7 +200,7 @@ class _Filler:
             for each in self._data["targets"]
             if each["outcome"] == "missed"
         ]
-        return "\n".join(missed) or "Of what was measured, none was missed."
+        return "\n".join(missed) or "Of what was measured in quiet, nothing was missed."
 
     def _left_out(self) -> str:
         lines = [f"- {name}: {why}." for name, why in self._data["skipped"].items()]

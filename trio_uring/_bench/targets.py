@@ -37,22 +37,27 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target and what was measured; `measured` is None where it was not."""
+    """A target and what was measured; `measured` is None where it was not, or not in quiet."""
 
     target: Target
     measured: float | None
+    why_not: str = "not measured"
 
     @property
     def outcome(self) -> str:
         if self.measured is None:
-            return "not measured"
+            return self.why_not
         return "reached" if self.measured <= self.target.limit else "missed"
+
+
+class DisturbedError(KeyError):
+    """Every round was disturbed."""
 
 
 def _cpu(results: Results, workload: str, peer: str) -> float:
     figures = results[workload][peer]
     if figures.get("rounds") == 0:
-        raise KeyError("every round was disturbed")
+        raise DisturbedError
     return figures[CPU]
 
 
@@ -69,7 +74,7 @@ def _added_by_scopes(results: Results) -> float:
         for peer in ("ring", "trio")
     }
     if added["trio"] <= 0:
-        raise KeyError("noise: scopes cost nothing")
+        raise DisturbedError  # scopes do not make anything cheaper
     return added["ring"] / added["trio"]
 
 
@@ -124,6 +129,8 @@ def judge(results: Results) -> list[Verdict]:
     for target in TARGETS:
         try:
             verdicts.append(Verdict(target, target.figure(results)))
+        except DisturbedError:
+            verdicts.append(Verdict(target, None, "disturbed"))
         except (KeyError, ZeroDivisionError):
             verdicts.append(Verdict(target, None))
     return verdicts
