@@ -135,6 +135,17 @@ def test_an_answer_that_is_no_echo_is_an_error(place: Place) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("workload", ["hypercorn-1x5", "websockets-1x100"])
+def test_a_program_that_does_not_speak_the_protocol_is_an_error(
+    workload: str, place: Place
+) -> None:
+    with ExitStack() as stack:
+        running, _ = start_servers([PEERS["c"]], parse("1x1").server, place, stack)
+        with pytest.raises(RunError, match="refused: GET /"):
+            measure(place, running[0], parse(workload), SECONDS, 0.0)
+
+
+@needs_compiler
 def test_over_tls_too(place: Place) -> None:
     load = parse("tls-1x64")
     if why := load.missing():
