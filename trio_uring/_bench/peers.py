@@ -1,7 +1,7 @@
 """Who is compared: a table of peers, and which of them are here.
 
 Rules of this file: a peer is a row; nothing else in this package knows a peer by name but the
-targets. What is not installed is skipped with a word, never an error.
+targets, the plots and the document. What is not installed is skipped with a word, never an error.
 """
 
 from __future__ import annotations

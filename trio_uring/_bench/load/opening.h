@@ -1,8 +1,8 @@
 /* How loadgen.c opens its sockets, and what it says in the protocols of whole programs: HTTP/1.1 with
  * kept connections, and websockets.
  *
- * Rules of this file: it runs before anything is measured, so its sockets are blocking, and the
- * load generator's alarm ends what never comes. */
+ * Rules of this file: a socket is blocking until it is handed over, and the load generator's alarm
+ * ends what never comes. Only in the mode `connect` is it part of what is measured. */
 
 /* A client masks its messages; a mask of zeros leaves them as they are, and the server still has
  * to apply it. */
