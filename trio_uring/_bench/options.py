@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"before it ({', '.join(f'{prefix}-' for prefix in PREFIXES)}, list256-); idle-10000; "
         f"cancel-10000; startup; or a group: {', '.join(GROUPS)} (default: default)",
     )
+    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
+    parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
+    parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
+    _add_outputs(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", action="store_true", help="say what the workloads, groups and peers are, and stop"
     )
@@ -81,9 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where report.txt, report.json and the plots go (default: a new directory here)",
     )
-    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
-    parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
-    parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
 
 
 def list_lines() -> list[str]:
