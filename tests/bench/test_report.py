@@ -150,8 +150,21 @@ def test_a_document_of_several_reports_has_their_medians(tmp_path: Path) -> None
     assert next(each for each in merged["targets"] if each["name"] == "50x1K: ring / trio")[
         "measured"
     ] == pytest.approx(0.4)
+    merged["results"]["50x1K"]["trio"]["rounds"] = 0.0
     document.write_document(merged, tmp_path / "speed.md")
-    assert "medians of 4 runs" in (tmp_path / "speed.md").read_text()
+    text = " ".join((tmp_path / "speed.md").read_text().split())
+    assert "1 of 4 results are of disturbed rounds only" in text
+    assert "Of disturbed rounds only: `50x1K` (trio)." in text
+    assert "medians of 4 runs" in text
+
+
+def test_the_document_is_that_of_the_template() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "performance.md"
+    heads = [
+        [line for line in path.read_text().splitlines() if line.startswith("#")]
+        for path in (docs, document.TEMPLATE)
+    ]
+    assert heads[0] == heads[1]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")

@@ -120,6 +120,17 @@ class _Filler:
         machine, runs = self._data["machine"], self._data.get("runs", 1)
         packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
         several = f" Figures are medians of {runs} runs." if runs > 1 else ""
+        rounds = [
+            figures["rounds"]
+            for peers in self._results.values()
+            for figures in peers.values()
+            if "rounds" in figures
+        ]
+        if disturbed := rounds.count(0):
+            several += (
+                f" Other work ran: {disturbed} of {len(rounds)} results are of disturbed rounds "
+                "only, and judged by no target."
+            )
         return _wrapped(
             f"Measured {machine['date'][:10]} on {machine['cpus']} CPUs ({machine['machine']}, "
             f"{machine['processor']}) with {machine['memory_mib']:,} MiB; Linux "
