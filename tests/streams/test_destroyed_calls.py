@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from typing import TYPE_CHECKING, Any
 
-import outcome
 import pytest
 import trio
 import trio.testing
@@ -42,7 +42,7 @@ async def test_what_a_destroyed_receive_exactly_got_stays_in_order():
     while operation.state.in_kernel or trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
     # It waits for the rest.
-    assert isinstance(coro.send(outcome.Value(operation.res)), WaitTaskRescheduled)
+    assert isinstance(coro.send(operation), WaitTaskRescheduled)
     operation.task = None
     while trio_uring.current_statistics().queued:
         await trio.lowlevel.checkpoint()
@@ -240,7 +240,8 @@ async def test_no_operation_asks_for_more_than_its_length_can_say(size, monkeypa
         monkeypatch.setattr(module, "SEND_MAX", 1000)
     stream, peer = stream_and_peer()
     data = bytes(range(250)) * 20
-    await stream.send_all(data[:size])
+    # An array: the accelerator, which has its own limit, leaves those to Python.
+    await stream.send_all(array("B", data[:size]))
     assert stream.bytes_sent == size
     assert trio_uring.current_statistics().operations["SEND"].submitted == -(-size // 1000)
     received = b""

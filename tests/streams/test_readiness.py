@@ -20,7 +20,6 @@ from support.child import Passes
 from support.streams import clog, drain, pattern, unix_sockets
 
 import trio_uring
-from trio_uring._driver import readiness as _readiness
 from trio_uring._driver.run import request_backend
 
 
@@ -149,16 +148,29 @@ async def test_closed_by_another_task(what: str) -> None:
     theirs.close()
 
 
-async def test_an_errno_of_the_wait_is_the_streams(monkeypatch) -> None:
-    async def refuse(fd: int) -> None:
-        await trio.lowlevel.checkpoint()
+class Refusing:
+    """An epoll instance that takes no further descriptor."""
+
+    def __init__(self, epoll: Any) -> None:
+        self.poll = epoll.poll
+
+    def fileno(self) -> int:
+        return -1  # the accelerator asks for it, and gets EBADF
+
+    def modify(self, fd: int, events: int) -> None:
         raise OSError(errno.ENOSPC, "as fs.epoll.max_user_watches has it")
 
-    monkeypatch.setattr(_readiness, "wait_readable", refuse)
+    register = modify
+
+
+async def test_an_errno_of_the_wait_is_the_streams(monkeypatch) -> None:
     ours, theirs = unix_sockets()
+    manager: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner.io_manager
     async with trio_uring.SocketStream(ours) as stream:
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            await stream.receive_some()
+        with monkeypatch.context() as patch:
+            patch.setattr(manager, "_epoll", Refusing(manager._epoll))
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await stream.receive_some()
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.__cause__.errno == errno.ENOSPC
     theirs.close()
