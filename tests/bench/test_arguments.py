@@ -12,8 +12,10 @@ from support.command import no_ring
 
 from trio_uring import __main__
 from trio_uring._bench import command, peers
+from trio_uring._bench.kinds import KINDS
 from trio_uring._bench.options import plan_of, workloads_of
 from trio_uring._bench.peers import PEERS, choose
+from trio_uring._bench.targets import TARGETS
 from trio_uring._bench.workloads import GROUPS, Server, expand, parse
 
 pytestmark = pytest.mark.no_ring
@@ -29,6 +31,12 @@ pytestmark = pytest.mark.no_ring
         (["--workloads", "1x0"], "messages from 1 byte"),
         (["--workloads", "1x65M"], "messages from 1 byte"),
         (["--workloads", "list0-1x64"], "lists from 1"),
+        (["--workloads", "udp-1x65508"], "more than a socket's buffer"),
+        (["--workloads", "udp-500x64"], "more than a socket's buffer"),
+        (["--workloads", "websockets-1x64K"], "messages of at most 65535 bytes"),
+        (["--workloads", "send-frame-1x64M"], "answers of at most 64M"),
+        (["--workloads", "list-1x64"], "'list-1x64' is no workload"),
+        (["--workloads", "startup-1x64"], "'startup-1x64' is no workload"),
         (["--rounds", "0"], "from 1 to 1000"),
         (["--seconds", "0.01"], "from 0.05 to 600 seconds"),
         (["--seconds", "nan"], "from 0.05 to 600 seconds"),
@@ -71,7 +79,7 @@ def test_names_of_workloads() -> None:
         "mode", "0", "connections", "50", "bytes", "1024", "depth", "1",
     ]  # fmt: skip
     answers = parse("list16-4x64")
-    assert answers.server == Server("list", 16)
+    assert answers.server == Server("list", 16, 64)
     assert answers.load_arguments()[-2:] == ["reply", "1024"]
     assert parse("pipelined-2x1M").load_arguments()[-1] == "16"
     assert parse("in-1x64K").unit == "MiB"
@@ -81,6 +89,24 @@ def test_names_of_workloads() -> None:
         "scopes",
         "echo",
     )
+    frames = parse("send-frame-16x4K")
+    assert frames.server == Server("send-frame", 256, 4096)
+    assert frames.load_arguments() == [
+        "mode", "0", "connections", "16", "bytes", "1", "depth", "1", "reply", str(256 * 4100),
+    ]  # fmt: skip
+    assert (frames.unit, frames.batch, frames.paced) == ("frame", 256, False)
+    assert parse("send-many-1x1M").server == Server("send-many", 4, 1 << 20)
+    assert parse("relay-50x1K").load_arguments()[-2:] == ["paired", "1"]
+    assert parse("relay-bulk-1x1M").server == parse("relay-50x1K").server == Server("relay")
+    file = parse("send-file-1x16M")
+    assert (file.server, file.unit) == (Server("send-file", 1, 16 << 20), "MiB")
+    assert file.load_arguments()[5::4] == ["1", str(16 << 20)]
+    assert parse("udp-50x64").load_arguments()[-2:] == ["datagrams", "1"]
+    assert parse("udp-many-50x64").server == Server("udp-many")
+    assert parse("hypercorn-64x5").load_arguments()[-2:] == ["http", "1"]
+    assert parse("hypercorn-64x5").server == Server("hypercorn", 1, 5)
+    assert parse("websockets-64x100").load_arguments()[-2:] == ["websocket", "1"]
+    assert parse("cancel-100").server == Server("cancel", 100)
     assert parse("idle-10000").connections == 10_000
     assert [each.name for each in expand(["1x1", "quick", "1x1K"])] == ["1x1", *GROUPS["quick"]]
 
@@ -88,6 +114,37 @@ def test_names_of_workloads() -> None:
 def test_every_group_can_be_measured() -> None:
     for names in GROUPS.values():
         assert [each.name for each in expand(list(names))] == list(dict.fromkeys(names))
+
+
+class Asked(dict):  # type: ignore[type-arg]
+    """Results that keep which workloads a target wants."""
+
+    def __missing__(self, name):
+        self[name] = {"ring": {}, "readiness": {}, "python": {}, "trio": {}, "uvloop": {}, "c": {}}
+        return self[name]
+
+
+def test_the_judged_group_is_all_that_the_targets_need() -> None:
+    asked = Asked()
+    for target in TARGETS:
+        with pytest.raises(KeyError):
+            target.figure(asked)
+    assert {each.name for each in expand(["judged"])} == set(asked)
+
+
+def test_everything_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*GROUPS, *PEERS, *(kind for kind in KINDS if kind not in ("echo", "list"))):
+        assert name in out
+
+
+def test_reports_are_for_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["bench", "--reports", str(tmp_path / "none.json")]) == 2
+    assert "for a --document" in capsys.readouterr().err
+    words = ["--document", str(tmp_path / "x.md"), "--reports", str(tmp_path / "none.json")]
+    assert __main__.main(["bench", *words]) == 2
+    assert "none.json" in capsys.readouterr().err
 
 
 def test_peers_that_are_not_installed_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +166,9 @@ def test_without_io_uring_only_readiness_is_left(monkeypatch: pytest.MonkeyPatch
 def test_commands_of_servers() -> None:
     floor = Path("floor")
     assert PEERS["c"].command(Server("echo"), floor) == ["floor"]
-    words = PEERS["uvloop-protocol"].command(Server("list", 16), floor)
+    words = PEERS["uvloop-protocol"].command(Server("list", 16, 64), floor)
     assert Path(words[1]).exists()
-    assert words[2:] == ["uvloop", "protocol", "list", "16"]
+    assert words[2:] == ["uvloop", "protocol", "list", "16", "64"]
     assert "scopes" not in PEERS["asyncio"].modes
 
 

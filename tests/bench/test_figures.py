@@ -169,6 +169,16 @@ def test_a_peer_takes_no_part_in_what_it_cannot_do(monkeypatch: pytest.MonkeyPat
     assert {name for name, _ in fake.order} == {"trio"}
 
 
+def test_a_workload_that_needs_what_is_not_installed_is_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fake = Fake(monkeypatch)
+    made = fake.run(workload="hypercorn-2x5")
+    assert made.skipped == {"hypercorn-2x5": "hypercorn.trio is not installed"}
+    assert not fake.order
+
+
 def test_a_workload_that_needs_too_many_files_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(wanted: int) -> None:
         raise RunError(f"{wanted} open files are needed")

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from support.command import command
 from trio_uring import __main__
 from trio_uring._bench.build import Programs, compile_programs
 from trio_uring._bench.clocks import Cores
-from trio_uring._bench.extras import measure_idle, measure_start
+from trio_uring._bench.extras import measure_cancel, measure_idle, measure_start
 from trio_uring._bench.peers import PEERS
 from trio_uring._bench.processes import RunError
 from trio_uring._bench.rounds import Place, measure, start_servers
@@ -83,10 +84,36 @@ def test_without_a_compiler_it_says_so(
         ("asyncio-protocol", "1x1M"),
         ("asyncio-protocol", "out-2x64K"),
         ("asyncio-protocol", "list16-2x64"),
+        ("trio", "send-frame-2x64"),
+        ("readiness", "send-frame-2x4K"),
+        ("readiness", "send-frame-1x1M"),
+        ("trio", "send-twice-2x64"),
+        ("readiness", "send-joined-2x64"),
+        ("readiness", "send-many-2x64"),
+        ("trio", "relay-2x1K"),
+        ("readiness", "relay-2x1K"),
+        ("trio", "relay-bulk-1x64K"),
+        ("readiness", "relay-bulk-1x64K"),
+        ("trio", "send-file-2x64K"),
+        ("readiness", "send-file-2x64K"),
+        ("trio", "udp-2x64"),
+        ("readiness", "udp-2x1400"),
+        ("readiness", "udp-many-2x64"),
+        ("asyncio-protocol", "udp-2x64"),
+        ("trio", "tls-2x1K"),
+        ("readiness", "tls-1x1M"),
+        ("asyncio", "tls-2x64K"),
+        ("asyncio-protocol", "tls-2x1K"),
+        ("trio", "hypercorn-2x5"),
+        ("readiness", "hypercorn-2x64K"),
+        ("trio", "websockets-2x100"),
+        ("readiness", "websockets-2x1K"),
     ],
 )
 def test_a_round(peer: str, workload: str, place: Place) -> None:
     load = parse(workload)
+    if why := load.missing():
+        pytest.skip(why)
     with ExitStack() as stack:
         running, failed = start_servers([PEERS[peer]], load.server, place, stack)
         assert not failed
@@ -105,6 +132,29 @@ def test_an_answer_that_is_no_echo_is_an_error(place: Place) -> None:
         running, _ = start_servers([PEERS["trio"]], answers.server, place, stack)
         with pytest.raises(RunError, match="not the echo of what was sent"):
             measure(place, running[0], echo, SECONDS, 0.0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("workload", ["hypercorn-1x5", "websockets-1x100"])
+def test_a_program_that_does_not_speak_the_protocol_is_an_error(
+    workload: str, place: Place
+) -> None:
+    with ExitStack() as stack:
+        running, _ = start_servers([PEERS["c"]], parse("1x1").server, place, stack)
+        with pytest.raises(RunError, match="refused: GET /"):
+            measure(place, running[0], parse(workload), SECONDS, 0.0)
+
+
+@needs_compiler
+def test_over_tls_too(place: Place) -> None:
+    load = parse("tls-1x64")
+    if why := load.missing():
+        pytest.skip(why)
+    with ExitStack() as stack:
+        running, _ = start_servers([PEERS["trio"]], load.server, place, stack)
+        plain = replace(load, kind="echo")
+        with pytest.raises(RunError, match="load"):
+            measure(place, running[0], plain, SECONDS, 0.0)  # which is no handshake
 
 
 @needs_compiler
@@ -134,6 +184,13 @@ def test_idle_connections(place: Place) -> None:
     assert found["memory_bytes"] > 0
     assert found["alone_us"] > 0
     assert found["active_us"] > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("peer", ["trio", "readiness"])
+def test_mass_cancellation(peer: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_uring._bench.extras.CANCELS", 2)
+    assert measure_cancel(place, parse("cancel-50"), PEERS[peer])["cancel_us"] > 0
 
 
 def test_starting(monkeypatch: pytest.MonkeyPatch) -> None:

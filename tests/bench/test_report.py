@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from trio_uring._bench import machine, plots, progress
+from trio_uring._bench import document, machine, plots, progress
 from trio_uring._bench.build import Programs
 from trio_uring._bench.clocks import Cores
 from trio_uring._bench.command import _write
@@ -61,7 +61,7 @@ def test_targets_are_reached_missed_or_not_measured() -> None:
     assert said["1x1K: ring / trio"].outcome == "not measured"
     assert said["memory of an idle connection, ring / trio"].measured == pytest.approx(0.8)
     assert said["one active among 10,000 idle, ring / the same alone"].outcome == "missed"
-    assert said["relay in bulk / a loop over trio"].outcome == "by benchmarks/relay.py"
+    assert said["relay-50x1K: ring / trio"].outcome == "not measured"
     scopes = said["50x1K: what a timeout scope adds, ring / trio"]
     assert scopes.measured is None
 
@@ -70,6 +70,14 @@ def test_figures_of_disturbed_rounds_are_judged_by_no_target() -> None:
     results = {"50x1K": {name: {"cpu_us_min": 1.0, "rounds": 0.0} for name in ("ring", "trio")}}
     said = {verdict.target.name: verdict for verdict in judge(results)}
     assert said["50x1K: ring / trio"].measured is None
+    assert said["50x1K: ring / trio"].outcome == "disturbed"
+
+
+def test_sent_frames_are_judged_against_joining_them_for_trio() -> None:
+    results = {"send-frame-16x64": {"ring": {"cpu_us_min": 7.0}, "trio": {"cpu_us_min": 10.0}}}
+    said = {verdict.target.name: verdict for verdict in judge(results)}
+    assert said["send-frame-16x64: ring / trio"].outcome == "missed"
+    assert said["send-frame-1x4K: ring / trio"].measured is None
 
 
 def test_what_a_timeout_scope_adds() -> None:
@@ -110,12 +118,70 @@ def test_columns() -> None:
     assert table([["", "ab"], ["name", "1"]]) == ["      ab", "name   1"]
 
 
+def test_a_document(tmp_path: Path) -> None:
+    data = canned()
+    path = tmp_path / "docs" / "speed.md"
+    written = document.write_document(data, path)
+    text = path.read_text()
+    assert "{{" not in text
+    assert "| `50x1K` | operation | 8.0 | 20.0 | 10.0 | 5.0 | 0.40 | 0.80 | 1.60 |" in text
+    assert "- 50x1K: ring / c: 1.60, and 1.50 was to be reached." in text
+    assert "| 50x1K: ring / c | 1.50 | 1.60 | **missed** |" in text
+    assert "hypercorn, with `trio_uring.run` for `trio.run` | not measured |" in text
+    assert "- zuvloop: zuvloop is not installed." in text
+    assert data["command"] in text
+    assert "| ring | 4,000 | 20.00 | 25.00 |" in text
+    assert written[0] == path
+    if importlib.util.find_spec("matplotlib"):
+        assert [plot.name for plot in written[1:]] == ["echo.png", "latency.png"]
+        assert "![echo](speed/echo.png)" in text
+
+
+def test_a_document_of_several_reports_has_their_medians(tmp_path: Path) -> None:
+    reports = [canned() for _ in range(3)]
+    for report, cpu in zip(reports, (8.0, 6.0, 30.0)):
+        report["results"]["50x1K"]["ring"]["cpu_us_min"] = cpu
+    del reports[1]["results"]["idle-10000"]
+    reports.append(canned())
+    reports[3]["results"]["50x1K"]["ring"] |= {"cpu_us_min": 1.0, "rounds": 0.0}
+    merged = document.merge(reports)
+    assert merged["results"]["50x1K"]["ring"]["cpu_us_min"] == 8.0
+    assert merged["results"]["idle-10000"]["ring"]["memory_bytes"] == 4000.0
+    assert next(each for each in merged["targets"] if each["name"] == "50x1K: ring / trio")[
+        "measured"
+    ] == pytest.approx(0.4)
+    merged["results"]["50x1K"]["trio"]["rounds"] = 0.0
+    document.write_document(merged, tmp_path / "speed.md")
+    text = " ".join((tmp_path / "speed.md").read_text().split())
+    assert "1 of 4 results are of disturbed rounds only" in text
+    assert "Of disturbed rounds only: `50x1K` (trio)." in text
+    assert "medians of 4 runs" in text
+
+
+def test_the_document_is_that_of_the_template() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "performance.md"
+    heads = [
+        [line for line in path.read_text().splitlines() if line.startswith("#")]
+        for path in (docs, document.TEMPLATE)
+    ]
+    assert heads[0] == heads[1]
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")
 def test_plots(tmp_path: Path) -> None:
     written = plots.draw(canned(), tmp_path)
     assert [path.name for path in written] == ["cpu.png", "latency.png"]
     for path in written:
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_targets_need_undisturbed_rounds_of_both_sides() -> None:
+    results = {
+        "50x1K": {name: {"cpu_us_min": 1.0, "rounds": 1.0} for name in ("ring", "trio")},
+        "scopes-50x1K": {name: {"cpu_us_min": 2.0, "rounds": 0.0} for name in ("ring", "trio")},
+    }
+    said = {verdict.target.name: verdict for verdict in judge(results)}
+    assert said["50x1K: what a timeout scope adds, ring / trio"].measured is None
 
 
 def test_without_matplotlib_it_says_what_to_install(

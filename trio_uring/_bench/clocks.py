@@ -134,18 +134,6 @@ def stray_threads(pid: int, core: int) -> tuple[str, ...]:
     return tuple(strays)
 
 
-def has_ring(pid: int) -> bool:
-    """Whether a process has an io_uring open, whatever its library says: a fallback to epoll must
-    not go unseen."""
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if os.readlink(fd) == "anon_inode:[io_uring]":
-                return True
-        except FileNotFoundError:
-            continue  # it was closed while it was looked at
-    return False
-
-
 def choose_cores() -> Cores:
     """The first two cores that this process may use; with one core the load would be measured as
     the server."""

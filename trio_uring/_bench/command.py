@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from .build import BuildError, compile_programs
 from .clocks import choose_cores
-from .extras import able, measure_idle, measure_start
+from .document import merge, write_document
+from .extras import able, measure_apart
 from .machine import describe
-from .options import plan_of, workloads_of
+from .options import list_lines, plan_of, workloads_of
 from .peers import PEERS, choose
 from .plots import draw
 from .processes import RunError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 PREFIX = "python -m trio_uring bench"
 FAILED, IMPOSSIBLE = 1, 2  # exit statuses
-APART = ("idle", "startup")  # kinds that are not measured in rounds
 
 
 def command_line(arguments: argparse.Namespace, plan: Plan, peers: Sequence[str]) -> str:
@@ -61,10 +61,7 @@ def _measure_apart(
         for peer in able(workload, peers):
             print(f"{workload.name} {peer.name}", file=sys.stderr, flush=True)
             try:
-                if workload.kind == "startup":
-                    figures = measure_start(peer)
-                else:
-                    figures = measure_idle(schedule.place, schedule.plan, workload, peer)
+                figures = measure_apart(schedule.place, schedule.plan, workload, peer)
             except RunError as error:
                 schedule.failed.setdefault(workload.name, {})[peer.name] = str(error)
             else:
@@ -77,8 +74,8 @@ def _measure(
 ) -> Results:
     """The rounds go to the schedule; what is measured apart is returned."""
     with progress:
-        schedule.run([each for each in workloads if each.kind not in APART], peers)
-    return _measure_apart(schedule, [each for each in workloads if each.kind in APART], peers)
+        schedule.run([each for each in workloads if not each.apart], peers)
+    return _measure_apart(schedule, [each for each in workloads if each.apart], peers)
 
 
 def _write(data: dict[str, Any], folder: Path) -> None:
@@ -94,12 +91,30 @@ def _write(data: dict[str, Any], folder: Path) -> None:
         print("For plots, install matplotlib: pip install 'trio-uring[bench]'")
 
 
+def _write_document(data: dict[str, Any], document: Path | None) -> None:
+    if document is not None:
+        print("Written: " + ", ".join(map(str, write_document(data, document))))
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    if arguments.document is None:
+        print(f"{PREFIX}: --reports are for a --document", file=sys.stderr)
+        return IMPOSSIBLE
+    try:
+        reports = [json.loads(path.read_text()) for path in arguments.reports]
+    except (OSError, ValueError) as error:
+        print(f"{PREFIX}: {error}", file=sys.stderr)
+        return IMPOSSIBLE
+    _write_document(merge(reports), arguments.document)
+    return 0
+
+
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
     programs = compile_programs(folder)
     plan, place = plan_of(arguments), Place(programs, choose_cores())
     peers, skipped = choose(arguments.peers or PEERS)
     workloads = expand(workloads_of(arguments))
-    in_rounds = [each for each in workloads if each.kind not in APART]
+    in_rounds = [each for each in workloads if not each.apart]
     progress = Progress(sum(plan.count(each, peers) for each in in_rounds))
     schedule = Schedule(place, plan, progress.step)
     print(f"seed {plan.seed}", file=sys.stderr)
@@ -114,12 +129,19 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         "peers": [peer.name for peer in peers],
     }
     output = arguments.output or Path(time.strftime("trio-uring-bench-%Y%m%d-%H%M%S"))
-    _write(gather(about, schedule, extras, skipped), output)
+    data = gather(about, schedule, extras, skipped)
+    _write(data, output)
+    _write_document(data, arguments.document)
     return FAILED if any(schedule.failed.values()) else 0
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures what is asked for, and reports; returns the exit status."""
+    if arguments.list:
+        print("\n".join(list_lines()))
+        return 0
+    if arguments.reports:
+        return _merge(arguments)
     if sys.platform != "linux":
         print(f"{PREFIX}: it measures by what only Linux has", file=sys.stderr)
         return IMPOSSIBLE

@@ -1,4 +1,4 @@
-"""What is not measured in rounds under load: idle connections, and starting.
+"""What is not measured in rounds under load: idle connections, mass cancellation, and starting.
 
 Rules of this file: the same as of rounds, one server at a time; figures are minima of a few runs.
 """
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ACTIVE = "1x1K"  # the load of the connection that is not idle
 AT_A_TIME = 100  # connections that are opened before the server has its turn
 STARTS = 10
+CANCELS = 5
+CANCEL_SECONDS_MAX = 60.0
 RUNS = 300  # of nothing, in one process
 
 # How a library is imported, and a run of it that does nothing.
@@ -56,15 +58,30 @@ def _active_us(place: Place, server: Running, plan: Plan) -> float:
     return min(measure(place, server, load, plan.seconds, plan.warmup).cpu_us for _ in rounds)
 
 
+def _connect(server: Running, number: int, stack: ExitStack) -> socket.socket:
+    sock = stack.enter_context(socket.socket())
+    sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+    sock.bind((f"127.0.0.{2 + number % 200}", 0))
+    sock.connect(("127.0.0.1", int(server.port)))
+    return sock
+
+
 def _open_idle(server: Running, count: int, stack: ExitStack) -> None:
     for number in range(count):
-        sock = stack.enter_context(socket.socket())
-        sock.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
-        sock.bind((f"127.0.0.{2 + number % 200}", 0))
-        sock.connect(("127.0.0.1", int(server.port)))
+        _connect(server, number, stack)
         if number % AT_A_TIME == 0:
             server.clock.settle()
     server.clock.settle()
+
+
+def _start(
+    place: Place, workload: Workload, peer: Peer, server: Server, stack: ExitStack
+) -> Running:
+    allow_open_files(workload.connections + SPARE_FILES)
+    running, failed = start_servers([peer], server, place, stack)
+    if failed:
+        raise RunError(failed[peer.name])
+    return running[0]
 
 
 def measure_idle(place: Place, plan: Plan, workload: Workload, peer: Peer) -> Figures:
@@ -72,12 +89,8 @@ def measure_idle(place: Place, plan: Plan, workload: Workload, peer: Peer) -> Fi
 
     Memory is that of the process, without the kernel's sockets. Raises RunError.
     """
-    allow_open_files(workload.connections + SPARE_FILES)
     with ExitStack() as stack:
-        running, failed = start_servers([peer], Server("echo"), place, stack)
-        if failed:
-            raise RunError(failed[peer.name])
-        server = running[0]
+        server = _start(place, workload, peer, Server("echo"), stack)
         alone = _active_us(place, server, plan)
         before = _resident_bytes(server.child.pid)
         with ExitStack() as idle:
@@ -85,6 +98,26 @@ def measure_idle(place: Place, plan: Plan, workload: Workload, peer: Peer) -> Fi
             memory = (_resident_bytes(server.child.pid) - before) / workload.connections
             active = _active_us(place, server, plan)
     return {"memory_bytes": memory, "alone_us": alone, "active_us": active}
+
+
+def measure_cancel(place: Place, workload: Workload, peer: Peer) -> Figures:
+    """CPU time of cancelling a blocked receive, among many that are cancelled together.
+
+    Raises RunError."""
+    with ExitStack() as stack:
+        server = _start(place, workload, peer, workload.server, stack)
+        _open_idle(server, workload.connections, stack)
+        requester = _connect(server, 0, stack)
+        requester.settimeout(CANCEL_SECONDS_MAX)
+        answers = stack.enter_context(requester.makefile("r"))
+        times = []
+        for _ in range(CANCELS):
+            try:
+                requester.sendall(b"!")
+                times.append(float(answers.readline()))
+            except (OSError, ValueError) as error:  # an empty line is the end of the server
+                raise RunError(f"{server.child.name} does not answer: {error}") from error
+    return {"cancel_us": min(times) / 1e3}
 
 
 def _cpu_ms(command: list[str], environment: dict[str, str]) -> float:
@@ -122,4 +155,13 @@ def able(workload: Workload, peers: Sequence[Peer]) -> list[Peer]:
     """The peers that a workload of this file can be measured with."""
     if workload.kind == "startup":
         return [peer for peer in peers if peer.name in STARTING]
-    return [peer for peer in peers if "echo" in peer.modes]
+    return [peer for peer in peers if workload.server.mode in peer.modes]
+
+
+def measure_apart(place: Place, plan: Plan, workload: Workload, peer: Peer) -> Figures:
+    """The figures of a workload of this file. Raises RunError."""
+    if workload.kind == "startup":
+        return measure_start(peer)
+    if workload.kind == "cancel":
+        return measure_cancel(place, workload, peer)
+    return measure_idle(place, plan, workload, peer)

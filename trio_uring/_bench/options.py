@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .peers import PEERS
 from .schedule import Plan
-from .workloads import GROUPS, expand, parse
+from .workloads import GROUPS, NAMES, PREFIXES, expand, parse
 
 ROUNDS_MAX, SECONDS_MAX = 1000, 600.0
 
@@ -55,8 +55,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_workload,
         metavar="WORKLOAD",
         help="what is measured: 50x1K is 50 connections with messages of 1 KiB; kinds are written "
-        "before it (pipelined-, scopes-, frames-, connect-, in-, out-, list256-); idle-10000; "
-        f"startup; or a group: {', '.join(GROUPS)} (default: default)",
+        f"before it ({', '.join(f'{prefix}-' for prefix in PREFIXES)}, list256-); idle-10000; "
+        f"cancel-10000; startup; or a group: {', '.join(GROUPS)} (default: default)",
+    )
+    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
+    parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
+    parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
+    _add_outputs(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--list", action="store_true", help="say what the workloads, groups and peers are, and stop"
+    )
+    parser.add_argument(
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="write docs/performance.md, or another such document, with its plots beside it",
+    )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="measure nothing: the document is made of the medians of these reports",
     )
     parser.add_argument(
         "--output",
@@ -64,9 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where report.txt, report.json and the plots go (default: a new directory here)",
     )
-    parser.add_argument("--rounds", type=bounded_rounds, help="rounds of each peer (default: 5)")
-    parser.add_argument("--seconds", type=bounded_seconds, help="of a round (default: 0.5)")
-    parser.add_argument("--seed", type=int, help="of the order of the rounds (default: the time)")
+
+
+def list_lines() -> list[str]:
+    """What can be asked for."""
+    groups = [f"    {name:12}{' '.join(names)}" for name, names in GROUPS.items()]
+    peers = [f"    {name:22}{peer.what}" for name, peer in PEERS.items()]
+    return ["workloads", *NAMES.splitlines(), "", "groups", *groups, "", "peers", *peers]
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

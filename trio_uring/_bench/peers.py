@@ -1,7 +1,7 @@
 """Who is compared: a table of peers, and which of them are here.
 
 Rules of this file: a peer is a row; nothing else in this package knows a peer by name but the
-targets. What is not installed is skipped with a word, never an error.
+targets, the plots and the document. What is not installed is skipped with a word, never an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .._driver.backend import VARIABLE, open_uring
 from .._errors import RingUnavailableError
+from .kinds import PROGRAMS, SENDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from .workloads import Server
 
 SERVERS = Path(__file__).parent / "servers"
-EVERY_MODE = frozenset({"echo", "scopes", "frames", "in", "out", "list"})
+ECHO_MODES = frozenset({"echo", "frames", "in", "out", "list", "tls"})
+TRIO_ONLY = frozenset({"scopes", "relay", "send-file", "udp", "udp-many", "cancel"})
+TRIO_MODES = ECHO_MODES | TRIO_ONLY | {*PROGRAMS, *SENDING}
+UDP_LOOPS = ("asyncio", "uvloop")  # which have create_datagram_endpoint
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,15 @@ class Peer:
     script: str
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    modes: frozenset[str] = EVERY_MODE
+    modes: frozenset[str] = TRIO_MODES
 
     def command(self, server: Server, floor: Path) -> list[str]:
         """The command line of its server; `floor` is the server in C."""
         if not self.script:
             return [str(floor)]
         path = str(SERVERS / self.script)
-        return [sys.executable, path, *self.arguments, server.mode, str(server.count)]
+        numbers = (str(server.count), str(server.size))
+        return [sys.executable, path, *self.arguments, server.mode, *numbers]
 
     def missing(self) -> str:
         """Why it cannot be run; empty if it can."""
@@ -79,8 +84,12 @@ def _ours(name: str, what: str, **environment: str) -> Peer:
 
 def _asyncio(module: str, kind: str) -> Peer:
     name = module if kind == "streams" else f"{module}-{kind}"
-    modes = EVERY_MODE - {"scopes"}
-    return Peer(name, f"{module}, {kind}", module, "asyncio_server.py", (module, kind), {}, modes)
+    what, words, modes = f"{module}, {kind}", (module, kind), ECHO_MODES
+    if kind == "protocol" and module in UDP_LOOPS:
+        modes |= {"udp"}
+    if module == "rloop":
+        modes -= {"tls"}  # NotImplementedError
+    return Peer(name, what, module, "asyncio_server.py", words, {}, modes)
 
 
 LOOPS = ("asyncio", "uvloop", "rloop", "zuvloop", "aiofastnet")

@@ -8,36 +8,61 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .peers import PEERS
+from .workloads import DEFAULT, GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from .figures import Results
 
-OURS, OTHERS, LIGHT = "#2563eb", "#9ca3af", "#d1d5db"
-# file, title, field of a bar and field of its tail
-PLOTS = (
-    ("cpu", "CPU of the server for each operation (us, minimum; line: median)", "cpu_us"),
-    ("latency", "Latency at the same fixed load (us, p50; line: p99)", "paced"),
+OURS, THEIRS = "#2563eb", "#9ca3af"
+MAIN = ("ring", "readiness", "trio", "asyncio", "uvloop", "uvloop-protocol", "c")
+CPU_TITLE = "CPU of the server for each operation (us, minimum; line: median)"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One file.
+
+    Attributes:
+        name: of the file.
+        fields: of FIELDS: what a bar is, and its tail.
+        workloads, peers: what it shows; empty: all that there are.
+    """
+
+    name: str
+    title: str
+    fields: str
+    workloads: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+
+
+LATENCY = Plot("latency", "Latency at the same fixed load (us, p50; line: p99)", "paced")
+PLOTS = (Plot("cpu", CPU_TITLE, "cpu_us"), LATENCY)
+OTHERS = tuple(name for name in GROUPS["all"] if name not in GROUPS["echo"])
+DOCUMENT_PLOTS = (  # of the document, the first of README as well
+    Plot("echo", CPU_TITLE, "cpu_us", DEFAULT, MAIN),
+    Plot("others", CPU_TITLE, "cpu_us", OTHERS),
+    LATENCY,
 )
 FIELDS = {"cpu_us": ("cpu_us_min", "cpu_us_median"), "paced": ("paced_p50_us", "paced_p99_us")}
 
 
 def _draw(axes: Any, workload: str, peers: Mapping[str, Mapping[str, float]], kind: str) -> None:
     bar, tail = FIELDS[kind]
-    shown = {name: each for name, each in peers.items() if bar in each}
-    names = list(shown)
-    values = [shown[name][bar] for name in names]
-    colors = [OURS if PEERS[name].module == "trio_uring" else OTHERS for name in names]
+    names = list(peers)
+    values = [peers[name][bar] for name in names]
+    colors = [OURS if PEERS[name].module == "trio_uring" else THEIRS for name in names]
     axes.barh(names, values, color=colors)
     for row, name in enumerate(names):
-        axes.plot([shown[name][bar], shown[name][tail]], [row, row], color="black", linewidth=1)
+        axes.plot([peers[name][bar], peers[name][tail]], [row, row], color="black", linewidth=1)
         axes.annotate(
-            f" {shown[name][bar]:,.1f}", (max(shown[name][bar], shown[name][tail]), row),
+            f" {peers[name][bar]:,.1f}", (max(peers[name][bar], peers[name][tail]), row),
             va="center", fontsize=8,
         )  # fmt: skip
     axes.set_title(workload, fontsize=10)
@@ -48,8 +73,23 @@ def _draw(axes: Any, workload: str, peers: Mapping[str, Mapping[str, float]], ki
         axes.spines[side].set_visible(False)
 
 
-def draw(data: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes the plots of this report into this folder; returns their files. Without matplotlib
+def _shown(plot: Plot, results: Results) -> Results:
+    """What of these results this plot shows."""
+    found = {}
+    for workload, peers in results.items():
+        if not plot.workloads or workload in plot.workloads:
+            chosen = {
+                name: figures
+                for name, figures in peers.items()
+                if FIELDS[plot.fields][0] in figures and (not plot.peers or name in plot.peers)
+            }
+            if chosen:
+                found[workload] = chosen
+    return found
+
+
+def draw(data: Mapping[str, Any], folder: Path, plots: Sequence[Plot] = PLOTS) -> list[Path]:
+    """Writes these plots of this report into this folder; returns their files. Without matplotlib
     there are none."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
@@ -57,12 +97,8 @@ def draw(data: Mapping[str, Any], folder: Path) -> list[Path]:
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
     written = []
     results: Results = data["results"]
-    for name, title, kind in PLOTS:
-        shown = {
-            workload: peers
-            for workload, peers in results.items()
-            if any(FIELDS[kind][0] in each for each in peers.values())
-        }
+    for plot in plots:
+        shown = _shown(plot, results)
         if not shown:
             continue
         rows = (len(shown) + 1) // 2
@@ -72,10 +108,10 @@ def draw(data: Mapping[str, Any], folder: Path) -> list[Path]:
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
         for axes, (workload, peers) in zip(grid.flat, shown.items()):
-            _draw(axes, workload, peers, kind)
+            _draw(axes, workload, peers, plot.fields)
         machine = data["machine"]
-        figure.suptitle(f"{title}\n{machine['date'][:10]}, {machine['python']}", fontsize=11)
-        written.append(folder / f"{name}.png")
+        figure.suptitle(f"{plot.title}\n{machine['date'][:10]}, {machine['python']}", fontsize=11)
+        written.append(folder / f"{plot.name}.png")
         figure.savefig(written[-1], dpi=120)
         pyplot.close(figure)
     return written

@@ -61,6 +61,7 @@ COLUMNS = (
     ("memory_bytes", "bytes each", "{:,.0f}"),
     ("alone_us", "CPU us alone", "{:,.2f}"),
     ("active_us", "CPU us among them", "{:,.2f}"),
+    ("cancel_us", "CPU us each", "{:,.2f}"),
     ("import_ms", "import ms", "{:,.1f}"),
     ("run_us", "run of nothing us", "{:,.0f}"),
     ("rounds", "rounds", "{:.0f}"),
@@ -84,17 +85,22 @@ def gather(
         "skipped": {**skipped, **schedule.skipped},
         "failed": {name: peers for name, peers in schedule.failed.items() if peers},
         "results": results,
-        "targets": [
-            {
-                "name": verdict.target.name,
-                "limit": verdict.target.limit,
-                "measured": verdict.measured,
-                "outcome": verdict.outcome,
-            }
-            for verdict in judge(results)
-        ],
+        "targets": judged(results),
         "rounds": [vars(each) for each in schedule.rounds],
     }
+
+
+def judged(results: Results) -> list[dict[str, Any]]:
+    """What these results say of every target."""
+    return [
+        {
+            "name": verdict.target.name,
+            "limit": verdict.target.limit,
+            "measured": verdict.measured,
+            "outcome": verdict.outcome,
+        }
+        for verdict in judge(results)
+    ]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .workloads import Server, Workload
 
 PACKAGE_PARENT = Path(__file__).parents[2]
+TLS_LOAD = Path(__file__).with_name("tls_load.py")
 VARIABLES = "TRIO_URING_"
 
 
@@ -118,8 +120,9 @@ def measure(
     cores = {place.cores.server, core}
     times = {"seconds": seconds, "warmup": warmup, "rate": offered}
     numbers = [word for name, value in times.items() for word in (name, f"{value:g}")]
-    command = [str(place.programs.loadgen), "port", server.port, *workload.load_arguments()]
-    with Child("load", [*command, *numbers], core) as load:
+    program = [sys.executable, str(TLS_LOAD)] if workload.tls else [str(place.programs.loadgen)]
+    command = [*program, "port", server.port, *workload.load_arguments(), *numbers]
+    with Child("load", command, core) as load:
         load.expect_line("START", warmup + START_SECONDS_MAX)
         before = _Moment.now(server, cores)
         load.go_on()
@@ -146,7 +149,9 @@ def _to_round(
     cores = 1 if workload.one_core else 2
     wall = after.server.wall_seconds - before.server.wall_seconds
     used = after.server.cpu_seconds - before.server.cpu_seconds
-    operations = figures["bytes"] / MIB if workload.unit == "MiB" else figures["messages"]
+    operations = figures["messages"] * workload.batch
+    if workload.unit == "MiB":
+        operations = figures["bytes"] / MIB
     if not operations:
         raise RunError(f"the load was not served: {figures}")
     work = Work(
@@ -162,8 +167,8 @@ def _to_round(
         offered=offered,
         rate=operations / figures["seconds"],
         cpu_us=used / operations * 1e6,
-        p50_us=figures["p50_us"],
-        p99_us=figures["p99_us"],
+        p50_us=0.0 if workload.batch > 1 else figures["p50_us"],
+        p99_us=0.0 if workload.batch > 1 else figures["p99_us"],
         load_share=figures["cpu_seconds"] / figures["seconds"],
         strays=strays,
         dropped=why_disturbed(work),

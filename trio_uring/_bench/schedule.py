@@ -90,6 +90,8 @@ class Schedule:
 
     def _run_group(self, server: Server, loads: Sequence[Workload], peers: Sequence[Peer]) -> None:
         possible = [load for load in loads if self._is_possible(load)]
+        if not possible:
+            return
         with ExitStack() as stack:
             running, failed = start_servers(peers, server, self.place, stack)
             for load in possible:
@@ -99,6 +101,9 @@ class Schedule:
                     self._pace(load, running)
 
     def _is_possible(self, load: Workload) -> bool:
+        if why := load.missing():
+            self.skipped[load.name] = why
+            return False
         try:
             allow_open_files(load.connections + SPARE_FILES)
         except RunError as error:

@@ -1,4 +1,5 @@
-/* What loadgen.c is made of: its state, clocks, the histogram of latencies, numbers. */
+/* What loadgen.c is made of: its state, clocks, the histogram of latencies, numbers,
+ * and how the figures are written. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -44,7 +45,7 @@ enum mode { ECHO, CONNECT, IN, OUT };
 enum phase { GATHERING, WARMUP, COUNTING };
 
 struct connection {
-    int fd;
+    int fd, in_fd; /* one socket, or a pair: sent on the one, received on the other */
     unsigned number;
     unsigned begun, sending, receiving; /* messages begun, sent whole, answered */
     size_t sent, received;              /* bytes of the ones that are under way */
@@ -57,10 +58,12 @@ struct load {
     enum mode mode;
     size_t connections, message_bytes, reply_bytes;
     unsigned depth;
-    bool framed;
+    bool framed, paired, datagrams, http, websocket;
     double rate, seconds, warmup_seconds;
     int epoll; /* edge-triggered: no epoll_ctl after the start */
     unsigned char *pattern, *scratch;
+    const unsigned char *answer; /* how every answer begins; NULL where it is an echo */
+    size_t answer_bytes;
     struct connection *all;
     struct connection **idle; /* where there is a rate: those that have nothing outstanding */
     size_t idle_count, live, outstanding;
@@ -134,4 +137,19 @@ static double parse_number(const char *text, const char *name, double low, doubl
         exit(EXIT_FAILURE);
     }
     return value;
+}
+
+static void print_figures(const struct load *load)
+{
+    /* Alive, yet not one message in the whole window: a lost wake-up or starvation. */
+    size_t stalled = 0;
+    for (size_t i = 0; i < load->connections; i++)
+        stalled += load->mode == ECHO && load->rate <= 0 && load->all[i].counted == 0;
+    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"bytes\": %" PRIu64
+           ", \"errors\": %" PRIu64 ", \"stalled\": %zu, \"p50_us\": %.2f, \"p99_us\": %.2f"
+           ", \"cpu_seconds\": %.6f}\n",
+           load->messages, (double)load->elapsed_ns / 1e9, load->bytes, load->errors, stalled,
+           percentile_us(&load->latencies, 0.50), percentile_us(&load->latencies, 0.99),
+           (double)load->cpu_ns / 1e9);
+    fflush(stdout);
 }

@@ -10,7 +10,11 @@
  *   bytes        of a message
  *   reply        bytes of an answer, where it is not the echo of the message
  *   depth        messages outstanding on each connection
+ *   paired       1: a connection is two, whose one end comes out at the other
  *   framed       1: a message begins with its length, four bytes, big-endian
+ *   datagrams    1: over UDP
+ *   http         1: a message is a GET request; all answers have the size of the first
+ *   websocket    1: a message is one of the websocket protocol
  *   rate         messages a second, of all connections together, at random times; 0: closed loop
  *   seconds, warmup
  *
@@ -34,6 +38,7 @@
  */
 #define _GNU_SOURCE
 #include "load.h"
+#include "opening.h"
 
 static void open_connection(struct load *load, struct connection *c);
 
@@ -41,8 +46,9 @@ static void open_connection(struct load *load, struct connection *c);
 
 static const unsigned char *message(const struct load *load, const struct connection *c, unsigned n)
 {
-    /* Frames are all alike: a prefix has its place in the pattern. */
-    return load->pattern + (load->framed ? 0 : (c->number * 7U + n * 13U) % PATTERN_OFFSETS);
+    /* Messages that have a head are all alike: it has its place in the pattern. */
+    bool alike = load->framed || load->answer != NULL;
+    return load->pattern + (alike ? 0 : (c->number * 7U + n * 13U) % PATTERN_OFFSETS);
 }
 
 static void drop(struct load *load, struct connection *c, const char *why)
@@ -51,6 +57,8 @@ static void drop(struct load *load, struct connection *c, const char *why)
         fprintf(stderr, "loadgen: connection %u, message %u, byte %zu: %s\n", c->number,
                 c->receiving, c->received, why);
     load->outstanding -= c->begun - c->receiving;
+    if (c->in_fd != c->fd)
+        close(c->in_fd);
     close(c->fd);
     c->fd = -1;
     load->live--;
@@ -113,6 +121,16 @@ static void complete_message(struct load *load, struct connection *c)
         begin_message(load, c, now);
 }
 
+static bool is_due(const struct load *load, const struct connection *c, const unsigned char *data,
+                   size_t size)
+{
+    if (load->answer == NULL)
+        return load->reply_bytes != load->message_bytes ||
+               memcmp(data, message(load, c, c->receiving) + c->received, size) == 0;
+    size_t known = load->answer_bytes > c->received ? load->answer_bytes - c->received : 0;
+    return memcmp(data, load->answer + c->received, size < known ? size : known) == 0;
+}
+
 /* What arrived is compared with what is due; false: the connection is closed, or to be closed. */
 static bool take(struct load *load, struct connection *c, const unsigned char *data, size_t size)
 {
@@ -124,9 +142,7 @@ static bool take(struct load *load, struct connection *c, const unsigned char *d
         size_t piece = load->reply_bytes - c->received;
         if (piece > size)
             piece = size;
-        bool is_echo = load->reply_bytes == load->message_bytes;
-        if (c->receiving == c->begun ||
-            (is_echo && memcmp(data, message(load, c, c->receiving) + c->received, piece) != 0)) {
+        if (c->receiving == c->begun || !is_due(load, c, data, piece)) {
             drop(load, c, "received bytes that are not the echo of what was sent");
             return false;
         }
@@ -153,7 +169,7 @@ static void receive_more(struct load *load, struct connection *c)
         size_t want = load->reply_bytes - c->received + 1;
         if (want > READ_CHUNK_BYTES || load->depth > 1 || load->mode == OUT)
             want = READ_CHUNK_BYTES;
-        ssize_t n = recv(c->fd, load->scratch, want, 0);
+        ssize_t n = recv(c->in_fd, load->scratch, want, 0);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n <= 0) {
@@ -288,49 +304,18 @@ static void run(struct load *load)
     say_and_wait("END");
 }
 
-static void print_figures(const struct load *load)
-{
-    /* Alive, yet not one message in the whole window: a lost wake-up or starvation. */
-    size_t stalled = 0;
-    for (size_t i = 0; i < load->connections; i++)
-        stalled += load->mode == ECHO && load->rate <= 0 && load->all[i].counted == 0;
-    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"bytes\": %" PRIu64
-           ", \"errors\": %" PRIu64 ", \"stalled\": %zu, \"p50_us\": %.2f, \"p99_us\": %.2f"
-           ", \"cpu_seconds\": %.6f}\n",
-           load->messages, (double)load->elapsed_ns / 1e9, load->bytes, load->errors, stalled,
-           percentile_us(&load->latencies, 0.50), percentile_us(&load->latencies, 0.99),
-           (double)load->cpu_ns / 1e9);
-    fflush(stdout);
-}
-
 /* ---- setting up ---- */
 
 static void open_connection(struct load *load, struct connection *c)
 {
-    int on = 1;
-    /* Many addresses of our own: the ports of one would soon be used up by closed connections. */
-    struct sockaddr_in from = {.sin_family = AF_INET};
-    from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (uint32_t)(load->random++ % 200));
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (c->fd < 0)
-        die("socket");
-    setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    if (bind(c->fd, (const struct sockaddr *)&from, sizeof from) != 0)
-        die("bind");
-    if (connect(c->fd, (const struct sockaddr *)&load->address, sizeof load->address) != 0)
-        die("connect");
-    if (setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
-        die("TCP_NODELAY");
-    /* Blocking while it connects (the backlog takes it at once), non-blocking from here on. */
-    if (fcntl(c->fd, F_SETFL, O_NONBLOCK) != 0)
-        die("O_NONBLOCK");
-    if (epoll_ctl(load->epoll, EPOLL_CTL_ADD, c->fd, &event) != 0)
-        die("epoll_ctl");
+    c->fd = open_socket(load, c);
+    c->in_fd = load->paired ? open_socket(load, c) : c->fd;
 }
 
 static void set_up(struct load *load)
 {
+    if (load->http)
+        learn_answer(load);
     size_t pattern_bytes = load->message_bytes + PATTERN_OFFSETS;
     load->epoll = epoll_create1(EPOLL_CLOEXEC);
     load->pattern = malloc(pattern_bytes);
@@ -345,6 +330,10 @@ static void set_up(struct load *load)
     uint32_t prefix = htonl((uint32_t)load->message_bytes - (uint32_t)sizeof prefix);
     if (load->framed)
         memcpy(load->pattern, &prefix, sizeof prefix);
+    if (load->http)
+        memcpy(load->pattern, get, load->message_bytes);
+    if (load->websocket)
+        make_websocket_message(load);
     load->live = load->connections;
     for (size_t i = 0; i < load->connections; i++) {
         load->all[i].number = (unsigned)i;
@@ -356,12 +345,14 @@ static void set_up(struct load *load)
 
 static void parse_arguments(struct load *load, int argc, char **argv)
 {
-    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, framed = 0, port = 0;
+    double mode = 0, connections = 1, bytes = 1024, reply = 0, depth = 1, port = 0;
+    double framed = 0, paired = 0, datagrams = 0, http = 0, websocket = 0;
     struct { const char *name; double *value, low, high; } known[] = {
         {"port", &port, 1, UINT16_MAX},       {"mode", &mode, ECHO, OUT},
         {"bytes", &bytes, 1, MESSAGE_BYTES_MAX}, {"reply", &reply, 1, MESSAGE_BYTES_MAX},
         {"connections", &connections, 1, CONNECTIONS_MAX}, {"depth", &depth, 1, DEPTH_MAX},
-        {"framed", &framed, 0, 1}, {"rate", &load->rate, 0, 1e8},
+        {"framed", &framed, 0, 1}, {"paired", &paired, 0, 1}, {"datagrams", &datagrams, 0, 1},
+        {"http", &http, 0, 1}, {"websocket", &websocket, 0, 1}, {"rate", &load->rate, 0, 1e8},
         {"seconds", &load->seconds, 0.01, SECONDS_MAX},
         {"warmup", &load->warmup_seconds, 0, SECONDS_MAX},
     };
@@ -385,6 +376,10 @@ static void parse_arguments(struct load *load, int argc, char **argv)
     load->reply_bytes = (size_t)(reply > 0 ? reply : bytes);
     load->depth = (unsigned)depth;
     load->framed = framed > 0;
+    load->paired = paired > 0;
+    load->datagrams = datagrams > 0;
+    load->http = http > 0;
+    load->websocket = websocket > 0;
     alarm((unsigned)(load->seconds + load->warmup_seconds) + ALARM_MARGIN_SECONDS);
 }
 

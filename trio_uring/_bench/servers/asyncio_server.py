@@ -1,8 +1,8 @@
-"""The servers of asyncio's family: `python asyncio_server.py LOOP KIND MODE [COUNT]`.
+"""The servers of asyncio's family: `python asyncio_server.py LOOP KIND MODE COUNT SIZE`.
 
 LOOP is the module whose event loop is used: asyncio, uvloop, rloop, zuvloop; or aiofastnet, which
 puts its transports on asyncio's. KIND is streams or protocol. MODE is what is done for a
-connection, and COUNT how many buffers an answer of the mode `list` has.
+connection; COUNT is how many buffers an answer of the mode `list` has, of SIZE bytes each.
 
 Rules of this file: all loops run the same handlers.
 """
@@ -20,7 +20,6 @@ from typing import Any
 STDIN = 0
 RECEIVE_BYTES = 65536  # trio's own default for receive_some()
 BACKLOG = 8192  # all connections come at once
-PIECE = bytes(64)  # a buffer of the mode `list`
 CHUNK = bytes(65536)  # what the mode `out` sends at a time
 PREFIX = struct.Struct(">I")
 
@@ -118,12 +117,27 @@ class EchoFrames(Echo):
             self.transport.write(PREFIX.pack(len(payload)) + payload)
 
 
-PROTOCOLS = {"echo": Echo, "frames": EchoFrames, "in": TakeIn, "out": GiveOut, "list": AnswerList}
+class EchoDatagrams(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data, addr)
 
 
-async def main(kind: str, mode: str, count: int) -> None:
+PROTOCOLS = {
+    "echo": Echo,
+    "tls": Echo,
+    "frames": EchoFrames,
+    "in": TakeIn,
+    "out": GiveOut,
+    "list": AnswerList,
+}
+
+
+async def main(kind: str, mode: str, count: int, size: int) -> None:
     loop, closed = asyncio.get_running_loop(), asyncio.Event()
-    buffers = [PIECE] * count
+    buffers = [bytes(size)] * count
 
     def on_stdin() -> None:
         if not os.read(STDIN, 4096):
@@ -137,12 +151,19 @@ async def main(kind: str, mode: str, count: int) -> None:
             await handle(mode, buffers, reader, writer)
 
     server: Any
-    if kind == "protocol":
+    options: dict[str, Any] = {"backlog": BACKLOG}
+    if mode == "tls":
+        options["ssl"] = importlib.import_module("certificate").server_context()
+    if mode == "udp":
+        server, _ = await loop.create_datagram_endpoint(EchoDatagrams, ("127.0.0.1", 0))
+        print(server.get_extra_info("sockname")[1], flush=True)
+    elif kind == "protocol":
         AnswerList.buffers = buffers
-        server = await loop.create_server(PROTOCOLS[mode], "127.0.0.1", 0, backlog=BACKLOG)
+        server = await loop.create_server(PROTOCOLS[mode], "127.0.0.1", 0, **options)
     else:
-        server = await asyncio.start_server(on_connection, "127.0.0.1", 0, backlog=BACKLOG)
-    print(server.sockets[0].getsockname()[1], flush=True)
+        server = await asyncio.start_server(on_connection, "127.0.0.1", 0, **options)
+    if mode != "udp":
+        print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_reader(STDIN, on_stdin)
     await closed.wait()
     server.close()
@@ -162,5 +183,5 @@ if __name__ == "__main__":
     event_loop = make_loop(sys.argv[1])
     asyncio.set_event_loop(event_loop)
     event_loop.run_until_complete(
-        main(sys.argv[2], sys.argv[3], int(sys.argv[4]) if sys.argv[4:] else 1)
+        main(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     )
