@@ -107,7 +107,9 @@ class Faults(Seam):
             fatal_at: which enter gets a fatal answer, counted from 0; below 0: none does.
         """
         self.rnd, self.rate, self.fatal_at = rnd, rate, fatal_at
-        self.fd = -1  # of the ring; `use` sets it
+        self.fd = -1  # of the ring; `use` sets both
+        self._ring: Any = None
+        self._refusals: list[str] = []  # the answers of the next enters
         self.seen: dict[str, int] = {}
         self.operations = self.cancels = 0
         self.failed = False
@@ -133,8 +135,14 @@ class Faults(Seam):
             if self.fatal_at < 0:
                 self.failed = True
                 return -getattr(errno, self.rnd.choice(FATAL))
-        if self._chance("refused"):
-            return -getattr(errno, self.rnd.choice(PASSING))
+        if self._ring is not None:
+            # No less: what the ring does not know of could be written over.
+            assert self._ring._unsubmitted >= self._written(c)
+        if not self._refusals and self._chance("refused"):
+            # A shortage may last.
+            self._refusals = [self.rnd.choice(PASSING)] * self.rnd.choice((1, 1, 1, 4))
+        if self._refusals:
+            return -getattr(errno, self._refusals.pop())
         if self._chance("nothing"):
             return 0
         if self.fd >= 0 and self._written(c) > 1 and self._chance("part"):
@@ -157,7 +165,7 @@ class Faults(Seam):
 
     def use(self, engine: Any) -> None:
         """Tells it about the engine of this run."""
-        ring = engine.ring
+        self._ring = ring = engine.ring
         self.fd, self._entries = ring.fileno(), ring.info.sq_entries
         if engine.hooks is not None:
             trio.lowlevel.add_instrument(_Waker(self, engine))
