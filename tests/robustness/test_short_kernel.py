@@ -18,42 +18,24 @@ import pytest
 import trio
 import trio.testing
 from support.child import FLAGS, Passes, driver, in_child, pair, stream_pair, use_ring
+from support.enters import PASSING, Seam
 from support.peer import echo_peer
 
 import trio_uring
-from trio_uring._ring import uring as _ring
 
 pytestmark = pytest.mark.uring_only("it is about what io_uring_enter answers")
 
 SHORTAGES = ["EAGAIN", "EBUSY", "ENOMEM"]
-PASSING = [*SHORTAGES, "EINTR", "ETIME"]
 
 
-class Enters:
+class Enters(Seam):
     """Stands in for io_uring_enter: `answer` may give a code in its place; None: the kernel is
     entered."""
 
     def __init__(self, answer: Callable[[], str | None]) -> None:
         self.answer = answer
         self.count = self.refused = 0
-        real, turn = _ring.lib, _ring._tu_turn
-        self._tu_enter, self._tu_drain, self._tu_turn = real.tu_enter, real.tu_drain, turn
-
-        class Lib:
-            tu_enter = staticmethod(self.enter)
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(real, name)
-
-        _ring.lib, _ring._tu_turn = Lib(), self.turn
-        # The accelerator calls it by its address.
-        self.callback = _ring.ffi.callback(
-            "int(tu_ring *, unsigned, unsigned, double, int64_t *, unsigned)", self.turn
-        )
-        address_of = _ring.address_of
-        _ring.address_of = lambda name: (
-            _ring.address(self.callback) if name == "tu_turn" else address_of(name)
-        )
+        super().__init__()
 
     def refusal(self) -> int:
         self.count += 1
@@ -62,14 +44,14 @@ class Enters:
         return -getattr(errno, code) if code else 0
 
     def enter(self, *arguments: Any) -> int:
-        return self.refusal() or int(self._tu_enter(*arguments))
+        return self.refusal() or super().enter(*arguments)
 
     def turn(self, c: Any, least: int, flags: int, seconds: float, out: Any, most: int) -> int:
         code = self.refusal()
         if not code:
-            return int(self._tu_turn(c, least, flags, seconds, out, most))
+            return super().turn(c, least, flags, seconds, out, most)
         out[1] = code
-        return int(self._tu_drain(c, out, most))
+        return self.drain(c, out, most)
 
 
 async def echoed(stream: trio_uring.SocketStream, messages: int) -> None:

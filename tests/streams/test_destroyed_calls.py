@@ -101,6 +101,57 @@ async def test_accept_after_a_destroyed_accept_in_the_same_pass():
 
 
 @waits_are_ours
+async def test_a_wait_for_a_destroyed_call_is_cancelled_in_the_pass_in_which_that_is_done():
+    """The task is woken once, by the cancel, and what came is kept."""
+    stream, peer = stream_and_peer()
+    coro = stream.receive_some()
+    await park(coro)
+    coro.close()
+    peer.send(b"AAAA")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.receive_some()
+    assert scope.cancelled_caught
+    assert await stream.receive_some() == b"AAAA"
+    await stream.aclose()
+    peer.close()
+
+
+@waits_are_ours
+async def test_a_wait_for_a_destroyed_call_that_is_cancelled_does_not_end_another_task_s():
+    """A call of the socket holds no direction meanwhile: the second waits for the same operation
+    before the first has resumed."""
+    stream, peer = stream_and_peer()
+    sock, scope, got = stream.socket, trio.CancelScope(), []
+    coro = sock.recv(10)
+    await park(coro)
+    coro.close()
+    way = stream._receiving
+    operation = way.left
+    drop, operation.engine.errands[:] = list(operation.engine.errands), []
+
+    async def first() -> None:
+        with scope:
+            await sock.recv(10)
+
+    async def second() -> None:
+        got.append(await sock.recv(10))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        assert operation.task is not None
+        peer.send(b"AAAA")
+    assert got == [b"AAAA"]
+    operation.engine.errands += drop
+    await stream.aclose()
+    peer.close()
+
+
+@waits_are_ours
 async def test_a_cancel_that_came_too_late_is_not_the_next_call_s():
     """What was done won over the cancel; then the coroutine was destroyed."""
     stream, peer = stream_and_peer()

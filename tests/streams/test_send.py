@@ -156,6 +156,20 @@ async def test_nothing_to_send_is_a_checkpoint_and_no_operation(data: Any) -> No
         assert drain(right) == b"before"
 
 
+@pytest.mark.parametrize("data", [b"x", [b"x"], b"", bytearray(b"x"), "no buffer"])
+async def test_a_send_that_is_refused_at_once_has_sent_nothing(data: Any) -> None:
+    """bytes_sent does not go on telling of the last one."""
+    left, right = unix_sockets()
+    stream = trio_uring.SocketStream(left)
+    async with closing(stream, right):
+        await stream.send_all(b"before")
+        assert stream.bytes_sent == 6
+        await stream.aclose()
+        with pytest.raises((trio.ClosedResourceError, TypeError)):
+            await stream.send_all(data)
+        assert stream.bytes_sent == 0
+
+
 HOLES = memoryview(bytes(100))[::2]
 REFUSED = [
     ("text", TypeError), (5, TypeError), (None, TypeError), (1.5, TypeError), ({"a": 1}, TypeError),

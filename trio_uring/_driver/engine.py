@@ -157,17 +157,23 @@ class Engine(RingSide):
         Cancellation: it stops waiting.
         """
 
+        task = current_task()
+
         def leave(_: Callable[[], NoReturn]) -> Abort:
+            # It resumes only in the next pass: until then the operation may be done, or another
+            # task may wait for it.
+            op.task = None
             return Abort.SUCCEEDED
 
         while op.state.in_kernel:
             if self.phase is not RUNNING or get_ident() != self.thread:
                 self.attend(op)
-            op.task = current_task()
+            op.task = task
             try:
                 await wait_task_rescheduled(leave)
             finally:
-                op.task = None
+                if op.task is task:
+                    op.task = None
         self._drop(op)  # if another thread has abandoned it, it may still be in the queue
 
     @enable_ki_protection

@@ -94,8 +94,9 @@ class SendSide(Endpoint):
             return
         # The fast path, which most sends take: one coroutine and no views.
         way = self._sending
+        if not way.held:  # otherwise it counts what another task is sending
+            way.sent = 0
         op = way.take(SEND if type(data) is bytes else SEND_MANY)
-        way.sent = 0
         try:
             if way.left is not None:
                 await self._settle(way)
@@ -139,9 +140,10 @@ class SendSide(Endpoint):
 
     async def _send(self, data: Buffer | Sequence[Buffer]) -> None:
         way = self._sending
+        if not way.held:
+            way.sent = 0
         with Outgoing(data) as out:
             way.hold()
-            way.sent = 0
             try:
                 if way.left is not None:
                     await self._settle(way)
