@@ -127,7 +127,9 @@ class Loop(_Fields, Manager):
         done, timeout = engine.done, until - time.monotonic()
         while True:
             if engine.queue:
-                engine.write_queue()
+                # As much as there is room for: its completions are taken before more is written, or
+                # they would use up the provided buffers.
+                engine.write_queue(whole=False)
             if not ring.watching:
                 ring.watch(self._epoll_fd)
             unwritten = bool(engine.queue) or not ring.watching  # there was no room
@@ -137,6 +139,8 @@ class Loop(_Fields, Manager):
             if done or again:
                 happened = True
                 engine.finish_done()
+            if engine.queue and not ring.short:
+                continue
             if ring.watched:
                 ring.watched = False
                 return self.inner.get_events(0) or _HAPPENED

@@ -5,8 +5,8 @@
  * (`Ring.turn_at`), so that tests can put one in its place that injects faults.
  *
  * Rules of this file: a pass that is unusual (an errand, a cancel, a descriptor to be closed, a
- * full queue, a kernel that is short of resources, a signal) is handed to Python, from the
- * beginning or between two enters. So nothing may be lost in between: what was drained is in
+ * kernel that is short of resources, a signal) is handed to Python, from the beginning or between
+ * two enters. So nothing may be lost in between: what was drained is in
  * `engine.done`.
  */
 #include "hot.h"
@@ -20,7 +20,7 @@ static PyObject *s_in_python, *s_drain, *s_fail, *s_enters, *s_completions, *s_p
 
 #define ENTER_GETEVENTS 1U
 #define DRAIN_MAX 1024        /* as in _ring/uring.py, like the next two */
-#define ALL 1024
+#define ALL 256
 #define FOREVER 86400.0
 
 typedef int (*turn_function)(void *ring, unsigned least, unsigned flags, double seconds,
@@ -215,18 +215,22 @@ static int write_all(Engine *engine, Ring *ring)
 static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeout)
 {
     double until = monotonic() + timeout;
-    int any = 0, came, written;
+    int any = 0, came, written, full;
 
     for (;;) {
         written = PyDict_Size(engine->queue) > 0 ? write_all(engine, ring) : 1;
         if (written < 0)
             return NULL;
-        if (!written || is_unusual(engine, ring))
+        full = !written && ring->unsubmitted >= ring->submit_max;
+        if ((!written && !full) || is_unusual(engine, ring))
             return go_on_in_python(loop, until, any);
-        came = turn(engine, ring, timeout);
+        came = turn(engine, ring, full ? 0 : timeout);
         if (came < 0)
             return NULL;
         any |= came;
+        /* Completions are taken before more is written, or they would use up the provided buffers. */
+        if (full && !ring->is_short)
+            continue;
         if (ring->watched) {
             ring->watched = 0;
             return ask_trio(loop);
