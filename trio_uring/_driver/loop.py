@@ -159,9 +159,12 @@ class Loop(_Fields, Manager):
         """Waits until the kernel, which is short of resources, is to be asked again."""
         return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
 
-    def process_events(self, events: Any) -> None:
+    def _process_events(self, events: Any) -> None:
         if events and events is not _HAPPENED:
             self.inner.process_events(events)
+
+    if TYPE_CHECKING or hot is None:
+        process_events = _process_events
 
     def close(self) -> None:
         """The end of the run."""

@@ -124,7 +124,7 @@ class UringRing(RingBase):
         else:
             self.short = False
             return False
-        self.counters.enters += 1
+        self.enters += 1
         count = _tu_turn(self._c, least, _ENTER_GETEVENTS, timeout, self._out, DRAIN_MAX)
         view = self._view
         if count:  # first of all: they are the caller's, whatever the answer of enter is
@@ -158,7 +158,7 @@ class UringRing(RingBase):
 
     def _enter(self) -> bool:
         """Enters without waiting. False: the kernel is short of resources."""
-        self.counters.enters += 1
+        self.enters += 1
         return self._entered(lib.tu_enter(self._c, 0, _ENTER_GETEVENTS, -1.0))
 
     # -- completion
@@ -168,7 +168,7 @@ class UringRing(RingBase):
         if hot is None:
             self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
         else:
-            self.counters.completions += count
+            self.completions += count
             self._collect_out(count, done)
 
     def drain(self, done: list[Operation]) -> bool:
