@@ -205,8 +205,14 @@ class Pump(abc.ABC):
         self._chain(way, op)
 
     def _sink_closed(self) -> None:
-        """The sink was closed, which nothing else would report while the source is idle."""
-        if not self._stopping:
+        """The sink was closed, which nothing else would report while the source is idle.
+
+        It may be closed at any point, at which no task can be woken.
+        """
+        self.engine.at_flush(self._end_closed)
+
+    def _end_closed(self) -> None:
+        if not self._stopping and not self._over:
             self._fail(self._way_error(self.out, -errno.ECANCELED))
             self._after()
 
