@@ -238,8 +238,10 @@ class Engine(RingSide):
         if op.state.in_kernel:
             self.cancel(op)
         elif op in self.queue:  # otherwise it is done, and about to be finished in this reap
-            self.withdraw(op)
+            self._take_back(op)
             op.then = None
+            if self.hooks is not None:
+                self.come_back()  # as in `abandon`
 
     def resume(self, task: trio.lowlevel.Task, outcome: Any) -> None:
         """Wakes a task on behalf of chained operations."""
