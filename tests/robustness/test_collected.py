@@ -2,25 +2,27 @@
 
 Rules of this file: each collection comes at a point that is known, from a hook in front of what is
 there, or after every few allocations. The collector is off otherwise. What closes is a finalizer of
-a cycle. A number that becomes free is taken by a stranger at once, whom nobody may read.
+a cycle (support/collected.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import socket
+import warnings
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from support.child import FLAGS, driver, in_child, use_ring
-from support.enters import Seam
+from support.child import FLAGS, driver, expect_log, in_child, use_ring
+from support.collected import Collector, Cyclic, Garbage, hooked
 from support.long_cases import examples
 from support.streams import passes
 
@@ -28,75 +30,9 @@ import trio_uring
 from trio_uring import _accelerator
 from trio_uring._driver import engine as _engine
 from trio_uring._driver.operation import TaskOperation
+from trio_uring._driver.phases import ENDING
 
 pytestmark = pytest.mark.uring_only("about the kernel's ring")
-
-
-class Cyclic:
-    """An object that only the garbage collector frees."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-class Garbage:
-    """Collected when `collect` is called; then its finalizer closes a socket.
-
-    As soon as the socket's number is free, a stranger has it, with something to read.
-    """
-
-    def __init__(self, sock: Any) -> None:
-        self.number = sock.fileno()
-        self.collected = False
-        self.strangers: list[socket.socket] = []
-        self._real_close = sock.lease._close
-        sock.lease._close = self._close
-        weakref.finalize(Cyclic(), self._finalize, sock)
-
-    def collect(self) -> None:
-        if not self.collected:
-            gc.collect()
-            assert self.collected
-
-    def _finalize(self, sock: Any) -> None:
-        self.collected = True
-        sock.close()
-
-    def _close(self) -> None:
-        self._real_close()
-        while self.number not in [sock.fileno() for sock in self.strangers]:
-            for sock in socket.socketpair():
-                sock.send(b"x")
-                self.strangers.append(sock)
-
-    def check(self) -> None:
-        """The socket was closed, and nobody has read the strangers'."""
-        assert self.strangers
-        for sock in self.strangers:
-            assert sock.recv(10, socket.MSG_DONTWAIT) == b"x"
-        for sock in self.strangers:
-            sock.close()
-
-
-class Collector(Seam):
-    """Calls a function in front of what enters or drains the ring."""
-
-    def __init__(self, before: dict[str, Callable[[], object]]) -> None:
-        super().__init__()
-        self.before = before
-        self.armed = False
-
-    def _call(self, name: str) -> None:
-        if self.armed and name in self.before:
-            self.before[name]()
-
-    def enter(self, *arguments: Any) -> int:
-        self._call("enter")
-        return super().enter(*arguments)
-
-    def turn(self, *arguments: Any) -> int:
-        self._call("turn")
-        return super().turn(*arguments)
 
 
 def sockets() -> tuple[Any, Any]:
@@ -107,22 +43,6 @@ def sockets() -> tuple[Any, Any]:
 async def expect_closed(receive: Callable[[], Any]) -> None:
     with pytest.raises(trio.ClosedResourceError):
         await receive()
-
-
-@contextlib.contextmanager
-def hooked(owner: Any, name: str, hook: Callable[[], object]) -> Iterator[None]:
-    """Calls `hook` before each call of a function."""
-    real = getattr(owner, name)
-
-    def call(*arguments: Any) -> Any:
-        hook()
-        return real(*arguments)
-
-    setattr(owner, name, call)
-    try:
-        yield
-    finally:
-        setattr(owner, name, real)
 
 
 async def check_end(peer: socket.socket) -> None:
@@ -238,6 +158,97 @@ async def test_in_front_of_the_wait(flags: str) -> None:
     await check_end(peer)
     other.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("moment", ["in the pass that fails", "when nothing was entered yet"])
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+def test_a_driver_that_fails(flags: str, moment: str) -> None:
+    """What was about to be closed is closed all the same, and its task is told in a pass."""
+    use_ring(flags=flags)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the ring is leaked
+        trio.run(fail_after_collection, moment.startswith("in"))
+    expect_log("driver has failed")
+    expect_log("could not empty its ring")
+    os._exit(0)
+
+
+async def fail_after_collection(in_pass: bool) -> None:
+    gc.disable()
+    sock, peer = sockets()
+    garbage, told = Garbage(sock), []
+    stream = trio_uring.SocketStream(sock)
+    collector = Collector({"turn": garbage.collect, "enter": garbage.collect} if in_pass else {})
+
+    async def receive() -> None:
+        try:
+            await stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            told.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        collector.armed = collector.fatal = True
+        if in_pass:
+            other, theirs = sockets()
+            with pytest.raises(trio.BrokenResourceError):
+                await trio_uring.SocketStream(other).receive_some()
+            other.close()
+            theirs.close()
+        else:
+            woken = Woken()
+            trio.lowlevel.add_instrument(woken)
+            garbage.collect()
+            trio.lowlevel.remove_instrument(woken)
+            assert not woken.tasks
+    assert told
+    garbage.check()
+    await check_end(peer)
+
+
+class Woken(trio.abc.Instrument):
+    """Lists the tasks that are put into trio's queue."""
+
+    def __init__(self) -> None:
+        self.tasks: list[trio.lowlevel.Task] = []
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.append(task)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+def test_at_the_end_of_the_run(flags: str) -> None:
+    """While the ring is being emptied."""
+    use_ring(flags=flags)
+    gc.disable()
+    sock, peer = socket.socketpair()
+
+    async def main() -> None:
+        ours = trio_uring.UringSocket(sock)
+        peer.send(b"x")
+        await trio_uring.SocketStream(ours).receive_some()
+        engine, collected = driver(), []
+        flush = engine.ring.flush
+
+        def collect() -> bool:
+            if engine.phase is ENDING and not collected:
+                gc.collect()
+                assert collected
+            return bool(flush())
+
+        def close() -> None:
+            collected.append(True)
+            ours.lease.close()
+
+        engine.ring.flush = collect
+        weakref.finalize(Cyclic(), close)
+
+    trio.run(main)
+    assert peer.recv(10, socket.MSG_DONTWAIT) == b""
+    peer.close()
 
 
 @pytest.mark.skipif(_accelerator.hot is not None, reason="Python's own way to take completions")
