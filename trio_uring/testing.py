@@ -190,7 +190,7 @@ class FakeRing(RingBase):
 
     def flush(self) -> bool:
         self._check_owner()
-        self.counters.enters += 1
+        self.enters += 1
         self.short = bool(self._queue) and self._chance(self._refuse)
         if self.short:
             return False

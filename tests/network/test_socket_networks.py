@@ -241,9 +241,16 @@ async def test_ipv6(world: World) -> None:
 async def test_wildcards(world: World) -> None:
     """ "" is IPv4, "::" is IPv6 alone: both can have the same port."""
     network = world.make()
-    four = await network.bind(("", 0))
-    port = four.local_address[1]
-    six = await network.bind(("::", port))
+    while True:
+        four = await network.bind(("", 0))
+        port = four.local_address[1]
+        try:
+            six = await network.bind(("::", port))
+            break
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+            await four.aclose()  # another process has that port of IPv6
     async with closing(four, six):
         assert four.local_address == ("0.0.0.0", port)
         assert six.local_address == ("::", port)

@@ -165,7 +165,7 @@ def test_the_buffers_take_what_is_said_of_them():
     groups = POOL_SIZE + 16 * (SMALL_COUNT + LARGE_COUNT)  # bytes; and their entries of 16
     rings = 2 * 2**20  # bytes: more than the queues of two rings
     assert groups <= both <= groups + rings
-    assert POOL_SIZE == SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE == 4096 * 1024
+    assert POOL_SIZE == SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE == 10 * 2**20
 
 
 def test_a_kernel_without_buffer_rings_has_none(monkeypatch):

@@ -234,16 +234,27 @@ async def next_run() -> None:
     peer.close()
 
 
-class BreaksAtItsSecondFlush(BackendRing):
-    """Its second flush fails for good: operations of the same pass are in the kernel by then."""
+class BreaksAtItsSecondEnter(BackendRing):
+    """Its second enter fails for good: operations of the same pass are in the kernel by then."""
 
-    flushes = 0
+    entered = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._turn_at = 0  # so that a pass calls `turn`
 
     def flush(self) -> Any:
-        self.flushes += 1
-        if self.flushes == 2:
-            raise RingBrokenError(errno.EPERM, "injected")
+        self.count()
         return super().flush()
+
+    def turn(self, timeout: float, done: list[Any]) -> bool:
+        self.count()
+        return super().turn(timeout, done)
+
+    def count(self) -> None:
+        self.entered += 1
+        if self.entered == 2:
+            raise RingBrokenError(errno.EPERM, "injected")
 
 
 @in_child(hang_seconds=10)
@@ -265,7 +276,7 @@ def test_a_failure_within_a_pass_keeps_what_the_kernel_has_pinned() -> None:
                 resizable += 1
         assert resizable == len(buffers) - len(held)
 
-    use_ring(BreaksAtItsSecondFlush, sq_entries=16)
+    use_ring(BreaksAtItsSecondEnter, sq_entries=16)
     with pytest.warns(ResourceWarning):
         trio.run(receive_into_all_of_them)
     expect_log("driver has failed")

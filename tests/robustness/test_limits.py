@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 from support.child import BY_READINESS, FLAGS, BackendRing, driver, in_child, stream_pair, use_ring
+from support.streams import unix_sockets
 
 import trio_uring
 from trio_uring._driver.operation import TaskOperation
@@ -59,17 +60,34 @@ async def test_more_operations_in_one_pass_than_the_queue_has_slots(flags: str) 
     assert statistics.in_flight == statistics.queued == 0
 
 
+async def all_wake_at_once(count: int) -> None:
+    """`count` receives that wait for the kernel get their data without a pass in between."""
+    pairs = [unix_sockets() for _ in range(count)]
+    streams = [trio_uring.SocketStream(ours) for ours, _ in pairs]
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(receive_and_compare, stream, b"together")
+        await trio.testing.wait_all_tasks_blocked()
+        for _, theirs in pairs:
+            theirs.send(b"together")
+            theirs.close()
+    await close_all(*streams)
+
+
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 async def test_tiny_queues_overflow_and_lose_nothing(flags: str) -> None:
     use_ring(flags=flags, sq_entries=16, cq_entries=16)
     await all_at_once(300, 10)
     statistics = trio_uring.current_statistics()
+    assert statistics.bytes_received == statistics.bytes_sent == 300 * 10 * 8
+    await all_wake_at_once(300)
+    statistics = trio_uring.current_statistics()
     if not BY_READINESS:  # which has no queues
         assert statistics.sq_full > 0
         assert statistics.cq_entries == 16
         assert statistics.cq_overflows > 0
-    assert statistics.bytes_received == statistics.bytes_sent == 300 * 10 * 8
+    assert statistics.bytes_received == 300 * 11 * 8
 
 
 @pytest.mark.parametrize("flags", FLAGS)
@@ -158,6 +176,26 @@ async def test_hardly_any_buffers(flags: str) -> None:
     async with trio.open_nursery() as nursery:
         for left, right in pairs[:8]:
             nursery.start_soon(transfer, left, right, 2**20)
+    for pair in pairs:
+        await close_all(*pair)
+
+
+@pytest.mark.uring_only("epoll has one scratch buffer, and is never short of it")
+@pytest.mark.parametrize("flags", ["defer", "coop"])
+@in_child()
+async def test_a_full_queue_gives_buffers_back_before_more_is_submitted(flags: str) -> None:
+    """As many buffers as a full queue needs are enough, however many receives one pass makes."""
+    _setup.SMALL_COUNT = 8  # type: ignore[misc]
+    use_ring(flags=flags, sq_entries=8)
+    pairs = [stream_pair() for _ in range(64)]
+    for left, _ in pairs:
+        await left.send_all(b"there before the receive")
+    before = trio_uring.current_statistics().sq_full
+    async with trio.open_nursery() as nursery:
+        for _, right in pairs:
+            nursery.start_soon(receive_and_compare, right, b"there before the receive")
+    assert trio_uring.current_statistics().sq_full - before >= 64 // 8 - 1
+    assert trio_uring.current_statistics().buffers_exhausted == 0
     for pair in pairs:
         await close_all(*pair)
 

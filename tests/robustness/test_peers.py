@@ -26,9 +26,9 @@ from support.streams import open_descriptors
 import trio_uring
 
 FLOOD = 256 * 2**20
-# A stream may hold 32 KiB unread, the pool of provided buffers is 4 MiB, the rest is Python's own
+# A stream may hold 32 KiB unread, the pool of provided buffers is 10 MiB, the rest is Python's own
 # unsteadiness.
-RSS_GROWTH_MAX = 16 * 2**20
+RSS_GROWTH_MAX = 22 * 2**20
 
 
 async def echo(stream: trio_uring.SocketStream) -> None:

@@ -213,6 +213,10 @@ async def test_another_tasks_record_is_not_held_back() -> None:
 async def test_frames_over_tls_are_one_operation_each() -> None:
     async with connected() as (client, server):
         before = sends()
-        await trio_uring.send_frame(client, b"payload", 100)
+        await trio_uring.send_frame(client, bytearray(b"payload"), 100)
         assert sends() == (before[0], before[1] + 1)
+        assert await trio_uring.receive_frame(server, 100) == b"payload"
+        # Small ones in bytes are joined with their prefix: one record.
+        await trio_uring.send_frame(client, b"payload", 100)
+        assert sends() == (before[0] + 1, before[1] + 1)
         assert await trio_uring.receive_frame(server, 100) == b"payload"

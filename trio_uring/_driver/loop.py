@@ -131,7 +131,9 @@ class Loop(_Fields, Manager):
         done, timeout = engine.done, until - time.monotonic()
         while True:
             if engine.queue:
-                engine.write_queue()
+                # As much as there is room for: its completions are taken before more is written, or
+                # they would use up the provided buffers.
+                engine.write_queue(whole=False)
             if not ring.watching:
                 ring.watch(self._epoll_fd)
             unwritten = bool(engine.queue) or not ring.watching  # there was no room
@@ -141,6 +143,8 @@ class Loop(_Fields, Manager):
             if done or again:
                 happened = True
                 engine.finish_done()
+            if engine.queue and not ring.short:
+                continue
             if ring.watched:
                 ring.watched = False
                 return self.inner.get_events(0) or _HAPPENED
@@ -159,9 +163,12 @@ class Loop(_Fields, Manager):
         """Waits until the kernel, which is short of resources, is to be asked again."""
         return self.inner.get_events(min(max(timeout, 0), SHORT_PAUSE)) or _HAPPENED
 
-    def process_events(self, events: Any) -> None:
+    def _process_events(self, events: Any) -> None:
         if events and events is not _HAPPENED:
             self.inner.process_events(events)
+
+    if TYPE_CHECKING or hot is None:
+        process_events = _process_events
 
     def close(self) -> None:
         """The end of the run."""

@@ -141,15 +141,19 @@ class RingSide(_Fields):
             # The kernel was short of resources: the wait that follows must end at once.
             self.come_back()
 
-    def write_queue(self) -> None:
-        """Turns what is queued into entries, as far as the ring has room."""
+    def write_queue(self, whole: bool = True) -> None:
+        """Turns what is queued into entries.
+
+        Args:
+            whole: enter the kernel whenever the ring has no more room; else go no further.
+        """
         ring, queue = self.ring, self.queue
         if hot is None or not hot.write_queue(ring, queue):
-            self._write_each()
+            self._write_each(whole)
         if self.check_written is not None:
             self.check_written(ring, queue)
 
-    def _write_each(self) -> None:
+    def _write_each(self, whole: bool) -> None:
         ring, queue = self.ring, self.queue
         # The queue may change meanwhile: the function of a refused operation may chain others, and
         # withdraw some.
@@ -157,7 +161,7 @@ class RingSide(_Fields):
             if op not in queue:
                 continue
             try:
-                taken = ring.submit(op) or (ring.flush() and ring.submit(op))
+                taken = ring.submit(op) or (whole and ring.flush() and ring.submit(op))
             except RingBrokenError:
                 raise
             except Exception as exc:  # this operation's own fault, and nobody else's

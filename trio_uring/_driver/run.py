@@ -89,9 +89,11 @@ class RingDriver:
     # -- what it is doing
 
     def statistics(self) -> Statistics:
-        engine = self.engine
-        in_flight = list(engine.ring.table.values())
-        return snapshot(engine.counters, engine.ring.info, in_flight, len(engine.queue), engine)
+        engine, ring = self.engine, self.engine.ring
+        in_flight, queued = list(ring.table.values()), len(engine.queue)
+        return snapshot(
+            engine.counters, ring.info, in_flight, queued, engine, ring.enters, ring.completions
+        )
 
     def operations(self) -> list[OperationInFlight]:
         return [self.describe(op) for op in self.pending()]

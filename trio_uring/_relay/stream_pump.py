@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._streams.receive import ReceiveSide
     from .._streams.send import SendSide
 
-CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (128 KiB) each
+CHUNKS_MAX = 2  # of at most LARGE_SIZE bytes (512 KiB) each
 
 
 class StreamPump(Pump):

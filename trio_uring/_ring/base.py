@@ -114,6 +114,7 @@ class RingBase(_Fields, abc.ABC):
         self.counters = RingCounters()
         self.table: dict[int, Operation] = {}
         self.now = 0.0
+        self.enters = self.completions = 0
         self.watching = self.watched = self.short = False
         self._submitted, self._moved = self.counters.submitted, self.counters.moved
         self._submit_max = room
@@ -204,7 +205,7 @@ class RingBase(_Fields, abc.ABC):
             done: as for drain.
         """
         table, moved = self.table, self.counters.moved
-        self.counters.completions += len(values) // 3
+        self.completions += len(values) // 3
         promised = 0
         completions = iter(values)
         for token, res, flags in zip(completions, completions, completions):

@@ -15,8 +15,9 @@ from .opcodes import OPCODES_MAX
 SQ_ENTRIES = 256
 
 SMALL_SIZE, SMALL_COUNT = 4096, 512  # bytes, buffers
-# In bulk, 64 KiB reached 0.6 of the throughput of 128 KiB: see docs/design.md.
-LARGE_SIZE, LARGE_COUNT = 131072, 16  # bytes, buffers
+# In bulk, 128 KiB cost 1.8 times the CPU of 512 KiB: see docs/design.md. Only what is used takes
+# memory.
+LARGE_SIZE, LARGE_COUNT = 524288, 16  # bytes, buffers
 
 # Bytes of all provided buffers of a ring.
 POOL_SIZE = SMALL_COUNT * SMALL_SIZE + LARGE_COUNT * LARGE_SIZE
@@ -38,8 +39,6 @@ class RingCounters:
     # The sum of the results > 0; of opcodes whose results are bytes, the bytes moved.
     moved: list[int] = field(default_factory=_zeros)
     direct: int = 0  # operations done by their own system call, without the ring
-    enters: int = 0
-    completions: int = 0
     sq_full: int = 0
     cq_overflows: int = 0
     buffers_exhausted: int = 0

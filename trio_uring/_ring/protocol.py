@@ -21,6 +21,8 @@ class Ring(Protocol):
     counters: RingCounters
     info: RingInfo
     table: dict[int, Operation]  # what is in flight, by token
+    enters: int  # since it was opened, as the next
+    completions: int
     now: float  # seconds; set by the driver once in each pass, and copied to Operation.born
     watching: bool  # a descriptor is being watched
     watched: bool  # it has become readable; whoever handles that sets it to False

@@ -110,6 +110,8 @@ def snapshot(
     in_flight: Sequence[Operation],
     queued: int,
     driver: _DriverCounters,
+    enters: int = 0,
+    completions: int = 0,
 ) -> Statistics:
     """Puts the counters of a driver and its ring into one frozen object."""
     sent = sum(counters.moved[opcode] for opcode in BYTES_SENT)
@@ -120,10 +122,10 @@ def snapshot(
         queued=queued,
         pinned=sum(op.pin is not None for op in in_flight),
         direct=counters.direct,
-        enters=counters.enters,
+        enters=enters,
         passes=driver.passes,
-        completions=counters.completions,
-        completions_per_enter=counters.completions / counters.enters if counters.enters else 0.0,
+        completions=completions,
+        completions_per_enter=completions / enters if enters else 0.0,
         sq_full=counters.sq_full,
         cq_overflows=counters.cq_overflows,
         short_writes=driver.short_writes,

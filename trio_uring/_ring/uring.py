@@ -16,7 +16,7 @@ from .._errors import RingBrokenError
 from .base import WATCH, RingBase
 from .entries import address, address_of, make_entry, pin_vector
 from .extension import ffi, lib
-from .figures import SQ_ENTRIES
+from .figures import SMALL_COUNT, SQ_ENTRIES
 from .opcodes import Opcode
 from .setup import open_ring
 
@@ -31,8 +31,9 @@ DRAIN_MAX = 1024  # completions copied by one call
 _SHORT_OF = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOMEM})
 _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # answers of enter that are not failures
 # Under DEFER_TASKRUN, one enter runs 20 pieces of task work, or as many as the completions that it
-# is told to wait for.
-_ALL = 1024
+# is told to wait for: here as many as find a provided buffer, besides the receives of a full
+# submission queue.
+_ALL = SMALL_COUNT - SQ_ENTRIES
 _FOREVER = 86400.0  # seconds: trio never asks for more, and an enter this long gets no timeout
 
 # Looked up once, since they are called in every pass.
@@ -123,7 +124,7 @@ class UringRing(RingBase):
         else:
             self.short = False
             return False
-        self.counters.enters += 1
+        self.enters += 1
         count = _tu_turn(self._c, least, _ENTER_GETEVENTS, timeout, self._out, DRAIN_MAX)
         view = self._view
         if count:  # first of all: they are the caller's, whatever the answer of enter is
@@ -157,7 +158,7 @@ class UringRing(RingBase):
 
     def _enter(self) -> bool:
         """Enters without waiting. False: the kernel is short of resources."""
-        self.counters.enters += 1
+        self.enters += 1
         return self._entered(lib.tu_enter(self._c, 0, _ENTER_GETEVENTS, -1.0))
 
     # -- completion
@@ -167,7 +168,7 @@ class UringRing(RingBase):
         if hot is None:
             self._collect(self._view[2 : 2 + 3 * count].tolist(), done)
         else:
-            self.counters.completions += count
+            self.completions += count
             self._collect_out(count, done)
 
     def drain(self, done: list[Operation]) -> bool:

@@ -57,7 +57,7 @@ class ReceiveSide(Endpoint):
 
         Args:
             max_bytes: the most bytes to return, at least 1. None: the stream chooses, at most
-                LARGE_SIZE (128 KiB).
+                LARGE_SIZE (512 KiB).
             timeout: seconds; None: the stream's `receive_timeout`; math.inf: no limit.
 
         Returns:

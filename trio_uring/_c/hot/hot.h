@@ -105,6 +105,7 @@ typedef struct {
     /* Addresses; 0: there is none. */
     unsigned long long provided_at, ring_at, write_at, out_at, turn_at, more_at;
     double now;             /* seconds; it stamps Operation.born */
+    long long enters, completions;
     long long token;        /* the last one that was given */
     int unsubmitted;        /* entries that are written and not submitted */
     int submit_max;         /* of these, until `submit` refuses more */

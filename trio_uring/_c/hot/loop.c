@@ -5,8 +5,8 @@
  * (`Ring.turn_at`), so that tests can put one in its place that injects faults.
  *
  * Rules of this file: a pass that is unusual (an errand, a cancel, a descriptor to be closed, a
- * full queue, a kernel that is short of resources, a signal) is handed to Python, from the
- * beginning or between two enters. So nothing may be lost in between: what was drained is in
+ * kernel that is short of resources, a signal) is handed to Python, from the beginning or between
+ * two enters. So nothing may be lost in between: what was drained is in
  * `engine.done`.
  */
 #include "hot.h"
@@ -16,11 +16,11 @@
 PyTypeObject *loop_type;
 
 PyObject *happened; /* true, and never passed on to trio's manager */
-static PyObject *s_in_python, *s_drain, *s_fail, *s_enters, *s_completions, *s_pause;
+static PyObject *s_in_python, *s_drain, *s_fail, *s_pause, *s_process;
 
 #define ENTER_GETEVENTS 1U
 #define DRAIN_MAX 1024        /* as in _ring/uring.py, like the next two */
-#define ALL 1024
+#define ALL 256
 #define FOREVER 86400.0
 
 typedef int (*turn_function)(void *ring, unsigned least, unsigned flags, double seconds,
@@ -94,11 +94,12 @@ static int take_turn(Engine *engine, Ring *ring, int came)
     int64_t left = out[0], taken = out[1];
     PyObject *entered;
 
-    if (add_to_attribute(ring->counters, s_enters, 1) < 0)
-        return -1;
-    if (came > 0 && (add_to_attribute(ring->counters, s_completions, came) < 0
-                     || collect_all(ring, came, engine->done) < 0))
-        return -1;
+    ring->enters++;
+    if (came > 0) {
+        ring->completions += came;
+        if (collect_all(ring, came, engine->done) < 0)
+            return -1;
+    }
     if (ring->unsubmitted && taken == ring->unsubmitted) {
         ring->unsubmitted = 0;
         ring->is_short = 0;
@@ -206,7 +207,7 @@ static int write_all(Engine *engine, Ring *ring)
 {
     int written = write_queue(ring, engine->queue);
 
-    if (written > 0 && check(engine->check_written, ring, engine->queue) < 0)
+    if (written >= 0 && check(engine->check_written, ring, engine->queue) < 0)
         return -1;
     return written;
 }
@@ -214,19 +215,23 @@ static int write_all(Engine *engine, Ring *ring)
 /* Enters until a task was woken, trio's epoll has something, or the time is up. */
 static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeout)
 {
-    double until = monotonic() + timeout;
-    int any = 0, came, written;
+    double until = timeout > 0 ? monotonic() + timeout : 0;
+    int any = 0, came, written, full;
 
     for (;;) {
         written = PyDict_Size(engine->queue) > 0 ? write_all(engine, ring) : 1;
         if (written < 0)
             return NULL;
-        if (!written || is_unusual(engine, ring))
+        full = !written && ring->unsubmitted >= ring->submit_max;
+        if ((!written && !full) || is_unusual(engine, ring))
             return go_on_in_python(loop, until, any);
-        came = turn(engine, ring, timeout);
+        came = turn(engine, ring, full ? 0 : timeout);
         if (came < 0)
             return NULL;
         any |= came;
+        /* Completions are taken before more is written, or they would use up the provided buffers. */
+        if (full && !ring->is_short)
+            continue;
         if (ring->watched) {
             ring->watched = 0;
             return ask_trio(loop);
@@ -294,6 +299,18 @@ static PyObject *get_events(PyObject *self, PyObject *argument)
     return events == NULL ? fail(engine) : events;
 }
 
+/* As `_process_events` of _driver/loop.py. */
+static PyObject *process_events(PyObject *self, PyObject *events)
+{
+    int any = events == happened ? 0 : PyObject_IsTrue(events);
+
+    if (any > 0)
+        return PyObject_CallMethodObjArgs(((Loop *)self)->inner, s_process, events, NULL);
+    if (any < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* -- the type */
 
 static int loop_traverse(PyObject *self, visitproc visit, void *arg)
@@ -331,6 +348,7 @@ static PyMemberDef loop_members[] = {
 
 static PyMethodDef loop_methods[] = {
     {"get_events", get_events, METH_O, "Makes a pass: submits, waits, wakes."},
+    {"process_events", process_events, METH_O, "Passes on what trio's epoll has reported."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -354,7 +372,7 @@ int make_loop_type(void)
 {
     const Name names[] = {
         {&s_in_python, "_get_events"}, {&s_drain, "drain"}, {&s_fail, "fail"},
-        {&s_enters, "enters"}, {&s_completions, "completions"}, {&s_pause, "_pause"},
+        {&s_pause, "_pause"}, {&s_process, "process_events"},
     };
 
     if (make_names(names, COUNT(names)) < 0 || (happened = Py_BuildValue("[O]", Py_None)) == NULL)

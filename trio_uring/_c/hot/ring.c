@@ -235,6 +235,20 @@ static PyObject *ring_collect(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* Submits an operation, and takes it out of the queue, if it is there still. 0: it was not taken. */
+static int write_one(Ring *ring, PyObject *queue, PyObject *op)
+{
+    PyObject *taken;
+    int all = 1;
+
+    if (PyDict_Contains(queue, op) != 1)
+        return 1;
+    taken = PyObject_CallMethodObjArgs((PyObject *)ring, s_submit_whole, op, NULL);
+    all = taken == Py_True;
+    Py_XDECREF(taken);
+    return all && (PyDict_Contains(queue, op) != 1 || PyDict_DelItem(queue, op) == 0);
+}
+
 /* Submits what is queued, in order, and takes it out of the queue. 0: something was not taken, or
  * is at fault. Python goes on from there, and finds out what. -1: an exception that is no fault of
  * an operation: it comes from the handler of a signal. */
@@ -243,17 +257,8 @@ int write_queue(Ring *ring, PyObject *queue)
     PyObject *ops = PyDict_Keys(queue); /* a garbage collection may withdraw some */
     int all = ops != NULL;
 
-    for (Py_ssize_t i = 0; all && i < PyList_Size(ops); i++) {
-        PyObject *op = PyList_GetItem(ops, i), *taken;
-
-        if (PyDict_Contains(queue, op) != 1)
-            continue;
-        taken = PyObject_CallMethodObjArgs((PyObject *)ring, s_submit_whole, op, NULL);
-        all = taken == Py_True;
-        Py_XDECREF(taken);
-        if (all && PyDict_Contains(queue, op) == 1 && PyDict_DelItem(queue, op) < 0)
-            all = 0;
-    }
+    for (Py_ssize_t i = 0; all && i < PyList_Size(ops); i++)
+        all = write_one(ring, queue, PyList_GetItem(ops, i));
     Py_XDECREF(ops);
     if (!all && PyErr_Occurred()) {
         if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -321,6 +326,8 @@ static PyMemberDef ring_members[] = {
     {"_write_at", T_ULONGLONG, offsetof(Ring, write_at), 0, NULL},
     {"_out_at", T_ULONGLONG, offsetof(Ring, out_at), 0, NULL},
     {"now", T_DOUBLE, offsetof(Ring, now), 0, NULL},
+    {"enters", T_LONGLONG, offsetof(Ring, enters), 0, NULL},
+    {"completions", T_LONGLONG, offsetof(Ring, completions), 0, NULL},
     {"_token", T_LONGLONG, offsetof(Ring, token), 0, NULL},
     {"_late_cancels", T_OBJECT_EX, offsetof(Ring, late_cancels), 0, NULL},
     {"_missed", T_OBJECT_EX, offsetof(Ring, missed), 0, NULL},
