@@ -206,7 +206,8 @@ static int collect_each(Ring *ring, int count, const int64_t *out, PyObject *don
 }
 
 /* Takes completions out of the memory at `out_at`, where tu_turn has put them. They are copied:
- * when a buffer is let go, or Python called, a destructor may close a stream, which drains the ring. */
+ * when a buffer is let go, or Python called, a destructor may close a stream, which drains the
+ * ring. */
 int collect_all(Ring *ring, int count, PyObject *done)
 {
     int64_t few[3 * FEW], *copy = few;
