@@ -24,7 +24,7 @@ from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
 
 _log = logging.getLogger("trio_uring")
 
-BACKENDS = ("uring", "readiness", "auto")
+BACKENDS = ("uring", "readiness", "auto", "off")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
@@ -41,7 +41,7 @@ class BackendInfo:
     reason: str | None
     """Why it is not io_uring; None: it is."""
     requested: str
-    """What was asked for: "uring", "readiness" or "auto"."""
+    """What was asked for: "uring", "readiness", "auto" or "off"."""
     setup_flags: tuple[str, ...]
     """The IORING_SETUP_* flags that the kernel accepted; none without a ring."""
     untested: str | None = None
@@ -77,7 +77,7 @@ def open_ring(
     """Opens the ring that is asked for. If "auto" means readiness, logs each reason once.
 
     Args:
-        backend: "uring", "readiness" or "auto"; None: the environment variable
+        backend: "uring", "readiness", "auto" or "off"; None: the environment variable
             TRIO_URING_BACKEND, or "auto" if it is not set.
         flags: as for UringRing.
 
@@ -106,8 +106,9 @@ def probe(backend: str | None = None) -> BackendInfo:
 
 def _open(backend: str | None, flags: str) -> tuple[UringRing | None, BackendInfo]:
     requested, asked_by = _requested(backend)
-    if requested == "readiness":
-        return None, BackendInfo(requested, f"readiness is asked for by {asked_by}", requested, ())
+    if requested in ("readiness", "off"):
+        reason = f"{requested} is asked for by {asked_by}"
+        return None, BackendInfo("readiness", reason, requested, ())
     try:
         ring, untested = open_uring(flags, patient=requested == "uring")
     except Exception as exc:  # there are as many ways to fail as there are sandboxes
@@ -138,6 +139,16 @@ def _requested(backend: str | None) -> tuple[str, str]:
         asked_by = f"the environment variable {VARIABLE}"
         backend = os.environ.get(VARIABLE) or "auto"
     return check_backend(backend, asked_by), asked_by
+
+
+def check_variable() -> None:
+    """Raises ValueError if the environment variable TRIO_URING_BACKEND names no backend."""
+    _requested(None)
+
+
+def asks_for_off(backend: str | None) -> bool:
+    """Whether `backend`, or else the environment variable, says "off"; never raises."""
+    return (backend or os.environ.get(VARIABLE)) == "off"
 
 
 def check_backend(backend: str, asked_by: str = "the backend") -> str:

@@ -22,7 +22,7 @@ import trio
 
 from .._ring.statistics import OperationInFlight, Statistics, snapshot
 from .._trio import call_at_end, loop_runner
-from .backend import BackendInfo, check_backend, open_ring, probe
+from .backend import BackendInfo, check_backend, check_variable, open_ring, probe
 from .ending import empty
 from .engine import Engine
 from .loop import Loop
@@ -155,7 +155,7 @@ _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring dri
 _drivers: weakref.WeakSet[RingDriver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
-"""The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with
+"""The backend that this trio.run asks for ("uring", "readiness", "auto" or "off"); set it with
 `request_backend`."""
 
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
@@ -166,7 +166,7 @@ TRIO_URING_DRIVER says."""
 
 
 def request_backend(backend: str) -> None:
-    """Asks for a backend for this trio.run.
+    """Asks for a backend for this trio.run; of "off", that its own classes work by readiness.
 
     Raises:
         ValueError: there is no such backend.
@@ -178,7 +178,7 @@ def request_backend(backend: str) -> None:
     except LookupError:
         requested.set(backend)
         return
-    if backend not in ("auto", used):
+    if backend not in ("auto", used) and (backend, used) != ("off", "readiness"):
         raise RuntimeError(
             f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
         )
@@ -235,6 +235,12 @@ def _asked_way() -> str:
     way = requested_way.get() or os.environ.get(VARIABLE) or "auto"
     check_way(way)
     return way
+
+
+def check_variables() -> None:
+    """Raises ValueError if one of the environment variables that choose has a wrong value."""
+    check_variable()
+    check_way(os.environ.get(VARIABLE) or "auto")
 
 
 def check_way(way: str) -> None:
