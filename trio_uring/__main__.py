@@ -1,7 +1,7 @@
 """The command line: `python -m trio_uring demo`, `bench`, `info`, `--version`.
 
 Rules of this file: it parses arguments and reports errors, one sentence for each; the work is done
-in _demo/demo.py, _bench/command.py and _cli/info.py.
+in _demo/demo.py, _bench/command.py and _cli.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from . import __version__
 from ._bench import command as bench
 from ._bench.options import add_arguments
 from ._cli.info import describe
+from ._cli.process import UnknownProcessError, describe_process
 from ._demo.demo import DemoError, run
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     what = "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot"
-    commands.add_parser("info", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    info = commands.add_parser("info", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    info.add_argument(
+        "--pid", type=_count, metavar="N", help="instead: whether the process N has a ring open"
+    )
     what = (
         "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
         "verify every checksum and compare the two"
@@ -109,13 +113,14 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (None: that of the process) and returns the exit status."""
     arguments = make_parser().parse_args(argv)
-    if arguments.command == "info":
-        print("\n".join(describe()))
-        return 0
     try:
+        if arguments.command == "info":
+            lines = describe() if arguments.pid is None else describe_process(arguments.pid)
+            print("\n".join(lines))
+            return 0
         return bench.run(arguments) if arguments.command == "bench" else run(arguments)
-    except DemoError as exc:
-        print(f"python -m trio_uring demo: {exc}", file=sys.stderr)
+    except (DemoError, UnknownProcessError) as exc:
+        print(f"python -m trio_uring {arguments.command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"python -m trio_uring {arguments.command}: interrupted", file=sys.stderr)

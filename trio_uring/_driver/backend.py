@@ -30,6 +30,10 @@ VARIABLE = "TRIO_URING_BACKEND"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
+_ADVICE = (
+    "Nobody asked for that: change what this names to have io_uring, or set "
+    f"{VARIABLE}=readiness to keep it so without this message"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class BackendInfo:
     untested: str | None = None
     """A sentence about what could not be tested before the ring was used; None: all was tested."""
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether it is readiness though nobody asked for that."""
+        return (self.backend, self.requested) == ("readiness", "auto")
+
 
 _Filters: TypeAlias = tuple[bytes, ...]
 _Found: TypeAlias = RingUnavailableError | str | None  # what self_test returns
@@ -58,7 +67,8 @@ class _Memory:
     calls: dict[_Filters, RingUnavailableError | None] = {}  # noqa: RUF012  (one per process)
     rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (and by flags)
     refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and the error
-    logged: set[str] = set()  # noqa: RUF012
+    logged: set[str] = set()  # noqa: RUF012  (reasons)
+    warned = False
 
     @classmethod
     def forget(cls) -> None:
@@ -66,6 +76,7 @@ class _Memory:
         cls.calls.clear()
         cls.rings.clear()
         cls.logged.clear()
+        cls.warned = False
         cls.refused_memory = None
 
 
@@ -74,7 +85,7 @@ def open_ring(
     backend: str | None = None,
     flags: str = "defer",
 ) -> tuple[UringRing | None, BackendInfo]:
-    """Opens the ring that is asked for. If "auto" means readiness, logs each reason once.
+    """Opens the ring that is asked for.
 
     Args:
         backend: "uring", "readiness", "auto" or "off"; None: the environment variable
@@ -88,11 +99,25 @@ def open_ring(
         ValueError: there is no such backend.
         RingUnavailableError: io_uring is asked for and not available.
     """
-    ring, info = _open(backend, flags)
-    if info.requested == "auto" and info.reason is not None and info.reason not in _Memory.logged:
-        _Memory.logged.add(info.reason)
+    return _open(backend, flags)
+
+
+def log_fallback(info: BackendInfo, enabled: bool) -> None:
+    """If a run fell back, logs why.
+
+    Args:
+        info: what drives the run.
+        enabled: the run was enabled, so somebody wants io_uring: logs one WARNING in this process.
+            Otherwise each reason is logged once, at INFO.
+    """
+    if not info.fell_back or info.reason is None:
+        return
+    if enabled and not _Memory.warned:
+        _Memory.warned = True
+        _log.warning("trio_uring waits by readiness: %s. %s", info.reason, _ADVICE)
+    elif info.reason not in _Memory.logged:
         _log.info("trio_uring waits by readiness: %s", info.reason)
-    return ring, info
+    _Memory.logged.add(info.reason)
 
 
 @enable_ki_protection

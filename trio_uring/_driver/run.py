@@ -12,6 +12,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,7 +23,14 @@ import trio
 
 from .._ring.statistics import OperationInFlight, Statistics, snapshot
 from .._trio import call_at_end, loop_runner
-from .backend import BackendInfo, check_backend, check_variable, open_ring, probe
+from .backend import (
+    BackendInfo,
+    check_backend,
+    check_variable,
+    log_fallback,
+    open_ring,
+    probe,
+)
 from .ending import empty
 from .engine import Engine
 from .loop import Loop
@@ -158,6 +166,9 @@ requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring b
 """The backend that this trio.run asks for ("uring", "readiness", "auto" or "off"); set it with
 `request_backend`."""
 
+enabled: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring enabled", False)
+"""Whether this trio.run is enabled; set it with `note_enabled`."""
+
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
     "trio_uring driver's way", None
 )
@@ -182,6 +193,13 @@ def request_backend(backend: str) -> None:
         raise RuntimeError(
             f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
         )
+
+
+def note_enabled() -> None:
+    """Notes that this trio.run is enabled: if it falls back, or has already, a WARNING says so."""
+    enabled.set(True)
+    with contextlib.suppress(LookupError):
+        log_fallback(_current.get().backend, True)
 
 
 def request_way(way: str) -> None:
@@ -224,6 +242,7 @@ def current_driver() -> AnyDriver:
 def _start_chosen() -> AnyDriver:
     runner = None if _asked_way() == "task" else loop_runner()
     ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
+    log_fallback(backend, enabled.get())
     if ring is not None:
         return _start(ring, backend, runner)
     driver = ReadinessDriver(backend)

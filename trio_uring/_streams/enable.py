@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from .._driver.backend import asks_for_off, check_backend, probe
-from .._driver.run import check_variables, check_way, request_backend, request_way, requested
+from .._driver.run import (
+    check_variables,
+    check_way,
+    note_enabled,
+    request_backend,
+    request_way,
+    requested,
+)
 from .._sockets.uring_socket import UringSocket, become_ours
 from .._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
 from .listeners import SocketListener
@@ -193,6 +200,7 @@ def _start(instrument: Enable) -> None:
     if before is not None or asks_for_off(instrument.backend or requested.get()):
         return
     _enabled.set(instrument)
+    note_enabled()
     call_at_end(_stop)  # not after_run: the user could remove the Enable from the run
     with _lock:
         _runs += 1
