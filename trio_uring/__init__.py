@@ -24,6 +24,7 @@ from ._relay.send_file import send_file
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
+from ._streams.install import install, uninstall
 from ._streams.listeners import SocketListener
 from ._streams.processes import open_process
 from ._streams.stdio import open_stderr, open_stdin, open_stdout
@@ -106,6 +107,7 @@ __all__ = [
     "current_operations",
     "current_statistics",
     "enable",
+    "install",
     "open_process",
     "open_ssl_over_tcp_listeners",
     "open_ssl_over_tcp_stream",
@@ -127,4 +129,5 @@ __all__ = [
     "serve_tcp",
     "serve_unix",
     "socket",
+    "uninstall",
 ]

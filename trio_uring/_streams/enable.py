@@ -64,6 +64,7 @@ _enabled: trio.lowlevel.RunVar[Enable | None] = trio.lowlevel.RunVar("trio_uring
 _lock = threading.Lock()
 _runs = 0  # how many enabled runs are going on
 _stock_init = SocketType_.__init__
+_trio_run = trio.run  # a program may put ours in its place
 
 
 class Enable(trio.abc.Instrument):
@@ -139,6 +140,8 @@ def run(
 ) -> _T:
     """Like trio.run, with trio_uring enabled: ``trio_uring.run(main)`` for ``trio.run(main)``.
 
+    ``trio.run = trio_uring.run`` is allowed; `install` reaches further.
+
     Args:
         backend, driver: as in Enable. All others are those of trio.run.
 
@@ -146,7 +149,7 @@ def run(
         ValueError, RingUnavailableError: as in Enable.
         Whatever async_fn raises.
     """
-    return trio.run(
+    return _trio_run(
         async_fn,
         *args,
         clock=clock,
