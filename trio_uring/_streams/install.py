@@ -7,6 +7,7 @@ goes first, and a run that is "off" stays off.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from .enable import Enable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Where it is set, importing trio_uring installs it: `python -m trio_uring run` does that. The file
+# _cli/site/sitecustomize.py, which imports nothing of this package, has its name too.
+VARIABLE = "TRIO_URING_INSTALL"
 _lock = threading.Lock()
 _undo: Callable[[], None] | None = None
 
@@ -58,6 +62,12 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
         if _undo is not None:
             _undo()
         _undo = give_every_run(functools.partial(_Default, backend, streams=streams, driver=driver))
+
+
+def install_if_asked() -> None:
+    """Installs it if the environment asks for that."""
+    if os.environ.get(VARIABLE, "") not in ("", "0"):
+        install()
 
 
 def uninstall() -> None:
