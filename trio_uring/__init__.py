@@ -1,7 +1,8 @@
 """trio's sockets, streams and listeners, driven by io_uring, or by readiness where there is none.
 
 Every public name is here and in `trio_uring.testing`. Importing changes nothing and opens no ring:
-the first operation of a trio.run does.
+the first operation of a trio.run does. (Where `python -m trio_uring run` has started the process,
+importing calls `install`.)
 """
 
 from . import socket
@@ -24,6 +25,7 @@ from ._relay.send_file import send_file
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
+from ._streams.install import install, install_if_asked, uninstall
 from ._streams.listeners import SocketListener
 from ._streams.processes import open_process
 from ._streams.stdio import open_stderr, open_stdin, open_stdout
@@ -106,6 +108,7 @@ __all__ = [
     "current_operations",
     "current_statistics",
     "enable",
+    "install",
     "open_process",
     "open_ssl_over_tcp_listeners",
     "open_ssl_over_tcp_stream",
@@ -127,4 +130,8 @@ __all__ = [
     "serve_tcp",
     "serve_unix",
     "socket",
+    "uninstall",
 ]
+
+install_if_asked()
+del install_if_asked

@@ -1,7 +1,7 @@
-"""The command line: `python -m trio_uring demo`, `bench`, `info`, `--version`.
+"""The command line: `python -m trio_uring run`, `demo`, `bench`, `info`, `--version`.
 
 Rules of this file: it parses arguments and reports errors, one sentence for each; the work is done
-in _demo/demo.py, _bench/command.py and _cli/info.py.
+in _demo/demo.py, _bench/command.py and _cli.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from . import __version__
 from ._bench import command as bench
 from ._bench.options import add_arguments
 from ._cli.info import describe
+from ._cli.launch import LaunchError, launch, split
+from ._cli.process import UnknownProcessError, describe_process
 from ._demo.demo import DemoError, run
+from ._driver.backend import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +58,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    what = "run a program as it is, with every trio.run in it and in its children enabled"
+    _add_run(commands.add_parser("run", help=what, description=f"{what[0].upper()}{what[1:]}."))
     what = "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot"
-    commands.add_parser("info", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    info = commands.add_parser("info", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    info.add_argument(
+        "--pid", type=_count, metavar="N", help="instead: whether the process N has a ring open"
+    )
     what = (
         "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
         "verify every checksum and compare the two"
@@ -70,6 +78,16 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser("bench", help=what, description=f"{what[0].upper()}{what[1:]}.")
     )
     return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.usage = f"{run.prog} [-h] [--backend B] (-m MODULE | SCRIPT | COMMAND) [ARGUMENT ...]"
+    run.add_argument(
+        "--backend",
+        metavar="B",
+        help=f"{', '.join(BACKENDS)}: sets TRIO_URING_BACKEND for the program",
+    )
+    run.epilog = "Examples: run -m hypercorn -k trio -w 4 app:app; run server.py; run pytest"
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
@@ -108,15 +126,25 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (None: that of the process) and returns the exit status."""
-    arguments = make_parser().parse_args(argv)
-    if arguments.command == "info":
-        print("\n".join(describe()))
-        return 0
+    words = list(sys.argv[1:] if argv is None else argv)
+    program: list[str] = []
+    if words[:1] == ["run"]:
+        words, program = split(words)
+    arguments = make_parser().parse_args(words)
     try:
+        if arguments.command == "run":
+            return launch(program, arguments.backend)
+        if arguments.command == "info":
+            lines = describe() if arguments.pid is None else describe_process(arguments.pid)
+            print("\n".join(lines))
+            return 0
         return bench.run(arguments) if arguments.command == "bench" else run(arguments)
-    except DemoError as exc:
-        print(f"python -m trio_uring demo: {exc}", file=sys.stderr)
+    except (DemoError, UnknownProcessError) as exc:
+        print(f"python -m trio_uring {arguments.command}: {exc}", file=sys.stderr)
         return 1
+    except LaunchError as exc:
+        print(f"python -m trio_uring run: {exc}", file=sys.stderr)
+        return exc.status
     except KeyboardInterrupt:
         print(f"python -m trio_uring {arguments.command}: interrupted", file=sys.stderr)
         return 130

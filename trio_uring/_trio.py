@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import importlib
 import select
 import socket as stdlib_socket
@@ -28,6 +29,10 @@ METACLASS = "in an enabled run only the sockets are ours: trio's streams and lis
 SCHEDULER = "there are no repeatable runs: trio_uring.testing.run_deterministically refuses"
 DETECTOR = (
     "TrioNetwork's stream does not notice when another task sends on the trio.SocketStream below it"
+)
+INSTALL = (
+    "trio_uring.install() replaces trio.run and trio.lowlevel.start_guest_run: whoever imported "
+    "these names from trio before keeps trio's own"
 )
 PLAIN = "no UDPSocket and no socket on the ring works: they need the plain socket within trio's"
 
@@ -86,6 +91,12 @@ HAS_RESOLVE_ADDRESS = hasattr(SocketType_, "_resolve_address_nocp")
 _METACLASS_NAME = "the metaclass of trio.SocketStream and trio.SocketListener, abc.ABCMeta"
 HAS_PLAIN_METACLASS = {type(trio.SocketStream), type(trio.SocketListener)} == {abc.ABCMeta}
 
+# Both trio.run and start_guest_run make their run with it; with these arguments.
+HAS_SETUP_RUNNER = getattr(_find(_RUN, "setup_runner.__code__"), "co_varnames", ())[:2] == (
+    "clock",
+    "instruments",
+)
+
 NAMES = [
     *_probe(_RUN, LOOP, "GLOBAL_RUN_CONTEXT", "Runner.io_manager", "Runner.is_guest"),
     *_probe(_IO, LOOP, *(f"EpollIOManager.{name}" for name in ("get_events", "process_events"))),
@@ -109,6 +120,7 @@ NAMES = [
     PrivateName(_METACLASS_NAME, HAS_PLAIN_METACLASS, METACLASS),
     *_probe(_RUN, SCHEDULER, "_ALLOW_DETERMINISTIC_SCHEDULING", "_r"),
     *_probe("trio._util", DETECTOR, "ConflictDetector.__enter__", "ConflictDetector.__exit__"),
+    PrivateName(f"{_RUN}.setup_runner", HAS_SETUP_RUNNER, INSTALL),
     PrivateName("trio._socket._SocketType._sock", HAS_PLAIN_SOCKET, PLAIN),
 ]
 
@@ -221,6 +233,61 @@ class Manager:
 
     def statistics(self) -> Any:
         return self.inner.statistics()
+
+
+def give_every_run(make: Callable[[], trio.abc.Instrument]) -> Callable[[], None]:
+    """Gives every run of this process that begins from now on one more instrument, the last one.
+
+    Args:
+        make: makes the instrument, in the thread of the run; what it raises, the run raises.
+
+    Returns:
+        what ends it: later runs begin as they did before.
+    """
+    if not HAS_SETUP_RUNNER:
+        guests = _replace(trio.lowlevel, "start_guest_run", _with_instrument, make)
+        return _both(_replace(trio, "run", _with_instrument, make), guests)
+    return _replace(importlib.import_module(_RUN), "setup_runner", _with_second, make)
+
+
+def _with_second(stock: Any, more: Callable[[], list[Any]]) -> Any:
+    @functools.wraps(stock)
+    def setup_runner(clock: Any, instruments: Any, *args: Any, **kwargs: Any) -> Any:
+        return stock(clock, [*instruments, *more()], *args, **kwargs)
+
+    return setup_runner
+
+
+def _with_instrument(stock: Any, more: Callable[[], list[Any]]) -> Any:
+    @functools.wraps(stock)
+    def run(*args: Any, instruments: Any = (), **kwargs: Any) -> Any:
+        return stock(*args, instruments=[*instruments, *more()], **kwargs)
+
+    return run
+
+
+def _replace(
+    owner: Any, name: str, wrap: Callable[..., Any], make: Callable[[], Any]
+) -> Callable[[], None]:
+    """Wraps a function of trio's; returns what undoes it, also if somebody wraps it once more."""
+    stock, wanted = getattr(owner, name), [make]
+    ours = wrap(stock, lambda: [each() for each in wanted])
+    setattr(owner, name, ours)
+
+    def undo() -> None:
+        wanted.clear()
+        if getattr(owner, name) is ours:
+            setattr(owner, name, stock)
+
+    return undo
+
+
+def _both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        one()
+        other()
+
+    return call
 
 
 class _AtEnd(trio.abc.Instrument):

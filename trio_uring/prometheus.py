@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from ._driver.backend import BackendInfo
     from ._ring.statistics import Statistics
     from .metrics import Metrics, MetricsSnapshot
 
@@ -109,12 +110,12 @@ class DriverCollector:
 
     def describe(self) -> list[Metric]:
         """The metrics with old values, so that registering never waits for the trio thread."""
-        return list(_driver_metrics(self._last))
+        return [*_backend_metrics(self._driver.backend), *_driver_metrics(self._last)]
 
     def collect(self) -> list[Metric]:
         """The metrics as they are now (prometheus_client.registry.Collector)."""
         self._refresh()
-        return list(_driver_metrics(self._last))
+        return self.describe()
 
     def _refresh(self) -> None:
         in_a_run = trio.lowlevel.in_trio_run()
@@ -165,6 +166,14 @@ class NetworkCollector:
     def collect(self) -> list[Metric]:
         """The metrics as they are now (prometheus_client.registry.Collector)."""
         return list(_network_metrics(self._metrics.snapshot()))
+
+
+def _backend_metrics(info: BackendInfo) -> Iterator[Metric]:
+    about = {"backend": info.backend, "requested": info.requested, "reason": info.reason or ""}
+    text = "What drives this trio run, what was asked for, and why it is not io_uring."
+    yield InfoMetricFamily("trio_uring_driver_backend", text, about)
+    text = "1: this trio run waits by readiness, and nobody asked for that."
+    yield GaugeMetricFamily("trio_uring_driver_fallback", text, info.fell_back)
 
 
 def _driver_metrics(statistics: Statistics) -> Iterator[Metric]:

@@ -142,6 +142,20 @@ def test_info_says_unknown_where_it_cannot_read(
 
 
 @pytest.mark.no_ring
+def test_info_where_it_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", "off")
+    assert __main__.main(["info"]) == 0
+    assert re.search(
+        r"^backend +readiness: off is asked for by the environment variable TRIO_URING_BACKEND\n"
+        r" +an enabled run is trio's own; ",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.no_ring
 def test_feature_names() -> None:
     assert _info.feature_names(0) == []
     assert _info.feature_names(0b11) == ["SINGLE_MMAP", "NODROP"]

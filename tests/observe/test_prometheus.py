@@ -131,6 +131,35 @@ async def test_every_statistic_is_exported():
     assert found["trio_uring_driver_info", "a ring", "0x3", "ONE,TWO"] == 1
 
 
+async def test_what_drives_the_run_and_why():
+    await talk()
+    info = trio_uring.backend_info()
+    found = scrape(registry_of(DriverCollector()))
+    labels = (info.backend, info.reason or "", info.requested)
+    assert found[("trio_uring_driver_backend_info", *labels)] == 1
+    assert found["trio_uring_driver_fallback",] == info.fell_back
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize(
+    ("backend", "requested", "fell_back"),
+    [
+        ("uring", "auto", 0),
+        ("uring", "uring", 0),
+        ("readiness", "readiness", 0),
+        ("readiness", "off", 0),
+        ("readiness", "auto", 1),
+    ],
+)
+def test_a_fallback_is_what_nobody_asked_for(backend: str, requested: str, fell_back: int):
+    reason = None if backend == "uring" else "why"
+    info = trio_uring.BackendInfo(backend, reason, requested, ())
+    metrics = {metric.name: metric.samples for metric in prometheus._backend_metrics(info)}
+    [about] = metrics["trio_uring_driver_backend"]
+    assert about.labels == {"backend": backend, "requested": requested, "reason": reason or ""}
+    assert metrics["trio_uring_driver_fallback"][0].value == fell_back
+
+
 async def test_values_of_the_driver():
     await talk(3)
     found = scrape(registry_of(DriverCollector()))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.child import in_child
+from support.child import expect_log, in_child
 from support.fallback import asked_for, auto, check_sentence, falls_back, works
 from support.seccomp import IO_URING_ENTER, IO_URING_REGISTER, IO_URING_SETUP, deny
 
@@ -59,6 +59,47 @@ def test_setup_is_denied(name: str) -> None:
     with pytest.raises(trio_uring.RingUnavailableError, match="TRIO_URING_BACKEND"):
         trio_uring.backend_info()
     assert len(told.messages) == 1
+
+
+@in_child()
+def test_an_enabled_run_that_falls_back_warns_once() -> None:
+    told = auto()
+    deny(IO_URING_SETUP, errno.EPERM)
+    trio.run(falls_back, "seccomp")
+    for _ in range(3):
+        trio_uring.run(falls_back, "seccomp")
+        trio.run(enables_later)
+    told_first, warning = told.records
+    assert (told_first.levelname, warning.levelname) == ("INFO", "WARNING")
+    reason = str(trio_uring.backend_info().reason)
+    check_sentence(warning.getMessage(), reason, "Nobody asked for that", "TRIO_URING_BACKEND=")
+    assert expect_log(reason) == 1
+
+
+@in_child()
+def test_a_run_that_is_enabled_after_it_fell_back_warns() -> None:
+    told = auto()
+    deny(IO_URING_SETUP, errno.EPERM)
+    trio.run(enables_later)
+    assert [record.levelname for record in told.records] == ["INFO", "WARNING"]
+    expect_log("seccomp")
+
+
+async def enables_later() -> None:
+    await falls_back("seccomp")
+    trio_uring.enable()
+
+
+@pytest.mark.parametrize("asked", ["readiness", "epoll", "off"])
+@in_child()
+def test_who_asked_for_readiness_is_not_warned(asked: str) -> None:
+    told = auto()
+    deny(IO_URING_SETUP, errno.EPERM)
+    trio_uring.run(works, backend=asked)
+    os.environ[_backend.VARIABLE] = asked
+    trio_uring.run(works)
+    assert not trio_uring.backend_info().fell_back
+    assert not told.records
 
 
 @pytest.mark.parametrize("name", ["EPERM", "ENOSYS", "EINVAL"])

@@ -24,13 +24,17 @@ class Told(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.messages: list[str] = []
+        self.records: list[logging.LogRecord] = []
         logger = logging.getLogger("trio_uring")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
 
 
 async def works() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import queue
 import socket
 import sys
 import types
@@ -59,6 +60,8 @@ def main(module: str, name: str) -> None:
         trio.run(wait_by_a_task)
     elif private.lost == _trio.FORK:
         trio.run(fork)
+    elif private.lost == _trio.INSTALL:
+        installed()
 
 
 async def use() -> None:
@@ -76,6 +79,45 @@ async def use() -> None:
             await left.receive_some()
         assert scope.cancelled_caught
         await trio.to_thread.run_sync(trio.from_thread.run_sync, lambda: None)
+
+
+def guest_run(main: Any) -> Any:
+    import trio
+
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    trio.lowlevel.start_guest_run(
+        main,
+        run_sync_soon_threadsafe=todo.put,
+        done_callback=todo.put,
+        host_uses_signal_set_wakeup_fd=True,
+    )
+    while callable(step := todo.get()):
+        step()
+    return step.unwrap()
+
+
+def installed() -> None:
+    """Without the name, install() replaces the public ones."""
+    import trio
+
+    import trio_uring
+
+    async def kind() -> bool:
+        left, right = trio.socket.socketpair()
+        with left, right:
+            return isinstance(left, trio_uring.UringSocket)
+
+    stock, stock_guest = trio.run, trio.lowlevel.start_guest_run
+    for _ in range(2):
+        trio_uring.install()
+        trio_uring.install()
+        assert trio.run(kind, instruments=[trio.abc.Instrument()])
+        assert trio.run.__name__ == "run"
+        assert guest_run(kind)
+        assert not stock(kind)
+        trio_uring.uninstall()
+        assert (trio.run, trio.lowlevel.start_guest_run) == (stock, stock_guest)
+        assert not trio.run(kind)
 
 
 async def wait_by_a_task() -> None:

@@ -20,6 +20,7 @@ from .._errors import RingUnavailableError
 from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
+from .text import entry
 
 # IORING_FEAT_* (linux/io_uring.h), in the order of their bits in io_uring_setup's answer.
 FEATURE_NAMES = (
@@ -34,8 +35,10 @@ _SYSCTL_MEANINGS = {
     "1": "only privileged processes and the group kernel.io_uring_group may use io_uring",
     "2": "nobody may use io_uring",
 }
-_WIDTH = 28  # characters of the first column
-_WRAP = 100  # characters of text after it, in each line
+_MEANINGS = {  # of what was asked for, where it is not io_uring
+    "auto": "nobody asked for that: an enabled run says so once in its log, as a WARNING",
+    "off": "an enabled run is trio's own; what is used of trio_uring by name waits by readiness",
+}
 
 
 def describe() -> list[str]:
@@ -56,14 +59,14 @@ def describe() -> list[str]:
 
 def _describe_machine() -> list[str]:
     return [
-        *_entry("trio_uring", __version__),
-        *_entry("kernel", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        *_entry("accelerator", "in use" if why_not is None else f"none: {why_not}"),
-        *_entry("Python", f"{platform.python_implementation()} {platform.python_version()}"),
-        *_entry("trio, cffi", f"{_version('trio')}, {_version('cffi')}"),
-        *_entry("kernel.io_uring_disabled", _sysctl()),
-        *_entry("RLIMIT_MEMLOCK", _limit(resource.RLIMIT_MEMLOCK, 1024, " KiB")),
-        *_entry("RLIMIT_NOFILE", _limit(resource.RLIMIT_NOFILE, 1, " descriptors")),
+        *entry("trio_uring", __version__),
+        *entry("kernel", f"{platform.system()} {platform.release()} {platform.machine()}"),
+        *entry("accelerator", "in use" if why_not is None else f"none: {why_not}"),
+        *entry("Python", f"{platform.python_implementation()} {platform.python_version()}"),
+        *entry("trio, cffi", f"{_version('trio')}, {_version('cffi')}"),
+        *entry("kernel.io_uring_disabled", _sysctl()),
+        *entry("RLIMIT_MEMLOCK", _limit(resource.RLIMIT_MEMLOCK, 1024, " KiB")),
+        *entry("RLIMIT_NOFILE", _limit(resource.RLIMIT_NOFILE, 1, " descriptors")),
     ]
 
 
@@ -71,18 +74,22 @@ def _describe_backend() -> list[str]:
     try:
         chosen = backend_info()
     except (RingUnavailableError, ValueError) as exc:
-        return _entry("backend", f"none: {exc}")
-    name = "io_uring" if chosen.backend == "uring" else chosen.backend
-    return _entry("backend", name if chosen.reason is None else f"{name}: {chosen.reason}")
+        return entry("backend", f"none: {exc}")
+    if chosen.reason is None:
+        return entry("backend", "io_uring" if chosen.backend == "uring" else chosen.backend)
+    return [
+        *entry("backend", f"{chosen.backend}: {chosen.reason}"),
+        *(entry("", _MEANINGS[chosen.requested]) if chosen.requested in _MEANINGS else []),
+    ]
 
 
 def _describe_ring() -> list[str]:
     try:
         ring, untested = open_uring()
     except RingUnavailableError as exc:
-        return _entry("io_uring", f"not available: {exc.strerror}")
+        return entry("io_uring", f"not available: {exc.strerror}")
     except Exception as exc:
-        return _entry("io_uring", f"not known: {type(exc).__name__}: {exc}")
+        return entry("io_uring", f"not known: {type(exc).__name__}: {exc}")
     info = ring.info
     ring.close()
     if info.provided_buffers:
@@ -93,15 +100,15 @@ def _describe_ring() -> list[str]:
             "(Linux 5.19 and newer have them)"
         )
     return [
-        *_entry("io_uring", "available"),
-        *(_entry("  not tested", untested) if untested else []),
-        *_entry("  setup flags", " ".join(info.setup_flags) or "none"),
-        *_entry("  features", " ".join(feature_names(info.features))),
-        *_entry("  opcodes used", " ".join(info.opcodes)),
-        *_entry("  opcodes lacking", " ".join(info.lacking) or "none"),
-        *_entry("  submission queue", f"{info.sq_entries} entries"),
-        *_entry("  completion queue", f"{info.cq_entries} entries"),
-        *_entry("  receives", receives),
+        *entry("io_uring", "available"),
+        *(entry("  not tested", untested) if untested else []),
+        *entry("  setup flags", " ".join(info.setup_flags) or "none"),
+        *entry("  features", " ".join(feature_names(info.features))),
+        *entry("  opcodes used", " ".join(info.opcodes)),
+        *entry("  opcodes lacking", " ".join(info.lacking) or "none"),
+        *entry("  submission queue", f"{info.sq_entries} entries"),
+        *entry("  completion queue", f"{info.cq_entries} entries"),
+        *entry("  receives", receives),
     ]
 
 
@@ -147,18 +154,7 @@ def _describe_limits() -> list[str]:
         ),
         ("SEND_MAX, RECEIVE_MAX", f"{SEND_MAX} bytes in one operation; send_all takes any size"),
     ]
-    return [line for name, text in limits for line in _entry("  " + name, text)]
-
-
-def _entry(name: str, text: str) -> list[str]:
-    """A name and its text, in as many lines as they need."""
-    lines, line = [], f"{name:<{_WIDTH}}"
-    for word in text.split(" "):
-        if len(line) + len(word) > _WIDTH + _WRAP:
-            lines.append(line.rstrip())
-            line = " " * _WIDTH
-        line += word + " "
-    return [*lines, line.rstrip()]
+    return [line for name, text in limits for line in entry("  " + name, text)]
 
 
 def _version(package: str) -> str:

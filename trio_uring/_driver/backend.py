@@ -24,12 +24,16 @@ from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
 
 _log = logging.getLogger("trio_uring")
 
-BACKENDS = ("uring", "readiness", "auto")
+BACKENDS = ("uring", "readiness", "auto", "off")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
+_ADVICE = (
+    "Nobody asked for that: change what this names to have io_uring, or set "
+    f"{VARIABLE}=readiness to keep it so without this message"
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,16 @@ class BackendInfo:
     reason: str | None
     """Why it is not io_uring; None: it is."""
     requested: str
-    """What was asked for: "uring", "readiness" or "auto"."""
+    """What was asked for: "uring", "readiness", "auto" or "off"."""
     setup_flags: tuple[str, ...]
     """The IORING_SETUP_* flags that the kernel accepted; none without a ring."""
     untested: str | None = None
     """A sentence about what could not be tested before the ring was used; None: all was tested."""
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether it is readiness though nobody asked for that."""
+        return (self.backend, self.requested) == ("readiness", "auto")
 
 
 _Filters: TypeAlias = tuple[bytes, ...]
@@ -58,7 +67,8 @@ class _Memory:
     calls: dict[_Filters, RingUnavailableError | None] = {}  # noqa: RUF012  (one per process)
     rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (and by flags)
     refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and the error
-    logged: set[str] = set()  # noqa: RUF012
+    logged: set[str] = set()  # noqa: RUF012  (reasons)
+    warned = False
 
     @classmethod
     def forget(cls) -> None:
@@ -66,6 +76,7 @@ class _Memory:
         cls.calls.clear()
         cls.rings.clear()
         cls.logged.clear()
+        cls.warned = False
         cls.refused_memory = None
 
 
@@ -74,10 +85,10 @@ def open_ring(
     backend: str | None = None,
     flags: str = "defer",
 ) -> tuple[UringRing | None, BackendInfo]:
-    """Opens the ring that is asked for. If "auto" means readiness, logs each reason once.
+    """Opens the ring that is asked for.
 
     Args:
-        backend: "uring", "readiness" or "auto"; None: the environment variable
+        backend: "uring", "readiness", "auto" or "off"; None: the environment variable
             TRIO_URING_BACKEND, or "auto" if it is not set.
         flags: as for UringRing.
 
@@ -88,11 +99,25 @@ def open_ring(
         ValueError: there is no such backend.
         RingUnavailableError: io_uring is asked for and not available.
     """
-    ring, info = _open(backend, flags)
-    if info.requested == "auto" and info.reason is not None and info.reason not in _Memory.logged:
-        _Memory.logged.add(info.reason)
+    return _open(backend, flags)
+
+
+def log_fallback(info: BackendInfo, enabled: bool) -> None:
+    """If a run fell back, logs why.
+
+    Args:
+        info: what drives the run.
+        enabled: the run was enabled, so somebody wants io_uring: logs one WARNING in this process.
+            Otherwise each reason is logged once, at INFO.
+    """
+    if not info.fell_back or info.reason is None:
+        return
+    if enabled and not _Memory.warned:
+        _Memory.warned = True
+        _log.warning("trio_uring waits by readiness: %s. %s", info.reason, _ADVICE)
+    elif info.reason not in _Memory.logged:
         _log.info("trio_uring waits by readiness: %s", info.reason)
-    return ring, info
+    _Memory.logged.add(info.reason)
 
 
 @enable_ki_protection
@@ -106,8 +131,9 @@ def probe(backend: str | None = None) -> BackendInfo:
 
 def _open(backend: str | None, flags: str) -> tuple[UringRing | None, BackendInfo]:
     requested, asked_by = _requested(backend)
-    if requested == "readiness":
-        return None, BackendInfo(requested, f"readiness is asked for by {asked_by}", requested, ())
+    if requested in ("readiness", "off"):
+        reason = f"{requested} is asked for by {asked_by}"
+        return None, BackendInfo("readiness", reason, requested, ())
     try:
         ring, untested = open_uring(flags, patient=requested == "uring")
     except Exception as exc:  # there are as many ways to fail as there are sandboxes
@@ -138,6 +164,16 @@ def _requested(backend: str | None) -> tuple[str, str]:
         asked_by = f"the environment variable {VARIABLE}"
         backend = os.environ.get(VARIABLE) or "auto"
     return check_backend(backend, asked_by), asked_by
+
+
+def check_variable() -> None:
+    """Raises ValueError if the environment variable TRIO_URING_BACKEND names no backend."""
+    _requested(None)
+
+
+def asks_for_off(backend: str | None) -> bool:
+    """Whether `backend`, or else the environment variable, says "off"; never raises."""
+    return (backend or os.environ.get(VARIABLE)) == "off"
 
 
 def check_backend(backend: str, asked_by: str = "the backend") -> str:

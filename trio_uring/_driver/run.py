@@ -12,6 +12,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,7 +23,14 @@ import trio
 
 from .._ring.statistics import OperationInFlight, Statistics, snapshot
 from .._trio import call_at_end, loop_runner
-from .backend import BackendInfo, check_backend, open_ring, probe
+from .backend import (
+    BackendInfo,
+    check_backend,
+    check_variable,
+    log_fallback,
+    open_ring,
+    probe,
+)
 from .ending import empty
 from .engine import Engine
 from .loop import Loop
@@ -156,8 +164,11 @@ _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring dri
 _drivers: weakref.WeakSet[RingDriver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
-"""The backend that this trio.run asks for ("uring", "readiness" or "auto"); set it with
+"""The backend that this trio.run asks for ("uring", "readiness", "auto" or "off"); set it with
 `request_backend`."""
+
+enabled: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring enabled", False)
+"""Whether this trio.run is enabled; set it with `note_enabled`."""
 
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
     "trio_uring driver's way", None
@@ -167,7 +178,7 @@ TRIO_URING_DRIVER says."""
 
 
 def request_backend(backend: str) -> None:
-    """Asks for a backend for this trio.run.
+    """Asks for a backend for this trio.run; of "off", that its own classes work by readiness.
 
     Raises:
         ValueError: there is no such backend.
@@ -179,10 +190,17 @@ def request_backend(backend: str) -> None:
     except LookupError:
         requested.set(backend)
         return
-    if backend not in ("auto", used):
+    if backend not in ("auto", used) and (backend, used) != ("off", "readiness"):
         raise RuntimeError(
             f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
         )
+
+
+def note_enabled() -> None:
+    """Notes that this trio.run is enabled: if it falls back, or has already, a WARNING says so."""
+    enabled.set(True)
+    with contextlib.suppress(LookupError):
+        log_fallback(_current.get().backend, True)
 
 
 def request_way(way: str) -> None:
@@ -225,6 +243,7 @@ def current_driver() -> AnyDriver:
 def _start_chosen() -> AnyDriver:
     runner = None if _asked_way() == "task" else loop_runner()
     ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
+    log_fallback(backend, enabled.get())
     if ring is not None:
         return _start(ring, backend, runner)
     driver = ReadinessDriver(backend)
@@ -236,6 +255,12 @@ def _asked_way() -> str:
     way = requested_way.get() or os.environ.get(VARIABLE) or "auto"
     check_way(way)
     return way
+
+
+def check_variables() -> None:
+    """Raises ValueError if one of the environment variables that choose has a wrong value."""
+    check_variable()
+    check_way(os.environ.get(VARIABLE) or "auto")
 
 
 def check_way(way: str) -> None:

@@ -16,7 +16,7 @@ ours as well; others (FakeNet's) stay what they are.
 
 Rules of this file: both hooks are in place while any run is enabled, check in each call whether
 *this* run is, and are removed when the last enabled run ends. Other runs, in other threads too, get
-what they always got.
+what they always got. A run whose backend is "off" is such a run, whoever enables it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._driver.backend import check_backend, probe
-from .._driver.run import check_way, request_backend, request_way
+from .._driver.backend import asks_for_off, check_backend, probe
+from .._driver.run import (
+    check_variables,
+    check_way,
+    note_enabled,
+    request_backend,
+    request_way,
+    requested,
+)
 from .._sockets.uring_socket import UringSocket, become_ours
 from .._trio import HAS_PLAIN_METACLASS, SocketType_, call_at_end
 from .listeners import SocketListener
@@ -57,6 +64,7 @@ _enabled: trio.lowlevel.RunVar[Enable | None] = trio.lowlevel.RunVar("trio_uring
 _lock = threading.Lock()
 _runs = 0  # how many enabled runs are going on
 _stock_init = SocketType_.__init__
+_trio_run = trio.run  # a program may put ours in its place
 
 
 class Enable(trio.abc.Instrument):
@@ -68,8 +76,9 @@ class Enable(trio.abc.Instrument):
     in several threads.
 
     Args:
-        backend: "uring", "readiness" or "auto", for this run; None: what the environment variable
-            TRIO_URING_BACKEND says, or else auto.
+        backend: "uring", "readiness" or "auto", for this run; "off": this run stays trio's own, and
+            classes of ours that it uses by name work by readiness. None: what the environment
+            variable TRIO_URING_BACKEND says, or else auto.
         streams: False: sockets only; trio.SocketStream and trio.SocketListener stay trio's own
             classes, over our sockets.
         driver: how the run waits for its ring. "auto": the ring replaces trio's I/O manager as its
@@ -79,19 +88,21 @@ class Enable(trio.abc.Instrument):
             variable TRIO_URING_DRIVER says, or else auto.
 
     Raises:
-        ValueError: there is no such backend or driver.
+        ValueError: there is no such backend or driver, as an argument or in the environment.
         RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
     """
 
     def __init__(
         self, backend: str | None = None, *, streams: bool = True, driver: str | None = None
     ) -> None:
+        # All of this here, because trio only logs what an instrument raises.
+        check_variables()
         if backend is not None:
             check_backend(backend)
         if driver is not None:
             check_way(driver)
         if backend == "uring":
-            probe(backend)  # here, because trio only logs what an instrument raises
+            probe(backend)
         self.backend = backend
         self.streams = streams
         self.driver = driver
@@ -110,7 +121,8 @@ def enable(backend: str | None = None, *, streams: bool = True, driver: str | No
 
     Raises:
         RuntimeError: this was called outside of trio, or trio_uring has already been used in this
-            run with another backend or driver than the one asked for.
+            run with another backend or driver than the one asked for, or "off" is asked for in a
+            run that is enabled already.
         ValueError, RingUnavailableError: as in Enable.
     """
     _start(Enable(backend, streams=streams, driver=driver))
@@ -128,6 +140,8 @@ def run(
 ) -> _T:
     """Like trio.run, with trio_uring enabled: ``trio_uring.run(main)`` for ``trio.run(main)``.
 
+    ``trio.run = trio_uring.run`` is allowed; `install` reaches further.
+
     Args:
         backend, driver: as in Enable. All others are those of trio.run.
 
@@ -135,7 +149,7 @@ def run(
         ValueError, RingUnavailableError: as in Enable.
         Whatever async_fn raises.
     """
-    return trio.run(
+    return _trio_run(
         async_fn,
         *args,
         clock=clock,
@@ -179,13 +193,17 @@ def _enabled_here() -> Enable | None:
 
 def _start(instrument: Enable) -> None:
     global _runs
+    before = _enabled.get(None)
+    if instrument.backend == "off" and before is not None:
+        raise RuntimeError("this run is enabled already: ask for off before that")
     if instrument.backend is not None:
         request_backend(instrument.backend)
     if instrument.driver is not None:
         request_way(instrument.driver)
-    if _enabled.get(None) is not None:
+    if before is not None or asks_for_off(instrument.backend or requested.get()):
         return
     _enabled.set(instrument)
+    note_enabled()
     call_at_end(_stop)  # not after_run: the user could remove the Enable from the run
     with _lock:
         _runs += 1
