@@ -1,6 +1,6 @@
 """A key-value server over frames, with metrics for Prometheus and a graceful shutdown.
 
-    pip install 'trio-uring[prometheus]'
+    pip install '.[prometheus]'
     python examples/kv_server.py --port 7002 --metrics-port 9102
     python examples/kv_client.py --port 7002 put colour green
     python examples/kv_client.py --port 7002 get colour

@@ -30,10 +30,10 @@ try:
         GaugeMetricFamily,
         InfoMetricFamily,
     )
-except ImportError as exc:
+except ImportError as _missing:
     raise ImportError(
         "trio_uring.prometheus needs prometheus-client: pip install 'trio-uring[prometheus]'"
-    ) from exc
+    ) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

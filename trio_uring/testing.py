@@ -101,6 +101,12 @@ class FakeRing(RingBase):
         provided_buffers: False: receives bring their own memory.
     """
 
+    # pyright --verifytypes wants what is inherited and assigned here to be declared here.
+    enters: int
+    short: bool
+    watching: bool
+    watched: bool
+
     def __init__(
         self,
         seed: int = 0,
@@ -112,7 +118,7 @@ class FakeRing(RingBase):
         sq_entries: int = 64,
         provided_buffers: bool = True,
     ) -> None:
-        self.random = random.Random(seed)
+        self.random: random.Random = random.Random(seed)
         self._short, self._slow, self._refuse, self._faults = short, slow, refuse, faults or {}
         self._queue: list[_Entry] = []
         self._active: list[_Entry] = []

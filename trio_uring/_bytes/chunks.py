@@ -29,7 +29,7 @@ class ChunkQueue:
     def __init__(self) -> None:
         self._chunks: deque[bytes | bytearray] = deque()
         self._start = 0  # bytes of the first chunk that have been taken already
-        self.size = 0
+        self.size: int = 0
 
     def append(self, chunk: bytes) -> None:
         """Adds `chunk`, which must not change, to the end."""

@@ -114,18 +114,21 @@ class Direction(DirectionFields):
         self, lease: Whole, fileno: Callable[[], int], receiving: bool, is_socket: bool
     ) -> None:
         self._lease: weakref.ref[Whole] = weakref.ref(lease)
-        self.receiving = receiving
+        self.receiving: bool = receiving
         self.is_socket = is_socket
-        self.owner = lease.owner
-        self.fd = lease.fd
+        self.owner: Any = lease.owner
+        self.fd: int = lease.fd
         self.fileno = fileno
-        self.held = self.closed = self.ended = self.closes_alone = self.lends = False
+        self.held: bool = False
+        self.closed: bool = False
+        self.ended = self.closes_alone = self.lends = False
         self.waiter: TaskOperation | None = None
         self.left: TaskOperation | None = None
         self.kept: ChunkQueue | None = None
         self.told: Callable[[], object] | None = None
         self.operations: dict[Any, TaskOperation] = {}
-        self.size, self.streak = OWN_SIZE, 0
+        self.size: int = OWN_SIZE
+        self.streak: int = 0
         self.sent = 0
 
     def __del__(self) -> None:

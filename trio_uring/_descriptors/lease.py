@@ -56,14 +56,14 @@ class Lease:
         fileno: Callable[[], int],
         shutdown: Callable[[int], object] | None = None,
     ) -> None:
-        self.owner = owner
-        self.fileno = fileno
-        self.fd = fileno()
-        self.noun = "stream"
+        self.owner: Any = owner
+        self.fileno: Callable[[], int] = fileno
+        self.fd: int = fileno()
+        self.noun: str = "stream"
         self._close = close
         self._shutdown = shutdown
-        self.receiving = Direction(self, fileno, True, shutdown is not None)
-        self.sending = Direction(self, fileno, False, shutdown is not None)
+        self.receiving: Direction = Direction(self, fileno, True, shutdown is not None)
+        self.sending: Direction = Direction(self, fileno, False, shutdown is not None)
 
     @property
     def closed(self) -> bool:

@@ -70,15 +70,18 @@ class Engine(RingSide):
         by_calls: the opcodes that are done by system calls for a task.
     """
 
+    # pyright --verifytypes wants what is inherited and assigned here to be declared here.
+    dirty: bool
     completes = True  # operations are done by the kernel's completions, not by our calls
 
     def __init__(self, ring: Ring, move: Callable[[TaskOperation], Any]) -> None:
         super().__init__(ring)
-        self.provided_buffers = ring.info.provided_buffers
-        self.pumps = not ring.info.lacking
+        self.provided_buffers: bool = ring.info.provided_buffers
+        self.pumps: bool = not ring.info.lacking
         # None with a fake ring: a call would not reach what is connected in its memory.
         by_calls = {*BY_READINESS, *(int(Opcode[name]) for name in ring.info.lacking)}
-        self.by_calls = frozenset() if ring.info.backend == "fake" else frozenset(by_calls)
+        fake = ring.info.backend == "fake"
+        self.by_calls: frozenset[int] = frozenset() if fake else frozenset(by_calls)
         self._move = move
 
     # -- for tasks

@@ -50,9 +50,12 @@ class TaskOperation(Operation):
         super().__init__(opcode, fd, owner)
         self.engine = engine
         self.way: weakref.ref[Any] | None = None
-        self.task = self.then = self.raise_cancel = None
-        self.memory = None
-        self.owed = self.by_trio = False
+        self.task: Any = None
+        self.then: Callable[[], object] | None = None
+        self.raise_cancel = None
+        self.memory: memoryview | None = None
+        self.owed: bool = False
+        self.by_trio: bool = False
 
     @property
     def in_use(self) -> bool:
@@ -72,10 +75,6 @@ class TaskOperation(Operation):
         self.raise_cancel = raise_cancel
         engine.cancel(self)
         return Abort.FAILED
-
-    def let_go(self) -> None:
-        """Drops the buffers of an operation that the ring does not hold."""
-        self.buffer = self.buffers = self.pin = None
 
     # The accelerator has these in C (_c/hot.c).
     if hot is None:

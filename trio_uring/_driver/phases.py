@@ -33,10 +33,10 @@ class Phase:
     def __init__(
         self, name: str, *, works: bool = False, over: bool = False, refusal: str | None = None
     ) -> None:
-        self.name = name
-        self.works = works
-        self.over = over
-        self.refusal = refusal
+        self.name: str = name
+        self.works: bool = works
+        self.over: bool = over
+        self.refusal: str | None = refusal
         self.followers: frozenset[Phase] = frozenset()
 
     def __repr__(self) -> str:

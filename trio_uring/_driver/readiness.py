@@ -257,16 +257,16 @@ class ReadinessEngine(_Fields):
     provided_buffers = True  # a receive need not bring memory
 
     def __init__(self, move: Callable[[TaskOperation], Any]) -> None:
-        self.counters = RingCounters()
+        self.counters: RingCounters = RingCounters()
         self.short_writes = self.passes = 0
         self.phase: Phase = RUNNING  # in a forked child too, as with trio's own sockets
         self.waiting: dict[TaskOperation, float] = {}  # since when: time.monotonic()
         # For operations whose descriptor may stay open when their direction is closed.
         self._scopes: dict[TaskOperation, trio.CancelScope] = {}
-        self.thread = get_ident()
+        self.thread: int = get_ident()
         self._move = move
         if hot is not None:
-            self.manager = epoll_manager()
+            self.manager: Any = epoll_manager()
 
     def perform(self, op: TaskOperation) -> Awaitable[int]:
         """The same as Engine.perform."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from .._ring.figures import RingCounters
     from .._ring.protocol import Ring
     from .operation import TaskOperation
 
@@ -84,21 +85,26 @@ class RingSide(_Fields):
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
-        self.counters = ring.counters
+        self.counters: RingCounters = ring.counters
         ring.now = time.monotonic()
-        self.short_writes = self.passes = 0
+        self.short_writes: int = 0
+        self.passes: int = 0
         self.phase: Phase = RUNNING
         self.failure: BaseException | None = None
         self.hooks: Hooks | None = None
         self.queue: dict[TaskOperation, None] = {}
         self.done: list[Any] = []
-        self.dirty = self.woke = self.busy = False
-        self.check_written = invariants.check_written if invariants.CHECKED else None
-        self.check_done = invariants.check_done if invariants.CHECKED else None
+        self.dirty: bool = False
+        self.woke: bool = False
+        self.busy: bool = False
+        self.check_written: Callable[[Any, Any], None] | None = None
+        self.check_done: Callable[[Any, Any], None] | None = None
+        if invariants.CHECKED:
+            self.check_written, self.check_done = invariants.check_written, invariants.check_done
         self.errands: list[Callable[[], object]] = []
         self.at_end: list[Callable[[], object]] = []
         self.closing: list[Callable[[], object]] = []
-        self.thread = get_ident()
+        self.thread: int = get_ident()
         self._trio = trio.lowlevel.current_trio_token()
 
     # -- the two halves of a pass

@@ -90,7 +90,7 @@ class SimulatedNetwork(Network):
         if not (0 <= short <= 1 and 0 <= race <= 1):
             raise ValueError("short and race are probabilities")
         self.seed = seed
-        self.config = NetworkConfig() if config is None else config
+        self.config: NetworkConfig = NetworkConfig() if config is None else config
         self._settings = LinkSettings(
             (float(low), float(high)), bandwidth, buffer_size, short, race
         )

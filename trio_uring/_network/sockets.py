@@ -126,7 +126,7 @@ class SocketNetwork(Network):
     """
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
-        self.config = config or NetworkConfig()
+        self.config: NetworkConfig = config or NetworkConfig()
         options = self.config.socket_options
         self._lingers = bool(options.linger)  # above 0, aclose does it: see LingeringStream
         self._options = dataclasses.replace(options, linger=None) if self._lingers else options

@@ -89,7 +89,7 @@ class Metered(_ObservedNetwork):
     """
 
     def __init__(self, network: Network, metrics: Metrics | None = None) -> None:
-        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics: Metrics = Metrics() if metrics is None else metrics
         super().__init__(network, self.metrics)
 
     def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:
@@ -107,7 +107,7 @@ class Audited(_ObservedNetwork):
     """
 
     def __init__(self, network: Network, audit: Audit | None = None) -> None:
-        self.audit = Audit() if audit is None else audit
+        self.audit: Audit = Audit() if audit is None else audit
         super().__init__(network, self.audit)
 
     def _wrap(self, stream: NetworkStream, direction: Direction) -> NetworkStream:

@@ -243,7 +243,7 @@ class MeteredStream(ObservedStream):
     """
 
     def __init__(self, stream: trio.abc.Stream, metrics: Metrics | None = None) -> None:
-        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics: Metrics = Metrics() if metrics is None else metrics
         self._direction: Direction | None = None
         super().__init__(stream, self.metrics)
 
@@ -275,7 +275,7 @@ class AuditedStream(ObservedStream):
     """
 
     def __init__(self, stream: trio.abc.Stream, audit: Audit | None = None) -> None:
-        self.audit = Audit() if audit is None else audit
+        self.audit: Audit = Audit() if audit is None else audit
         super().__init__(stream, self.audit)
 
 

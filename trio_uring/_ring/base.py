@@ -111,11 +111,14 @@ class RingBase(_Fields, abc.ABC):
 
     def __init__(self, info: RingInfo, room: int) -> None:
         self.info = info
-        self.counters = RingCounters()
+        self.counters: RingCounters = RingCounters()
         self.table: dict[int, Operation] = {}
-        self.now = 0.0
-        self.enters = self.completions = 0
-        self.watching = self.watched = self.short = False
+        self.now: float = 0.0
+        self.enters: int = 0
+        self.completions: int = 0
+        self.watching: bool = False
+        self.watched: bool = False
+        self.short: bool = False
         self._submitted, self._moved = self.counters.submitted, self.counters.moved
         self._submit_max = room
         self._unsubmitted = 0

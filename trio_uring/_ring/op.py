@@ -108,18 +108,18 @@ class Operation(_Fields):
     __slots__ = ("fd", "flags", "offset", "owner", "vector")
 
     def __init__(self, opcode: int, fd: int, owner: object = None) -> None:
-        self.opcode = int(opcode)  # a plain int: it indexes the counters on the hot path
-        self.fd = fd
+        self.opcode: int = int(opcode)  # a plain int: it indexes the counters on the hot path
+        self.fd: int = fd
         # Holds the descriptor open for as long as the ring's table holds this operation.
-        self.owner = owner
+        self.owner: object = owner
         # bytes, or a C-contiguous memoryview of any format; held until the last completion.
         self.buffer: Any = None
         # For SENDMSG and WRITEV: the same, at most IOV_MAX of them.
         self.buffers: Sequence[Any] | None = None
         self.start = 0  # bytes of `buffer`, or of the first of `buffers`, to skip
         self.length = 0  # bytes after `start`; of `buffers`: all together
-        self.offset = 0  # bytes, in a file; or POSITION
-        self.flags = 0  # MSG_* or poll bits
+        self.offset: int = 0  # bytes, in a file; or POSITION
+        self.flags: int = 0  # MSG_* or poll bits
         # The group from which the kernel takes a buffer when the data is there.
         self.group = NO_GROUP
 
@@ -129,10 +129,14 @@ class Operation(_Fields):
         self.entry_at = 0  # its address, for the accelerator
         self.vector: Any = None  # the same, for two buffers
         self.pin: Any = None
-        self.born = 0.0  # seconds, time.monotonic() of the pass that submitted it
+        self.born: float = 0.0  # seconds, time.monotonic() of the pass that submitted it
 
         self.res = 0  # >= 0, or -errno
         self.chunk: bytes | None = None  # what a provided buffer held
+
+    def let_go(self) -> None:
+        """Drops the buffers of an operation that the ring does not hold."""
+        self.buffer = self.buffers = self.pin = None
 
     def __repr__(self) -> str:
         return f"<{Opcode(self.opcode).name} fd={self.fd} {self.state} res={self.res}>"

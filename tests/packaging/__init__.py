@@ -1,0 +1,1 @@
+"""Tests of the packaging: metadata, and what builds without a compiler."""
