@@ -38,4 +38,4 @@ def test_a_program_of_the_guides_in_an_enabled_run(code, monkeypatch):
 
 
 def test_all_programs_are_found():
-    assert len(PROGRAMS) == 9
+    assert len(PROGRAMS) == 10
