@@ -1,58 +1,101 @@
-"""Builds the C extension; everything else is in pyproject.toml.
+"""Builds the C extensions where that is possible; everything else is in pyproject.toml.
 
-This file exists for what pyproject.toml cannot express: the cffi module, the stable-ABI tag, and
-an error message that says what is missing when there is no compiler or no kernel header.
+This file exists for what pyproject.toml cannot express: the cffi module, the stable ABI, and what
+happens where C cannot be built. The environment variable TRIO_URING_EXTENSIONS says what is wanted:
+
+    auto      the default: what can be built is built. What cannot be is left out, and this says so;
+              without either extension the package is in Python only, and waits by readiness.
+    require   what cannot be built is an error. For wheels that are given away, and for CI.
+    none      no C. The wheel is the same on all platforms (py3-none-any).
+
+`python setup.py build_ext` asks for the extensions by name: there, too, a failure is an error.
+
+Rules of this file: a wheel's tag says what is in the wheel.
 """
 
 import glob
-import platform
+import os
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+VARIABLE, WANTED = "TRIO_URING_EXTENSIONS", ("auto", "require", "none")
+wanted = os.environ.get(VARIABLE) or "auto"
+if wanted not in WANTED:
+    raise SystemExit(f"{VARIABLE} is {wanted!r}; it must be one of {', '.join(WANTED)}")
 
-class build_ring(build_ext):
-    def build_extension(self, ext):
-        try:
-            super().build_extension(ext)
-        except Exception as exc:
-            if ext.optional:
-                raise  # setuptools warns, and goes on without it
-            # setuptools has several unrelated exceptions for a compiler that failed or is missing.
-            raise SystemExit(
-                f"trio_uring could not build its C extension ({type(exc).__name__}). It needs a C "
-                "compiler (Debian: apt-get install gcc libc6-dev), Python's headers (python3-dev) "
-                "and the kernel's header linux/io_uring.h (linux-libc-dev); the compiler's own "
-                "message, above, says which one is missing."
-            ) from exc
+# io_uring is an interface of Linux. What is built for is asked for, which may be another machine
+# than this one.
+possible = sys.implementation.name == "cpython" and sysconfig.get_platform() in (
+    "linux-x86_64",
+    "linux-aarch64",
+)
+if wanted == "require" and not possible:
+    raise SystemExit(
+        f"{VARIABLE}=require, but there are extensions only for CPython on Linux, x86-64 and "
+        f"aarch64; this is {sys.implementation.name} on {sysconfig.get_platform()}"
+    )
+# These have no stable ABI (before 3.15), and the accelerator relies on the GIL.
+free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-
-# What it does is written in Python as well, so the package does without it where it does not build.
+WITHOUT = {
+    "trio_uring._uring": "Without it there is no io_uring; operations wait by readiness.",
+    "trio_uring._hot": "Without it everything is done in Python, at about twice the CPU time.",
+}
 ACCELERATOR = Extension(
     "trio_uring._hot",
     sorted(glob.glob("trio_uring/_c/hot/*.c")),
     depends=["trio_uring/_c/hot/hot.h"],
     extra_compile_args=["-fvisibility=hidden"],
     py_limited_api=True,
-    optional=True,
 )
 
 
-class stable_abi_wheel(bdist_wheel):
+class build_what_can_be(build_ext):
+    def build_extensions(self):
+        self.failed = []
+        super().build_extensions()
+        for ext in self.failed:  # what is in this list is also copied and recorded
+            self.extensions.remove(ext)
+        self.distribution.ext_modules = self.extensions
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except Exception as exc:
+            # setuptools has several unrelated exceptions for a compiler that failed or is missing.
+            why = (
+                f"trio_uring: {ext.name} was not built ({type(exc).__name__}: {exc}). "
+                f"{WITHOUT[ext.name]} It needs a C compiler (Debian: apt-get install gcc "
+                "libc6-dev) and Python's headers (python3-dev); the compiler's own message, above, "
+                "says which one is missing."
+            )
+            if wanted == "require" or "build_ext" in self.distribution.commands:
+                raise SystemExit(why) from exc
+            print(f"{why} {VARIABLE}=require makes this an error.", file=sys.stderr)
+            self.failed.append(ext)
+
+
+class tagged_wheel(bdist_wheel):
     def finalize_options(self):
-        self.py_limited_api = "cp310"
+        if not free_threaded:
+            self.py_limited_api = "cp310"
         super().finalize_options()
 
+    def run(self):
+        self.run_command("build")  # from here on it is known what could be built
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
 
-# io_uring is a Linux interface. Elsewhere the package has no extension, and everything but the ring
-# works.
-if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
+
+if possible and wanted != "none":
     setup(
         cffi_modules=["trio_uring/_c/build.py:ffibuilder"],
-        ext_modules=[ACCELERATOR],
-        cmdclass={"build_ext": build_ring, "bdist_wheel": stable_abi_wheel},
+        ext_modules=[] if free_threaded else [ACCELERATOR],
+        cmdclass={"build_ext": build_what_can_be, "bdist_wheel": tagged_wheel},
     )
 else:
     setup()

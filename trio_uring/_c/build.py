@@ -17,6 +17,6 @@ ffibuilder.set_source(
     '#include "ring.h"',
     sources=["trio_uring/_c/ring.c", "trio_uring/_c/probe.c"],
     include_dirs=["trio_uring/_c"],
-    depends=["trio_uring/_c/ring.h"],
+    depends=["trio_uring/_c/ring.h", "trio_uring/_c/uapi.h"],
     py_limited_api=True,
 )

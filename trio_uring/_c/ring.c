@@ -12,18 +12,12 @@
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #error "trio_uring supports x86-64 and aarch64 only: its memory ordering is verified on no other"
 #endif
-#if defined(__has_include)
-#if !__has_include(<linux/io_uring.h>)
-#error "trio_uring needs linux/io_uring.h, 5.4 or newer (linux-libc-dev or kernel-headers)"
-#endif
-#endif
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
 #include <limits.h>
-#include <linux/io_uring.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -38,12 +32,7 @@
 #include <unistd.h>
 
 #include "ring.h"
-
-#ifndef __NR_io_uring_setup
-#define __NR_io_uring_setup 425
-#define __NR_io_uring_enter 426
-#define __NR_io_uring_register 427
-#endif
+#include "uapi.h"
 
 #define TU_OF_CANCEL (UINT64_C(1) << 63)
 
@@ -79,8 +68,6 @@ struct tu_getevents_arg { uint64_t sigmask; uint32_t sigmask_sz, pad; uint64_t t
 
 _Static_assert(sizeof(struct msghdr) == 7 * sizeof(uint64_t), "struct msghdr must be seven words");
 _Static_assert(sizeof(struct iovec) == 2 * sizeof(uint64_t), "struct iovec must be two words");
-_Static_assert(sizeof(struct io_uring_sqe) == 64, "unexpected size of a submission queue entry");
-_Static_assert(sizeof(struct io_uring_cqe) == 16, "unexpected size of a completion queue entry");
 
 struct tu_group {
     /* Shared with the kernel: entries, and the tail in the first entry's last field. */
@@ -94,10 +81,10 @@ struct tu_group {
 struct tu_ring {
     int fd;
     void *sq_map, *cq_map;
-    struct io_uring_sqe *sqes;
+    struct tu_sqe *sqes;
     size_t sq_bytes, cq_bytes, sqe_bytes;
     _Atomic uint32_t *sq_head, *sq_tail, *sq_flags, *cq_head, *cq_tail, *cq_overflow;
-    struct io_uring_cqe *cqes;
+    struct tu_cqe *cqes;
     uint32_t sq_mask, cq_mask, sq_entries;
     uint32_t tail;             /* our own tail: entries written; published by tu_enter */
     struct tu_group groups[TU_GROUPS_MAX];
@@ -122,26 +109,26 @@ static void *map_shared(int fd, size_t bytes, uint64_t offset) {
     return at;
 }
 
-static int map_rings(tu_ring *ring, const struct io_uring_params *p) {
+static int map_rings(tu_ring *ring, const struct tu_params *p) {
     ring->sq_bytes = p->sq_off.array + p->sq_entries * sizeof(uint32_t);
-    ring->cq_bytes = p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe);
-    ring->sqe_bytes = p->sq_entries * sizeof(struct io_uring_sqe);
+    ring->cq_bytes = p->cq_off.cqes + p->cq_entries * sizeof(struct tu_cqe);
+    ring->sqe_bytes = p->sq_entries * sizeof(struct tu_sqe);
     if (p->features & TU_FEAT_SINGLE_MMAP && ring->cq_bytes > ring->sq_bytes)
         ring->sq_bytes = ring->cq_bytes;
-    ring->sq_map = map_shared(ring->fd, ring->sq_bytes, IORING_OFF_SQ_RING);
+    ring->sq_map = map_shared(ring->fd, ring->sq_bytes, TU_OFF_SQ_RING);
     if (ring->sq_map == NULL)
         return -errno;
     if (p->features & TU_FEAT_SINGLE_MMAP)
         ring->cq_map = ring->sq_map;
-    else if ((ring->cq_map = map_shared(ring->fd, ring->cq_bytes, IORING_OFF_CQ_RING)) == NULL)
+    else if ((ring->cq_map = map_shared(ring->fd, ring->cq_bytes, TU_OFF_CQ_RING)) == NULL)
         return -errno;
-    ring->sqes = map_shared(ring->fd, ring->sqe_bytes, IORING_OFF_SQES);
+    ring->sqes = map_shared(ring->fd, ring->sqe_bytes, TU_OFF_SQES);
     return ring->sqes == NULL ? -errno : 0;
 }
 
 #define AT(map, offset) ((void *)((char *)(map) + (offset)))
 
-static void locate(tu_ring *ring, const struct io_uring_params *p) {
+static void locate(tu_ring *ring, const struct tu_params *p) {
     uint32_t *array = AT(ring->sq_map, p->sq_off.array);
     ring->sq_head = AT(ring->sq_map, p->sq_off.head);
     ring->sq_tail = AT(ring->sq_map, p->sq_off.tail);
@@ -159,7 +146,7 @@ static void locate(tu_ring *ring, const struct io_uring_params *p) {
 
 int tu_open(tu_ring **out, unsigned sq_entries, unsigned cq_entries, unsigned setup_flags,
             struct tu_info *info) {
-    struct io_uring_params p;
+    struct tu_params p;
     tu_ring *ring = calloc(1, sizeof *ring);
     int result;
     *out = NULL;
@@ -301,9 +288,9 @@ static void recycle(tu_ring *ring) {
 
 /* ---- submission ---- */
 
-static struct io_uring_sqe *next_entry(tu_ring *ring) {
+static struct tu_sqe *next_entry(tu_ring *ring) {
     uint32_t head = atomic_load_explicit(ring->sq_head, memory_order_acquire);
-    struct io_uring_sqe *sqe;
+    struct tu_sqe *sqe;
     if (ring->tail - head >= ring->sq_entries)
         return NULL;
     sqe = &ring->sqes[ring->tail & ring->sq_mask];
@@ -313,7 +300,7 @@ static struct io_uring_sqe *next_entry(tu_ring *ring) {
 }
 
 int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, uint64_t token) {
-    struct io_uring_sqe *sqe = next_entry(ring);
+    struct tu_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
     /* Both architectures that we build for are little-endian. */
@@ -321,14 +308,14 @@ int tu_submit(tu_ring *ring, struct tu_entry *entry, void *addr, unsigned len, u
     sqe->off = entry->off;
     sqe->addr = (uint64_t)(uintptr_t)addr;
     sqe->len = len;
-    sqe->rw_flags = (__typeof__(sqe->rw_flags))entry->op_flags;
+    sqe->op_flags = entry->op_flags;
     sqe->buf_group = (uint16_t)entry->buf_group;
     sqe->user_data = token;
     return 0;
 }
 
 int tu_cancel(tu_ring *ring, uint64_t target) {
-    struct io_uring_sqe *sqe = next_entry(ring);
+    struct tu_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
     sqe->opcode = TU_OP_ASYNC_CANCEL;
@@ -339,12 +326,12 @@ int tu_cancel(tu_ring *ring, uint64_t target) {
 }
 
 int tu_watch(tu_ring *ring, int fd, uint64_t token) {
-    struct io_uring_sqe *sqe = next_entry(ring);
+    struct tu_sqe *sqe = next_entry(ring);
     if (sqe == NULL)
         return -EBUSY;
     sqe->opcode = TU_OP_POLL_ADD;
     sqe->fd = fd;
-    sqe->poll_events = POLLIN;
+    sqe->op_flags = POLLIN;
     sqe->user_data = token;
     return 0;
 }
@@ -412,7 +399,7 @@ int tu_drain(tu_ring *ring, int64_t *out, unsigned max) {
     uint32_t tail = atomic_load_explicit(ring->cq_tail, memory_order_acquire);
     unsigned count = 0;
     for (int64_t *to = out + 2; head != tail && count < max; head++, count++, to += 3) {
-        const struct io_uring_cqe *cqe = &ring->cqes[head & ring->cq_mask];
+        const struct tu_cqe *cqe = &ring->cqes[head & ring->cq_mask];
         if (cqe->flags & TU_CQE_F_BUFFER) {
             if (ring->out_count == ring->out_max)       /* cannot happen: each is out once */
                 break;
