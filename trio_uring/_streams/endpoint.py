@@ -12,6 +12,7 @@ import functools
 import os
 import socket as stdlib_socket
 import stat
+import sys
 import warnings
 from typing import TYPE_CHECKING, TypeVar
 
@@ -85,6 +86,8 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
     device."""
     if not isinstance(source, int) or isinstance(source, bool):
         return adopt_socket(source, what)
+    if sys.platform == "win32":
+        raise TypeError(f"on Windows, {what} requires a socket, not a descriptor")
     mode = os.fstat(source).st_mode
     if stat.S_ISSOCK(mode):
         sock = stdlib_socket.socket(fileno=source)
