@@ -293,7 +293,9 @@ static PyObject *get_events(PyObject *self, PyObject *argument)
     engine->woke = 0;
     if (timeout <= 0 && PyDict_Size(engine->queue) == 0 && !ring->unsubmitted && !more(ring))
         return PyTuple_New(0);
+    engine->busy = 1;
     events = make_pass(loop, engine, ring, timeout);
+    engine->busy = 0;
     return events == NULL ? fail(engine) : events;
 }
 
