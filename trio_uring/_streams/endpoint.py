@@ -132,6 +132,8 @@ class _Borrowed(stdlib_socket.socket):
 
     def __init__(self, lender: trio.socket.SocketType) -> None:
         super().__init__(lender.family, lender.type, lender.proto, fileno=lender.fileno())
+        if sys.implementation.name == "pypy":  # which has just made the descriptor blocking
+            self.setblocking(False)
         self._lender = lender  # kept, since it closes the descriptor
 
     def __del__(self) -> None:
