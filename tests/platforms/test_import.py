@@ -5,12 +5,15 @@ Rules of this file: each test has a new interpreter.
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import trio_uring
 
 pytestmark = pytest.mark.no_ring
 
@@ -53,6 +56,41 @@ def test_what_importing_brings() -> None:
     brought = set(run(code).split())
     assert "trio_uring" in brought
     assert not brought & NEVER
+
+
+def test_what_is_imported_later_is_what_type_checkers_see() -> None:
+    tree = ast.parse(Path(trio_uring.__file__).read_text())
+    [checked] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        node.module: tuple(alias.name for alias in node.names)
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert seen == trio_uring._LATER
+    assert {name for names in seen.values() for name in names} <= set(trio_uring.__all__)
+
+
+def test_every_name_is_there() -> None:
+    code = """
+import trio_uring
+assert set(trio_uring.__all__) <= set(dir(trio_uring))
+for name in trio_uring.__all__:
+    assert getattr(trio_uring, name) is getattr(trio_uring, name)
+assert trio_uring.metrics.Metrics is trio_uring.Metrics
+from trio_uring import *
+UDPSocket, relay
+try:
+    trio_uring.no_such_name
+except AttributeError as exc:
+    assert str(exc) == "module 'trio_uring' has no attribute 'no_such_name'"
+else:
+    raise AssertionError
+"""
+    assert run(code, "-W", "error") == ""
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the module has this shape in 3.11")
