@@ -229,7 +229,7 @@ static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeou
         if (came < 0)
             return NULL;
         any |= came;
-        /* Completions are taken before more is written, or they would use up the provided buffers. */
+        /* Completions are taken before more is written, or they would use up the buffers. */
         if (full && !ring->is_short)
             continue;
         if (ring->watched) {
