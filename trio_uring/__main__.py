@@ -7,7 +7,6 @@ in _demo/demo.py, _bench/command.py and _cli.
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,12 @@ def _count(text: str) -> int:
 
 
 def _clients(text: str) -> int:
-    value, most = _count(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
+    value = _count(text)
+    if sys.platform == "win32":
+        return value
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
     if value > most:
         raise argparse.ArgumentTypeError(
             f"{text} is more than the {most} that the limit of open files (ulimit -n) allows"

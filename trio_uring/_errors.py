@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import Any
 
 import trio
@@ -139,9 +140,9 @@ def _who_forbids() -> str | None:
 
 def _address_space() -> int | None:
     """Bytes that this process may map; None: there is no limit, or it is unknown."""
-    try:
-        import resource  # which not every platform has
-    except ImportError:
+    if sys.platform == "win32":
         return None
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit

@@ -13,6 +13,7 @@ import functools
 import importlib
 import select
 import socket as stdlib_socket
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -353,7 +354,7 @@ def renew_epoll(manager: Any) -> None:
 
     The old one is shared with the parent.
     """
-    if not _CAN_RENEW:
+    if sys.platform != "linux" or not _CAN_RENEW:
         return
     manager = trios_own(manager)
     shared, manager._epoll = manager._epoll, select.epoll()

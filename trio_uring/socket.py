@@ -86,5 +86,5 @@ def socketpair(
     proto: int = 0,
 ) -> tuple[UringSocket, UringSocket]:
     """Makes two connected sockets; the arguments are those of socket.socketpair."""
-    left, right = _stdlib_socket.socketpair(family, type, proto)
+    left, right = _stdlib_socket.socketpair(family, type, proto)  # type: ignore[arg-type,unused-ignore]
     return UringSocket(left), UringSocket(right)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import random
 import select
+import socket
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from ._network.simulated import SimulatedNetwork
 from ._ring.base import RingBase
 from ._ring.figures import LARGE_SIZE, SMALL_SIZE, RingInfo
 from ._ring.op import LARGE_GROUP, NO_GROUP, SUBMITTED, Operation
-from ._ring.opcodes import RECEIVING, SENDING, Opcode
+from ._ring.opcodes import POLLIN, POLLOUT, RECEIVING, SENDING, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,7 +128,8 @@ class FakeRing(RingBase):
         self._ends: dict[int, _End] = {}
         self._signalled = False
         self._watched_fd = -1
-        self._c = self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._c = self._bell, self._ringer = socket.socketpair()
+        self._bell.setblocking(False)
         self._make_entry, self._write = _no_entry, self._queue_entry
         self._export, self._export_list, self._nothing = _Memory, _export_list, _Memory()
         self._provided, self._starts = b"", ()  # received bytes go to the operation at once
@@ -167,7 +169,7 @@ class FakeRing(RingBase):
     # -- the Ring protocol
 
     def fileno(self) -> int:
-        return self._event
+        return self._bell.fileno()
 
     def submit(self, op: Operation) -> bool:
         if self._chance(self._refuse):
@@ -213,8 +215,10 @@ class FakeRing(RingBase):
     def turn(self, timeout: float, done: list[Operation]) -> bool:
         self.flush()
         if self.watching:
+            if sys.platform == "win32":  # there it is nobody's loop
+                raise AssertionError
             poller = select.poll()
-            poller.register(self._watched_fd, select.POLLIN)
+            poller.register(self._watched_fd, POLLIN)
             able = self._signalled or self.short
             milliseconds = min(math.ceil(max(timeout, 0) * 1000), _WAIT_MAX)  # below 0: for ever
             if poller.poll(0 if able else milliseconds):
@@ -224,7 +228,7 @@ class FakeRing(RingBase):
     def drain(self, done: list[Operation]) -> bool:
         self._check_owner()
         if self._signalled:
-            os.eventfd_read(self._event)
+            self._bell.recv(1)
             self._signalled = False
         before = len(done)
         self.random.shuffle(self._active)
@@ -238,7 +242,7 @@ class FakeRing(RingBase):
 
     # -- the hooks of a ring
 
-    def _queue_entry(self, _c: int, _own: None, at: _Memory, length: int, token: int) -> None:
+    def _queue_entry(self, _c: object, _own: None, at: _Memory, length: int, token: int) -> None:
         self._queue.append(_Entry(token, at, length))
 
     def _write_cancels(self) -> None:
@@ -246,11 +250,11 @@ class FakeRing(RingBase):
             self._cancels.add(self._late_cancels.popleft())
             self.counters.submitted[Opcode.ASYNC_CANCEL] += 1
 
-    def _free(self, c: int) -> None:
-        os.close(c)
+    def _free(self, c: tuple[socket.socket, socket.socket]) -> None:
+        for sock in c:
+            sock.close()
 
-    def _free_in_child(self, c: int) -> None:
-        os.close(c)
+    _free_in_child = _free
 
     # -- inside
 
@@ -259,7 +263,7 @@ class FakeRing(RingBase):
 
     def _signal(self) -> None:
         if not self._signalled and self._c is not None:
-            os.eventfd_write(self._event, 1)
+            self._ringer.send(b"!")
             self._signalled = True
 
     def _signal_if_able(self, progressed: bool) -> None:
@@ -302,9 +306,9 @@ class FakeRing(RingBase):
         return -errno.EOPNOTSUPP
 
     def _poll(self, op: Operation, end: _End) -> int | None:
-        ready = select.POLLIN if end.arrived or end.ended else 0
+        ready = POLLIN if end.arrived or end.ended else 0
         if len(end.peer.arrived) < end.peer.capacity:
-            ready |= select.POLLOUT
+            ready |= POLLOUT
         return (ready & op.flags) or None
 
     def _part(self, count: int) -> int:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -90,7 +91,7 @@ def run_pytest(tmp_path: Path) -> Pytest:
         source: str = "",
         *arguments: str,
         ini: str = INI,
-        plugins: tuple[str, ...] = ("pytest_trio.plugin", "trio_uring.pytest_plugin"),
+        plugins: tuple[str, ...] = ("pytest_trio.plugin", "_trio_uring_pytestplugin"),
         python: tuple[str, ...] = (),
         **variables: str,
     ) -> Outcome:
@@ -300,7 +301,7 @@ def test_what_is_left_behind_fails_the_test_and_is_named(run_pytest: Pytest) -> 
     assert "await uring_driver_idle.check()" in middle, "the line of the test is missing"
     assert "mine" in outcome.of("test_own_error_first")
     assert "left behind" not in outcome.of("test_own_error_first")
-    assert "pytest_plugin.py" not in operation + pinned + descriptors, (
+    assert "pytestplugin.py" not in operation + pinned + descriptors, (
         "the plugin's own lines are of no use to the reader"
     )
 
@@ -518,10 +519,9 @@ USES = """
 
 def test_without_pytest_trio(run_pytest: Pytest, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pytest_trio'] = None\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     ini = "[pytest]\nfilterwarnings = error\n"
-    outcome = run_pytest(
-        USES, ini=ini, plugins=("trio_uring.pytest_plugin",), PYTHONPATH=str(tmp_path)
-    )
+    outcome = run_pytest(USES, ini=ini, plugins=("_trio_uring_pytestplugin",), PYTHONPATH=path)
     assert outcome.counts == {"passed": 2, "failed": 2, "error": 2}, outcome.text
     for test in (
         "test_sync[uring_driver_idle]",
@@ -559,23 +559,16 @@ def test_hypothesis(run_pytest: Pytest) -> None:
 def test_listed(run_pytest: Pytest) -> None:
     outcome = run_pytest("", "--fixtures", "-v")
     for fixture in ("uring_driver_idle", "simulated_network", "echo_server"):
-        assert re.search(rf"^{fixture} -- .*pytest_plugin\.py:\d+\n    \S", outcome.text, re.M), (
-            outcome.text
-        )
+        assert re.search(
+            rf"^{fixture} -- .*_trio_uring_pytestplugin\.py:\d+\n    \S", outcome.text, re.M
+        ), outcome.text
     assert "_trio_test" not in run_pytest("", "--fixtures").text
 
 
 def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
-    """What the plugin itself brings is the standard library's; the package above it opens no ring
-    and no descriptor."""
     source = """
-        import sys
-
-        def test_loaded():
-            assert "trio_uring.pytest_plugin" in sys.modules
-            ours = {"testing", "_network.simulated", "prometheus"}
-            for module in ("pytest_trio", *(f"trio_uring.{name}" for name in ours)):
-                assert module not in sys.modules
+        def test_loaded(request):
+            assert request.config.pluginmanager.hasplugin("_trio_uring_pytestplugin")
             links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
             assert not [link for link in links if "uring" in link or "event" in link]
     """
@@ -584,7 +577,7 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
         run_pytest(
             source,
             ini=ini,
-            plugins=("trio_uring.pytest_plugin",),
+            plugins=("_trio_uring_pytestplugin",),
             python=("-W", "error", "-X", "dev"),
         ),
         1,
@@ -592,12 +585,11 @@ def test_being_loaded_is_cheap_and_silent(run_pytest: Pytest) -> None:
 
 
 def test_module_imports_nothing_more() -> None:
-    """The cost of the module itself, in modules: none that pytest and the package have not loaded
-    anyway."""
+    """The cost of the module itself, in modules: but contextvars, what pytest has loaded anyway."""
     code = """
-        import sys, pytest, trio_uring
+        import sys, pytest
         before = set(sys.modules)
-        import trio_uring.pytest_plugin
+        import _trio_uring_pytestplugin
         print(sorted(set(sys.modules) - before))
     """
     done = subprocess.run(
@@ -606,12 +598,42 @@ def test_module_imports_nothing_more() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "['trio_uring.pytest_plugin']"
+    assert done.stdout.strip() == "['_contextvars', '_trio_uring_pytestplugin', 'contextvars']"
+
+
+def test_a_run_that_does_not_use_it_imports_nothing_of_the_package() -> None:
+    """Also where the package itself could not be imported."""
+    code = """
+        import sys, pytest
+        sys.modules["trio_uring"] = None
+        status = pytest.main(["-q", "-p", "_trio_uring_pytestplugin", "--collect-only", "-p",
+                              "no:cacheprovider", sys.argv[1]])
+        assert status == pytest.ExitCode.NO_TESTS_COLLECTED, status
+        assert not [name for name in sys.modules if name.startswith(("trio_uring.", "trio."))]
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", dedent(code), empty],
+            cwd=empty,
+            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_name_in_the_package(run_pytest: Pytest) -> None:
+    outcome = run_pytest(
+        "def test_it(simulated_network): assert simulated_network",
+        plugins=("pytest_trio.plugin", "trio_uring.pytest_plugin"),
+    )
+    passed(outcome, 1)
 
 
 def test_the_entry_point(run_pytest: Pytest) -> None:
     assert [point.value for point in entry_points(group="pytest11", name="trio_uring")] == [
-        "trio_uring.pytest_plugin"
+        "_trio_uring_pytestplugin"
     ]
     passed(
         run_pytest(

@@ -237,6 +237,21 @@ async def test_a_full_pipe_is_waited_for_and_its_bytes_are_counted(
         assert scope.cancelled_caught, "not a byte more"
 
 
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_the_wrong_end_of_a_pipe_is_an_error(pipe, monkeypatch, nowait: bool) -> None:
+    """A poll never says that it is ready."""
+    if not nowait:
+        without_nowait(monkeypatch)
+    reading, writing = map(os.dup, pipe)
+    async with (
+        trio_uring.SendStream(reading) as writer,
+        trio_uring.ReceiveStream(writing) as reader,
+    ):
+        for call in (reader.receive_some, lambda: writer.send_all([b"x", b"y"])):
+            with pytest.raises(trio.ClosedResourceError):
+                await call()
+
+
 async def test_a_read_takes_no_more_than_it_is_asked_for(pipe) -> None:
     reader, writer = pipe_streams(pipe)
     async with reader, writer:

@@ -93,7 +93,8 @@ def serve(descriptor: int) -> None:
             module, name, arguments = json.loads(request)
             with contextlib.suppress(Exception):  # the child will say what is wrong with it
                 importlib.import_module(module)
-            gc.freeze()  # a collection in the child has not to look at the imports
+            if hasattr(gc, "freeze"):  # a collection in the child has not to look at the imports
+                gc.freeze()
             pid = os.fork()
             if not pid:
                 break

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ class CpuClock:
         self._schedstat = Path(f"/proc/{pid}/schedstat")
 
     def sample(self) -> CpuSample:
+        if sys.platform != "linux":
+            raise AssertionError
         wall, cpu = time.monotonic(), time.clock_gettime(self._clock)
         # Nanoseconds on the processor, nanoseconds waiting for one, turns: of the first thread,
         # which does the work.
@@ -101,6 +104,8 @@ class Work:
 
 def why_disturbed(work: Work) -> str:
     """Why a round is dropped; empty if it counts."""
+    if sys.platform != "linux":
+        raise AssertionError
     unknown = work.cores / os.sysconf("SC_CLK_TCK")
     other = work.busy - work.ours - unknown
     if other > OTHER_SHARE_MAX * work.wall:
@@ -112,6 +117,8 @@ def why_disturbed(work: Work) -> str:
 
 def idle_seconds(cores: Collection[int], stat: Path = Path("/proc/stat")) -> float:
     """How long these cores have been idle together, as far as the kernel's clock ticks tell."""
+    if sys.platform != "linux":
+        raise AssertionError
     ticks = 0
     for line in stat.read_text().splitlines():
         name, *fields = line.split()
@@ -138,6 +145,8 @@ def stray_threads(pid: int, core: int) -> tuple[str, ...]:
     io_uring's workers and its SQPOLL thread take the mask of the cpuset, not that of the process:
     with them a server has more than its one core, and its messages per second are not comparable.
     """
+    if sys.platform != "linux":
+        raise AssertionError
     strays = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -151,6 +160,8 @@ def stray_threads(pid: int, core: int) -> tuple[str, ...]:
 def choose_cores() -> Cores:
     """The first two cores that this process may use; with one core the load would be measured as
     the server."""
+    if sys.platform != "linux":
+        raise AssertionError
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise RunError("the benchmark needs two cores: one for the server, one for the load")
@@ -159,6 +170,8 @@ def choose_cores() -> Cores:
 
 def allow_open_files(wanted: int) -> None:
     """Raise the soft limit of open files, which the children inherit."""
+    if sys.platform != "linux":
+        raise AssertionError
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

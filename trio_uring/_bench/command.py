@@ -110,6 +110,8 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
+    if sys.platform != "linux":
+        raise AssertionError
     programs = compile_programs(folder)
     plan, place = plan_of(arguments), Place(programs, choose_cores())
     peers, skipped = choose(arguments.peers or PEERS)

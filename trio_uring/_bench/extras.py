@@ -47,6 +47,8 @@ STARTING = {
 
 
 def _resident_bytes(pid: int) -> int:
+    if sys.platform != "linux":
+        raise AssertionError
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -122,6 +124,8 @@ def measure_cancel(place: Place, workload: Workload, peer: Peer) -> Figures:
 
 def _cpu_ms(command: list[str], environment: dict[str, str]) -> float:
     """CPU time of a process from its start to its end."""
+    if sys.platform != "linux":
+        raise AssertionError
     process = subprocess.Popen(command, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def _processor() -> str:
 
 
 def _memory_mib() -> int:
+    if sys.platform != "linux":
+        raise AssertionError
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -63,7 +64,8 @@ class Child:
             raise
         self.pid = self._process.pid
         # Only the first thread exists by now, and the threads of a process inherit its mask.
-        os.sched_setaffinity(self.pid, {core})
+        if sys.platform == "linux":
+            os.sched_setaffinity(self.pid, {core})
 
     def __enter__(self) -> Child:
         return self
@@ -92,6 +94,8 @@ class Child:
     def read_line(self, seconds: float) -> str:
         """The next line of its standard output; RunError if it ends first, or takes longer than
         this."""
+        if sys.platform != "linux":
+            raise AssertionError
         assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         fd = self._process.stdout.fileno()

@@ -19,6 +19,7 @@ import ssl
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 READ_BYTES = 65536
 ALARM_MARGIN_SECONDS = 60
@@ -71,9 +72,11 @@ class Load:
     """
 
     def __init__(self, port: int, connections: int, size: int) -> None:
+        if sys.platform != "linux":
+            raise AssertionError
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        self._epoll = select.epoll()
+        self._epoll: Any = select.epoll()
         self._by_fd: dict[int, Connection] = {}
         for _ in range(connections):
             plain = socket.create_connection(("127.0.0.1", port))
@@ -120,6 +123,8 @@ def say_and_wait(line: str) -> None:
 
 
 def main(numbers: dict[str, float]) -> None:
+    if sys.platform != "linux":
+        raise AssertionError
     size = int(numbers["bytes"])
     signal.alarm(int(numbers["seconds"] + numbers["warmup"]) + ALARM_MARGIN_SECONDS)
     load = Load(int(numbers["port"]), int(numbers["connections"]), size)

@@ -17,15 +17,27 @@ from __future__ import annotations
 import ctypes
 import mmap
 import operator
+import sys
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 SIZE_MIN = 64  # bytes of the smallest class allowed: a cache line
 
 _addressof = ctypes.addressof
-# Looked up by item, which gives us an object whose types nobody else sets.
-_untrack = ctypes.pythonapi["PyObject_GC_UnTrack"]
-_untrack.argtypes, _untrack.restype = [ctypes.py_object], None
+
+
+def _find_untrack() -> Any:
+    api = getattr(ctypes, "pythonapi", None)
+    if api is None:  # PyPy, whose collector finalises nothing that anything else can still reach
+        return id
+    # Looked up by item, which gives us an object whose types nobody else sets.
+    untrack = api["PyObject_GC_UnTrack"]
+    untrack.argtypes, untrack.restype = [ctypes.py_object], None
+    return untrack
+
+
+_untrack = _find_untrack()
 
 
 @dataclass(frozen=True)
@@ -210,14 +222,20 @@ class _Memory:
     """One slab of memory, cut into buffers of one size, and the offsets of the free ones."""
 
     def __init__(self, size: int, capacity: int) -> None:
-        # Private: Python's default for anonymous maps is shared, and a forked child would write
-        # into its parent's buffers.
-        self.slab = mmap.mmap(-1, size * capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.slab = _map(size * capacity)
         # A stack: the lowest pages are touched first.
         self.free = deque(range((capacity - 1) * size, -1, -size))
         self.exporter = _exporter_type(
             size, _addressof(ctypes.c_char.from_buffer(self.slab)), self.free
         )
+
+
+def _map(length: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, length)
+    # Private: Python's default for anonymous maps is shared, and a forked child would write into
+    # its parent's buffers.
+    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _exporter_type(size: int, base: int, free: deque[int]) -> type[ctypes.Array[ctypes.c_char]]:

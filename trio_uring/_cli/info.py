@@ -7,7 +7,7 @@ as unknown.
 from __future__ import annotations
 
 import platform
-import resource
+import sys
 from importlib import metadata
 
 from .. import __version__
@@ -65,8 +65,8 @@ def _describe_machine() -> list[str]:
         *entry("Python", f"{platform.python_implementation()} {platform.python_version()}"),
         *entry("trio, cffi", f"{_version('trio')}, {_version('cffi')}"),
         *entry("kernel.io_uring_disabled", _sysctl()),
-        *entry("RLIMIT_MEMLOCK", _limit(resource.RLIMIT_MEMLOCK, 1024, " KiB")),
-        *entry("RLIMIT_NOFILE", _limit(resource.RLIMIT_NOFILE, 1, " descriptors")),
+        *entry("RLIMIT_MEMLOCK", _limit("RLIMIT_MEMLOCK", 1024, " KiB")),
+        *entry("RLIMIT_NOFILE", _limit("RLIMIT_NOFILE", 1, " descriptors")),
     ]
 
 
@@ -173,6 +173,10 @@ def _sysctl() -> str:
     return f"{value} ({_SYSCTL_MEANINGS.get(value, 'unknown to this version')})"
 
 
-def _limit(which: int, unit: int, name: str) -> str:
-    soft, _ = resource.getrlimit(which)
+def _limit(which: str, unit: int, name: str) -> str:
+    if sys.platform == "win32":
+        return "unknown: this platform has no such limits"
+    import resource
+
+    soft, _ = resource.getrlimit(getattr(resource, which))
     return "unlimited" if soft == resource.RLIM_INFINITY else f"{soft // unit}{name}"

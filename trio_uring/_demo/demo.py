@@ -255,6 +255,8 @@ def trace_calls(work: Work, stack: str, progress: Progress) -> Trace:
 def _pinned() -> Iterator[int]:
     """Yields one CPU for the server, and keeps the others for this process; -1 if there is only
     one."""
+    if sys.platform != "linux":
+        raise AssertionError
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         yield -1

@@ -114,6 +114,8 @@ def print_heading(
     backend: BackendInfo,
 ) -> None:
     """Prints what is going to be done."""
+    if sys.platform != "linux":
+        raise AssertionError
     size = sum(file.size for file in files) / MIB
     print(f"Serving {len(files):,} files ({size:.1f} MiB) of {directory}")
     print(

@@ -53,6 +53,8 @@ async def serve(stack_name: str, directory: Path, files: list[File]) -> None:
 
 def main() -> None:
     """Runs the server that the command line asks for."""
+    if sys.platform != "linux":
+        raise AssertionError
     stack_name, cpu, directory = sys.argv[1:]
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})

@@ -21,6 +21,7 @@ import enum
 import errno
 import functools
 import socket as stdlib_socket
+import sys
 import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,7 +56,11 @@ _OF_FILE = {
 # A send must not wait in the kernel. Once the peer has half-closed, the kernel's polls end at once:
 # it tries the send again and again, and then gives it to a worker thread, which waits for a peer
 # that may never read.
-SEND_FLAGS = getattr(stdlib_socket, "MSG_NOSIGNAL", 0) | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
+# PyPy has no name for Linux's MSG_NOSIGNAL; Windows has neither flag, and needs none.
+_NO_SIGNAL = getattr(stdlib_socket, "MSG_NOSIGNAL", 0x4000 if sys.platform == "linux" else 0)
+SEND_FLAGS = _NO_SIGNAL | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
+
+AF_UNIX = getattr(stdlib_socket, "AF_UNIX", None)  # which Windows does not have
 
 
 class Whole(Protocol):

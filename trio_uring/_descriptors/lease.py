@@ -20,7 +20,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._driver.phases import CHILD, FAILED
 from .._driver.run import current_driver
-from .direction import Direction
+from .direction import AF_UNIX, Direction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ class Lease:
     def _shut_down(self, way: Direction, shutdown: Callable[[int], object]) -> None:
         with contextlib.suppress(OSError):  # the connection is gone already
             shutdown(stdlib_socket.SHUT_RD if way.receiving else stdlib_socket.SHUT_WR)
-            if way.receiving and self.owner.family == stdlib_socket.AF_UNIX:
+            if way.receiving and self.owner.family == AF_UNIX:
                 # A peer that waits because the buffer is full would not notice that it can send no
                 # more. The loop ends, since the peer cannot send anything new.
                 while os.read(self.fd, 2**16):

@@ -38,9 +38,9 @@ from trio.lowlevel import (
 
 from .._accelerator import hot
 from .._ring.op import CLOSED_FD
-from .._ring.opcodes import BY_READINESS, Opcode
+from .._ring.opcodes import BY_READINESS, POLL_ALWAYS, Opcode
 from .phases import FAILED, LATE, OVER, RUNNING
-from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
+from .readiness import perform_by_readiness, wait_by_trio
 from .ring_side import RingSide
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Engine(RingSide):
                 return int(await engine.wait_ready(poll))
         events = poll.flags
         res = await self.perform(poll)
-        if res < 0 or res & (events | ALWAYS):
+        if res < 0 or res & (events | POLL_ALWAYS):
             return res
         # io_uring's polls end once the peer has half-closed (POLLRDHUP), whatever they were asked
         # to wait for. epoll's do not.

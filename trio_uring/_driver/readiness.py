@@ -13,7 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import stat
+import sys
 import time
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ from trio.lowlevel import (
 from .._accelerator import hot
 from .._ring.figures import RingCounters, RingInfo
 from .._ring.op import CLOSED_FD, NO_GROUP, poll_event
-from .._ring.opcodes import RECEIVING, Opcode
+from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
 from .._trio import epoll_manager, stop_waiting
 from .phases import OVER, RUNNING, Phase
 
@@ -41,9 +43,8 @@ if TYPE_CHECKING:
 
     from .operation import TaskOperation
 
-# What a poll reports even if nobody asked for it.
-ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 RECEIVE_MAX = 65536  # bytes that one call makes room for, as trio's own streams do
+JOIN_MAX = 65536  # bytes of a list that are joined where no call takes a list
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
@@ -78,6 +79,22 @@ def _sendmsg(op: Any) -> int:
     return int(op.owner.sendmsg(_parts(op), (), op.flags))
 
 
+def _send_joined(op: Any) -> int:
+    """A SENDMSG where sockets have no sendmsg (Windows)."""
+    return int(op.owner.send(_joined(_parts(op)), op.flags))
+
+
+def _joined(buffers: list[Any]) -> Any:
+    """The first buffers of a list as one, where no call takes a list."""
+    count = size = 0
+    for buffer in buffers:
+        count += 1
+        size += memoryview(buffer).nbytes
+        if size >= JOIN_MAX:
+            break
+    return buffers[0] if count == 1 else b"".join(buffers[:count])
+
+
 def _parts(op: Any) -> list[Any]:
     first, *others = op.buffers
     return [memoryview(first).cast("B")[op.start :] if op.start else first, *others]
@@ -102,7 +119,7 @@ def _writev(op: Any) -> int:
 
 def read_now(fd: int, length: int) -> bytes:
     """Like os.read, but never waits, even if the descriptor is blocking."""
-    if hasattr(os, "RWF_NOWAIT") and length:
+    if sys.platform == "linux" and hasattr(os, "RWF_NOWAIT") and length:
         memory = bytearray(length)
         try:
             return bytes(memoryview(memory)[: os.preadv(fd, [memory], -1, os.RWF_NOWAIT)])
@@ -113,13 +130,13 @@ def read_now(fd: int, length: int) -> bytes:
         except OSError as exc:
             if exc.errno not in _NOT_THIS_WAY:
                 raise
-    _check_ready(fd, select.POLLIN)
+    _check_ready(fd, POLLIN)
     return os.read(fd, length)
 
 
 def write_now(fd: int, buffers: list[Any]) -> int:
     """Like os.writev, but never waits, even if the descriptor is blocking."""
-    if hasattr(os, "RWF_NOWAIT"):
+    if sys.platform == "linux" and hasattr(os, "RWF_NOWAIT"):
         try:
             return os.pwritev(fd, buffers, -1, os.RWF_NOWAIT)
         except BlockingIOError:
@@ -128,7 +145,9 @@ def write_now(fd: int, buffers: list[Any]) -> int:
         except OSError as exc:
             if exc.errno not in _NOT_THIS_WAY:
                 raise
-    if not _check_ready(fd, select.POLLOUT):
+    if not _check_ready(fd, POLLOUT):
+        if sys.platform == "win32" or not hasattr(os, "writev"):
+            return os.write(fd, _joined(buffers))
         return os.writev(fd, buffers)
     first = next(view for view in buffers if memoryview(view).nbytes)
     return os.write(fd, memoryview(first).cast("B")[:_PIPE_BUF])
@@ -140,20 +159,32 @@ def _check_ready(fd: int, events: int) -> bool:
     True: it might still, since the descriptor is blocking: with more than PIPE_BUF bytes, or if
     another process is faster.
     """
-    if not os.get_blocking(fd):
+    if sys.platform == "win32" or not os.get_blocking(fd):  # there it is sockets only
         return False
     poller = select.poll()
     poller.register(fd, events)
     if not poller.poll(0):
+        _check_end(fd, events)
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return True
+
+
+def _check_end(fd: int, events: int) -> None:
+    """Raises OSError, as a call would, for the wrong end of a pipe, which is never ready."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
+    if access == (os.O_WRONLY if events == POLLIN else os.O_RDONLY):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 # For every opcode that may be tried.
 _CALLS: dict[int, Callable[[Any], int]] = {
     int(Opcode.RECV): _recv,
     int(Opcode.SEND): _send,
-    int(Opcode.SENDMSG): _sendmsg,
+    int(Opcode.SENDMSG): _sendmsg if hasattr(socket.socket, "sendmsg") else _send_joined,
     int(Opcode.READ): _read,
     int(Opcode.WRITE): _write,
     int(Opcode.WRITEV): _writev,
@@ -190,7 +221,7 @@ async def wait_by_trio(fd: int, events: int) -> int:
     if fd == CLOSED_FD:
         return -errno.EBADF
     try:
-        await (wait_writable if events == select.POLLOUT else wait_readable)(fd)
+        await (wait_writable if events == POLLOUT else wait_readable)(fd)
     except trio.ClosedResourceError:
         return -errno.ECANCELED
     except PermissionError:  # what epoll says of a regular file, which is always ready

@@ -2,9 +2,9 @@
 
 The system calls are tried in a child process, if there is a seccomp filter that may kill for them.
 
-Rules of this file: what is found out about io_uring is returned, and holds for this process. If a
-trial does not get something that it needs itself (a process, memory, a descriptor), it raises: that
-says nothing about io_uring.
+Rules of this file: it is for Linux, as rings are. What is found out about io_uring is returned, and
+holds for this process. If a trial does not get something that it needs itself (a process, memory, a
+descriptor), it raises: that says nothing about io_uring.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,8 @@ def _why_no_child(code: int) -> str:
 
 def _wait_for_child(pid: int, stage: Any) -> str:
     """Waits for the child to exit and says, in words, how it ended. Kills it if it is too slow."""
+    if sys.platform != "linux":
+        raise AssertionError
     deadline = time.monotonic() + TRIAL_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -177,6 +180,8 @@ def _receive(ring: Ring, sleeper: str, sleep: _Sleep) -> bool:
 
 def _watch_epoll(ring: Ring) -> bool:
     """Watches an epoll instance, as the loop watches trio's. False: no thread could wake it."""
+    if sys.platform != "linux":
+        raise AssertionError
     ours, theirs = socket.socketpair()
     with ours, theirs, select.epoll() as poller:
         poller.register(ours, select.EPOLLIN)
@@ -232,6 +237,8 @@ class _Sender:
 
 
 def _sleep_in_epoll(ring: Ring, op: Operation) -> bool:
+    if sys.platform != "linux":
+        raise AssertionError
     with select.epoll() as poller:
         poller.register(ring.fileno(), select.EPOLLIN)
         return _sleep(ring, op, lambda left: bool(poller.poll(left)))

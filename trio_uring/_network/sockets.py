@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
     from .._streams.streams import SocketStream
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
-
 _TCP_CLOSE = 7  # the state of a connection that the peer has reset (linux/tcp_states.h)
 
 
@@ -88,11 +84,13 @@ class LingeringStream(BufferedNetworkStream):
 def _unsent(sock: stdlib_socket.socket) -> int:
     """Bytes that the peer has not acknowledged; 0 (so nobody waits) where the system does not
     tell."""
-    if (
-        sys.platform != "linux"
-        or sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-    ):
+    if sys.platform != "linux":
         return 0
+    if sock.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        return 0
+    import fcntl
+    import termios
+
     unsent: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return unsent
 

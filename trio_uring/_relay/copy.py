@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 import select
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -235,7 +236,7 @@ async def _until_reset(stream: trio.abc.Stream) -> None:
         trio.BrokenResourceError: the connection is broken.
     """
     sock = _socket_of(stream)
-    if sock is None or not hasattr(select, "epoll"):
+    if sock is None or sys.platform != "linux":
         return
     try:
         watch = select.epoll()

@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import stat
+import sys
 from typing import Any
 
 import trio
@@ -104,6 +105,8 @@ class Part:
 
         What lies between was read ahead with them, as a rule.
         """
+        if sys.platform != "linux":  # elsewhere nothing is sent directly
+            raise AssertionError
         try:
             if os.preadv(self.fd, [_probe], self.offset, os.RWF_NOWAIT):
                 os.preadv(self.fd, [_probe], self.offset + size - 1, os.RWF_NOWAIT)
@@ -129,6 +132,8 @@ class Part:
         Raises:
             OSError: an error of the sink, including BlockingIOError.
         """
+        if sys.platform != "linux":
+            raise AssertionError
         try:
             if is_socket:
                 count = os.sendfile(sink, self.fd, self.offset, size)
@@ -146,8 +151,20 @@ class Part:
 
 async def pread(fd: int, size: int, offset: int) -> bytes:
     """os.pread, in a worker thread if it would have to wait."""
-    if hasattr(os, "RWF_NOWAIT"):
+    if sys.platform == "linux" and hasattr(os, "RWF_NOWAIT"):
         chunk = bytearray(size)
         with contextlib.suppress(OSError):
             return bytes(memoryview(chunk)[: os.preadv(fd, [chunk], offset, os.RWF_NOWAIT)])
-    return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+    return await trio.to_thread.run_sync(_pread, fd, size, offset)
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    if sys.platform != "win32":
+        return os.pread(fd, size, offset)
+    # The position is the caller's as well, who may not use it meanwhile.
+    before = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, size)
+    finally:
+        os.lseek(fd, before, os.SEEK_SET)

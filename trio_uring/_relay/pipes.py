@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import weakref
 from typing import Any
 
@@ -26,10 +27,12 @@ class Pipe:
     """An empty pipe, or one with `held` bytes."""
 
     def __init__(self) -> None:
-        import fcntl  # the package is also imported where there is none
-
         self._read, self._write = os.pipe()
         self.held = 0
+        if sys.platform != "linux":  # nobody asks for a pipe there
+            raise AssertionError
+        import fcntl  # the package is also imported where there is none
+
         with contextlib.suppress(OSError):  # the default of 64 KiB will do
             fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
@@ -38,6 +41,8 @@ class Pipe:
 
         Raises OSError, including BlockingIOError.
         """
+        if sys.platform != "linux":
+            raise AssertionError
         self.held = os.splice(fd, self._write, min(count, PIPE_SIZE), flags=SPLICE_NOW)
         return self.held
 
@@ -46,6 +51,8 @@ class Pipe:
 
         Raises OSError, including BlockingIOError.
         """
+        if sys.platform != "linux":
+            raise AssertionError
         count = os.splice(self._read, fd, self.held, flags=SPLICE_NOW)
         self.held -= count
         return count

@@ -24,7 +24,8 @@ import os
 import select
 import signal
 import stat
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import (
@@ -38,10 +39,10 @@ from trio.lowlevel import (
 from .._descriptors.direction import POLL, Verdict
 from .._driver.engine import Engine
 from .._driver.operation import TaskOperation
-from .._driver.readiness import ALWAYS
 from .._driver.run import current_driver
 from .._errors import stream_error
 from .._ring.op import Opcode
+from .._ring.opcodes import POLL_ALWAYS, POLLIN
 from .._streams.endpoint import lease_under
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Pump(abc.ABC):
         self._extra: list[tuple[Direction, object]] = []
         self._task: trio.lowlevel.Task | None = None
         self._raise_cancel: Callable[[], NoReturn] | None = None
-        self._epoll: select.epoll | None = None
+        self._epoll: Any = None  # Linux's select.epoll
         # The total last given to the progress callback; None: there is no callback.
         self._told: int | None = None
         self.out.told = self._sink_closed
@@ -184,7 +185,7 @@ class Pump(abc.ABC):
             return
         if res < 0 and way.verdict(op, res) is not Verdict.WAIT:
             raise self._way_error(way, res)
-        if res >= 0 and not res & (op.flags | ALWAYS):
+        if res >= 0 and not res & (op.flags | POLL_ALWAYS):
             self._poll_by_epoll(way, op)
         else:
             ready()
@@ -195,10 +196,12 @@ class Pump(abc.ABC):
         A poll in io_uring completes once the peer has half-closed (POLLRDHUP), whatever it asked
         for; epoll does not.
         """
+        if sys.platform != "linux":  # as wherever there is a ring
+            raise AssertionError
         self._epoll = poller = select.epoll()
         poller.register(way.fd, op.flags)
         op.fd, op.owner = poller.fileno(), (way.owner, poller)
-        op.flags, op.entry = select.POLLIN, None
+        op.flags, op.entry = POLLIN, None
         del way.operations[POLL]  # the next poll of this direction expects another one
         way.operations[poller] = op
         self._extra.append((way, poller))
@@ -389,7 +392,7 @@ def takes_splices(ring: Ring, way: Direction) -> bool:
     be non-blocking, as trio's are. For pipes, splice has its own flag; devices may block all the
     same.
     """
-    if ring.info.backend == "fake" or not hasattr(os, "splice"):
+    if ring.info.backend == "fake" or sys.platform != "linux" or not hasattr(os, "splice"):
         return False
     if signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN:
         return False

@@ -21,6 +21,7 @@ import errno
 import operator
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -296,7 +297,7 @@ def _takes_sendfile(sink: SendSide) -> bool:
     in a worker thread does not.
     """
     out = lease_under(sink).sending
-    if not hasattr(os, "sendfile") or not hasattr(os, "RWF_NOWAIT") or not out.is_socket:
+    if sys.platform != "linux" or not hasattr(os, "RWF_NOWAIT") or not out.is_socket:
         return False
     return signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN and not os.get_blocking(out.fd)
 

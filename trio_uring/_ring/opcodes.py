@@ -27,7 +27,9 @@ class Direction(enum.Enum):
 
 _SENDING, _RECEIVING, _NEITHER = Direction
 
-POLLIN, POLLOUT = 0x001, 0x004  # of poll(2); not every platform has them in its select module
+# Of poll(2); not every platform has them in its select module.
+POLLIN, POLLOUT = 0x001, 0x004
+POLL_ALWAYS = 0x008 | 0x010 | 0x020  # POLLERR, POLLHUP, POLLNVAL: reported even if not asked for
 _NONE = 0
 
 OPCODES_MAX: Final = 64  # the kernel's opcodes are below this number

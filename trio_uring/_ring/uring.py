@@ -34,6 +34,7 @@ _PASSING = _SHORT_OF | {errno.EINTR, errno.ETIME}  # answers of enter that are n
 # is told to wait for: here as many as find a provided buffer, besides the receives of a full
 # submission queue.
 _ALL = SMALL_COUNT - SQ_ENTRIES
+_EBADR = 53  # Linux's; not every platform has it
 _FOREVER = 86400.0  # seconds: trio never asks for more, and an enter this long gets no timeout
 
 # Looked up once, since they are called in every pass.
@@ -182,7 +183,7 @@ class UringRing(RingBase):
                 self.counters.cq_overflows += more >> 2
                 if lib.tu_overflowed(self._c):
                     raise RingBrokenError(
-                        errno.EBADR, "the kernel ran out of memory and dropped completions"
+                        _EBADR, "the kernel ran out of memory and dropped completions"
                     )
                 if not self._enter() and not _tu_more(self._c) & 1:
                     # It is short of memory, and would still be at a second attempt: the next pass

@@ -12,6 +12,7 @@ import functools
 import os
 import socket as stdlib_socket
 import stat
+import sys
 import warnings
 from typing import TYPE_CHECKING, TypeVar
 
@@ -85,6 +86,8 @@ def adopt(source: object, what: str) -> trio.socket.SocketType | Descriptor:
     device."""
     if not isinstance(source, int) or isinstance(source, bool):
         return adopt_socket(source, what)
+    if sys.platform == "win32":
+        raise TypeError(f"on Windows, {what} requires a socket, not a descriptor")
     mode = os.fstat(source).st_mode
     if stat.S_ISSOCK(mode):
         sock = stdlib_socket.socket(fileno=source)
@@ -129,6 +132,8 @@ class _Borrowed(stdlib_socket.socket):
 
     def __init__(self, lender: trio.socket.SocketType) -> None:
         super().__init__(lender.family, lender.type, lender.proto, fileno=lender.fileno())
+        if sys.implementation.name == "pypy":  # which has just made the descriptor blocking
+            self.setblocking(False)
         self._lender = lender  # kept, since it closes the descriptor
 
     def __del__(self) -> None:

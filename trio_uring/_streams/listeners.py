@@ -13,6 +13,7 @@ import sys
 
 import trio
 
+from .._descriptors.direction import AF_UNIX
 from .._errors import CLOSED_ERRNOS
 from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket, make_over
@@ -81,7 +82,7 @@ class SocketListener(Endpoint, trio.abc.Listener[SocketStream]):
 def listener_over(sock: SocketLike, options: SocketOptions) -> SocketListener:
     """Makes a listener over a listening socket of this package that has these options set."""
     listener = make_over(SocketListener, adopt_socket(sock, "SocketListener"), options=False)
-    if sys.platform != "linux" or sock.family == stdlib_socket.AF_UNIX:
+    if sys.platform != "linux" or sock.family == AF_UNIX:
         listener._to_accepted = options
     return listener
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -50,7 +51,7 @@ async def open_process(
     Returns:
         A trio.Process. `stdin` is a trio_uring.SendStream, `stdout` and `stderr` are
         trio_uring.ReceiveStreams, and `stdio` is a trio.StapledStream of the first two; each is
-        None if it has no pipe. Closing them is up to you.
+        None if it has no pipe. Closing them is up to you. On Windows, all of these are trio's own.
 
     Raises:
         OSError: the program cannot be started.
@@ -59,6 +60,10 @@ async def open_process(
     Cancellation: if it is cancelled before it begins, nothing is started; from then on it cannot be
     cancelled.
     """
+    if sys.platform == "win32":  # its pipes cannot be waited for as sockets can
+        return await trio.lowlevel.open_process(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, **options
+        )
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
         child_in = child_out = child_err = None
         if stdin == subprocess.PIPE:

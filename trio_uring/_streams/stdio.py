@@ -36,6 +36,7 @@ def open_stdin() -> ReceiveStream:
     Raises:
         OSError: this process was started without standard input, or has closed it (EBADF); or it is
             a directory (EISDIR).
+        RuntimeError: this is Windows, where nothing but a socket can be waited for.
 
     Cancellation: a blocked read can be cancelled, also on a terminal, and loses nothing.
     """
@@ -52,6 +53,7 @@ def open_stdout() -> SendStream:
     Raises:
         OSError: this process was started without standard output, or has closed it (EBADF); or it
             is a directory (EISDIR).
+        RuntimeError: this is Windows, where nothing but a socket can be waited for.
 
     Cancellation: as in SendStream, except on a terminal that may not be opened anew (another
     user's, after su): while it takes no more (Ctrl-S), a write blocks the whole program, as print()
@@ -66,6 +68,8 @@ def open_stderr() -> SendStream:
 
 
 def _duplicate(fd: int, at_start: object, name: str) -> Descriptor:
+    if sys.platform == "win32":
+        raise RuntimeError(f"on Windows, {name} cannot be a stream: use a thread")
     if at_start is None:
         why = f"this process was started without {name}: descriptor {fd}, if any, is another file"
         raise OSError(errno.EBADF, f"{os.strerror(errno.EBADF)}: {why}")
@@ -84,7 +88,10 @@ def _reopen(fd: int) -> int:
     The kernel treats a terminal as a file whose writes need not wait, and then waits after all: a
     write of more than there is room for would block io_uring_enter, and with it every task.
     """
+    if sys.platform == "win32":
+        raise AssertionError
     import fcntl  # Windows has none, but must be able to import this module
 
-    access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    return os.open(f"/proc/self/fd/{fd}", access | os.O_NONBLOCK | os.O_NOCTTY)
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
+    name = f"/proc/self/fd/{fd}" if sys.platform == "linux" else os.ttyname(fd)
+    return os.open(name, access | os.O_NONBLOCK | os.O_NOCTTY)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .._descriptors.direction import AF_UNIX
 from .._options import SocketOptions, fold_options
 from .endpoint import adopt_socket, make_over
 from .listeners import SocketListener, listener_over
@@ -29,6 +30,7 @@ if sys.version_info < (3, 11):
     # a dependency of trio's
     from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
+NO_UNIX_SOCKETS = "Unix sockets are not supported on this platform"  # as trio says it
 DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
 
 
@@ -175,8 +177,9 @@ class _Race:
     async def _bind(self, sock: trio.socket.SocketType, address: Any) -> None:
         if self._local_address is None:
             return
-        with contextlib.suppress(OSError):
-            sock.setsockopt(stdlib_socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                sock.setsockopt(stdlib_socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
         try:
             await sock.bind((self._local_address, 0))
         except OSError:
@@ -212,12 +215,15 @@ async def open_unix_socket(
 
     Raises:
         OSError: the connection failed.
+        RuntimeError: this platform has no Unix sockets (Windows).
 
     Cancellation: the socket is closed.
     """
+    if AF_UNIX is None:
+        raise RuntimeError(NO_UNIX_SOCKETS)
     options = fold_options(options)
     path = os.fspath(filename)
-    made = trio.socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_STREAM)
+    made = trio.socket.socket(AF_UNIX, stdlib_socket.SOCK_STREAM)
     sock = adopt_socket(made, "open_unix_socket")
     try:
         options.apply(sock, "connecting")

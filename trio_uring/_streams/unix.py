@@ -35,14 +35,17 @@ import errno
 import os
 import socket as stdlib_socket
 import stat
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._descriptors.direction import AF_UNIX
 from .._options import SocketOptions, fold_options
 from .listeners import SocketListener, listener_over
+from .tcp import NO_UNIX_SOCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
+# Linux's, which not every Python names (PyPy); elsewhere a directory is opened for reading.
+_O_PATH = getattr(os, "O_PATH", 0o10000000 if sys.platform == "linux" else os.O_RDONLY)
 LOCK_SECONDS = 1.0  # how long to wait for a directory that another process has locked
 
 
@@ -96,11 +101,11 @@ async def open_unix_listeners(
 
     A socket file at `path` to which nobody is bound any more is replaced. Of several servers that
     start at the same time, one gets the path. The file is removed when the listener is closed,
-    unless another file has taken its place. Linux only.
+    unless another file has taken its place.
 
     Args:
         path: the path of the socket, at most 107 bytes. One that begins with a zero byte is an
-            abstract name, which has no file.
+            abstract name, which has no file (Linux only).
         mode: permissions of the file, such as 0o600. Whoever may write to it may connect, and
             nobody else can at any moment. None: what the umask leaves.
         backlog: a shorthand for this field of `options`.
@@ -114,10 +119,13 @@ async def open_unix_listeners(
             there, which is never removed. EPERM: `mode` is more than the umask allows, there is no
             /proc, and others may change the directory. Other numbers as in bind(2).
         ValueError: an empty path or one with a zero byte, an invalid mode, a mode for an abstract
-            name, or a backlog that contradicts the options.
+            name, an abstract name where there are none, or a backlog that contradicts the options.
+        RuntimeError: this platform has no Unix sockets (Windows).
 
     Cancellation: a checkpoint comes first; after that it cannot be cancelled.
     """
+    if AF_UNIX is None:
+        raise RuntimeError(NO_UNIX_SOCKETS)
     name = os.fsencode(path)
     if not name:
         raise ValueError("the path of a Unix socket must not be empty")
@@ -127,6 +135,8 @@ async def open_unix_listeners(
     if name.startswith(b"\0"):
         if mode is not None:
             raise ValueError("an abstract Unix socket has no permissions: mode must be None")
+        if sys.platform != "linux":
+            raise ValueError("only Linux has abstract Unix sockets: the path must begin otherwise")
         await trio.lowlevel.checkpoint()
         return [_listen_abstract(name, options)]
     if b"\0" in name:  # bind(2) would see only its beginning
@@ -164,8 +174,13 @@ async def _in_thread(path: bytes, mode: int | None, options: SocketOptions) -> S
     return _UnixListener(*await trio.to_thread.run_sync(_listen, path, mode, options), options)
 
 
+def _socket(kind: int) -> stdlib_socket.socket:
+    assert AF_UNIX is not None  # checked by whoever opens a listener
+    return stdlib_socket.socket(AF_UNIX, kind)
+
+
 def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
-    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
+    sock = _socket(stdlib_socket.SOCK_STREAM)
     try:
         options.apply(sock, "listening")
         sock.bind(name)
@@ -183,10 +198,10 @@ def _listen(
     path: bytes, mode: int | None, options: SocketOptions
 ) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
     """Returns a socket that listens on `path`, the absolute path, and the file's identity."""
-    sock = stdlib_socket.socket(stdlib_socket.AF_UNIX)
+    sock = _socket(stdlib_socket.SOCK_STREAM)
     try:
         options.apply(sock, "listening")
-        if mode is not None:
+        if mode is not None and sys.platform == "linux":
             os.fchmod(sock.fileno(), mode)
         with _locked(os.path.dirname(path) or b"."):
             _bind(sock, path)
@@ -206,6 +221,8 @@ def _listen(
 @contextlib.contextmanager
 def _locked(directory: bytes) -> Iterator[None]:
     """Locks a directory, if possible: no other server of ours opens a socket in it meanwhile."""
+    if sys.platform == "win32":
+        raise AssertionError
     import fcntl  # the package is also imported where there is none
 
     try:
@@ -227,6 +244,8 @@ def _locked(directory: bytes) -> Iterator[None]:
 
 def _lock(fd: int) -> bool:
     """Returns False if another process has the lock."""
+    if sys.platform == "win32":
+        raise AssertionError
     import fcntl
 
     try:
@@ -265,7 +284,7 @@ def _give_up(path: bytes) -> None:
 
 
 def _is_stale(path: bytes) -> bool:
-    with stdlib_socket.socket(stdlib_socket.AF_UNIX, stdlib_socket.SOCK_DGRAM) as probe:
+    with _socket(stdlib_socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -278,15 +297,18 @@ def _is_stale(path: bytes) -> bool:
 
 def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
     """Gives the new file the permissions that the umask removed, and returns its identity."""
+    if sys.platform != "linux":
+        # Here the file has what the umask left (fchmod(2) takes no sockets), but until listen(2)
+        # nobody can connect.
+        status = os.lstat(path)
+        if mode is not None and _lacks(status, mode):
+            _chmod_by_name(path, mode)
+        return status.st_dev, status.st_ino
     # O_NOFOLLOW: if somebody has put a link in its place, never that link's target.
-    file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    file = os.open(path, _O_PATH | os.O_NOFOLLOW)
     try:
         status = os.fstat(file)
-        if (
-            mode is not None
-            and stat.S_ISSOCK(status.st_mode)
-            and stat.S_IMODE(status.st_mode) != mode
-        ):
+        if mode is not None and _lacks(status, mode):
             try:
                 os.chmod(f"/proc/self/fd/{file}", mode)
             except OSError:  # there is no /proc, for instance in a chroot
@@ -296,13 +318,20 @@ def _settle_mode(path: bytes, mode: int | None) -> tuple[int, int]:
         os.close(file)
 
 
+def _lacks(status: os.stat_result, mode: int) -> bool:
+    """Whether the file is a socket with other permissions than `mode`."""
+    return stat.S_ISSOCK(status.st_mode) and stat.S_IMODE(status.st_mode) != mode
+
+
 def _chmod_by_name(path: bytes, mode: int) -> None:
     """Changes a file's permissions, but not the target's if somebody puts a link in its place."""
+    if sys.platform == "win32":
+        raise AssertionError
     directory, name = os.path.split(path)
-    fd = os.open(directory or b".", os.O_PATH | os.O_DIRECTORY)
+    fd = os.open(directory or b".", _O_PATH | os.O_DIRECTORY)
     try:
-        # This works on Linux 6.6 with a C library that knows it; others need /proc, and fail in one
-        # of these ways.
+        # This works on macOS, and on Linux 6.6 with a C library that knows it; others need /proc,
+        # and fail in one of these ways.
         with contextlib.suppress(NotImplementedError, ValueError, OSError):
             os.chmod(name, mode, dir_fd=fd, follow_symlinks=False)
             return

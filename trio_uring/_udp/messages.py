@@ -12,20 +12,28 @@ Control data has the form that socket.socket.sendmsg and recvmsg use.
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import operator
 import socket
 import struct
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# From linux/udp.h and linux/in.h; Python has no names for them, or not in every version.
+# From linux/udp.h, linux/in.h and macOS's netinet/in.h; Python has no names for them, or not in
+# every version.
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
-IP_PKTINFO = 8
+IP_PKTINFO = {"linux": 8, "darwin": 26}.get(sys.platform)
+# None where sockets do not say, or take, the local address of a datagram.
+IPV6_PKTINFO: int | None = getattr(socket, "IPV6_PKTINFO", None)
+IPV6_RECVPKTINFO: int | None = getattr(socket, "IPV6_RECVPKTINFO", None)
+# Windows has no sendmsg and recvmsg: no control data, and no lists of buffers.
+HAS_MESSAGES = hasattr(socket.socket, "sendmsg")
 SEGMENTS_MAX = 64  # datagrams in one message; kernels take 128 since 6.9
 SEGMENTED_MAX = 65507  # bytes in one message: 65,535 less the headers of IPv4 and UDP
 LIMITS_MAX = 1024  # addresses for which an Outbox remembers the size of runs
@@ -36,7 +44,7 @@ _PKTINFO6 = struct.Struct("=16sI")  # struct in6_pktinfo
 _WILDCARDS = {socket.IPPROTO_IP: "0.0.0.0", socket.IPPROTO_IPV6: "::"}
 _TELLS_LOCAL = (
     (socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.size),
-    (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.size),
+    (socket.IPPROTO_IPV6, IPV6_PKTINFO, _PKTINFO6.size),
 )
 _FAMILIES = {socket.IPPROTO_IP: socket.AF_INET, socket.IPPROTO_IPV6: socket.AF_INET6}
 
@@ -77,6 +85,18 @@ def is_numeric(family: int, *address: Any) -> bool:
 # -- control data
 
 
+def local_option(family: int) -> int:
+    """The kind of the control data with the local address of a datagram.
+
+    Raises:
+        OSError: ENOPROTOOPT: this platform has none.
+    """
+    option = IP_PKTINFO if family == socket.AF_INET else IPV6_PKTINFO
+    if option is None or not HAS_MESSAGES:
+        raise OSError(errno.ENOPROTOOPT, "this platform has no local addresses of datagrams")
+    return option
+
+
 def segment_control(size: int) -> Control:
     """Control data that asks for datagrams of `size` bytes."""
     return SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(size)
@@ -92,15 +112,17 @@ def local_control(family: int, host: str, interface: int) -> tuple[Control]:
 
     Raises:
         ValueError: `host` is not an address of this family, or `interface` is not an index.
+        OSError: ENOPROTOOPT: this platform takes no local address.
     """
     level = socket.IPPROTO_IP if family == socket.AF_INET else socket.IPPROTO_IPV6
+    option = local_option(family)
     try:
         packed = socket.inet_pton(_FAMILIES[level], host or _WILDCARDS[level])
         ambiguous = not any(packed) or ipaddress.ip_address(packed).is_link_local
         index = operator.index(interface) * ambiguous
         if level == socket.IPPROTO_IP:
-            return ((level, IP_PKTINFO, _PKTINFO4.pack(index, packed, bytes(4))),)
-        return ((level, socket.IPV6_PKTINFO, _PKTINFO6.pack(packed, index)),)
+            return ((level, option, _PKTINFO4.pack(index, packed, bytes(4))),)
+        return ((level, option, _PKTINFO6.pack(packed, index)),)
     except (OSError, TypeError, struct.error):
         wanted = f"a numeric {_FAMILIES[level].name} address and an interface's index"
         raise ValueError(f"local must be {wanted}, not {host!r} and {interface!r}") from None

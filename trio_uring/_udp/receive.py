@@ -21,7 +21,7 @@ from trio.lowlevel import enable_ki_protection
 from .._bytes.timed import within
 from .._driver.run import current_driver
 from .._streams.endpoint import Endpoint
-from .messages import IP_PKTINFO, Inbox, read_control
+from .messages import IPV6_RECVPKTINFO, Inbox, local_option, read_control
 
 if TYPE_CHECKING:
     from .._descriptors.direction import Direction
@@ -205,7 +205,8 @@ class UDPReceive(Endpoint):
 
     def _take_message(self) -> int:
         """Takes one message with its control data, and returns how many bytes it had."""
-        data, ancillary, flags, address = self._plain.recvmsg(DATAGRAM_MAX, self._control_max)
+        plain: Any = self._plain  # on Windows nothing comes here: it has no recvmsg
+        data, ancillary, flags, address = plain.recvmsg(DATAGRAM_MAX, self._control_max)
         segment, local = read_control(ancillary) if ancillary else (0, None)
         if flags & _CUT:
             if flags & stdlib_socket.MSG_CTRUNC:
@@ -222,8 +223,10 @@ class UDPReceive(Endpoint):
         return len(data)
 
     def _ask_for_local(self) -> None:
+        option = local_option(self._family)
         if self._family == stdlib_socket.AF_INET:
-            self._plain.setsockopt(stdlib_socket.IPPROTO_IP, IP_PKTINFO, 1)
+            self._plain.setsockopt(stdlib_socket.IPPROTO_IP, option, 1)
         else:
-            self._plain.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_RECVPKTINFO, 1)
+            option = option if IPV6_RECVPKTINFO is None else IPV6_RECVPKTINFO
+            self._plain.setsockopt(stdlib_socket.IPPROTO_IPV6, option, 1)
         self._tells_local = True

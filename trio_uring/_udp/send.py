@@ -25,7 +25,7 @@ from .._driver.run import current_driver
 from .._errors import CLOSED_ERRNOS
 from .._streams.endpoint import Endpoint
 from .._trio import resolve
-from .messages import SEGMENTED_MAX, Outbox, is_numeric, local_control
+from .messages import HAS_MESSAGES, SEGMENTED_MAX, Outbox, is_numeric, local_control
 
 if TYPE_CHECKING:
     import socket as stdlib_socket
@@ -97,7 +97,7 @@ class UDPSend(Endpoint):
             OSError: the kernel refused it: EMSGSIZE for a datagram that is too long, EDESTADDRREQ
                 without an address, EINVAL for a `local` that this host does not have;
                 ConnectionRefusedError on a connected socket if an earlier datagram could not be
-                delivered.
+                delivered; ENOPROTOOPT for a `local` on a platform that takes none (Windows).
             TypeError: `data` is not a buffer or a sequence of buffers.
             ValueError: `local` is not a numeric address of the socket's family.
 
@@ -181,13 +181,15 @@ class UDPSend(Endpoint):
 
     def _send(self, messages: Iterable[Outgoing], outbox: Outbox | None = None) -> bool:
         """Sends messages; False if one would block. `outbox` is told if a run is refused."""
-        plain, before, moved = self._plain, self.datagrams_sent, 0
+        plain: Any = self._plain  # Windows has no sendmsg
+        before, moved = self.datagrams_sent, 0
+        send_message = plain.sendmsg if HAS_MESSAGES else self._send_joined
         try:
             for message in messages:
                 buffers, control, address, segment, count = message
                 try:
                     if control or segment or address is None or len(buffers) != 1:
-                        moved += plain.sendmsg(buffers, control, 0, address)
+                        moved += send_message(buffers, control, 0, address)
                     else:  # which costs less
                         moved += plain.sendto(buffers[0], address)
                 except BlockingIOError:
@@ -203,6 +205,12 @@ class UDPSend(Endpoint):
             counters = self._counters
             counters.datagrams_sent += self.datagrams_sent - before
             counters.datagram_bytes_sent += moved
+
+    def _send_joined(self, buffers: Sequence[Any], _control: object, flags: int, to: Any) -> int:
+        """sendmsg where there is none; nothing makes control data there."""
+        data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        plain = self._plain
+        return plain.send(data, flags) if to is None else plain.sendto(data, flags, to)
 
     @staticmethod
     def _send_error(exc: OSError, buffers: Sequence[Any]) -> BaseException:

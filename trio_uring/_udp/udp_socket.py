@@ -63,11 +63,12 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
         super().__init__(owner, lease)  # with a lease, no TCP options are set
         self._family = int(self.socket.family)
         self._plain = plain_socket(self._owner)
-        with contextlib.suppress(OSError):  # a kernel before 4.18 would send a run as one datagram
-            self.socket.getsockopt(SOL_UDP, UDP_SEGMENT)
-            self._segment_max = SEGMENTED_MAX
-        with contextlib.suppress(OSError):
-            self.socket.setsockopt(SOL_UDP, UDP_GRO, int(gro))
+        if sys.platform == "linux":  # elsewhere these numbers may mean something else
+            with contextlib.suppress(OSError):  # before 4.18, a run would be sent as one datagram
+                self.socket.getsockopt(SOL_UDP, UDP_SEGMENT)
+                self._segment_max = SEGMENTED_MAX
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(SOL_UDP, UDP_GRO, int(gro))
         self._look_at_options()
 
     def getsockname(self) -> Any:
@@ -98,6 +99,8 @@ class UDPSocket(UDPSend, UDPReceive, trio.abc.AsyncResource):
     def _look_at_options(self) -> None:
         self._limits.clear()  # runs that were refused may be taken now
         self._joins = False
+        if sys.platform != "linux":
+            return
         with contextlib.suppress(OSError):  # a kernel before 5.0 joins nothing
             self._joins = bool(self.socket.getsockopt(SOL_UDP, UDP_GRO))
 
