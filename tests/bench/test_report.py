@@ -158,6 +158,15 @@ def test_a_document_of_several_reports_has_their_medians(tmp_path: Path) -> None
     assert "medians of 4 runs" in text
 
 
+def test_a_workload_need_not_be_in_all_reports() -> None:
+    reports = [canned(), canned()]
+    reports[0]["results"]["50x1K"]["ring"]["rounds"] = 0.0  # which are all there are
+    del reports[1]["results"]["50x1K"]
+    merged = document.merge(reports)
+    assert merged["results"]["50x1K"]["ring"] == reports[0]["results"]["50x1K"]["ring"]
+    assert merged["runs"] == 2
+
+
 def test_the_document_is_that_of_the_template() -> None:
     docs = Path(__file__).parents[2] / "docs" / "performance.md"
     heads = [

@@ -3,10 +3,9 @@ part, or answered with completions that are late or in another order: every byte
 order, nothing hangs, and nothing is left.
 
 Rules of this file: everything is done many times, each from a seed; what the kernel and other
-threads do is not. No garbage is collected meanwhile, since that may come anywhere. The last seed
-that is printed is the one that failed; run it alone with TRIO_URING_SEEDS=seed:seed+1. Faults come
-in front of C's pass and of Python's alike (support/enters.py). Which of these makes it is
-TRIO_URING_ACCELERATOR's to say.
+threads do is not. The last seed that is printed is the one that failed; run it alone with
+TRIO_URING_SEEDS=seed:seed+1. Faults come in front of C's pass and of Python's alike
+(support/enters.py). Which of these makes it is TRIO_URING_ACCELERATOR's to say.
 """
 
 from __future__ import annotations
@@ -337,11 +336,7 @@ def run_seed(seed: int, flags: str, faults: Faults, fatal: bool = False) -> None
         cq_entries=world.rnd.choice((sq_entries, None)),
         provide_buffers=world.rnd.random() < 0.7,
     )
-    gc.disable()
-    try:
-        trio.run(world.run)
-    finally:
-        gc.enable()
+    trio.run(world.run)
 
 
 @pytest.mark.parametrize(("first", "last"), SEEDS)

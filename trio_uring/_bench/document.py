@@ -40,8 +40,9 @@ RATIOS = (("ring", "trio"), ("readiness", "trio"), ("ring", "uvloop"), ("ring", 
 
 
 def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One report of several of the same peers and workloads: every figure is the median of theirs,
-    without those of disturbed rounds only, if there are others; the rest is that of the first."""
+    """One report of several: every figure is the median of theirs, without those of disturbed
+    rounds only, if there are others; the rest is that of the first. A workload need not be in all.
+    """
     first = dict(reports[0])
     results: Results = {}
     for report in reports:
@@ -50,11 +51,13 @@ def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 results.setdefault(workload, {})[peer] = {}
     for workload, into in results.items():
         for peer in into:
-            found = [each["results"].get(workload, {}).get(peer, {}) for each in reports]
+            peers = [each["results"].get(workload, {}) for each in reports]
+            found = [figures[peer] for figures in peers if peer in figures]
             found = [figures for figures in found if figures.get("rounds") != 0] or found
             for key in dict.fromkeys(key for figures in found for key in figures):
                 into[peer][key] = median(figures[key] for figures in found if key in figures)
-    first |= {"results": results, "targets": judged(results), "runs": len(reports)}
+    runs = max(sum(name in each["results"] for each in reports) for name in results)
+    first |= {"results": results, "targets": judged(results), "runs": runs}
     return first
 
 

@@ -48,7 +48,8 @@ class Child:
     ) -> None:
         self.name = name
         self._buffer = b""
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (`_end` closes it; not a pipe: nobody reads it until the end)
+        # `_end` closes it. Not a pipe: nobody reads it until the end.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 command,

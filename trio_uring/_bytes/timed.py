@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
+_NO_LIMIT = contextlib.nullcontext()  # which has no state
+
+
 def within(timeout: float | None) -> contextlib.AbstractContextManager[object]:
     """The cancel scope of a call with a time limit; no scope for None and math.inf."""
-    return (
-        contextlib.nullcontext()
-        if timeout is None or timeout == math.inf
-        else trio.fail_after(timeout)
-    )
+    return _NO_LIMIT if timeout is None or timeout == math.inf else trio.fail_after(timeout)
 
 
 async def in_time(

@@ -32,7 +32,7 @@ from .._bytes.chunks import ChunkQueue
 from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
 from .._errors import AGAIN_ERRNOS
-from .._ring.op import NO_GROUP, POSITION
+from .._ring.op import CLOSED_FD, NO_GROUP, POSITION
 from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
 from .fields import DirectionFields
 from .provided import OWN_SIZE, use_first
@@ -247,14 +247,14 @@ class Direction(DirectionFields):
         if kind == RECEIVE:
             use_first(self, op)
         self.operations[name] = op
+        if self.closed:  # in a garbage collection: see Engine.release
+            op.fd = CLOSED_FD
         return op
 
     def get(self, kind: int) -> TaskOperation:
         """An operation of this kind, for whoever holds the direction."""
         op = self.operations.get(kind)
-        if op is None or op.owed:
-            op = self.operation(kind)
-        return op
+        return self.operation(kind) if op is None or op.owed else op
 
     async def wait_ready(self, op: TaskOperation | None = None) -> int:
         """Waits until the direction, which the caller has, may be ready. A checkpoint.

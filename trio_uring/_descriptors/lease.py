@@ -162,13 +162,16 @@ class Lease:
         if engine is None:
             close()
         else:
-            if engine.phase is FAILED and self._shutdown is not None:
-                # Operations that the kernel holds and nobody can cancel would hold back the FIN.
-                with contextlib.suppress(OSError):
-                    self._shutdown(stdlib_socket.SHUT_RDWR)
-            engine.release(self.operations(), close)
+            engine.release(self.operations(), lambda: self._end(engine, close))
         _tell(self.receiving)
         _tell(self.sending)
+
+    def _end(self, engine: AnyEngine, close: Callable[[], object]) -> None:
+        if engine.phase is FAILED and self._shutdown is not None:
+            # Operations that the kernel holds and nobody can cancel would hold back the FIN.
+            with contextlib.suppress(OSError):
+                self._shutdown(stdlib_socket.SHUT_RDWR)
+        close()
 
     def _used_with(self) -> Any:
         return self.used_by() or self.engine_of_streams()

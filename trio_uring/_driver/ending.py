@@ -29,9 +29,16 @@ def empty(engine: RingSide, seconds: float) -> None:
     Raises:
         Exception: the ring cannot be emptied.
     """
+    engine.run_last_errands()
+    engine.busy = True
+    try:
+        _empty(engine, seconds)
+    finally:
+        engine.busy = False
+
+
+def _empty(engine: RingSide, seconds: float) -> None:
     ring, deadline = engine.ring, time.monotonic() + seconds
-    while engine.errands:
-        engine.errands.pop()()
     queue, engine.queue = engine.queue, {}
     for op in queue:
         op.task, op.res = None, _ECANCELED

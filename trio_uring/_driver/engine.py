@@ -11,6 +11,8 @@ Rules of this file:
   only ECANCELED after a cancel raises Cancelled. Abort.SUCCEEDED is for an operation that is still
   in the queue.
 - What touches the queue or the ring is protected from KeyboardInterrupt.
+- A garbage collection may close streams and destroy coroutines at any point of ours or of trio's.
+  So `release` and `abandon` wake no task, and while the engine is `busy` they only leave an errand.
 - An operation that is not in the kernel holds no buffer: the caller may resize its buffers as soon
   as the call is over.
 - The function of a chained operation is called once, whatever becomes of the operation. The only
@@ -19,6 +21,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 from threading import get_ident
@@ -34,8 +37,9 @@ from trio.lowlevel import (
 )
 
 from .._accelerator import hot
+from .._ring.op import CLOSED_FD
 from .._ring.opcodes import BY_READINESS, Opcode
-from .phases import FAILED, OVER, RUNNING
+from .phases import FAILED, LATE, OVER, RUNNING
 from .readiness import ALWAYS, perform_by_readiness, wait_by_trio
 from .ring_side import RingSide
 
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 
 _ECANCELED = -errno.ECANCELED
 _AWAITS_ITSELF = hot is not None  # an operation in Python would cost one call more
+
+_WAKING = (RUNNING, LATE, FAILED)  # the phases in which tasks can be woken
 
 _reschedule: Callable[[trio.lowlevel.Task, Any], None] = reschedule
 
@@ -137,21 +143,26 @@ class Engine(RingSide):
         Until it is done, the ring holds what it needs, and nobody else may use it.
         """
         op.task = None
-        if get_ident() == self.thread and not op.state.in_kernel:
+        if get_ident() == self.thread and not op.state.in_kernel and not self.busy:
             self._drop(op)
+            if self.hooks is not None:
+                self.come_back()  # the next pass looks whether anything is left
         else:
             # A garbage collection may have destroyed the coroutine when we are about to wait.
             self.at_flush(functools.partial(self._drop, op))
 
     def _drop(self, op: TaskOperation) -> None:
         if op.state.in_kernel:
-            self.ring.cancel(op)
-            self.dirty = True
+            self.ask_to_stop(op)
         else:
             if op in self.queue:
-                self.withdraw(op)
+                self._take_back(op)
                 op.res = 0
             op.finish()  # only once: it may be done already, or drained and not yet finished
+
+    def _take_back(self, op: TaskOperation) -> None:
+        self.queue.pop(op, None)
+        op.let_go()
 
     @enable_ki_protection
     async def settle(self, op: TaskOperation) -> None:
@@ -184,18 +195,16 @@ class Engine(RingSide):
         """Takes an operation out of the queue. False: it is in the kernel already."""
         if op.state.in_kernel:
             return False
-        self.queue.pop(op, None)
+        self._take_back(op)
         self.look_idle()
-        op.let_go()
         return True
 
     @enable_ki_protection
     def cancel(self, op: TaskOperation) -> None:
-        self.ring.cancel(op)
         if not self.dirty and self.hooks is not None:
             self.hooks.queued()
             self.come_back()  # in a guest run, the host may call us between two passes
-        self.dirty = True
+        self.ask_to_stop(op)
 
     # -- chains
 
@@ -232,8 +241,10 @@ class Engine(RingSide):
         if op.state.in_kernel:
             self.cancel(op)
         elif op in self.queue:  # otherwise it is done, and about to be finished in this reap
-            self.withdraw(op)
+            self._take_back(op)
             op.then = None
+            if self.hooks is not None:
+                self.come_back()  # as in `abandon`
 
     def resume(self, task: trio.lowlevel.Task, outcome: Any) -> None:
         """Wakes a task on behalf of chained operations."""
@@ -248,35 +259,64 @@ class Engine(RingSide):
 
         close(2) alone cancels nothing and holds back the FIN, and an entry that was not submitted
         yet would find another file under the same number. So queued operations are withdrawn, those
-        in the kernel are cancelled, everything is flushed, the descriptor is closed, and one more
-        reap collects what the cancels did. Tasks that wait get ECANCELED.
+        in the kernel are cancelled, that is flushed, and the descriptor is closed. Tasks that wait
+        get ECANCELED in the next pass: here, a garbage collection may have interrupted trio, which
+        is about to wake them itself.
         """
         if not self.phase.works or get_ident() != self.thread:
             close()
             return
-        ended = []
+        if self.busy:
+            # The operations may be the ones that are being written or finished.
+            self.at_flush(functools.partial(self._release_late, list(ops), close))
+            return
         for op in ops:
-            if op.engine is not self:
-                continue
-            if op.state.in_kernel:
-                self.ring.cancel(op)
-                self.dirty = True
-            elif op.task is not None or op.then is not None:
-                self.withdraw(op)
-                op.res = _ECANCELED
-                ended.append(op)
-        if not self.dirty:
+            if op.engine is self:
+                self._end(op)
+        if not self.dirty or self._tell_kernel():
             close()
         else:
-            self.guard(self.flush_ring)
-            if self.dirty and self.phase.works:
-                # The kernel is short of resources, and an entry with this number still waits.
-                self.closing.append(close)
-            else:
-                close()
-                self.guard(self.reap_ring)
-        for op in ended:
-            self.finish(op)
+            # The kernel is short of resources, and an entry with this number may still wait.
+            self.closing.append(close)
+
+    def _release_late(self, ops: list[TaskOperation], close: Callable[[], object]) -> None:
+        with contextlib.suppress(OSError):
+            self.release(ops, close)
+
+    def _end(self, op: TaskOperation) -> None:
+        """Ends an operation whose descriptor is about to be closed."""
+        if op.state.in_kernel:
+            self.ask_to_stop(op)
+        elif op.task is not None or op.then is not None:
+            self._take_back(op)
+            op.res = _ECANCELED
+            self.at_flush(functools.partial(self._finish_ended, op))
+        # A call that has been interrupted may be about to queue it: its entry must not name the
+        # number, which may be another file's by then.
+        op.fd, op.entry = CLOSED_FD, None
+
+    def _finish_ended(self, op: TaskOperation) -> None:
+        if self.phase not in _WAKING:
+            op.task = None  # it cannot be woken any more
+        self.finish(op)
+
+    def _tell_kernel(self) -> bool:
+        """Flushes what the ring holds. False: not all of it."""
+        self.busy, flushed = True, False
+        try:
+            flushed = self.ring.flush()
+        except BaseException as exc:
+            self.at_flush(functools.partial(self._fail_late, exc))  # that wakes tasks, too
+        finally:
+            self.busy = False
+        self.dirty = not flushed or bool(self.closing)
+        if self.dirty and self.hooks is not None:
+            self.come_back()
+        return flushed
+
+    def _fail_late(self, exc: BaseException) -> None:
+        if self.phase.works:
+            self.fail(exc)
 
     # -- when this engine cannot perform an operation
 

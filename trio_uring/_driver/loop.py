@@ -26,10 +26,11 @@ would look like, and which test would show it (all in tests/robustness):
 - **A cancel** of an operation in the kernel, and a close, come from tasks, or from the host of a
   guest run. What they have written is flushed before the next wait. If lost: a cancelled task does
   not return. Tests: test_every_cancel, and for the public way test_runs (a host's cancel).
-- **A garbage collection** that destroys a coroutine may come at any time, in any thread, even
-  between the last check and the wait. So it calls run_sync_soon (`come_back`), which wakes trio's
-  epoll. If lost: the ring keeps a buffer, and a direction, for as long as the run is quiet. Tests:
-  test_destroyed, test_halves_freed.
+- **A garbage collection** that destroys a coroutine or closes a stream may come at any time, in any
+  thread, even between the last check and the wait. So what it leaves (`errands`) calls
+  run_sync_soon (`come_back`), which wakes trio's epoll. If lost: the ring keeps a buffer, and a
+  direction, for as long as the run is quiet, or a descriptor stays open. Tests: test_destroyed,
+  test_halves_freed, test_collected.
 - **A kernel that is short of resources** (EAGAIN, EBUSY) has not taken everything. It does not say
   when it has room again, so it is asked again after SHORT_PAUSE, spent waiting in trio's epoll. If
   lost: what is queued stays queued. Test: test_short_kernel.
@@ -110,13 +111,16 @@ class Loop(_Fields, Manager):
                 engine.run_errands()
                 if not engine.phase.works:
                     return _HAPPENED
-            busy = timeout or engine.queue or engine.dirty
-            if not busy and ring.watching and not ring.ready():
+            active = timeout or engine.queue or engine.dirty or engine.woke
+            if not active and ring.watching and not ring.ready():
                 return ()
+            engine.busy = True
             return self._pass(time.monotonic() + timeout, False)
         except Exception as exc:
             engine.fail(exc)
             return _HAPPENED
+        finally:
+            engine.busy = False
 
     # The accelerator has its own, which leaves to this one whatever is unusual.
     if TYPE_CHECKING or hot is None:

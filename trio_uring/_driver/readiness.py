@@ -31,7 +31,7 @@ from trio.lowlevel import (
 
 from .._accelerator import hot
 from .._ring.figures import RingCounters, RingInfo
-from .._ring.op import NO_GROUP, poll_event
+from .._ring.op import CLOSED_FD, NO_GROUP, poll_event
 from .._ring.opcodes import RECEIVING, Opcode
 from .._trio import epoll_manager, stop_waiting
 from .phases import OVER, RUNNING, Phase
@@ -187,6 +187,8 @@ async def wait_by_trio(fd: int, events: int) -> int:
     Returns:
         The events, or -errno: the descriptor was closed meanwhile, or cannot be waited for.
     """
+    if fd == CLOSED_FD:
+        return -errno.EBADF
     try:
         await (wait_writable if events == select.POLLOUT else wait_readable)(fd)
     except trio.ClosedResourceError:

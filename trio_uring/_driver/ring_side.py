@@ -5,6 +5,8 @@ Rules of this file:
 - No exception leaves `flush` and `reap`: nobody else wakes tasks parked with Abort.FAILED. A
   failure wakes everyone with an error, and every later operation fails with it.
 - What the kernel may still write to stays pinned by the ring.
+- Whoever touches the ring, or finishes what was drained, is `busy`. A garbage collection may come
+  at any point of that, and close streams: nobody touches the ring within.
 - Nothing here knows the two ways to wait (`loop`, `task_way`); they call this.
 """
 
@@ -71,11 +73,13 @@ class RingSide(_Fields):
         phase: what may be done, see `phases`.
         failure: what made the engine fail.
         queue: operations that the ring has not seen, in the order in which they were made.
-        errands: functions that destroyed coroutines left, to be called in a pass.
+        errands: functions that destroyed coroutines and closed streams left, to be called at the
+            beginning of the next pass.
         at_end: functions to call when the run is over; they must not raise.
         closing: functions that close descriptors, to be called after the next complete flush.
         dirty: the ring holds entries that were not flushed.
         woke: a task was woken in this pass.
+        busy: the ring is being used, or tasks are being woken.
         done: operations drained and not yet finished; kept here so that a failure loses none.
     """
 
@@ -92,6 +96,7 @@ class RingSide(_Fields):
         self.done: list[Any] = []
         self.dirty: bool = False
         self.woke: bool = False
+        self.busy: bool = False
         self.check_written: Callable[[Any, Any], None] | None = None
         self.check_done: Callable[[Any, Any], None] | None = None
         if invariants.CHECKED:
@@ -110,6 +115,7 @@ class RingSide(_Fields):
         self.woke = False
         if self.errands:
             self.run_errands()
+            self.come_back()  # they may have woken tasks, and trio has decided how long to wait
         if self.queue or self.dirty:
             self.guard(self.flush_ring)
 
@@ -118,17 +124,17 @@ class RingSide(_Fields):
         self.guard(self.reap_ring)
 
     def run_errands(self) -> None:
-        """Does what destroyed coroutines have left to be done in a pass."""
-        self.guard(self._run_errands)
-
-    def _run_errands(self) -> None:
-        while self.errands:
-            self.errands.pop()()
+        """Does what was left to be done in a pass. The engine is not busy meanwhile."""
+        try:
+            while self.errands:
+                self.errands.pop()()
+        except BaseException as exc:
+            self.fail(exc)
 
     def at_flush(self, function: Callable[[], object]) -> None:
         """Calls a function at the next flush.
 
-        For destroyed coroutines: it may be called from any thread, at any point.
+        For destroyed coroutines and closed streams: it may be called from any thread, at any point.
         """
         self.errands.append(function)
         self.come_back()
@@ -155,8 +161,8 @@ class RingSide(_Fields):
 
     def _write_each(self, whole: bool) -> None:
         ring, queue = self.ring, self.queue
-        # The queue may change meanwhile: a garbage collection that destroys a coroutine withdraws
-        # its operation, and the function of a refused operation may chain others.
+        # The queue may change meanwhile: the function of a refused operation may chain others, and
+        # withdraw some.
         for op in list(queue):
             if op not in queue:
                 continue
@@ -228,6 +234,15 @@ class RingSide(_Fields):
         if op.finish():
             self.woke = True
 
+    def ask_to_stop(self, op: TaskOperation) -> None:
+        """Asks the kernel to stop an operation. It learns of it at the next flush."""
+        before, self.busy = self.busy, True
+        try:
+            self.ring.cancel(op)
+        finally:
+            self.busy = before
+        self.dirty = True
+
     def look_idle(self) -> None:
         """Tells the hooks if nothing is queued or in flight."""
         if self.hooks is not None and not self.ring.table and not self.queue:
@@ -238,10 +253,13 @@ class RingSide(_Fields):
     def guard(self, step: Callable[[], None]) -> None:
         """Does a step of a pass. Whatever it raises counts as a failure of the ring."""
         if self.phase.works:
+            self.busy = True
             try:
                 step()
             except BaseException as exc:
                 self.fail(exc)
+            finally:
+                self.busy = False
 
     def refuse(self, op: TaskOperation, exc: BaseException) -> None:
         """Ends an operation that will not be done: whoever waits for it gets `exc`."""
@@ -281,10 +299,17 @@ class RingSide(_Fields):
             self.refuse(op, error)
         self.dirty = False
         self.close_deferred()
+        self.run_last_errands()
         if self.hooks is not None:
             self.hooks.idle()
 
     # -- the end
+
+    def run_last_errands(self) -> None:
+        """Does what was left for a pass, when there will be none."""
+        while self.errands:
+            with contextlib.suppress(Exception):
+                self.errands.pop()()
 
     def enter(self, phase: Phase) -> None:
         """Enters the next phase."""

@@ -77,6 +77,7 @@ class RingDriver:
             _log.error("trio_uring could not empty its ring at the end of the run: %s", exc)
         engine.enter(OVER)
         engine.close_deferred()
+        engine.run_last_errands()
         engine.ring.close()
 
     def disown(self) -> None:

@@ -205,8 +205,14 @@ class Pump(abc.ABC):
         self._chain(way, op)
 
     def _sink_closed(self) -> None:
-        """The sink was closed, which nothing else would report while the source is idle."""
+        """The sink was closed, at any point: so no task is woken here."""
         if not self._stopping:
+            self.engine.at_flush(self._end_closed)
+            if not self.engine.busy:
+                self._stop()
+
+    def _end_closed(self) -> None:
+        if not self._over:
             self._fail(self._way_error(self.out, -errno.ECANCELED))
             self._after()
 

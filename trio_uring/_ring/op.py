@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # As the offset of READ and WRITE: the current position, or none, as with pipes.
 POSITION = 2**64 - 1
 NO_GROUP = -1
+CLOSED_FD = -1  # no descriptor
 SMALL_GROUP = 0  # many provided buffers of one page each, for messages
 LARGE_GROUP = 1  # a few large provided buffers, for bulk
 

@@ -84,8 +84,7 @@ class SendSide(Endpoint):
             return
         if self._cork is not None:
             held = self._corked(self._cork, data)
-            if held is None:
-                # No checkpoint: the caller is the TLS stream, which has already executed one.
+            if held is None:  # no checkpoint: the caller is the TLS stream, which has executed one
                 return
             data = held
         length = len(data) if type(data) is bytes else plain_length(data)

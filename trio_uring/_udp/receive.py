@@ -25,6 +25,7 @@ from .messages import IP_PKTINFO, Inbox, read_control
 
 if TYPE_CHECKING:
     from .._descriptors.direction import Direction
+    from .._ring.figures import RingCounters
     from .messages import Datagram, LocalDatagram
 
 DATAGRAM_MAX = 65535  # bytes: no UDP payload is longer, and nothing that GRO joins
@@ -41,6 +42,7 @@ class UDPReceive(Endpoint):
     """Mixed into UDPSocket."""
 
     _plain: stdlib_socket.socket
+    _counters: RingCounters  # of the run that has made the last call
     _family: int
 
     _receiving: Direction
@@ -150,7 +152,8 @@ class UDPReceive(Endpoint):
         way = self._receiving
         way.hold()
         try:
-            current_driver()  # it counts; asked before anything is taken, as it may raise
+            # Asked for before anything is taken, as it may raise.
+            self._counters = current_driver().engine.counters
             if local and not self._tells_local:
                 self._ask_for_local()
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -196,7 +199,7 @@ class UDPReceive(Endpoint):
         except OSError as exc:
             self._failure = exc
         finally:
-            counters = current_driver().engine.counters
+            counters = self._counters
             counters.datagrams_received += inbox.datagrams - had
             counters.datagram_bytes_received += moved
 

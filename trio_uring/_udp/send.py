@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .._descriptors.direction import Direction
+    from .._ring.figures import RingCounters
     from .messages import Control, Item, Local, Outgoing
 
 BURST = 32  # messages that are sent before other tasks run
@@ -53,6 +54,7 @@ class UDPSend(Endpoint):
     _segment_max = 0
     _family: int
     _plain: stdlib_socket.socket
+    _counters: RingCounters  # of the run that has made the last call
 
     send_timeout: float | None = None
     """Seconds that one send may take; None: no limit."""
@@ -138,7 +140,8 @@ class UDPSend(Endpoint):
     def _begin_send(self) -> None:
         self._sending.hold()
         try:
-            current_driver()  # it counts; asked before anything is sent, as it may raise
+            # Asked for before anything is sent, as it may raise.
+            self._counters = current_driver().engine.counters
         except BaseException:
             self._sending.held = False
             raise
@@ -178,12 +181,15 @@ class UDPSend(Endpoint):
 
     def _send(self, messages: Iterable[Outgoing], outbox: Outbox | None = None) -> bool:
         """Sends messages; False if one would block. `outbox` is told if a run is refused."""
-        send, before, moved = self._plain.sendmsg, self.datagrams_sent, 0
+        plain, before, moved = self._plain, self.datagrams_sent, 0
         try:
             for message in messages:
                 buffers, control, address, segment, count = message
                 try:
-                    moved += send(buffers, control, 0, address)
+                    if control or segment or address is None or len(buffers) != 1:
+                        moved += plain.sendmsg(buffers, control, 0, address)
+                    else:  # which costs less
+                        moved += plain.sendto(buffers[0], address)
                 except BlockingIOError:
                     return False
                 except OSError as exc:
@@ -194,7 +200,7 @@ class UDPSend(Endpoint):
                 self.datagrams_sent += count
             return True
         finally:
-            counters = current_driver().engine.counters
+            counters = self._counters
             counters.datagrams_sent += self.datagrams_sent - before
             counters.datagram_bytes_sent += moved
 

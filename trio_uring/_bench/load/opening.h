@@ -1,5 +1,5 @@
-/* How loadgen.c opens its sockets, and what it says in the protocols of whole programs: HTTP/1.1 with
- * kept connections, and websockets.
+/* How loadgen.c opens its sockets, and what it says in the protocols of whole programs: HTTP/1.1
+ * with kept connections, and websockets.
  *
  * Rules of this file: a socket is blocking until it is handed over, and the load generator's alarm
  * ends what never comes. Only in the mode `connect` is it part of what is measured. */

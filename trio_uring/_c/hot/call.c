@@ -47,8 +47,8 @@ PyObject *make_call(Method *method, PyObject *owner, PyObject *data, Py_ssize_t 
     return (PyObject *)call;
 }
 
-/* It is over, and lets go of everything, as the frame of a coroutine does: the caller may resize its
- * buffer again. */
+/* It is over, and lets go of everything, as the frame of a coroutine does: the caller may resize
+ * its buffer again. */
 static int finish(PyObject *self)
 {
     Call *call = (Call *)self;

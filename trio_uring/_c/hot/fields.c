@@ -118,6 +118,7 @@ static PyMemberDef engine_members[] = {
     {"passes", T_PYSSIZET, offsetof(Engine, passes), 0, NULL},
     {"woke", T_BOOL, offsetof(Engine, woke), 0, NULL},
     {"dirty", T_BOOL, offsetof(Engine, dirty), 0, NULL},
+    {"busy", T_BOOL, offsetof(Engine, busy), 0, NULL},
     {"thread", T_ULONGLONG, offsetof(Engine, thread), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

@@ -89,6 +89,7 @@ typedef struct {
     unsigned long long thread;
     Py_ssize_t passes;
     char woke, dirty;
+    char busy;              /* the ring is being used, or tasks are being woken */
 } Engine;
 
 /* A ring, as in _ring/base.py and uring.py. */

@@ -229,7 +229,7 @@ static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeou
         if (came < 0)
             return NULL;
         any |= came;
-        /* Completions are taken before more is written, or they would use up the provided buffers. */
+        /* Completions are taken before more is written, or they would use up the buffers. */
         if (full && !ring->is_short)
             continue;
         if (ring->watched) {
@@ -293,7 +293,9 @@ static PyObject *get_events(PyObject *self, PyObject *argument)
     engine->woke = 0;
     if (timeout <= 0 && PyDict_Size(engine->queue) == 0 && !ring->unsubmitted && !more(ring))
         return PyTuple_New(0);
+    engine->busy = 1;
     events = make_pass(loop, engine, ring, timeout);
+    engine->busy = 0;
     return events == NULL ? fail(engine) : events;
 }
 

@@ -205,8 +205,9 @@ static int collect_each(Ring *ring, int count, const int64_t *out, PyObject *don
     return result < 0 ? -1 : check_promised((PyObject *)ring, promised);
 }
 
-/* Takes completions out of the memory at `out_at`, where tu_turn has put them. They are copied: when
- * a buffer is let go, or Python called, a destructor may close a stream, which drains the ring. */
+/* Takes completions out of the memory at `out_at`, where tu_turn has put them. They are copied:
+ * when a buffer is let go, or Python called, a destructor may close a stream, which drains the
+ * ring. */
 int collect_all(Ring *ring, int count, PyObject *done)
 {
     int64_t few[3 * FEW], *copy = few;
@@ -235,7 +236,7 @@ static PyObject *ring_collect(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
-/* Submits an operation, and takes it out of the queue, if it is there still. 0: it was not taken. */
+/* Submits an operation, and takes it out of the queue, if it is there still. 0: not taken. */
 static int write_one(Ring *ring, PyObject *queue, PyObject *op)
 {
     PyObject *taken;

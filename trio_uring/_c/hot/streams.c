@@ -381,7 +381,8 @@ int make_streams(void)
     const Name names[] = {
         {&s_receiving, "_receiving"}, {&s_sending, "_sending"},
         {&s_lease_receiving, "receiving"}, {&s_lease_sending, "sending"},
-        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_operation, "operation"}, {&s_sock, "_sock"},
+        {&s_own_lease, "_own_lease"}, {&s_owner, "owner"}, {&s_operation, "operation"},
+        {&s_sock, "_sock"},
     };
 
     for (int kind = 0; kind < KINDS; kind++) {
