@@ -23,7 +23,7 @@ def _load() -> tuple[Any, str | None]:
     if "t" in getattr(sys, "abiflags", ""):  # sysconfig says the same, in 5 ms
         return None, "this Python has no GIL, which the accelerator relies on"
     try:
-        from trio_uring import _hot
+        import trio_uring._hot as _hot
     except ImportError as exc:
         return None, f"it was not built ({exc})"
     except Exception as exc:  # a trio that has another shape

@@ -4,7 +4,7 @@
  * manylinux2014 is of Linux 3.10. The kernel never changes this interface.
  *
  * Rules of this file: only what is used. Names are the kernel's, with tu_ in place of io_uring_.
- * tests/packaging compares it with the kernel's header where there is one.
+ * tests/installing compares it with the kernel's header where there is one.
  */
 #ifndef TRIO_URING_UAPI_H
 #define TRIO_URING_UAPI_H

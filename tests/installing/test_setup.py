@@ -95,7 +95,7 @@ def test_no_compiler(tree: Path) -> None:
     assert (built.status, built.tag, built.extensions) == (0, PURE, set()), built.said
     for name in ("_uring", "_hot"):
         assert f"trio_uring: trio_uring.{name} was not built" in built.said
-    assert "waits by readiness" in built.said or "wait by readiness" in built.said
+    assert "operations wait by readiness" in built.said
 
 
 @needs_c
@@ -155,10 +155,12 @@ def test_the_pure_wheel_is_a_package(tree: Path) -> None:
         file.extractall(tree / "installed")
     code = "import trio_uring; print(trio_uring.__file__, trio_uring.backend_info().backend)"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRIO_URING_")}
+    path = [str(tree / "installed"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        # -S: an editable installation would put its own modules into this package
+        [sys.executable, "-S", "-W", "error", "-c", code],
         cwd=tree / "dist",
-        env={**environment, "PYTHONPATH": str(tree / "installed")},
+        env={**environment, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         check=True,
