@@ -50,8 +50,9 @@ class Built(NamedTuple):
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources."""
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE-MIT", "LICENSE-APACHE"):
-        shutil.copy(ROOT / name, tmp_path)
+    for pattern in ("pyproject.toml", "*.py", "README.md", "LICENSE-*"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, tmp_path)
     left_out = shutil.ignore_patterns("*.so", "__pycache__", "_uring.c")
     shutil.copytree(ROOT / "trio_uring", tmp_path / "trio_uring", ignore=left_out)
     return tmp_path

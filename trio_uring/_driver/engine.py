@@ -72,6 +72,7 @@ class Engine(RingSide):
 
     # pyright --verifytypes wants what is inherited and assigned here to be declared here.
     dirty: bool
+    busy: bool
     completes = True  # operations are done by the kernel's completions, not by our calls
 
     def __init__(self, ring: Ring, move: Callable[[TaskOperation], Any]) -> None:
