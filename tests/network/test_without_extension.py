@@ -14,7 +14,8 @@ import pytest
 pytestmark = pytest.mark.no_ring
 
 NO_EXTENSION = """\
-import os, sys
+import logging, os, sys
+logging.disable()  # an enabled run says that it falls back
 os.environ.pop('TRIO_URING_BACKEND', None)
 sys.modules['trio_uring._uring'] = None
 """
