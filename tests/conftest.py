@@ -130,8 +130,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.trio(run=checked_run), append=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def make_hypothesis_random() -> None:
+    """Hypothesis makes its random numbers when its first test begins. On Python 3.14 it warns that
+    nobody refers to them if what does so was frozen before."""
+
+    @hypothesis.settings(max_examples=1)
+    @hypothesis.given(hypothesis.strategies.none())
+    def first(_: None) -> None:
+        pass
+
+    first()
+
+
 @pytest.fixture(autouse=True, scope="module")
-def freeze_what_is_there() -> None:
+def freeze_what_is_there(make_hypothesis_random: None) -> None:
     """What pytest and the modules before keep, they keep to the end: no collection in a test has to
     look at it again."""
     gc.collect()
