@@ -236,7 +236,7 @@ async def _until_reset(stream: trio.abc.Stream) -> None:
         trio.BrokenResourceError: the connection is broken.
     """
     sock = _socket_of(stream)
-    if sys.platform != "linux" or sock is None or not hasattr(select, "epoll"):
+    if sock is None or sys.platform != "linux" or not hasattr(select, "epoll"):
         return
     try:
         watch = select.epoll()
