@@ -194,6 +194,7 @@ def test_runs_inside_of_runs_are_refused_as_ever() -> None:
     trio.run(main)
 
 
+@pytest.mark.cpython_only("PyPy lacks the extension, which is the reason then")
 @in_child()
 def test_where_io_uring_is_refused() -> None:
     auto()
