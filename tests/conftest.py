@@ -19,6 +19,7 @@ import inspect
 import os
 import re
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -85,6 +86,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "uring_only(reason): this test is about the kernel's ring only"
     )
+    config.addinivalue_line(
+        "markers",
+        "cpython_only(reason): PyPy does this in another way, with trio's own sockets, too",
+    )
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[_terminal] = os.dup(2)
@@ -124,6 +129,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if only and (by_readiness or no_uring):
             why = no_uring or "the tests run by readiness"
             item.add_marker(pytest.mark.skip(reason=f"{only.args[0]} ({why})"))
+        differs = item.get_closest_marker("cpython_only")
+        if differs and sys.implementation.name != "cpython":
+            item.add_marker(pytest.mark.skip(reason=differs.args[0]))
         if no_driver and not item.get_closest_marker("no_ring"):
             item.add_marker(pytest.mark.skip(reason=no_driver))
         if inspect.iscoroutinefunction(getattr(item, "obj", None)):

@@ -37,7 +37,7 @@ def run(code: str, *options: str, **environment: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 def test_importing_costs_little_more_than_trio(tmp_path: Path) -> None:

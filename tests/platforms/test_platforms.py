@@ -57,7 +57,7 @@ def test_a_platform_that_lacks_names(platform: str) -> None:
 
 
 def test_a_python_that_lacks_names() -> None:
-    run("linux", {module: names.split() for module, names in PYPY.items()})
+    run("pypy", {module: names.split() for module, names in PYPY.items()})
 
 
 def test_nothing_is_missing_but_the_extensions() -> None:

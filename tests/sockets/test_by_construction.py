@@ -90,6 +90,7 @@ async def _watch_all(library: Any, open_tcp: Any, open_unix: Any, path: str) -> 
         assert not there.is_readable()  # what was forbidden was not sent
 
 
+@pytest.mark.cpython_only("audit events of PyPy's sockets differ")
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("ours", [False, True])
 def test_audit_hooks(enabled: bool, ours: bool, tmp_path: Path) -> None:
@@ -258,6 +259,7 @@ def test_sockets_can_be_made_before_there_is_a_run() -> None:
 # -- addresses and errors
 
 
+@pytest.mark.cpython_only("PyPy takes the port 9.0")
 @on_both
 async def test_a_port_that_is_none(library: ModuleType) -> None:
     """Also after it was used as the integer that it equals."""

@@ -79,6 +79,7 @@ async def test_every_send(library: ModuleType, kind: str) -> None:
         assert await right.recv(100) == b"x"
 
 
+@pytest.mark.cpython_only("a sendmsg of nothing sends no datagram")
 @on_both
 @of_kind
 async def test_nothing_at_all(library: ModuleType, kind: str) -> None:
@@ -152,6 +153,7 @@ async def test_messages_are_whole_or_cut(library: ModuleType, kind: str, size: i
             assert bool(flags & socket.MSG_TRUNC) is (receive < size)
 
 
+@pytest.mark.cpython_only("PyPy reports other flags")
 @on_both
 @of_kind
 async def test_flags(library: ModuleType, kind: str) -> None:
@@ -282,6 +284,7 @@ async def test_accept_and_connect(library: ModuleType, kind: str, late: bool) ->
         assert accepted.is_readable()
 
 
+@pytest.mark.cpython_only("PyPy has no MSG_CMSG_CLOEXEC")
 @on_both
 async def test_descriptors_are_passed(library: ModuleType) -> None:
     with Sockets(library) as sockets:

@@ -130,6 +130,7 @@ async def test_messages_that_are_too_large(library: ModuleType, kind: str) -> No
             assert await fails(left.send, bytes(2**24)) == (OSError, errno.EMSGSIZE)
 
 
+@pytest.mark.cpython_only("PyPy takes other wrong arguments")
 @on_both
 @of_kind
 async def test_arguments(library: ModuleType, kind: str) -> None:

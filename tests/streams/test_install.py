@@ -6,6 +6,7 @@ Rules of this file: every test ends with trio's own runs, and nothing of trio is
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import queue
 import threading
@@ -194,6 +195,10 @@ def test_runs_inside_of_runs_are_refused_as_ever() -> None:
     trio.run(main)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("trio_uring._uring") is None,
+    reason="without the extension that is the reason",
+)
 @in_child()
 def test_where_io_uring_is_refused() -> None:
     auto()

@@ -126,6 +126,7 @@ async def test_cancelled_in_its_thread(path: Path, monkeypatch: pytest.MonkeyPat
     assert not path.exists()
 
 
+@pytest.mark.cpython_only("PyPy's listen(0) takes one connection more")
 async def test_the_backlog(path: Path) -> None:
     listener = await open_one(path, backlog=0)
     async with listener, await open_unix_socket(path):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def byte_view(view: memoryview) -> memoryview:
     """The same memory as a view of bytes, which can be sliced byte by byte."""
     try:
-        return view.cast("B")
+        # PyPy reads a cast view byte by byte.
+        return view[:] if view.format == "B" and view.ndim == 1 else view.cast("B")
     except TypeError:  # an item format that only its own library knows
         return memoryview(view.tobytes())
 

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
 RECEIVE_MAX = 65536  # bytes that one call makes room for, as trio's own streams do
 JOIN_MAX = 65536  # bytes of a list that are joined where no call takes a list
+HAS_SENDMSG = hasattr(socket.socket, "sendmsg")
+# PyPy's calls copy all of a view or list that they are given, however little the kernel takes.
+COPIES = sys.implementation.name == "pypy"
+COPY_MAX = 2**18  # bytes of a buffer that one call is given then
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
@@ -72,7 +76,14 @@ def _send(op: Any) -> int:
 
 
 def _part(op: Any) -> memoryview:
-    return memoryview(op.buffer).cast("B")[op.start : op.start + op.length]
+    length = min(op.length, COPY_MAX) if COPIES else op.length
+    return _flat(op.buffer)[op.start : op.start + length]
+
+
+def _flat(buffer: Any) -> memoryview:
+    """A view of bytes. What is one already is not cast: PyPy reads a cast view byte by byte."""
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 def _sendmsg(op: Any) -> int:
@@ -80,7 +91,7 @@ def _sendmsg(op: Any) -> int:
 
 
 def _send_joined(op: Any) -> int:
-    """A SENDMSG where sockets have no sendmsg (Windows)."""
+    """A SENDMSG where sockets have no sendmsg (Windows), or it would copy everything (PyPy)."""
     return int(op.owner.send(_joined(_parts(op)), op.flags))
 
 
@@ -92,12 +103,12 @@ def _joined(buffers: list[Any]) -> Any:
         size += memoryview(buffer).nbytes
         if size >= JOIN_MAX:
             break
-    return buffers[0] if count == 1 else b"".join(buffers[:count])
+    return _flat(buffers[0])[:COPY_MAX] if count == 1 else b"".join(buffers[:count])
 
 
 def _parts(op: Any) -> list[Any]:
     first, *others = op.buffers
-    return [memoryview(first).cast("B")[op.start :] if op.start else first, *others]
+    return [_flat(first)[op.start :] if op.start else first, *others]
 
 
 def _read(op: Any) -> int:
@@ -105,7 +116,7 @@ def _read(op: Any) -> int:
         op.chunk = read_now(op.fd, min(op.length, RECEIVE_MAX))
         return len(op.chunk)
     chunk = read_now(op.fd, op.length)
-    memoryview(op.buffer).cast("B")[: len(chunk)] = chunk
+    _flat(op.buffer)[: len(chunk)] = chunk
     return len(chunk)
 
 
@@ -150,7 +161,7 @@ def write_now(fd: int, buffers: list[Any]) -> int:
             return os.write(fd, _joined(buffers))
         return os.writev(fd, buffers)
     first = next(view for view in buffers if memoryview(view).nbytes)
-    return os.write(fd, memoryview(first).cast("B")[:_PIPE_BUF])
+    return os.write(fd, _flat(first)[:_PIPE_BUF])
 
 
 def _check_ready(fd: int, events: int) -> bool:
@@ -184,7 +195,7 @@ def _check_end(fd: int, events: int) -> None:
 _CALLS: dict[int, Callable[[Any], int]] = {
     int(Opcode.RECV): _recv,
     int(Opcode.SEND): _send,
-    int(Opcode.SENDMSG): _sendmsg if hasattr(socket.socket, "sendmsg") else _send_joined,
+    int(Opcode.SENDMSG): _send_joined if COPIES or not HAS_SENDMSG else _sendmsg,
     int(Opcode.READ): _read,
     int(Opcode.WRITE): _write,
     int(Opcode.WRITEV): _writev,

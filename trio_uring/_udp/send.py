@@ -286,4 +286,7 @@ class UDPSend(Endpoint):
 
 def _bytes_of(data: Any) -> memoryview | bytes:
     view = buffer_view(data)
-    return view.cast("B") if view.nbytes else b""
+    if not view.nbytes:
+        return b""
+    # PyPy reads a cast view byte by byte.
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
