@@ -12,7 +12,7 @@ import pytest
 
 from trio_uring._bench import schedule
 from trio_uring._bench.build import Programs
-from trio_uring._bench.clocks import Cores, Work, idle_seconds, softirq_seconds, why_disturbed
+from trio_uring._bench.clocks import Cores, Work, idle_seconds, why_disturbed
 from trio_uring._bench.figures import Round, conclude, conclude_all, percentile
 from trio_uring._bench.peers import PEERS
 from trio_uring._bench.processes import RunError
@@ -50,17 +50,6 @@ def test_idle_time_is_that_of_the_cores_that_are_used(tmp_path: Path) -> None:
     stat.write_text("cpu 1 1 1 900 90 0 0 0\ncpu0 1 1 1 100 10 0 0 0\ncpu1 1 1 1 800 80 0 0 0\n")
     assert idle_seconds({0}, stat) == pytest.approx(1.1)
     assert idle_seconds({0, 1}, stat) == pytest.approx(9.9)
-
-
-def test_time_of_the_kernels_network_threads(tmp_path):
-    for pid, name, nanoseconds in (14, "ksoftirqd/0", 2e9), (22, "ksoftirqd/1", 5e9), (9, "x", 1e9):
-        process = tmp_path / str(pid)
-        process.mkdir()
-        (process / "comm").write_text(f"{name}\n")
-        (process / "schedstat").write_text(f"{int(nanoseconds)} 3 1\n")
-    (tmp_path / "30").mkdir()  # it has just ended
-    assert softirq_seconds({0}, tmp_path) == 2
-    assert softirq_seconds({0, 1}, tmp_path) == 7
 
 
 def test_figures_are_made_of_the_rounds_that_count() -> None:

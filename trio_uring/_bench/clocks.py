@@ -6,7 +6,6 @@ one rule by which a round is dropped.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -89,8 +88,7 @@ class Work:
     Attributes:
         wall: the time between them.
         busy: of all the cores together, not idle.
-        ours: CPU time of the server, the load and this process, and of the kernel's threads that do
-            a part of their networking (ksoftirqd).
+        ours: CPU time of the server, the load and this process.
         waited: how long the server was ready to run and did not; 0 where it shares its core.
         cores: their number.
     """
@@ -125,18 +123,6 @@ def idle_seconds(cores: Collection[int], stat: Path = Path("/proc/stat")) -> flo
         if name in {f"cpu{core}" for core in cores}:
             ticks += int(fields[3]) + int(fields[4])  # idle, and waiting for a disk
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def softirq_seconds(cores: Collection[int], proc: Path = Path("/proc")) -> float:
-    """CPU time of ksoftirqd on these cores: under a load that sends faster than is received, the
-    kernel moves packets there. 0 where it is not seen, in a container."""
-    names = {f"ksoftirqd/{core}" for core in cores}
-    nanoseconds = 0
-    for process in proc.glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            if (process / "comm").read_text().strip() in names:
-                nanoseconds += int((process / "schedstat").read_text().split()[0])
-    return nanoseconds / 1e9
 
 
 def stray_threads(pid: int, core: int) -> tuple[str, ...]:

@@ -26,15 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .clocks import (
-    Cores,
-    CpuClock,
-    Work,
-    idle_seconds,
-    softirq_seconds,
-    stray_threads,
-    why_disturbed,
-)
+from .clocks import Cores, CpuClock, Work, idle_seconds, stray_threads, why_disturbed
 from .figures import Round
 from .processes import GRACE_SECONDS, START_SECONDS_MAX, Child, RunError
 from .workloads import MIB
@@ -111,8 +103,7 @@ class _Moment:
 
     @classmethod
     def now(cls, server: Running, cores: set[int]) -> _Moment:
-        own = time.process_time() + softirq_seconds(cores)
-        return cls(server.clock.settle(), idle_seconds(cores), own)
+        return cls(server.clock.settle(), idle_seconds(cores), time.process_time())
 
 
 def measure(
