@@ -32,6 +32,16 @@ class RingBrokenError(OSError):
     """
 
 
+class CommandError(Exception):
+    """A command of `python -m trio_uring` cannot do what it is asked for; the text says why.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    status = 1
+
+
 class IncompleteReadError(EOFError):
     """The stream ended before the bytes that were asked for had come.
 

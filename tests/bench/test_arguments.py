@@ -52,7 +52,7 @@ def test_wrong_arguments(
 
 
 def test_what_is_asked_for_by_default_and_in_a_hurry() -> None:
-    parser = __main__.make_parser()
+    parser = __main__.make_parser(["bench"])
     whole, quick = (parser.parse_args(["bench", *more]) for more in ([], ["--quick"]))
     assert tuple(workloads_of(whole)) == GROUPS["default"]
     assert tuple(workloads_of(quick)) == GROUPS["quick"]
@@ -65,10 +65,10 @@ def test_what_is_asked_for_by_default_and_in_a_hurry() -> None:
 
 
 def test_a_run_can_be_repeated_by_the_command_that_it_reports() -> None:
-    arguments = __main__.make_parser().parse_args(["bench", "--quick"])
+    arguments = __main__.make_parser(["bench"]).parse_args(["bench", "--quick"])
     plan = plan_of(arguments)
     line = command.command_line(arguments, plan, ["trio", "c"])
-    again = __main__.make_parser().parse_args(line.split()[3:])
+    again = __main__.make_parser(["bench"]).parse_args(line.split()[3:])
     assert plan_of(again) == plan
     assert again.peers == ["trio", "c"]
     assert workloads_of(again) == workloads_of(arguments)

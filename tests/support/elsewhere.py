@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import sys
 import tempfile
 import types
@@ -20,7 +21,7 @@ from typing import Any
 
 EXTENSIONS = ("trio_uring._uring", "trio_uring._hot")
 # The modules of programs that are for Linux only.
-LINUX_ONLY = ("trio_uring._bench", "trio_uring._demo", "trio_uring._c", "trio_uring.__main__")
+LINUX_ONLY = re.compile(r"trio_uring\.(_bench|_demo|_c)\b")
 
 
 class _Lacks:
@@ -67,6 +68,7 @@ def main(platform: str, missing: str, whole: str) -> None:
         sys.implementation.name, platform = "pypy", "linux"
     pretend(platform, json.loads(missing), json.loads(whole))
     import_everything()
+    commands()
     use_everything(platform)
 
 
@@ -77,8 +79,19 @@ def import_everything() -> None:
     for name in trio_uring.__all__:
         assert getattr(trio_uring, name) is not None
     for module in pkgutil.walk_packages(trio_uring.__path__, "trio_uring."):
-        if not module.name.startswith((*LINUX_ONLY, *EXTENSIONS)):
+        if not LINUX_ONLY.match(module.name) and module.name not in EXTENSIONS:
             importlib.import_module(module.name)
+
+
+def commands() -> None:
+    """The command line answers, and what is for Linux only is not imported for it."""
+    from trio_uring import __main__
+
+    imported = set(sys.modules)
+    assert __main__.main(["info"]) == 0
+    assert not [name for name in sys.modules.keys() - imported if LINUX_ONLY.match(name)]
+    for arguments in (["info", "--pid", "0"], ["run", "nothing-of-that-name"]):
+        assert __main__.main(arguments)
 
 
 def use_everything(platform: str) -> None:

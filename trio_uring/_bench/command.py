@@ -21,6 +21,7 @@ from .clocks import choose_cores
 from .document import merge, write_document
 from .extras import able, measure_apart
 from .machine import describe
+from .options import add_arguments as add_arguments
 from .options import list_lines, plan_of, workloads_of
 from .peers import PEERS, choose
 from .plots import draw

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from .._accelerator import why_not
@@ -20,7 +21,11 @@ from .._errors import RingUnavailableError
 from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from .._ring.setup import SQ_ENTRIES_MIN
 from .._trio import NAMES
+from .process import describe_process
 from .text import entry
+
+if TYPE_CHECKING:
+    import argparse
 
 # IORING_FEAT_* (linux/io_uring.h), in the order of their bits in io_uring_setup's answer.
 FEATURE_NAMES = (
@@ -39,6 +44,18 @@ _MEANINGS = {  # of what was asked for, where it is not io_uring
     "auto": "nobody asked for that: an enabled run says so once in its log, as a WARNING",
     "off": "an enabled run is trio's own; what is used of trio_uring by name waits by readiness",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pid", type=int, metavar="N", help="instead: whether the process N has a ring open"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    lines = describe() if arguments.pid is None else describe_process(arguments.pid)
+    print("\n".join(lines))
+    return 0
 
 
 def describe() -> list[str]:

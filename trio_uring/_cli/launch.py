@@ -20,12 +20,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._driver.backend import BACKENDS, check_backend, probe
 from .._driver.backend import VARIABLE as BACKEND
-from .._driver.backend import check_backend, probe
 from .._driver.run import check_variables
-from .._errors import RingUnavailableError
+from .._errors import CommandError, RingUnavailableError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
     from typing import NoReturn
 
@@ -36,12 +37,8 @@ _SCRIPTS = (".py", ".pyw", ".pyz")
 _WITHOUT_PATH = "this Python ignores PYTHONPATH or has no site (-E, -I, -S), which `run` needs"
 
 
-class LaunchError(Exception):
-    """The program cannot be started.
-
-    Attributes:
-        status: the exit status that a shell would give.
-    """
+class LaunchError(CommandError):
+    """The program cannot be started; `status` is what a shell would give."""
 
     def __init__(self, message: str, status: int = 2) -> None:
         super().__init__(message)
@@ -61,6 +58,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         position += 2 if words[position] == "--backend" else 1
     rest = words[position:]
     return words[:position], rest[1:] if rest[:1] == ["--"] else rest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [-h] [--backend B] (-m MODULE | SCRIPT | COMMAND) [ARGUMENT ...]"
+    parser.add_argument(
+        "--backend",
+        metavar="B",
+        help=f"{', '.join(BACKENDS)}: sets TRIO_URING_BACKEND for the program",
+    )
+    parser.epilog = "Examples: run -m hypercorn -k trio -w 4 app:app; run server.py; run pytest"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return launch(arguments.program, arguments.backend)
 
 
 def launch(program: Sequence[str], backend: str | None) -> int:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._errors import CommandError
 from .text import entry
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _NO_RING = (
 )
 
 
-class UnknownProcessError(Exception):
+class UnknownProcessError(CommandError):
     """Nothing can be read of that process; the text says why."""
 
 

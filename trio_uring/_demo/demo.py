@@ -27,8 +27,9 @@ from typing import IO, TYPE_CHECKING, Any
 import trio
 
 from .._driver.run import backend_info
-from .._errors import RingUnavailableError
+from .._errors import CommandError, RingUnavailableError
 from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
+from .options import add_arguments as add_arguments
 from .report import Progress, Result, Trace, print_heading, print_report
 from .server import MARK_START, MARK_STOP
 
@@ -47,7 +48,7 @@ TICK = 0.1  # seconds between two looks at the progress
 LIBRARY_SUFFIXES = (".py", ".so")
 
 
-class DemoError(Exception):
+class DemoError(CommandError):
     """The demo cannot go on; the message says why."""
 
 
@@ -294,7 +295,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and prints its report.
 
     Args:
-        arguments: directory, clients, max_mib, rounds and seed, as in __main__.
+        arguments: directory, clients, max_mib, rounds and seed, as in options.py.
 
     Returns:
         The exit status: 0, or 1 if a checksum was wrong.

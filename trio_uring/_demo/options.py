@@ -1,0 +1,74 @@
+"""The arguments of `demo`.
+
+Rules of this file: a wrong argument is one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+DESCRIPTORS_KEPT = 64  # reserved, of RLIMIT_NOFILE, for everything but the demo's connections
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _clients(text: str) -> int:
+    value = _count(text)
+    if sys.platform == "win32":
+        return value
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT
+    if value > most:
+        raise argparse.ArgumentTypeError(
+            f"{text} is more than the {most} that the limit of open files (ulimit -n) allows"
+        )
+    return value
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return path
+
+
+def add_arguments(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument(
+        "--directory",
+        type=_directory,
+        help="serve the files below this directory (default: the *.py and *.so files of Python's "
+        "standard library)",
+    )
+    demo.add_argument(
+        "--clients",
+        type=_clients,
+        default=50,
+        help="number of clients at the same time (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--max-mib",
+        type=_count,
+        default=256,
+        help="MiB to serve in each round (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--rounds",
+        type=_count,
+        default=5,
+        help="rounds for each kind of stream (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed for the order of the files and for which downloads are cancelled "
+        "(default: %(default)s)",
+    )
