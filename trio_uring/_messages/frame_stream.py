@@ -181,7 +181,9 @@ class FrameStream(trio.abc.Channel[bytes]):
             refused = isinstance(exc, (trio.BusyResourceError, trio.ClosedResourceError))
             if refused and (type(data) is bytes or abilities(self.stream).lists_by is not None):
                 raise  # it was one call, and the stream refused it
-            self._broken = started and bytes_of_last_send(self.stream) != 0
+            # A destroyed call does not learn what its last operation has sent.
+            unknown = isinstance(exc, GeneratorExit)
+            self._broken = started and (unknown or bytes_of_last_send(self.stream) != 0)
             raise
         finally:
             self._sending = False
