@@ -158,7 +158,7 @@ async def test_audit_hooks_see_and_stop_a_send():
 
     def refuse(event, address):
         seen.append((event, address))
-        if len(seen) == 3:
+        if len(seen) == 4:
             raise PermissionError("not there")
 
     seen = []
@@ -169,12 +169,14 @@ async def test_audit_hooks_see_and_stop_a_send():
         try:
             await client.send_to(b"a", to)
             await client.send_to([b"b", b"b"], to)
+            await client.send_many([(b"d", to)])
             with pytest.raises(PermissionError, match="not there"):
                 await client.send_to(b"c", to)
         finally:
             _hook.clear()
-        assert seen == [("socket.sendto", to), ("socket.sendmsg", to), ("socket.sendto", to)]
-        assert await receive_payloads(server, 2) == [b"a", b"bb"]
+        events = ["sendto", "sendmsg", "sendto", "sendto"]
+        assert seen == [(f"socket.{event}", to) for event in events]
+        assert await receive_payloads(server, 3) == [b"a", b"bb", b"d"]
         with pytest.raises(trio.TooSlowError):
             await server.receive_from(timeout=0)
 

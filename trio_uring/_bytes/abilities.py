@@ -118,20 +118,20 @@ def abilities(stream: object) -> Abilities:
     )
 
 
-# By class and its send_all: whether that takes lists. Of classes whose objects need not be asked.
-_takes_lists: dict[tuple[type, Any], bool] = {}
+# Classes, each with its send_all, that takes lists, and whose objects need not be asked.
+_takes_lists: set[tuple[type, Any]] = set()
 
 
 def list_sender(stream: Any) -> Any:
     """The stream, or its sending end, whose own send_all takes a list of buffers; None: it takes
     none."""
     cls = type(stream)
-    if _takes_lists.get((cls, getattr(cls, "send_all", None))):
+    if (cls, getattr(cls, "send_all", None)) in _takes_lists:
         return stream
     if abilities(stream).lists_by != "send_all":
         return None
     if not issubclass(cls, (Wrapper, trio.StapledStream)) and len(_takes_lists) < 256:
-        _takes_lists[cls, getattr(cls, "send_all", None)] = True
+        _takes_lists.add((cls, getattr(cls, "send_all", None)))
     return sending_end(stream)
 
 

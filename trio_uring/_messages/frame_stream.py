@@ -19,7 +19,7 @@ from .._bytes.timed import check_timeout, receive_default, within
 from .._errors import IncompleteReadError
 from ..framing import MAX_SIZE, FrameDecoder, FrameError, Prefix, check_max_size
 from .frames import JOIN_MAX, encode_frame
-from .vectored import bytes_of_last_send, send_all_vectored, send_one
+from .vectored import bytes_of_last_send, send_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -175,10 +175,7 @@ class FrameStream(trio.abc.Channel[bytes]):
             # If cancelled before it began, nothing was sent and nothing is broken.
             await trio.lowlevel.checkpoint_if_cancelled()
             started = True
-            if isinstance(data, list):
-                await send_all_vectored(self.stream, data, timeout=timeout)
-            else:
-                await send_one(self.stream, data, timeout)
+            await send_encoded(self.stream, data, timeout)
         except BaseException as exc:
             refused, one = isinstance(exc, _REFUSALS), type(data) is bytes
             if refused and (one or abilities(self.stream).lists_by is not None):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import abilities, list_sender, put_back, receiving_end
+from .._bytes.abilities import abilities, put_back, receiving_end
 from .._bytes.outgoing import buffer_list, buffer_view
 from .._bytes.timed import receive_default, within
 from .._errors import IncompleteReadError
@@ -28,7 +28,7 @@ from ..framing import (
     encode_prefix,
 )
 from .buffered import BufferedReceiveStream
-from .vectored import send_all_vectored, send_one
+from .vectored import send_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,14 +71,7 @@ async def send_frame(
     Cancellation: part of the frame may have been sent; then all that remains is to close the
     stream. The stream's `bytes_sent`, if it has one, says how much was sent.
     """
-    data = encode_frame(payload, check_max_size(max_size), prefix)
-    sender = list_sender(stream)
-    if sender is not None:  # one coroutine fewer
-        await sender.send_all(data, timeout=timeout)
-    elif isinstance(data, bytes):
-        await send_one(stream, data, timeout)
-    else:
-        await send_all_vectored(stream, data, timeout=timeout)
+    await send_encoded(stream, encode_frame(payload, check_max_size(max_size), prefix), timeout)
 
 
 def encode_frame(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._bytes.abilities import Abilities, abilities, sending_end
+from .._bytes.abilities import Abilities, abilities, list_sender, sending_end
 from .._bytes.cork import Cork, cork_of, put_cork, uncork
 from .._bytes.outgoing import Outgoing
 from .._bytes.timed import within
@@ -19,7 +19,7 @@ from .._errors import stream_error
 from .._trio import send_detector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -64,6 +64,19 @@ async def send_all_vectored(
     else:
         with within(timeout):
             await _send(target, buffers)
+
+
+def send_encoded(
+    stream: trio.abc.SendStream, data: bytes | list[Any], timeout: float | None
+) -> Awaitable[None]:
+    """Sends what `encode_frame` returned; not a coroutine itself, since frames are many."""
+    sender = list_sender(stream)
+    if sender is not None:
+        sending: Awaitable[None] = sender.send_all(data, timeout=timeout)
+        return sending
+    if isinstance(data, bytes):
+        return send_one(stream, data, timeout)
+    return send_all_vectored(stream, data, timeout=timeout)
 
 
 async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | None) -> None:

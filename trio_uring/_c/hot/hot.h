@@ -35,6 +35,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define IOV_MAX_ 1024 /* buffers of one operation, as in _bytes/outgoing.py */
+
 /* A coroutine, and its method `send`. */
 typedef struct {
     PyObject *coro, *send;
@@ -184,7 +186,6 @@ extern PyTypeObject *loop_type;
 extern PyObject *happened;
 int make_loop_type(void);
 double monotonic(void);
-int add_to_attribute(PyObject *counters, PyObject *name, long amount);
 
 /* A call of a stream or socket: see call.c. */
 enum { RECEIVE, INTO, SEND, SEND_MANY, KINDS }; /* as in _descriptors/direction.py */

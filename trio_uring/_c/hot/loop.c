@@ -6,8 +6,7 @@
  *
  * Rules of this file: a pass that is unusual (an errand, a cancel, a descriptor to be closed, a
  * kernel that is short of resources, a signal) is handed to Python, from the beginning or between
- * two enters. So nothing may be lost in between: what was drained is in
- * `engine.done`.
+ * two enters. So nothing may be lost in between: what was drained is in `engine.done`.
  */
 #include "hot.h"
 
@@ -16,7 +15,7 @@
 PyTypeObject *loop_type;
 
 PyObject *happened; /* true, and never passed on to trio's manager */
-static PyObject *s_in_python, *s_drain, *s_fail, *s_pause, *s_process;
+static PyObject *s_in_python, *s_drain, *s_fail, *s_process;
 
 #define ENTER_GETEVENTS 1U
 #define DRAIN_MAX 1024        /* as in _ring/uring.py, like the next two */
@@ -39,20 +38,6 @@ double monotonic(void)
 static int more(Ring *ring)
 {
     return ((more_function)(uintptr_t)ring->more_at)((void *)(uintptr_t)ring->ring_at);
-}
-
-int add_to_attribute(PyObject *counters, PyObject *name, long amount)
-{
-    PyObject *before = PyObject_GetAttr(counters, name), *after = NULL;
-    int result = -1;
-
-    if (before != NULL)
-        after = PyLong_FromLong(PyLong_AsLong(before) + amount);
-    if (after != NULL)
-        result = PyObject_SetAttr(counters, name, after);
-    Py_XDECREF(before);
-    Py_XDECREF(after);
-    return result;
 }
 
 /* Enters the kernel as `turn` of _ring/uring.py does. Returns how many completions came. */
@@ -187,13 +172,7 @@ static PyObject *go_on_in_python(Loop *loop, double until, int any)
 /* The kernel is short of resources: it is asked again after a pause. */
 static PyObject *pause_in_python(Loop *loop, double timeout)
 {
-    PyObject *seconds = PyFloat_FromDouble(timeout), *events;
-
-    if (seconds == NULL)
-        return NULL;
-    events = PyObject_CallMethodObjArgs((PyObject *)loop, s_pause, seconds, NULL);
-    Py_DECREF(seconds);
-    return events;
+    return PyObject_CallMethod((PyObject *)loop, "_pause", "d", timeout);
 }
 
 static PyObject *return_new(PyObject *value)
@@ -377,7 +356,7 @@ int make_loop_type(void)
 {
     const Name names[] = {
         {&s_in_python, "_get_events"}, {&s_drain, "drain"}, {&s_fail, "fail"},
-        {&s_pause, "_pause"}, {&s_process, "process_events"},
+        {&s_process, "process_events"},
     };
 
     if (make_names(names, COUNT(names)) < 0 || (happened = Py_BuildValue("[O]", Py_None)) == NULL)

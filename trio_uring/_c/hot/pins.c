@@ -11,7 +11,6 @@
 #include <sys/uio.h>
 
 #define OP_WRITEV 2 /* as in _ring/opcodes.py */
-#define IOV_MAX_ 1024
 
 /* These two are deprecated, because they give no pin. Here the view is the pin, and the buffer
  * protocol itself is not in the limited API before 3.11. The headers have not had them since 3.13,

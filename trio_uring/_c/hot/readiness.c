@@ -119,6 +119,20 @@ static int would_block(int res)
 
 /* -- what Python's `attempt` counts */
 
+static int count_direct(PyObject *counters)
+{
+    PyObject *before = PyObject_GetAttr(counters, s_direct), *after = NULL;
+    int result = -1;
+
+    if (before != NULL)
+        after = PyLong_FromLong(PyLong_AsLong(before) + 1);
+    if (after != NULL)
+        result = PyObject_SetAttr(counters, s_direct, after);
+    Py_XDECREF(before);
+    Py_XDECREF(after);
+    return result;
+}
+
 static int add_to_list(PyObject *counters, PyObject *name, int opcode, long amount)
 {
     PyObject *counts = PyObject_GetAttr(counters, name);
@@ -130,7 +144,7 @@ static int add_to_list(PyObject *counters, PyObject *name, int opcode, long amou
 
 static int count_call(Ready *engine, Operation *op)
 {
-    if (add_to_attribute(engine->counters, s_direct, 1) < 0
+    if (count_direct(engine->counters) < 0
         || add_to_list(engine->counters, s_submitted, op->opcode, 1) < 0)
         return -1;
     if (op->res > 0)

@@ -240,14 +240,14 @@ static PyObject *ring_collect(PyObject *self, PyObject *arguments)
 static int write_one(Ring *ring, PyObject *queue, PyObject *op)
 {
     PyObject *taken;
-    int all = 1;
+    int was_taken;
 
     if (PyDict_Contains(queue, op) != 1)
         return 1;
     taken = PyObject_CallMethodObjArgs((PyObject *)ring, s_submit_whole, op, NULL);
-    all = taken == Py_True;
+    was_taken = taken == Py_True;
     Py_XDECREF(taken);
-    return all && (PyDict_Contains(queue, op) != 1 || PyDict_DelItem(queue, op) == 0);
+    return was_taken && (PyDict_Contains(queue, op) != 1 || PyDict_DelItem(queue, op) == 0);
 }
 
 /* Submits what is queued, in order, and takes it out of the queue. 0: something was not taken, or

@@ -7,7 +7,6 @@
 #include "hot.h"
 
 #define LENGTH_MAX (1 << 30)  /* bytes: SEND_MAX of _bytes/outgoing.py, as the next two */
-#define IOV_MAX_ 1024
 #define VECTOR_BYTES_MAX (1 << 22)
 #define SMALL_SIZE 4096       /* as in _ring/figures.py */
 #define LARGE_GROUP 1         /* as in _ring/op.py, like the next one */
