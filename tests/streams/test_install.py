@@ -211,6 +211,10 @@ def test_where_io_uring_is_refused() -> None:
     for _ in range(2):
         with pytest.raises(trio_uring.RingUnavailableError, match="EPERM"):
             trio.run(is_enabled)
+    # A run that asks for something else gets that.
+    assert trio_uring.run(is_enabled, backend="readiness")
+    assert trio.run(is_enabled, instruments=[trio_uring.Enable("readiness")])
+    assert not trio_uring.run(is_enabled, backend="off")
     trio_uring.uninstall()
     assert not trio.run(is_enabled)
 
