@@ -111,6 +111,14 @@ class Enable(trio.abc.Instrument):
         _start(self)
 
 
+class EnableOnce(Enable):
+    """One that nobody else has: its run, enabled or "off", keeps no instrument of ours."""
+
+    def before_run(self) -> None:
+        super().before_run()
+        trio.lowlevel.remove_instrument(self)
+
+
 def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
     """Enables trio_uring in the current trio.run, from now until its end.
 
@@ -153,7 +161,7 @@ def run(
         async_fn,
         *args,
         clock=clock,
-        instruments=[Enable(backend, driver=driver), *instruments],
+        instruments=[EnableOnce(backend, driver=driver), *instruments],
         restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
         strict_exception_groups=strict_exception_groups,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._driver.backend import check_backend
 from .._driver.run import check_way, enabled, requested, requested_way
 from .._trio import give_every_run
-from .enable import Enable
+from .enable import Enable, EnableOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _lock = threading.Lock()
 _undo: Callable[[], None] | None = None
 
 
-class _Default(Enable):
+class _Default(EnableOnce):
     """Enables a run, with its own arguments only where the run has not asked for others."""
 
     def before_run(self) -> None:
