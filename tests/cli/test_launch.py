@@ -429,6 +429,29 @@ def test_wrong_variables(
     assert "TRIO_URING_BACKEND is 'kqueue': a backend is one of" in capsys.readouterr().err
 
 
+def test_a_wrong_driver_is_refused_whatever_the_backend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", "kqueue")  # it is replaced
+    monkeypatch.setenv("TRIO_URING_DRIVER", "thread")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 2
+    assert "run: the driver is 'thread' (TRIO_URING_DRIVER, " in capsys.readouterr().err
+    monkeypatch.delenv("TRIO_URING_DRIVER")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 127
+
+
+def test_uring_that_the_variable_asks_for_is_tried_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inside of the program it would be an OSError of one of its operations."""
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    _backend._Memory.forget()
+    monkeypatch.setenv("TRIO_URING_BACKEND", "uring")
+    assert __main__.main(["run", "no-such-command"]) == 2
+    assert "is asked for by the environment variable TRIO_URING_BACKEND" in capsys.readouterr().err
+    assert __main__.main(["run", "--backend", "auto", "no-such-command"]) == 127
+
+
 def test_a_command_that_cannot_be_executed(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"\x7fELF nonsense")
     (tmp_path / "bad").chmod(0o755)

@@ -95,9 +95,10 @@ def launch(program: Sequence[str], backend: str | None) -> int:
 
 def _environment(backend: str | None) -> dict[str, str]:
     try:
-        if backend is None:
-            check_variables()
-        elif check_backend(backend, "--backend") == "uring":
+        if backend is not None:
+            check_backend(backend, "--backend")
+        check_variables(backend is None)
+        if (backend or os.environ.get(BACKEND)) == "uring":
             probe(backend)
     except RingUnavailableError as exc:
         raise LaunchError(str(exc.strerror)) from exc

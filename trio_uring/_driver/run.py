@@ -257,9 +257,14 @@ def _asked_way() -> str:
     return way
 
 
-def check_variables() -> None:
-    """Raises ValueError if one of the environment variables that choose has a wrong value."""
-    check_variable()
+def check_variables(backend: bool = True) -> None:
+    """Raises ValueError if one of the environment variables that choose has a wrong value.
+
+    Args:
+        backend: False: that of the backend does not matter, since it will be another.
+    """
+    if backend:
+        check_variable()
     check_way(os.environ.get(VARIABLE) or "auto")
 
 
