@@ -26,6 +26,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
+import trio_uring
+
 from .._driver.run import backend_info
 from .._errors import CommandError, RingUnavailableError
 from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
@@ -303,6 +305,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DemoError: the demo could not be completed.
     """
+    trio_uring.uninstall()  # trio's clients are to be trio's own, whatever the environment says
     work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB
     print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes, backend)
