@@ -176,6 +176,14 @@ def test_signals_reach_it_as_they_would(tmp_path: Path) -> None:
         assert process.wait(SECONDS_MAX) in (9, -signal.SIGINT)  # before the try, or in it
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_standard_stream_may_be_closed(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import trio; raise SystemExit(7)")
+    start = f'exec "$@" {closed}'
+    done = execute(["sh", "-c", start, "sh", *RUN, "program.py"], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
 # -- children
 
 

@@ -144,8 +144,9 @@ def _become(command: list[str], name: str, environment: dict[str, str]) -> NoRet
     # Python ignores these two at its start, and who is executed would inherit that.
     for each in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, each), signal.SIG_DFL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed before Python began
+            stream.flush()
     try:
         first = command[0] if command[0] == sys.executable else name
         os.execve(command[0], [first, *command[1:]], environment)
