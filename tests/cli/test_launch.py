@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,19 @@ def test_options_of_python_itself(program: Path) -> None:
         else:
             assert within["flags"] == without["flags"]
             assert within["orig_argv"] == without["orig_argv"]
+
+
+@pytest.mark.parametrize("name", ["folder", "./folder/", "archive.pyz", "archive.zip"])
+def test_a_folder_and_an_archive_are_scripts_too(name: str, program: Path) -> None:
+    (program.parent / "folder").mkdir()
+    program.rename(program.parent / "folder" / "__main__.py")
+    for archive in ("archive.pyz", "archive.zip"):
+        zipapp.create_archive(program.parent / "folder", program.parent / archive)
+    without = seen([sys.executable, name, "-x"], program.parent)
+    within = seen([*RUN, name, "-x"], program.parent)
+    assert within["socket"] == "UringSocket"
+    for each in ("argv", "path", "orig_argv"):
+        assert within[each] == without[each]
 
 
 def test_a_command(program: Path) -> None:

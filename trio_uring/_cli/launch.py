@@ -119,9 +119,10 @@ def _command(program: Sequence[str]) -> list[str]:
         if len(program) == 1:
             raise LaunchError("the module is missing after -m")
         return [sys.executable, *_python_options(), *program]
-    found = shutil.which(name)
-    is_file = Path(name).is_file()
-    if is_file and (name.endswith(_SCRIPTS) or found is None):
+    found, path = shutil.which(name), Path(name)
+    # What Python calls a script: a file, or a folder with a __main__.py.
+    is_script = path.is_file() or (path / "__main__.py").is_file()
+    if is_script and (name.endswith(_SCRIPTS) or found is None):
         return [sys.executable, *_python_options(), *program]
     if found is None:
         raise LaunchError(f"there is no script and no command {name!r}", 127)
