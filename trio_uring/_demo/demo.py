@@ -28,7 +28,7 @@ import trio
 
 import trio_uring
 
-from .._driver.run import backend_info
+from .._driver.run import backend_info, check_variables
 from .._errors import CommandError, RingUnavailableError
 from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
 from .options import add_arguments as add_arguments
@@ -277,6 +277,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
         (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
     )
     try:
+        check_variables()
         backend = backend_info()
         files = scan(directory, suffixes, arguments.max_mib * MIB)
     except RingUnavailableError as exc:
