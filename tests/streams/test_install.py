@@ -219,6 +219,42 @@ def test_where_io_uring_is_refused() -> None:
     assert not trio.run(is_enabled)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("trio_uring._uring") is None,
+    reason="without the extension that is the reason",
+)
+@in_child()
+def test_uring_that_the_environment_asks_for_is_refused_before_the_run() -> None:
+    """In the run it would be an OSError of an operation, as of a peer that does not answer."""
+    auto()
+    deny(IO_URING_SETUP, errno.EPERM)
+    os.environ[_backend.VARIABLE] = "uring"
+    begun: list[str] = []
+
+    async def main() -> None:
+        begun.append("run")
+
+    async def enabling() -> None:
+        trio_uring.enable()
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        with pytest.raises(trio_uring.RingUnavailableError, match="asked for by the environment"):
+            trio.run(*args, **kwargs)
+
+    with pytest.raises(trio_uring.RingUnavailableError, match="asked for by the environment"):
+        trio_uring.run(main)
+    refused(enabling)
+    trio_uring.install()
+    refused(main)
+    assert not begun
+    # A run that asks for something else gets that, also from those who ask for nothing.
+    for ask in ("readiness", "auto", "off"):
+        trio_uring.run(enabling, backend=ask)
+        assert trio_uring.run(backend, backend=ask) == (ask != "off", ask)
+        assert trio.run(backend, instruments=[trio_uring.Enable(ask)]) == (ask != "off", ask)
+    assert expect_log("trio_uring waits by readiness") == 1  # of "auto"
+
+
 @in_child()
 def test_a_forked_child_inherits_it() -> None:
     trio_uring.install()

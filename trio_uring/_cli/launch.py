@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._driver.backend import BACKENDS, check_backend, probe
+from .._driver.backend import BACKENDS, asks_for, check_backend, probe
 from .._driver.backend import VARIABLE as BACKEND
 from .._driver.run import check_variables
 from .._errors import CommandError, RingUnavailableError
@@ -98,7 +98,7 @@ def _environment(backend: str | None) -> dict[str, str]:
         if backend is not None:
             check_backend(backend, "--backend")
         check_variables(backend is None)
-        if (backend or os.environ.get(BACKEND)) == "uring":
+        if asks_for("uring", backend):
             probe(backend)
     except RingUnavailableError as exc:
         raise LaunchError(str(exc.strerror)) from exc

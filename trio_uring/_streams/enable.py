@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._driver.backend import asks_for_off, check_backend, probe
+from .._driver.backend import asks_for, check_backend, probe
 from .._driver.run import (
     check_variables,
     check_way,
@@ -89,7 +89,8 @@ class Enable(trio.abc.Instrument):
 
     Raises:
         ValueError: there is no such backend or driver, as an argument or in the environment.
-        RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
+        RingUnavailableError: "uring" was asked for, by the argument or else the environment, and
+            io_uring cannot be used here.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Enable(trio.abc.Instrument):
             check_backend(backend)
         if driver is not None:
             check_way(driver)
-        if backend == "uring":
+        if asks_for("uring", backend):
             probe(backend)
         self.backend = backend
         self.streams = streams
@@ -133,7 +134,8 @@ def enable(backend: str | None = None, *, streams: bool = True, driver: str | No
             run that is enabled already.
         ValueError, RingUnavailableError: as in Enable.
     """
-    _start(Enable(backend, streams=streams, driver=driver))
+    # What this run has asked for goes before the environment.
+    _start(Enable(backend or requested.get(), streams=streams, driver=driver))
 
 
 def run(
@@ -208,7 +210,7 @@ def _start(instrument: Enable) -> None:
         request_backend(instrument.backend)
     if instrument.driver is not None:
         request_way(instrument.driver)
-    if before is not None or asks_for_off(instrument.backend or requested.get()):
+    if before is not None or asks_for("off", instrument.backend or requested.get()):
         return
     _enabled.set(instrument)
     note_enabled()

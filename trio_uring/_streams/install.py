@@ -41,8 +41,8 @@ def _default(
     backend: str | None, streams: bool, driver: str | None, given: Sequence[Any]
 ) -> Enable:
     # Where the run asks for another one, this one need not be possible.
-    if any(isinstance(each, Enable) and each.backend is not None for each in given):
-        backend = None
+    asked = [each.backend for each in given if isinstance(each, Enable) and each.backend]
+    backend = asked[-1] if asked else backend
     return _Default(backend, streams=streams, driver=driver)
 
 
