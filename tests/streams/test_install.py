@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 from support.child import expect_log, in_child
+from support.command import no_ring
 from support.fallback import auto
 from support.seccomp import IO_URING_SETUP, deny
 from trio import run as imported_run
@@ -253,6 +254,22 @@ def test_uring_that_the_environment_asks_for_is_refused_before_the_run() -> None
         assert trio_uring.run(backend, backend=ask) == (ask != "off", ask)
         assert trio.run(backend, instruments=[trio_uring.Enable(ask)]) == (ask != "off", ask)
     assert expect_log("trio_uring waits by readiness") == 1  # of "auto"
+
+
+@pytest.mark.uring_only("a run that has its ring")
+def test_a_run_that_works_needs_no_second_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for another one may be short."""
+
+    async def main() -> None:
+        assert await is_enabled()
+        monkeypatch.setattr(_backend, "UringRing", no_ring)
+        trio_uring.enable()
+        trio_uring.enable("uring")
+
+    trio_uring.run(main, backend="uring")
+    monkeypatch.undo()
+    monkeypatch.setenv(_backend.VARIABLE, "uring")
+    trio_uring.run(main)
 
 
 @in_child()

@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._driver.backend import BACKENDS, asks_for, check_backend, probe
+from .._driver.backend import BACKENDS, check_backend
 from .._driver.backend import VARIABLE as BACKEND
-from .._driver.run import check_variables
+from .._driver.run import check_ring, check_variables
 from .._errors import CommandError, RingUnavailableError
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def _environment(backend: str | None) -> dict[str, str]:
         if backend is not None:
             check_backend(backend, "--backend")
         check_variables(backend is None)
-        if asks_for("uring", backend):
-            probe(backend)
+        check_ring(backend)
     except RingUnavailableError as exc:
         raise LaunchError(str(exc.strerror)) from exc
     except ValueError as exc:

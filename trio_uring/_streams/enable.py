@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._driver.backend import asks_for, check_backend, probe
+from .._driver.backend import asks_for, check_backend
 from .._driver.run import (
+    check_ring,
     check_variables,
     check_way,
     note_enabled,
@@ -102,8 +103,7 @@ class Enable(trio.abc.Instrument):
             check_backend(backend)
         if driver is not None:
             check_way(driver)
-        if asks_for("uring", backend):
-            probe(backend)
+        check_ring(backend)
         self.backend = backend
         self.streams = streams
         self.driver = driver
