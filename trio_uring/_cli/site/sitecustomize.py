@@ -26,7 +26,7 @@ class Finder:
             return None
         spec = self.find_elsewhere(name, path, target)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = Loader(spec.loader, self)
+            spec.loader = Loader(spec.loader, self)  # pyright: ignore[reportAttributeAccessIssue]
         return spec
 
     def find_elsewhere(self, *sought):
