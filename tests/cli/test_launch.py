@@ -6,11 +6,14 @@ Rules of this file: each program is a process of its own, which says what it is.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RUN = (sys.executable, "-m", "trio_uring", "run")
+PACKAGE = str(Path(__main__.__file__).parents[1])
 SECONDS_MAX = 60
 
 # Says, as JSON, what it sees of its surroundings, and whether its run is enabled.
@@ -66,7 +70,7 @@ def execute(
     command: Sequence[str | Path], folder: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     environment = {name: text for name, text in os.environ.items() if name != _launch.VARIABLE}
-    environment["PYTHONPATH"] = str(Path(__main__.__file__).parents[1])
+    environment["PYTHONPATH"] = PACKAGE
     return subprocess.run(
         command,
         cwd=folder,
@@ -117,6 +121,19 @@ def test_options_of_python_itself(program: Path) -> None:
         else:
             assert within["flags"] == without["flags"]
             assert within["orig_argv"] == without["orig_argv"]
+
+
+@pytest.mark.parametrize("name", ["folder", "./folder/", "archive.pyz", "archive.zip"])
+def test_a_folder_and_an_archive_are_scripts_too(name: str, program: Path) -> None:
+    (program.parent / "folder").mkdir()
+    program.rename(program.parent / "folder" / "__main__.py")
+    for archive in ("archive.pyz", "archive.zip"):
+        zipapp.create_archive(program.parent / "folder", program.parent / archive)
+    without = seen([sys.executable, name, "-x"], program.parent)
+    within = seen([*RUN, name, "-x"], program.parent)
+    assert within["socket"] == "UringSocket"
+    for each in ("argv", "path", "orig_argv"):
+        assert within[each] == without[each]
 
 
 def test_a_command(program: Path) -> None:
@@ -171,6 +188,14 @@ def test_signals_reach_it_as_they_would(tmp_path: Path) -> None:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS_MAX) in (9, -signal.SIGINT)  # before the try, or in it
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_standard_stream_may_be_closed(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import trio; raise SystemExit(7)")
+    start = f'exec "$@" {closed}'
+    done = execute(["sh", "-c", start, "sh", *RUN, "program.py"], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 # -- children
@@ -261,6 +286,46 @@ def test_trio_is_not_there_at_first(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "trio\ntrio\nUringSocket\n", "")
 
 
+def test_who_only_looks_for_trio_changes_nothing(program: Path) -> None:
+    """What it finds is what it would find without, and the import that comes later is enabled."""
+    program.write_text(
+        "import copy, importlib.util\n"
+        "spec = importlib.util.find_spec('trio')\n"
+        "assert spec.loader.get_filename('trio') == spec.origin\n"
+        "assert copy.copy(spec.loader).is_package('trio')\n" + PROGRAM
+    )
+    without = seen([sys.executable, "program.py"], program.parent)
+    within = seen([*RUN, "program.py"], program.parent)
+    assert within["socket"] == "UringSocket"
+    assert within["loader"] == without["loader"]
+
+
+def test_trio_s_own_console(tmp_path: Path) -> None:
+    """`-m trio` looks for the package, and then imports it."""
+    said = subprocess.run(
+        [*RUN, "-m", "trio"],
+        cwd=tmp_path,
+        input="type(trio.socket.socket()).__name__\n",
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=True,
+    ).stdout
+    assert "'UringSocket'" in said
+
+
+def test_trio_cannot_be_imported_at_first(program: Path) -> None:
+    program.write_text(
+        "import sys\n"
+        "sys.modules['outcome'] = None\n"
+        "try: import trio\n"
+        "except ImportError: del sys.modules['outcome']\n"
+        "for name in [n for n in sys.modules if n.startswith('trio')]: del sys.modules[name]\n"
+        + PROGRAM
+    )
+    assert seen([*RUN, "program.py"], program.parent)["socket"] == "UringSocket"
+
+
 # -- a sitecustomize that was there before
 
 
@@ -286,6 +351,32 @@ def test_an_existing_sitecustomize_still_runs(program: Path) -> None:
         # RUN is a Python with that sitecustomize, too, before it becomes the program
         assert done[1].stderr == done[0].stderr * 2
         assert json.loads(done[1].stdout)["socket"] == "UringSocket"
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.8"])
+def test_a_python_that_is_too_old(version: str, program: Path) -> None:
+    """It notices nothing, and the sitecustomize that was there before runs."""
+    python = shutil.which(f"python{version}")
+    works = python and subprocess.run([python, "-c", ""], capture_output=True, check=False)
+    if not python or not works or works.returncode:
+        pytest.skip(f"there is no Python {version} here")
+    (program.parent / "sitecustomize.py").write_text("import sys; sys.site_said = 'theirs'")
+    start = "import sys, json; print(sys.site_said)"
+    path = str(program.parent)
+    done = execute([*RUN, python, "-c", start], program.parent, PYTHONPATH=f"{path}:{PACKAGE}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "theirs\n", "")
+
+
+def test_it_is_written_for_every_python() -> None:
+    tree = ast.parse(Path(_sitecustomize.__file__).read_text())
+    for node in ast.walk(tree):
+        assert not isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))
+        assert not isinstance(node, ast.ImportFrom) or node.module != "__future__"
+        if isinstance(node, ast.FunctionDef):
+            every = node.args
+            assert not any(each.annotation for each in [*every.args, *every.kwonlyargs])
+            assert not node.returns
+            assert not every.kwonlyargs + every.posonlyargs
 
 
 def test_run_within_run(program: Path) -> None:
@@ -358,6 +449,29 @@ def test_wrong_variables(
     monkeypatch.setenv("TRIO_URING_BACKEND", "kqueue")
     assert __main__.main(["run", "python"]) == 2
     assert "TRIO_URING_BACKEND is 'kqueue': a backend is one of" in capsys.readouterr().err
+
+
+def test_a_wrong_driver_is_refused_whatever_the_backend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", "kqueue")  # it is replaced
+    monkeypatch.setenv("TRIO_URING_DRIVER", "thread")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 2
+    assert "run: the driver is 'thread' (TRIO_URING_DRIVER, " in capsys.readouterr().err
+    monkeypatch.delenv("TRIO_URING_DRIVER")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 127
+
+
+def test_uring_that_the_variable_asks_for_is_tried_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inside of the program it would be an OSError of one of its operations."""
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    _backend._Memory.forget()
+    monkeypatch.setenv("TRIO_URING_BACKEND", "uring")
+    assert __main__.main(["run", "no-such-command"]) == 2
+    assert "is asked for by the environment variable TRIO_URING_BACKEND" in capsys.readouterr().err
+    assert __main__.main(["run", "--backend", "auto", "no-such-command"]) == 127
 
 
 def test_a_command_that_cannot_be_executed(tmp_path: Path) -> None:
