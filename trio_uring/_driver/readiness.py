@@ -52,11 +52,9 @@ COPY_MAX = 2**18  # bytes of a buffer that one call is given then
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
-_NOT_THIS_WAY = frozenset(
-    getattr(errno, name)
-    for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
-    if hasattr(errno, name)
-)
+_NOT_THIS_WAY = {
+    getattr(errno, name, 0) for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
+}
 
 
 # -- the calls. They return a result >= 0, or raise: BlockingIOError (not now) or another OSError
