@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.command import command, no_ring
+from support.command import command, group_ends, no_ring
 
 from trio_uring import __main__
 from trio_uring._demo import command as _command
@@ -132,18 +132,6 @@ def test_the_least_of_the_rounds_counts() -> None:
 
 
 # -- what is left behind
-
-
-def group_ends(group: int) -> bool:
-    """Whether a process group has no process any more, before long."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @contextlib.contextmanager
