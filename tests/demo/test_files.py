@@ -1,6 +1,6 @@
-"""The demo, and what the command line prints about it.
+"""`demo files`, and what the command line prints about it.
 
-Rules: the whole demo runs (servers, clients, cancellations, report), over a directory small enough
+Rules: all of it runs (servers, clients, cancellations, report), over a directory small enough
 to take a second. No speed is asserted, only what must be true on every machine.
 """
 
@@ -24,10 +24,10 @@ from support.command import command, no_ring
 import trio_uring
 from trio_uring import __main__
 from trio_uring._cli import process as _process
-from trio_uring._demo import demo as _demo
 from trio_uring._demo import files as _demo_files
-from trio_uring._demo import report as _demo_report
-from trio_uring._demo import server as _demo_server
+from trio_uring._demo import files_command as _demo
+from trio_uring._demo import files_report as _demo_report
+from trio_uring._demo import files_server as _demo_server
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def small_demo(folder: Path, *more: str) -> list[str | Path]:
     return [
         "demo",
+        "files",
         "--directory",
         folder,
         "--clients",
@@ -114,7 +115,7 @@ def test_demo_says_why_it_cannot_go_on(
 
 def test_demo_with_nothing_to_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").touch()
-    assert __main__.main(["demo", "--directory", str(tmp_path)]) == 1
+    assert __main__.main(["demo", "files", "--directory", str(tmp_path)]) == 1
     assert "no file to serve" in capsys.readouterr().err
 
 
@@ -163,7 +164,7 @@ def test_trio_s_own_stays_trio_s_own_where_all_runs_are_enabled(
 @pytest.mark.parametrize(("stack", "rings"), [("trio", 0), ("trio_uring", 1)])
 def test_which_server_has_a_ring(stack: str, rings: int, folder: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "trio_uring._demo.server", stack, "-1", str(folder)],
+        [sys.executable, "-m", "trio_uring._demo.files_server", stack, "-1", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
