@@ -33,6 +33,10 @@ _COMMANDS = {  # its module, and what it does
         "_cli.doctor",
         "say what stands in the way of io_uring here, in words, and what to change",
     ),
+    "seccomp": (
+        "_cli.seccomp",
+        "print the profile, the Pod or the lines of a unit that allow io_uring",
+    ),
     "demo": (
         "_demo.demo",
         "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
