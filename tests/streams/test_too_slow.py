@@ -109,6 +109,15 @@ async def test_udp(autojump_clock: MockClock) -> None:
             )
 
 
+async def test_a_method_that_takes_no_timeout(autojump_clock: MockClock) -> None:
+    left, right = tcp_sockets()
+    theirs = trio.SocketStream(trio.socket.from_stdlib_socket(left))
+    async with theirs, trio_uring.AuditedStream(theirs, trio_uring.Audit()) as audited:
+        found = await note(lambda: audited.receive_some(timeout=1))
+        assert found == f"receive_some waited 1.000 s (its limit: 1 s) {task()}SocketStream"
+    right.close()
+
+
 async def test_what_others_wrote(autojump_clock: MockClock) -> None:
     stream, peer = stream_and_peer()
     async with closing(stream, peer):

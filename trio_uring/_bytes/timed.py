@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .abilities import abilities
 
@@ -32,8 +35,7 @@ class _Limit:
 
     Args:
         seconds: the limit.
-        on: what is waited for; `told` says what it is called.
-        what: the name of the call.
+        on, what: as in `within`.
     """
 
     __slots__ = ("_on", "_scope", "_seconds", "_what")
@@ -42,9 +44,11 @@ class _Limit:
         self._scope = trio.move_on_after(seconds)
         self._seconds, self._on, self._what = seconds, on, what
 
+    @enable_ki_protection
     def __enter__(self) -> None:
         self._scope.__enter__()
 
+    @enable_ki_protection
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -64,7 +68,8 @@ def within(
 
     Args:
         timeout: seconds.
-        on, what: for the note of the error: what the call waits for, and the call's name.
+        on, what: for the note of the error: what the call waits for, and the call's name; or a
+            method of the former, and nothing.
     """
     return _NO_LIMIT if timeout is None or timeout == math.inf else _Limit(timeout, on, what)
 
@@ -72,16 +77,18 @@ def within(
 def _too_slow(scope: trio.CancelScope, seconds: float, on: object, what: str) -> trio.TooSlowError:
     """The error of a limit that was reached, with a note: what waited, on what, for how long."""
     error = trio.TooSlowError()
-    with contextlib.suppress(Exception):  # a user's class was asked, and the error matters more
+    with contextlib.suppress(Exception):  # a user's class is asked, and the error matters more
+        if isinstance(on, MethodType):
+            what, on = on.__name__, on.__self__
         waited = trio.current_time() - (scope.deadline - seconds)
         task = trio.lowlevel.current_task().name
         note = (
             f"{what} waited {waited:.3f} s (its limit: {seconds:g} s) in task {task!r} on "
             f"{told(on)}"
         )
-        if hasattr(error, "add_note"):
+        if sys.version_info >= (3, 11):
             error.add_note(note)
-        else:  # Python 3.10
+        else:
             error.args = (note,)
     return error
 
@@ -111,7 +118,7 @@ async def in_time(
     """
     if takes_timeout:
         return await method(*args, timeout=timeout)
-    with within(timeout, getattr(method, "__self__", "it"), getattr(method, "__name__", "a call")):
+    with within(timeout, method, ""):
         return await method(*args)
 
 
