@@ -224,10 +224,13 @@ def test_by_readiness_there_is_nothing_to_restrict() -> None:
 
 
 @of_kernel
+@pytest.mark.hang_seconds(240)
 def test_streams_on_a_restricted_ring() -> None:
     """Their own tests. The whole suite passes so, too: TRIO_URING_RESTRICT=1."""
     environment = {**os.environ, RESTRICT: "1"}
     tests = [f"tests/streams/{name}" for name in OF_STREAMS]
+    # It measures memory, which a ring is not what decides, and a sanitizer changes.
+    tests += ["--deselect", f"{tests[1]}::test_hundreds_of_mebibytes_without_joining_them"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         env=environment,
