@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._ring.statistics import OperationInFlight, Statistics, snapshot
+from .._ring.statistics import Statistics, snapshot
 from .._trio import call_at_end, loop_runner
 from .backend import (
     BackendInfo,
@@ -34,6 +34,7 @@ from .backend import (
 )
 from .ending import empty
 from .engine import Engine
+from .looking import in_flight
 from .loop import Loop
 from .phases import CHILD, ENDING, OVER
 from .readiness import NO_RING, ReadinessEngine
@@ -41,6 +42,7 @@ from .task_way import TaskWay
 
 if TYPE_CHECKING:
     from .._ring.protocol import Ring
+    from .._ring.statistics import OperationInFlight
     from .operation import TaskOperation
 
 _log = logging.getLogger("trio_uring")
@@ -109,7 +111,7 @@ class RingDriver:
 
     def describe(self, op: TaskOperation) -> OperationInFlight:
         age = time.monotonic() - op.born if op.state.in_kernel else 0.0
-        return OperationInFlight.of(op, op.state.name, age)
+        return in_flight(op, op.state.name, age)
 
     def pending(self) -> list[Any]:
         """The operations that are queued or in the kernel."""
@@ -128,6 +130,9 @@ class ReadinessDriver:
         """The end of the run."""
         self.engine.enter(OVER)
 
+    def disown(self) -> None:
+        """Called in a forked child, which goes on as with trio's own sockets."""
+
     def statistics(self) -> Statistics:
         return snapshot(self.engine.counters, NO_RING, self.pending(), 0, self.engine)
 
@@ -135,8 +140,8 @@ class ReadinessDriver:
         return [self.describe(op) for op in self.pending()]
 
     def describe(self, op: TaskOperation) -> OperationInFlight:
-        age = time.monotonic() - self.engine.waiting[op]
-        return OperationInFlight.of(op, "WAITING", age)
+        now = time.monotonic()
+        return in_flight(op, "WAITING", now - self.engine.waiting.get(op, now))
 
     def pending(self) -> list[TaskOperation]:
         """The operations that tasks wait for."""
@@ -162,7 +167,7 @@ def _move_to_current_run(op: TaskOperation) -> AnyEngine:
 
 
 _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring driver")
-_drivers: weakref.WeakSet[RingDriver] = weakref.WeakSet()
+_drivers: weakref.WeakSet[AnyDriver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
 """The backend that this trio.run asks for ("uring", "readiness", "auto" or "off"); set it with
@@ -170,6 +175,9 @@ requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring b
 
 enabled: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring enabled", False)
 """Whether this trio.run is enabled; set it with `note_enabled`."""
+
+restrict: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring restricts", False)
+"""Whether this trio.run asks for a restricted ring; set it with `request_restricted`."""
 
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
     "trio_uring driver's way", None
@@ -194,6 +202,24 @@ def request_backend(backend: str) -> None:
     if backend not in ("auto", used) and (backend, used) != ("off", "readiness"):
         raise RuntimeError(
             f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
+        )
+
+
+def request_restricted() -> None:
+    """Asks for a restricted ring for this trio.run. Nothing takes that back.
+
+    Raises:
+        RuntimeError: this run has a ring already, which is not restricted.
+    """
+    try:
+        used = _current.get().backend
+    except LookupError:
+        restrict.set(True)
+        return
+    if used.backend == "uring" and not used.restricted:
+        raise RuntimeError(
+            "trio_uring was used in this run already, on a ring that is not restricted: ask for "
+            "that before"
         )
 
 
@@ -243,12 +269,14 @@ def current_driver() -> AnyDriver:
 
 def _start_chosen() -> AnyDriver:
     runner = None if _asked_way() == "task" else loop_runner()
-    ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
+    flags = "coop" if runner is None else "defer"
+    ring, backend = open_ring(requested.get(), flags, restrict.get())
     log_fallback(backend, enabled.get())
     if ring is not None:
         return _start(ring, backend, runner)
     driver = ReadinessDriver(backend)
     _current.set(driver)
+    _drivers.add(driver)
     return driver
 
 
@@ -269,7 +297,7 @@ def check_variables(backend: bool = True) -> None:
     check_way(os.environ.get(VARIABLE) or "auto")
 
 
-def check_ring(backend: str | None) -> None:
+def check_ring(backend: str | None, restrict: bool = False) -> None:
     """Raises RingUnavailableError if `backend`, or else the environment, asks for what is not here.
 
     A run that works already needs no second ring for that: memory may be short.
@@ -278,7 +306,7 @@ def check_ring(backend: str | None) -> None:
         try:
             _current.get()
         except (LookupError, RuntimeError):  # none yet, or outside of trio
-            probe(backend)
+            probe(backend, restrict)
 
 
 def check_way(way: str) -> None:
@@ -304,7 +332,7 @@ def backend_info() -> BackendInfo:
     try:
         return _current.get().backend
     except LookupError:
-        return probe(requested.get())
+        return probe(requested.get(), restrict.get())
     except RuntimeError:
         return probe()
 
@@ -321,9 +349,10 @@ def install(ring: Ring) -> RingDriver:
             raise ValueError(
                 "a ring with DEFER_TASKRUN wakes no task that waits for its descriptor"
             ) from None
-        return _start(
-            ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags), runner
+        backend = BackendInfo(
+            info.backend, reason, info.backend, info.setup_flags, restricted=info.restricted
         )
+        return _start(ring, backend, runner)
     raise RuntimeError("this trio.run has a ring already")
 
 
@@ -337,6 +366,11 @@ def _start(ring: Ring, backend: BackendInfo, runner: Any) -> RingDriver:
     _drivers.add(driver)
     driver.way.start()
     return driver
+
+
+def going_on() -> list[AnyDriver]:
+    """The drivers of all runs of this process that are going on, in whichever thread."""
+    return [driver for driver in list(_drivers) if not driver.engine.phase.over]
 
 
 def _disown_all() -> None:

@@ -38,15 +38,21 @@ class _Default(EnableOnce):
 
 
 def _default(
-    backend: str | None, streams: bool, driver: str | None, given: Sequence[Any]
+    backend: str | None, streams: bool, driver: str | None, restrict: bool, given: Sequence[Any]
 ) -> Enable:
     # Where the run asks for another one, this one need not be possible.
     asked = [each.backend for each in given if isinstance(each, Enable) and each.backend]
     backend = asked[-1] if asked else backend
-    return _Default(backend, streams=streams, driver=driver)
+    return _Default(backend, streams=streams, driver=driver, restrict=restrict)
 
 
-def install(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
+def install(
+    backend: str | None = None,
+    *,
+    streams: bool = True,
+    driver: str | None = None,
+    restrict: bool = False,
+) -> None:
     """Enables trio_uring in every trio.run and guest run that begins in this process from now on.
 
     It does not matter who calls trio.run, by which name, or in which thread. A forked child
@@ -55,6 +61,7 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
 
     Args:
         backend, streams, driver: as in Enable; for each run that does not ask for another one.
+        restrict: as in Enable, for each run.
 
     Raises:
         ValueError: there is no such backend or driver. (A wrong environment variable is a
@@ -70,7 +77,8 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
     with _lock:
         if _undo is not None:
             _undo()
-        _undo = give_every_run(functools.partial(_default, backend, streams, driver))
+        make = functools.partial(_default, backend, streams, driver, restrict)
+        _undo = give_every_run(make)
 
 
 def install_if_asked() -> None:
