@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.program = program
     try:
         status: int = _module(arguments.command).run(arguments)
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
         return status
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has had enough. At its end Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except CommandError as exc:
         print(f"python -m trio_uring {arguments.command}: {exc}", file=sys.stderr)
         return exc.status
