@@ -1,7 +1,7 @@
 """How Sphinx builds the site; `.ci/docs` runs it.
 
-Rules of this file: settings, and one function: it puts texts of the repository's into pages, and
-makes links right there. Everything that can be a warning is one, since the build fails on warnings.
+Rules of this file: settings, and two functions, for texts of the repository's that become pages and
+for docstrings. Everything that can be a warning is one, since the build fails on warnings.
 Nothing is fetched while the site is built.
 """
 
@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 # Signatures are read from the Python: methods in C have none.
 os.environ["TRIO_URING_ACCELERATOR"] = "0"
 
+from sphinx.ext.napoleon import Config, GoogleDocstring  # noqa: E402
+
 from trio_uring import __version__  # noqa: E402
 
 project = "trio_uring"
@@ -26,7 +28,6 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
@@ -37,8 +38,6 @@ myst_enable_extensions = ["colon_fence"]
 
 # Docstrings: Google's style. `name` is a link where it names something of ours, and code elsewhere.
 default_role = "py:obj"
-napoleon_numpy_docstring = False
-napoleon_use_rtype = False
 add_module_names = False
 autodoc_member_order = "bysource"
 # What is inherited from classes of ours is shown, and not what is from these.
@@ -95,6 +94,20 @@ def read(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([^)\s#]+)(#[^)\s]*)?\)", link, source[0])
 
 
+def read_docstring(
+    app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]
+) -> None:
+    """A docstring in Google's style, as Sphinx wants it.
+
+    The extension sphinx.ext.napoleon would do that too, but takes the first line of an attribute's
+    docstring for its type if there is a colon in it.
+    """
+    text = re.sub("^Cancellation: ", "**Cancellation:** ", "\n".join(lines), flags=re.MULTILINE)
+    settings = Config(napoleon_use_rtype=False)
+    lines[:] = GoogleDocstring(text.split("\n"), settings, app, "function", name, thing).lines()
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", read_docstring)
     app.connect("source-read", read)

@@ -97,10 +97,10 @@ def stream_error(
     """
     cause = OSError(code, os.strerror(code))
     if code in CLOSED_ERRNOS:
-        what = "socket" if of_socket else "file"
-        return trio.ClosedResourceError(f"this {what} was already closed")
-    what = "socket connection" if of_socket else "connection"
-    error = trio.BrokenResourceError(f"{what} broken: {cause}")
+        closed = "socket" if of_socket else "file"
+        return trio.ClosedResourceError(f"this {closed} was already closed")
+    broken = "socket connection" if of_socket else "connection"
+    error = trio.BrokenResourceError(f"{broken} broken: {cause}")
     error.__cause__ = cause
     return error
 

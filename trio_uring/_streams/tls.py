@@ -39,7 +39,7 @@ async def open_ssl_over_tcp_stream(
         happy_eyeballs_delay, options: as in open_tcp_stream.
 
     Raises:
-        The same as open_tcp_stream.
+        Others: the same as open_tcp_stream.
 
     Cancellation: all sockets opened so far are closed.
     """
