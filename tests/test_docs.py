@@ -47,8 +47,9 @@ def test_all_examples_are_found() -> None:
 
 DOCUMENTS = [
     pytest.param(path, id=path.relative_to(ROOT).as_posix())
-    for folder in (ROOT, DOCS, ROOT / "benchmarks")
-    for path in sorted(folder.glob("*.md"))
+    for path in sorted(
+        [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    )
 ]
 
 
