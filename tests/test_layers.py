@@ -28,7 +28,7 @@ ROOMS = [
     {"_descriptors"},
     {"_sockets"},
     {"_streams", "socket"},
-    {"_messages", "_udp"},
+    {"_messages", "_serving", "_udp"},
     {"_network"},
     {"_relay", "_observe"},
     {"testing"},

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._observe.streams import AuditedStream, MeteredStream
     from ._relay.copy import Relayed, copy_stream, relay
     from ._relay.send_file import send_file
+    from ._serving.shutdown import Shutdown
     from ._udp.messages import Local
     from ._udp.udp_socket import UDPSocket, open_udp_socket
     from .audit import Audit, AuditEvent
@@ -61,6 +62,7 @@ _LATER = {
     "_observe.streams": ("AuditedStream", "MeteredStream"),
     "_relay.copy": ("Relayed", "copy_stream", "relay"),
     "_relay.send_file": ("send_file",),
+    "_serving.shutdown": ("Shutdown",),
     "_udp.messages": ("Local",),
     "_udp.udp_socket": ("UDPSocket", "open_udp_socket"),
     "audit": ("Audit", "AuditEvent"),
@@ -140,6 +142,7 @@ __all__ = [
     "RingBrokenError",
     "RingUnavailableError",
     "SendStream",
+    "Shutdown",
     "SocketListener",
     "SocketOptions",
     "SocketStream",
