@@ -29,7 +29,7 @@ ROOMS = [
     {"_sockets"},
     {"_streams", "socket"},
     {"_messages", "_udp"},
-    {"_network"},
+    {"_network", "_serving"},
     {"_relay", "_observe"},
     {"testing"},
     {"__init__"},
