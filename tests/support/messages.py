@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from support.pages import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PACKAGE = ROOT / "trio_uring"
 GAP = "…"
@@ -53,7 +53,7 @@ def _texts(node: ast.expr, scopes: list[Scope], depth: int = 0) -> list[str]:
     if isinstance(node, ast.FormattedValue):
         # A name that is given to the function is no text of ours, whatever the module calls so.
         named = isinstance(node.value, ast.Name)
-        return _texts(node.value, scopes[:-1], depth + 1) if named else []
+        return _texts(node.value, scopes[:-2], depth + 1) if named else []
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         sides = [_texts(side, scopes, depth + 1) or [GAP] for side in (node.left, node.right)]
         return ["".join(pair) for pair in itertools.product(*sides)]
@@ -71,7 +71,16 @@ def _name(call: ast.Call) -> str:
     return func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
 
 
-def _calls(tree: ast.Module) -> Iterator[Said]:
+def _constants(trees: Iterable[ast.Module]) -> Scope:
+    """The constants of all modules: some of them are imported."""
+    found: Scope = {}
+    for tree in trees:
+        scope = _assigned([each for each in tree.body if isinstance(each, ast.Assign)])
+        found.update({name: values for name, values in scope.items() if name.isupper()})
+    return found
+
+
+def _calls(tree: ast.Module, constants: Scope) -> Iterator[Said]:
     """What may be a text, with the names around it, and what says it."""
     module = _assigned([each for each in tree.body if isinstance(each, ast.Assign)])
     for table in TABLES & module.keys():
@@ -92,7 +101,7 @@ def _calls(tree: ast.Module) -> Iterator[Said]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, scopes, owner)
 
-    yield from visit(tree, [module], "")
+    yield from visit(tree, [module, constants], "")
 
 
 def _plain(text: str) -> str:
@@ -104,9 +113,11 @@ def _plain(text: str) -> str:
 def messages() -> dict[str, set[str]]:
     """Each text that has words of ours, and where it is: `module: what says it`."""
     found: dict[str, set[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    trees = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+    constants = _constants(trees.values())
+    for path, tree in trees.items():
         module = path.relative_to(PACKAGE).with_suffix("").as_posix()
-        for said, scopes, kind in _calls(ast.parse(path.read_text())):
+        for said, scopes, kind in _calls(tree, constants):
             for text in _texts(said, scopes):
                 found.setdefault(_plain(text), set()).add(f"{module}: {kind}")
     for path in sorted(PACKAGE.glob("_c/**/*.[ch]")):

@@ -305,7 +305,7 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
         """Waits for a connection, and returns it before its header has come.
 
         Raises:
-            The same as SocketListener.accept.
+            Others: the same as SocketListener.accept.
 
         Cancellation: as in SocketListener.accept.
         """
