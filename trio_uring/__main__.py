@@ -30,9 +30,9 @@ _COMMANDS = {  # its module, and what it does
         "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot",
     ),
     "demo": (
-        "_demo.demo",
-        "serve files over loopback to many clients, on trio_uring's streams and on trio's own, "
-        "verify every checksum and compare the two",
+        "_demo.command",
+        "show what it gains in 15 seconds: four servers on trio_uring and on trio, under the same "
+        "load, with everything that comes back checked",
     ),
     "bench": (
         "_bench.command",

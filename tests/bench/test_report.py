@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_a_document(tmp_path: Path) -> None:
     assert "| ring | 4,000 | 20.00 | 25.00 |" in text
     assert written[0] == path
     if importlib.util.find_spec("matplotlib"):
-        assert [plot.name for plot in written[1:]] == ["echo.png", "latency.png"]
+        assert [plot.name for plot in written[1:]] == ["summary.png", "echo.png", "latency.png"]
         assert "![echo](speed/echo.png)" in text
 
 
@@ -174,6 +175,26 @@ def test_the_document_is_that_of_the_template() -> None:
         for path in (docs, document.TEMPLATE)
     ]
     assert heads[0] == heads[1]
+
+
+@pytest.mark.parametrize(
+    ("workload", "title"),
+    [
+        ("1x1M", "1x1M: 1 connection, 1 MiB"),
+        ("5000x64", "5000x64: 5,000 connections, 64 bytes"),
+        ("50x16K", "50x16K: 50 connections, 16 KiB"),
+        ("tls-50x1K", "tls-50x1K"),
+        ("idle-10000", "idle-10000"),
+    ],
+)
+def test_titles_of_plots(workload: str, title: str) -> None:
+    assert plots.title_of(workload) == title
+
+
+def test_plots_say_when_and_where() -> None:
+    about = plots.about(canned()["machine"])
+    assert re.match(r"\d{4}-\d\d-\d\d, \d+ CPUs? \(", about)
+    assert f"Linux {canned()['machine']['kernel']}" in about
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")

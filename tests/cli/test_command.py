@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def test_version_and_help() -> None:
     assert command("--version").stdout == f"trio_uring {trio_uring.__version__}\n"
     assert "demo" in command("-h").stdout
-    assert "--clients" in command("demo", "-h").stdout
+    assert "--seconds" in command("demo", "-h").stdout
+    assert "--clients" in command("demo", "files", "-h").stdout
 
 
 @pytest.mark.no_ring
@@ -38,11 +39,14 @@ def test_version_and_help() -> None:
     [
         ([], "COMMAND"),
         (["nonsense"], "nonsense"),
-        (["demo", "--clients", "0"], "0 is less than 1"),
-        (["demo", "--clients", "x"], "invalid"),
-        (["demo", "--clients", "99999999"], "limit of open files"),
-        (["demo", "--directory", "/nowhere"], "/nowhere is not a directory"),
-        (["demo", "--max-mib", "-1"], "-1 is less than 1"),
+        (["demo", "files", "--clients", "0"], "0 is less than 1"),
+        (["demo", "files", "--clients", "x"], "invalid"),
+        (["demo", "files", "--clients", "99999999"], "limit of open files"),
+        (["demo", "files", "--directory", "/nowhere"], "/nowhere is not a directory"),
+        (["demo", "files", "--max-mib", "-1"], "-1 is less than 1"),
+        (["demo", "--seconds", "0"], "0 is not between 0 and 3,600"),
+        (["demo", "--seconds", "nan"], "nan is not between"),
+        (["demo", "nonsense"], "nonsense"),
     ],
 )
 def test_wrong_arguments(

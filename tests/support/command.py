@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +22,15 @@ def command(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 
 def no_ring(*_: object, **__: object) -> None:
     raise RingUnavailableError(errno.EPERM, "io_uring_setup failed with EPERM: forbidden by a test")
+
+
+def group_ends(group: int) -> bool:
+    """Whether a process group has no process any more, before long."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False

@@ -21,7 +21,7 @@ from typing import Any
 
 EXTENSIONS = ("trio_uring._uring", "trio_uring._hot")
 # The modules of programs that are for Linux only.
-LINUX_ONLY = re.compile(r"trio_uring\.(_bench|_demo|_c)\b")
+LINUX_ONLY = re.compile(r"trio_uring\.(_bench|_c)\b")
 
 
 class _Lacks:
@@ -92,6 +92,18 @@ def commands() -> None:
     assert not [name for name in sys.modules.keys() - imported if LINUX_ONLY.match(name)]
     for arguments in (["info", "--pid", "0"], ["run", "nothing-of-that-name"]):
         assert __main__.main(arguments)
+    demo()
+
+
+def demo() -> None:
+    """An act, whose processes have nothing of this platform but its parent."""
+    from trio_uring import __main__
+    from trio_uring._demo.acts import Act
+    from trio_uring._demo.command import perform_all
+
+    act = Act("echo", "title", "difference", "unit", "checked", {"connections": 2, "size": 100})
+    assert perform_all([act], 1, 0.0) == 0
+    assert sys.platform == "linux" or __main__.main(["demo", "files"]) == 1
 
 
 def use_everything(platform: str) -> None:

@@ -1,4 +1,4 @@
-"""The arguments of `demo`.
+"""The arguments of `demo` and `demo files`.
 
 Rules of this file: a wrong argument is one sentence.
 """
@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+SECONDS_MAX = 3600  # of the whole demo
 DESCRIPTORS_KEPT = 64  # reserved, of RLIMIT_NOFILE, for everything but the demo's connections
 
 
@@ -40,7 +41,31 @@ def _directory(text: str) -> Path:
     return path
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {SECONDS_MAX:,}")
+    return value
+
+
 def add_arguments(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=15.0,
+        help="about how long it may take in all (default: %(default)g)",
+    )
+    parts = demo.add_subparsers(dest="part", metavar="files", title="the long one")
+    what = (
+        "serve the files of a directory over loopback to many clients, on trio_uring's streams and "
+        "on trio's own, verify every checksum and compare the two, with system calls"
+    )
+    _add_files_arguments(
+        parts.add_parser("files", help=what, description=f"{what[0].upper()}{what[1:]}.")
+    )
+
+
+def _add_files_arguments(demo: argparse.ArgumentParser) -> None:
     demo.add_argument(
         "--directory",
         type=_directory,

@@ -1,5 +1,5 @@
-"""`python -m trio_uring demo`: serves files to many clients, on our streams and on trio's, and
-compares.
+"""`python -m trio_uring demo files`: serves files to many clients, on our streams and on trio's,
+and compares.
 
 Rules of this file: both kinds of streams get the same work, in turns, each turn with a new server
 process and a new trio.run, so that neither affects the other. System calls are counted in separate
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -19,19 +18,19 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import trio
 
 from .._driver.run import backend_info
-from .._errors import CommandError, RingUnavailableError
-from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
-from .options import add_arguments as add_arguments
-from .report import Progress, Result, Trace, print_heading, print_report
-from .server import MARK_START, MARK_STOP
+from .._errors import RingUnavailableError
+from .children import DemoError, Lines, pinned, stop
+from .files import STACKS, Download, ProtocolError, Tally, run_client, scan
+from .files_report import Progress, Result, Trace, print_heading, print_report
+from .files_server import MARK_START, MARK_STOP
+from .work import Work
 
 if TYPE_CHECKING:
     import argparse
@@ -40,52 +39,10 @@ if TYPE_CHECKING:
     from .._driver.backend import BackendInfo
 
 MIB = 2**20
-CUT_SHARE = 0.05  # share of the files that can be cut whose client is cancelled in the middle
-CUT_SIZE_MIN = 16384  # bytes of the smallest file that can be cut
 STALL_MAX = 30.0  # seconds without a byte, after which the demo gives up
 TRACED_BYTES = 16 * MIB  # bytes served while strace watches
 TICK = 0.1  # seconds between two looks at the progress
 LIBRARY_SUFFIXES = (".py", ".so")
-
-
-class DemoError(CommandError):
-    """The demo cannot go on; the message says why."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be served, for both kinds of streams."""
-
-    directory: Path
-    files: list[File]
-    clients: int
-    seed: int
-
-    def downloads(self, bytes_wanted: int) -> list[Download]:
-        """The files in random order, repeated until there are enough bytes. Some of them are to be
-        cut."""
-        rng = random.Random(self.seed)
-        downloads: list[Download] = []
-        while bytes_wanted > 0:
-            for file in rng.sample(self.files, len(self.files)):
-                cut = (
-                    rng.randrange(1, file.size // 2)
-                    if file.size >= CUT_SIZE_MIN and rng.random() < CUT_SHARE
-                    else None
-                )
-                downloads.append(Download(file, cut))
-                bytes_wanted -= file.size
-                if bytes_wanted <= 0:
-                    break
-        self._cut_one(downloads)
-        return downloads
-
-    def _cut_one(self, downloads: list[Download]) -> None:
-        """Makes sure that, however few files there are, one is cut if one can be."""
-        if all(download.cut is None for download in downloads):
-            largest = max(downloads, key=lambda download: download.file.size)
-            if largest.file.size >= CUT_SIZE_MIN:
-                largest.cut = largest.file.size // 4
 
 
 @dataclass
@@ -117,7 +74,7 @@ class Round:
                 ) from exc
 
     async def _run(self, progress: Progress, stderr: IO[bytes]) -> Result:
-        command = [*self.wrapper, sys.executable, "-m", "trio_uring._demo.server"]
+        command = [*self.wrapper, sys.executable, "-m", "trio_uring._demo.files_server"]
         process = await trio.lowlevel.open_process(
             [*command, self.stack, str(self.server_cpu), os.fspath(self.work.directory)],
             stdin=subprocess.PIPE,
@@ -128,7 +85,7 @@ class Round:
         assert process.stdout is not None
         try:
             index = [(file.name, file.size, file.digest.hex()) for file in self.work.files]
-            lines = _Lines(process.stdout)
+            lines = Lines(process.stdout)
             try:
                 await process.stdin.send_all(json.dumps(index).encode() + b"\n")
             except trio.BrokenResourceError:
@@ -142,7 +99,7 @@ class Round:
             await process.wait()
         finally:
             with trio.CancelScope(shield=True):
-                await _stop(process)
+                await stop(process)
         return Result(
             self.stack,
             wall,
@@ -189,35 +146,6 @@ class Round:
             await trio.sleep(TICK)
 
 
-class _Lines:
-    """The JSON objects that the server prints, one per line."""
-
-    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
-        self._stream = stream
-        self._buffer = b""
-
-    async def next(self) -> Any:
-        while b"\n" not in self._buffer:
-            chunk = await self._stream.receive_some()
-            if not chunk:
-                raise DemoError("the server ended before its time")
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
-
-
-async def _stop(process: trio.Process) -> None:
-    """Closes the server's pipes, which ends it; kills it if it does not end."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            await trio.aclose_forcefully(pipe)
-    with trio.move_on_after(5):
-        await process.wait()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
-
-
 # -- system calls
 
 _CALL = re.compile(r"^(?:\d+\s+)?(\w+)\(")
@@ -250,23 +178,6 @@ def trace_calls(work: Work, stack: str, progress: Progress) -> Trace:
 
 
 # -- all of it
-
-
-@contextmanager
-def _pinned() -> Iterator[int]:
-    """Yields one CPU for the server, and keeps the others for this process; -1 if there is only
-    one."""
-    if sys.platform != "linux":
-        raise AssertionError
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < 2:
-        yield -1
-        return
-    os.sched_setaffinity(0, cpus[1:])
-    try:
-        yield cpus[0]
-    finally:
-        os.sched_setaffinity(0, cpus)
 
 
 def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
@@ -303,6 +214,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DemoError: the demo could not be completed.
     """
+    if sys.platform != "linux":
+        raise DemoError("it needs Linux; `demo` alone does not")
     work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB
     print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes, backend)
@@ -315,7 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
         * len(STACKS)
     )
     with Progress(total) as progress:
-        with _pinned() as server_cpu:
+        with pinned() as server_cpu:
             for turn in range(arguments.rounds):
                 for stack in STACKS:
                     progress.start(f"{stack}, round {turn + 1} of {arguments.rounds}")

@@ -1,6 +1,6 @@
-"""The demo, and what the command line prints about it.
+"""`demo files`, and what the command line prints about it.
 
-Rules: the whole demo runs (servers, clients, cancellations, report), over a directory small enough
+Rules: all of it runs (servers, clients, cancellations, report), over a directory small enough
 to take a second. No speed is asserted, only what must be true on every machine.
 """
 
@@ -18,10 +18,10 @@ import pytest
 from support.command import command, no_ring
 
 from trio_uring import __main__
-from trio_uring._demo import demo as _demo
 from trio_uring._demo import files as _demo_files
-from trio_uring._demo import report as _demo_report
-from trio_uring._demo import server as _demo_server
+from trio_uring._demo import files_command as _demo
+from trio_uring._demo import files_report as _demo_report
+from trio_uring._demo import files_server as _demo_server
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
 def small_demo(folder: Path, *more: str) -> list[str | Path]:
     return [
         "demo",
+        "files",
         "--directory",
         folder,
         "--clients",
@@ -108,7 +109,7 @@ def test_demo_says_why_it_cannot_go_on(
 
 def test_demo_with_nothing_to_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").touch()
-    assert __main__.main(["demo", "--directory", str(tmp_path)]) == 1
+    assert __main__.main(["demo", "files", "--directory", str(tmp_path)]) == 1
     assert "no file to serve" in capsys.readouterr().err
 
 
