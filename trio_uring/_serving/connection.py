@@ -60,7 +60,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_lease", "_seen", "_socket", "begun", "ended", "scope", "stream", "transport",
+        "_lease", "_seen", "_simulated", "_socket", "begun", "ended", "scope", "stream",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, stream: Any) -> None:
@@ -80,6 +81,7 @@ class Connection:
                 self._socket = transport.socket
         elif isinstance(transport, trio.SocketStream):
             self._socket = transport.socket
+        self._simulated = hasattr(type(transport), "end_receiving")
 
     # -- before the handler
 
@@ -160,6 +162,8 @@ class Connection:
         self.ended = True
         if not self.begun:
             self.scope.cancel()
+        elif self._simulated:
+            self.transport.end_receiving()
         elif self._socket is not None:
             with suppress(OSError):  # it is broken, or closed, which the handler notices by itself
                 self._socket.shutdown(stdlib_socket.SHUT_RD)
@@ -169,6 +173,9 @@ class Connection:
 
         No two waits of a connection have the same value.
         """
+        if self._simulated:
+            number: float | None = self.transport.waits_since()
+            return number
         lease = self._lease
         if lease is None or lease.closed or _since(lease.sending) is not None:
             return None
