@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.workers import pids, request, serving
+from support.workers import answer, pids, request, serving
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
@@ -26,7 +27,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="worker processes"
 
 # A counter of its own, one of whose labels has the name of ours.
 APP = """
-import os
+import os, time
 from prometheus_client import Counter, Gauge
 
 answered = Counter("answered", "Messages.", ["worker", "kind"])
@@ -35,6 +36,9 @@ Gauge("odd", "Odd values.").set(float("inf"))
 async def main(worker):
     async def handler(stream):
         async for chunk in stream:
+            if chunk == b"block":  # trio's thread
+                while not os.path.exists("go"):
+                    time.sleep(0.01)
             answered.labels("mine", 'a"b').inc()
             await stream.send_all(f"{worker.number}\\n".encode())
     await worker.serve(handler)
@@ -89,7 +93,15 @@ def test_the_page_has_all_workers_and_says_which_one_does_not_answer(tmp_path: P
             assert ("python_info", "0") in page
             assert ("python_info", "1") not in page
         os.kill(before[1], signal.SIGCONT)
-        assert fetch(page_port)["trio_uring_worker_up", "1"][0][1] == 1
+        page = fetch(page_port)
+        assert page["trio_uring_worker_up", "1"][0][1] == 1
+
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"block")
+            while sum(page["trio_uring_worker_up", number][0][1] for number in "01") == 2:
+                page = fetch(page_port)
+            (tmp_path / "go").touch()
+            answer(sock)
 
         os.kill(before[1], signal.SIGKILL)
         one.ready()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import trio
 
 KILL_SECONDS = 5.0  # after the time of grace: a worker that has not ended by then is stuck
+ANSWER_SECONDS = 2.0  # for a worker's metrics
 MESSAGE_MAX = 64 * 2**20  # bytes; a page of metrics may be long
 _CHUNK = 65536  # bytes of a read
 

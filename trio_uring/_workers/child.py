@@ -11,6 +11,7 @@ however often it comes, and SIGINT and SIGHUP are not for workers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -27,7 +28,7 @@ from .._serving.shutdown import Shutdown
 from .._streams.enable import run
 from .._streams.listeners import listener_over
 from . import guard
-from .channel import KILL_SECONDS, Channel, Order
+from .channel import ANSWER_SECONDS, KILL_SECONDS, Channel, Order
 from .target import TargetError, load_target
 from .worker import Worker
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    Answer = Callable[[], list[Any]]
+    Answer = Callable[[], list[Any] | None]
 
 UNLOADABLE = 2  # the exit status of a worker whose function cannot be loaded
 
@@ -100,7 +101,16 @@ def _socket(fd: int) -> trio.socket.SocketType:
 def _answers() -> Answer:
     from .series import Series  # needs prometheus-client
 
-    return Series().read
+    series, token = Series(), trio.lowlevel.current_trio_token()
+
+    def read() -> list[Any] | None:
+        """None: trio's thread is stuck, so that a worker that only seems to live is seen."""
+        answered = threading.Event()
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(answered.set)
+        return series.read() if answered.wait(ANSWER_SECONDS / 2) else None
+
+    return read
 
 
 def _obey(channel: Channel, shutdown: Shutdown, answer: Answer | None) -> None:

@@ -20,12 +20,11 @@ import trio
 
 from .._errors import IncompleteReadError
 from ..framing import FrameError
-from .channel import Order, receive_message, send_message
+from .channel import ANSWER_SECONDS, Order, receive_message, send_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ANSWER_SECONDS = 2.0  # for a worker's metrics
 _LAST_WORDS_SECONDS = 1.0  # for what a dead process has sent
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, IncompleteReadError, FrameError)
 # Its parent directory is where this package is, wherever the supervisor has it from.

@@ -67,7 +67,9 @@ class Page(Collector):
     def collect(self) -> Iterable[Metric]:
         """The supervisor's own families, then those of the workers, each family once."""
         up = GaugeMetricFamily(
-            "trio_uring_worker_up", "1: this worker answered; its series are here.", labels=[LABEL]
+            "trio_uring_worker_up",
+            "1: this worker's trio thread answered, and its series are here.",
+            labels=[LABEL],
         )
         restarts = CounterMetricFamily(
             "trio_uring_worker_restarts",

@@ -261,13 +261,13 @@ class _Supervisor:
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP and not self._stopping:
                 _log.info("%s: the workers are replaced one by one", name)
                 self._hang_up.set()
             elif not self._stopping:
                 _log.info("%s: the workers end", name)
                 self._stop()
-            else:
+            elif number != signal.SIGHUP:
                 _log.warning("%s again: the workers are cut short", name)
                 for process in list(self._living):
                     self._nursery.start_soon(process.cut_short, KILL_SECONDS)
