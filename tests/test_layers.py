@@ -30,10 +30,10 @@ ROOMS = [
     {"_streams", "socket"},
     {"_messages", "_udp"},
     {"_network", "_serving"},
-    {"_relay", "_observe"},
-    {"testing"},
+    {"_relay", "_observe", "prometheus"},
+    {"_workers", "testing"},
     {"__init__"},
-    {"prometheus", "pytest_plugin"},
+    {"pytest_plugin"},
     {"_demo", "_cli", "_bench"},
     {"__main__"},
 ]

@@ -15,7 +15,13 @@ from . import socket
 from ._driver.backend import BackendInfo
 from ._driver.run import backend_info
 from ._driver.run import current_driver as _current_driver
-from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
+from ._errors import (
+    DelimiterNotFound,
+    IncompleteReadError,
+    RingBrokenError,
+    RingUnavailableError,
+    WorkersError,
+)
 from ._options import KeepAlive, SocketOptions
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
     from ._serving.systemd import listeners_from_environment, notify
     from ._udp.messages import Local
     from ._udp.udp_socket import UDPSocket, open_udp_socket
+    from ._workers.supervisor import serve_workers
+    from ._workers.worker import Worker
     from .audit import Audit, AuditEvent
     from .framing import FrameError, FrameTooLarge
     from .metrics import Metrics, MetricsSnapshot
@@ -71,6 +79,8 @@ _LATER = {
     "_serving.systemd": ("listeners_from_environment", "notify"),
     "_udp.messages": ("Local",),
     "_udp.udp_socket": ("UDPSocket", "open_udp_socket"),
+    "_workers.supervisor": ("serve_workers",),
+    "_workers.worker": ("Worker",),
     "audit": ("Audit", "AuditEvent"),
     "framing": ("FrameError", "FrameTooLarge"),
     "metrics": ("Metrics", "MetricsSnapshot"),
@@ -159,6 +169,8 @@ __all__ = [
     "UDPSocket",
     "UringNetwork",
     "UringSocket",
+    "Worker",
+    "WorkersError",
     "backend_info",
     "copy_stream",
     "current_operations",
@@ -188,6 +200,7 @@ __all__ = [
     "serve_ssl_over_tcp",
     "serve_tcp",
     "serve_unix",
+    "serve_workers",
     "socket",
     "uninstall",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `python -m trio_uring run`, `demo`, `bench`, `info`, `--version`.
+"""The command line: `python -m trio_uring run`, `serve`, `demo`, `bench`, `info`, `--version`.
 
 Rules of this file: it finds the command and reports errors, one sentence for each. A command is a
 module with `add_arguments(parser)` and `run(arguments)`, which is imported only if it is the one
@@ -24,6 +24,10 @@ _COMMANDS = {  # its module, and what it does
     "run": (
         "_cli.launch",
         "run a program as it is, with every trio.run in it and in its children enabled",
+    ),
+    "serve": (
+        "_cli.serve",
+        "run a function in several worker processes on the same addresses, and keep them going",
     ),
     "info": (
         "_cli.info",

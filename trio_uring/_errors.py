@@ -42,6 +42,19 @@ class CommandError(Exception):
     status = 1
 
 
+class WorkersError(RuntimeError):
+    """serve_workers gave up, or a worker had to be killed at the end; the text says why.
+
+    Attributes:
+        status: an exit status for it. 2: main cannot be loaded, so trying again is of no use; else
+            1.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class IncompleteReadError(EOFError):
     """The stream ended before the bytes that were asked for had come.
 
