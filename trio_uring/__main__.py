@@ -1,4 +1,4 @@
-"""The command line: `python -m trio_uring run`, `serve`, `demo`, `bench`, `info`, `--version`.
+"""The command line: `python -m trio_uring run`, `info`, `doctor`, `demo` and so on.
 
 Rules of this file: it finds the command and reports errors, one sentence for each. A command is a
 module with `add_arguments(parser)` and `run(arguments)`, which is imported only if it is the one
@@ -32,6 +32,14 @@ _COMMANDS = {  # its module, and what it does
     "info": (
         "_cli.info",
         "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot",
+    ),
+    "doctor": (
+        "_cli.doctor",
+        "say what stands in the way of io_uring here, in words, and what to change",
+    ),
+    "seccomp": (
+        "_cli.seccomp",
+        "print the profile, the Pod or the lines of a unit that allow io_uring",
     ),
     "demo": (
         "_demo.command",

@@ -120,7 +120,7 @@ def test_info_names_what_a_ring_lacks_and_what_was_not_tested(
 ) -> None:
     ring, _ = _backend.open_uring()
     ring.info = dataclasses.replace(ring.info, lacking=("READ", "WRITEV"))
-    monkeypatch.setattr(_info, "open_uring", lambda: (ring, "no thread could be started"))
+    monkeypatch.setattr(_info, "open_uring", lambda **_: (ring, "no thread could be started"))
     assert __main__.main(["info"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^  opcodes lacking +READ WRITEV$", out, re.MULTILINE)

@@ -50,7 +50,7 @@ class Built(NamedTuple):
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources."""
-    for pattern in ("pyproject.toml", "*.py", "README.md", "LICENSE-*"):
+    for pattern in ("pyproject.toml", "*.py", "README.md", "LICENSE-*", "NOTICE"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, tmp_path)
     left_out = shutil.ignore_patterns("*.so", "__pycache__", "_uring.c")

@@ -65,6 +65,7 @@ class World:
 RINGS: dict[str, Callable[[], UringRing | FakeRing]] = {
     "uring-coop": functools.partial(UringRing, "coop"),
     "uring-defer": UringRing,
+    "uring-restricted": functools.partial(UringRing, restrict=True),
     "uring-plain": functools.partial(UringRing, "plain"),
     "uring-tiny": functools.partial(UringRing, "coop", 16, 16),
     "uring-without-buffers": functools.partial(UringRing, provide_buffers=False),

@@ -259,7 +259,9 @@ def use_ring(ring: Callable[..., Any] = BackendRing, flags: str = "", **options:
         options["flags"] = ladder
         os.environ[_driver.VARIABLE] = "task" if flags != ladder else "auto"
 
-    def open_ring(_: str | None, ladder: str) -> tuple[Any, BackendInfo]:
+    def open_ring(_: str | None, ladder: str, restrict: bool) -> tuple[Any, BackendInfo]:
+        if restrict:
+            options["restrict"] = True
         opened = ring(**{"flags": ladder, **options})
         return opened, BackendInfo(opened.info.backend, "a test", "auto", opened.info.setup_flags)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Sequence
 
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
 _ON_ARM = platform.machine() == "aarch64"
@@ -16,11 +17,11 @@ _SECCOMP = 277 if _ON_ARM else 317
 
 # What a filter answers.
 KILL_PROCESS, KILL_THREAD, TRAP = 0x80000000, 0x00000000, 0x00030000
-_ERRNO, _ASK, _ALLOW = 0x00050000, 0x7FC00000, 0x7FFF0000
+ERRNO, _ASK, ALLOW = 0x00050000, 0x7FC00000, 0x7FFF0000
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
 _SET_FILTER, _NEW_LISTENER = 1, 8
-_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+LOAD_WORD, JUMP_IF_EQUAL, JUMP_IF_GREATER, AND, RETURN = 0x20, 0x15, 0x25, 0x54, 0x06
 
 
 class _Instruction(ctypes.Structure):
@@ -38,12 +39,20 @@ class _Program(ctypes.Structure):
 
 def deny(system_call: int, code: int) -> None:
     """From now on `system_call` fails with errno `code`."""
-    answer(system_call, _ERRNO | code)
+    answer(system_call, ERRNO | code)
 
 
 def answer(system_call: int, action: int) -> None:
     """From now on the filter does that for `system_call`: KILL_PROCESS, KILL_THREAD or TRAP."""
-    program = _program(system_call, action)
+    _install(_program(system_call, action))
+
+
+def install(code: Sequence[tuple[int, int, int, int]]) -> None:
+    """From now on that filter decides: instructions with their two jumps and their operand."""
+    _install(_as_program(code))
+
+
+def _install(program: _Program) -> None:
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("prctl", _PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(program), 0, 0)
 
@@ -56,12 +65,18 @@ def ask_nobody(system_call: int) -> int:
 
 
 def _program(system_call: int, action: int) -> _Program:
-    instructions = (_Instruction * 4)(
-        _Instruction(_LOAD_WORD, 0, 0, 0),  # the number of the call
-        _Instruction(_JUMP_IF_EQUAL, 0, 1, system_call),
-        _Instruction(_RETURN, 0, 0, action),
-        _Instruction(_RETURN, 0, 0, _ALLOW),
+    return _as_program(
+        [
+            (LOAD_WORD, 0, 0, 0),  # the number of the call
+            (JUMP_IF_EQUAL, 0, 1, system_call),
+            (RETURN, 0, 0, action),
+            (RETURN, 0, 0, ALLOW),
+        ]
     )
+
+
+def _as_program(code: Sequence[tuple[int, int, int, int]]) -> _Program:
+    instructions = (_Instruction * len(code))(*(_Instruction(*each) for each in code))
     return _Program(len(instructions), instructions)
 
 

@@ -15,7 +15,7 @@ ffibuilder.cdef((HERE / "ring.h").read_text())
 ffibuilder.set_source(
     "trio_uring._uring",
     '#include "ring.h"',
-    sources=["trio_uring/_c/ring.c", "trio_uring/_c/probe.c"],
+    sources=[f"trio_uring/_c/{name}.c" for name in ("ring", "probe", "restrict")],
     include_dirs=["trio_uring/_c"],
     depends=["trio_uring/_c/ring.h", "trio_uring/_c/uapi.h"],
     py_limited_api=True,

@@ -83,3 +83,7 @@ int tu_overflowed(tu_ring *ring);       /* completions that the kernel dropped, 
  * *stage, which must be shared memory and 0 before, says how far the child has come. The child
  * sends no SIGCHLD, and stays until it is waited for with __WALL. */
 int tu_try_calls(uint8_t *stage);
+
+/* Enables a ring that was opened with IORING_SETUP_R_DISABLED. From then on it takes no opcodes but
+ * these, and registers nothing (restrict.c). An error if the kernel agrees and does not do it. */
+int tu_restrict(int fd, const uint8_t *opcodes, unsigned count);

@@ -15,7 +15,7 @@ from .. import __version__
 from .._accelerator import why_not
 from .._bytes.outgoing import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from .._descriptors.provided import OWN_SIZE
-from .._driver.backend import open_uring
+from .._driver.backend import open_uring, variable_restricts
 from .._driver.run import backend_info
 from .._errors import RingUnavailableError
 from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
@@ -43,6 +43,10 @@ _SYSCTL_MEANINGS = {
 _MEANINGS = {  # of what was asked for, where it is not io_uring
     "auto": "nobody asked for that: an enabled run says so once in its log, as a WARNING",
     "off": "an enabled run is trio's own; what is used of trio_uring by name waits by readiness",
+}
+_RESTRICTED = {
+    True: "to these opcodes, and nothing can be registered",
+    False: "no (TRIO_URING_RESTRICT=1 and restrict=True restrict it to these opcodes)",
 }
 
 
@@ -102,7 +106,7 @@ def _describe_backend() -> list[str]:
 
 def _describe_ring() -> list[str]:
     try:
-        ring, untested = open_uring()
+        ring, untested = open_uring(restrict=variable_restricts())
     except RingUnavailableError as exc:
         return entry("io_uring", f"not available: {exc.strerror}")
     except Exception as exc:
@@ -122,6 +126,7 @@ def _describe_ring() -> list[str]:
         *entry("  setup flags", " ".join(info.setup_flags) or "none"),
         *entry("  features", " ".join(feature_names(info.features))),
         *entry("  opcodes used", " ".join(info.opcodes)),
+        *entry("  restricted", _RESTRICTED[info.restricted]),
         *entry("  opcodes lacking", " ".join(info.lacking) or "none"),
         *entry("  submission queue", f"{info.sq_entries} entries"),
         *entry("  completion queue", f"{info.cq_entries} entries"),

@@ -27,6 +27,7 @@ _log = logging.getLogger("trio_uring")
 BACKENDS = ("uring", "readiness", "auto", "off")
 _ALIASES = {"epoll": "readiness"}
 VARIABLE = "TRIO_URING_BACKEND"
+RESTRICT = "TRIO_URING_RESTRICT"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
@@ -50,6 +51,9 @@ class BackendInfo:
     """The IORING_SETUP_* flags that the kernel accepted; none without a ring."""
     untested: str | None = None
     """A sentence about what could not be tested before the ring was used; None: all was tested."""
+    restricted: bool = False
+    """Whether the kernel refuses whatever else is asked of the ring: it takes only the opcodes that
+    this package uses, and nothing can be registered with it. Always false without a ring."""
 
     @property
     def fell_back(self) -> bool:
@@ -65,7 +69,7 @@ class _Memory:
     """What this process has found out, by the seccomp filters in force: more may be added later."""
 
     calls: dict[_Filters, RingUnavailableError | None] = {}  # noqa: RUF012  (one per process)
-    rings: dict[tuple[_Filters, str], _Found] = {}  # noqa: RUF012  (and by flags)
+    rings: dict[tuple[_Filters, str, bool], _Found] = {}  # noqa: RUF012  (and by how it is opened)
     refused_memory: tuple[float, RingUnavailableError] | None = None  # when, and the error
     logged: set[str] = set()  # noqa: RUF012  (reasons)
     warned = False
@@ -84,6 +88,7 @@ class _Memory:
 def open_ring(
     backend: str | None = None,
     flags: str = "defer",
+    restrict: bool = False,
 ) -> tuple[UringRing | None, BackendInfo]:
     """Opens the ring that is asked for.
 
@@ -91,15 +96,16 @@ def open_ring(
         backend: "uring", "readiness", "auto" or "off"; None: the environment variable
             TRIO_URING_BACKEND, or "auto" if it is not set.
         flags: as for UringRing.
+        restrict: as for UringRing; also if the environment variable TRIO_URING_RESTRICT says so.
 
     Returns:
         The ring, or None for readiness; and its description.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or the variable is neither 0 nor 1.
         RingUnavailableError: io_uring is asked for and not available.
     """
-    return _open(backend, flags)
+    return _open(backend, flags, restrict)
 
 
 def log_fallback(info: BackendInfo, enabled: bool) -> None:
@@ -121,28 +127,30 @@ def log_fallback(info: BackendInfo, enabled: bool) -> None:
 
 
 @enable_ki_protection
-def probe(backend: str | None = None) -> BackendInfo:
+def probe(backend: str | None = None, restrict: bool = False) -> BackendInfo:
     """What open_ring would open now, found by opening and closing it. Raises what that raises."""
-    ring, info = _open(backend, "defer")
+    ring, info = _open(backend, "defer", restrict)
     if ring is not None:
         ring.close()
     return info
 
 
-def _open(backend: str | None, flags: str) -> tuple[UringRing | None, BackendInfo]:
+def _open(backend: str | None, flags: str, restrict: bool) -> tuple[UringRing | None, BackendInfo]:
     requested, asked_by = _requested(backend)
+    restrict = variable_restricts() or restrict
     if requested in ("readiness", "off"):
         reason = f"{requested} is asked for by {asked_by}"
         return None, BackendInfo("readiness", reason, requested, ())
     try:
-        ring, untested = open_uring(flags, patient=requested == "uring")
+        ring, untested = open_uring(flags, requested == "uring", restrict)
     except Exception as exc:  # there are as many ways to fail as there are sandboxes
         refusal = _refusal(exc)
         if requested == "uring":
             asked = f"io_uring is asked for by {asked_by}; 'auto' means readiness here"
             raise RingUnavailableError(refusal.errno, f"{refusal.strerror}. {asked}") from exc
         return None, BackendInfo("readiness", refusal.strerror, requested, ())
-    return ring, BackendInfo("uring", None, requested, ring.info.setup_flags, untested)
+    made = ring.info
+    return ring, BackendInfo("uring", None, requested, made.setup_flags, untested, made.restricted)
 
 
 def _refusal(exc: Exception) -> RingUnavailableError:
@@ -167,8 +175,22 @@ def _requested(backend: str | None) -> tuple[str, str]:
 
 
 def check_variable() -> None:
-    """Raises ValueError if the environment variable TRIO_URING_BACKEND names no backend."""
+    """Raises ValueError if an environment variable that says which ring to open is wrong."""
     _requested(None)
+    variable_restricts()
+
+
+def variable_restricts() -> bool:
+    """Whether the environment variable TRIO_URING_RESTRICT asks for a restricted ring.
+
+    Raises:
+        ValueError: it is neither 0 nor 1. Taking a misspelt value for 0 would open what is to be
+            closed.
+    """
+    value = os.environ.get(RESTRICT) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"the environment variable {RESTRICT} is {value!r}: it is 0 or 1")
+    return value == "1"
 
 
 def asks_for_off(backend: str | None) -> bool:
@@ -186,12 +208,15 @@ def check_backend(backend: str, asked_by: str = "the backend") -> str:
     return name
 
 
-def open_uring(flags: str = "defer", patient: bool = True) -> tuple[UringRing, str | None]:
+def open_uring(
+    flags: str = "defer", patient: bool = True, restrict: bool = False
+) -> tuple[UringRing, str | None]:
     """Opens a ring that works. Also returns a sentence about what could not be tested, or None.
 
     Args:
         flags: as for UringRing.
         patient: tries to get memory even if it was refused a moment ago.
+        restrict: as for UringRing.
 
     Raises:
         RingUnavailableError: there is no usable ring.
@@ -202,24 +227,24 @@ def open_uring(flags: str = "defer", patient: bool = True) -> tuple[UringRing, s
         if time.monotonic() - when < RETRY_SECONDS:
             raise RingUnavailableError(refusal.errno, refusal.strerror)
     try:
-        untested = _test_once(flags)
-        return UringRing(flags), untested
+        untested = _test_once(flags, restrict)
+        return UringRing(flags, restrict=restrict), untested
     except RingUnavailableError as exc:
         if exc.errno == errno.ENOMEM:
             _Memory.refused_memory = time.monotonic(), exc
         raise
 
 
-def _test_once(flags: str) -> str | None:
+def _test_once(flags: str, restrict: bool) -> str | None:
     """Makes the trials that have not been made yet; raises, now and later, if they failed."""
     filters = seccomp_filters()
     if filters:
         if filters not in _Memory.calls:
             _Memory.calls[filters] = try_system_calls()
         _raise_again(_Memory.calls[filters])
-    key = filters, flags
+    key = filters, flags, restrict
     if key not in _Memory.rings:
-        ring = UringRing(flags, SQ_ENTRIES_MIN)
+        ring = UringRing(flags, SQ_ENTRIES_MIN, restrict=restrict)
         try:
             _Memory.rings[key] = self_test(ring)
         finally:

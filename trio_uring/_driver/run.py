@@ -170,6 +170,9 @@ requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring b
 enabled: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring enabled", False)
 """Whether this trio.run is enabled; set it with `note_enabled`."""
 
+restrict: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_uring restricts", False)
+"""Whether this trio.run asks for a restricted ring; set it with `request_restricted`."""
+
 requested_way: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar(
     "trio_uring driver's way", None
 )
@@ -193,6 +196,24 @@ def request_backend(backend: str) -> None:
     if backend not in ("auto", used) and (backend, used) != ("off", "readiness"):
         raise RuntimeError(
             f"trio_uring was used in this run already, on {used}: ask for {backend} before that"
+        )
+
+
+def request_restricted() -> None:
+    """Asks for a restricted ring for this trio.run. Nothing takes that back.
+
+    Raises:
+        RuntimeError: this run has a ring already, which is not restricted.
+    """
+    try:
+        used = _current.get().backend
+    except LookupError:
+        restrict.set(True)
+        return
+    if used.backend == "uring" and not used.restricted:
+        raise RuntimeError(
+            "trio_uring was used in this run already, on a ring that is not restricted: ask for "
+            "that before"
         )
 
 
@@ -242,7 +263,8 @@ def current_driver() -> AnyDriver:
 
 def _start_chosen() -> AnyDriver:
     runner = None if _asked_way() == "task" else loop_runner()
-    ring, backend = open_ring(requested.get(), "coop" if runner is None else "defer")
+    flags = "coop" if runner is None else "defer"
+    ring, backend = open_ring(requested.get(), flags, restrict.get())
     log_fallback(backend, enabled.get())
     if ring is not None:
         return _start(ring, backend, runner)
@@ -286,7 +308,7 @@ def backend_info() -> BackendInfo:
     try:
         return _current.get().backend
     except LookupError:
-        return probe(requested.get())
+        return probe(requested.get(), restrict.get())
     except RuntimeError:
         return probe()
 
@@ -303,9 +325,10 @@ def install(ring: Ring) -> RingDriver:
             raise ValueError(
                 "a ring with DEFER_TASKRUN wakes no task that waits for its descriptor"
             ) from None
-        return _start(
-            ring, BackendInfo(info.backend, reason, info.backend, info.setup_flags), runner
+        backend = BackendInfo(
+            info.backend, reason, info.backend, info.setup_flags, restricted=info.restricted
         )
+        return _start(ring, backend, runner)
     raise RuntimeError("this trio.run has a ring already")
 
 

@@ -70,3 +70,4 @@ class RingInfo:
     opcodes: tuple[str, ...]  # those that this package uses and the kernel has
     provided_buffers: bool
     lacking: tuple[str, ...] = ()  # those that the kernel lacks; all optional, never submitted
+    restricted: bool = False  # it takes these opcodes only, and nothing can be registered any more

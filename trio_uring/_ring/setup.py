@@ -22,6 +22,7 @@ class Setup(enum.IntFlag):
     """IORING_SETUP_*."""
 
     CQSIZE, CLAMP, SUBMIT_ALL = 1 << 3, 1 << 4, 1 << 7  # 5.5, 5.6, 5.18
+    R_DISABLED = 1 << 6  # 5.10
     COOP_TASKRUN, TASKRUN_FLAG = 1 << 8, 1 << 9  # 5.19
     SINGLE_ISSUER, DEFER_TASKRUN = 1 << 12, 1 << 13  # 6.0, 6.1
 
@@ -64,16 +65,23 @@ class Opened(NamedTuple):
     buffers: ProvidedBuffers
 
 
-def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffers: bool) -> Opened:
+def open_ring(
+    flags: str, sq_entries: int, cq_entries: int | None, provide_buffers: bool, restrict: bool
+) -> Opened:
     """Opens a ring; the arguments are those of UringRing.
+
+    Everything is registered before the ring is restricted: afterwards it takes nothing more.
 
     Raises:
         RingUnavailableError: the kernel opens none, or its rings lack something that is required.
     """
-    c, found = _walk_down(flags, sq_entries, cq_entries)
+    c, found = _walk_down(flags, sq_entries, cq_entries, int(Setup.R_DISABLED) if restrict else 0)
     buffers = ProvidedBuffers()
     try:
         lacking = _lacking(c, found.features)
+        provided = provide_buffers and buffers.register(c)
+        if restrict:
+            _restrict(found.fd, lacking)
         info = RingInfo(
             backend="uring",
             setup_flags=tuple(
@@ -83,8 +91,9 @@ def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffe
             sq_entries=found.sq_entries,
             cq_entries=found.cq_entries,
             opcodes=tuple(opcode.name for opcode in Opcode if opcode not in lacking),
-            provided_buffers=provide_buffers and buffers.register(c),
+            provided_buffers=provided,
             lacking=tuple(opcode.name for opcode in lacking),
+            restricted=restrict,
         )
     except BaseException:
         lib.tu_close(c)
@@ -93,8 +102,10 @@ def open_ring(flags: str, sq_entries: int, cq_entries: int | None, provide_buffe
     return Opened(c, found.fd, info, buffers)
 
 
-def _walk_down(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any, Any]:
+def _walk_down(flags: str, sq_entries: int, cq_entries: int | None, always: int) -> tuple[Any, Any]:
     """Tries setup flags, fewer after each EINVAL, and sizes, smaller after each ENOMEM.
+
+    `always`: flags that no attempt goes without.
 
     ENOMEM is the answer when RLIMIT_MEMLOCK is reached.
     """
@@ -104,7 +115,7 @@ def _walk_down(flags: str, sq_entries: int, cq_entries: int | None) -> tuple[Any
         entries = sq_entries
         while True:
             wanted = entries * _CQ_FACTOR if cq_entries is None else cq_entries
-            result = lib.tu_open(out, entries, wanted, setup_flags, found)
+            result = lib.tu_open(out, entries, wanted, setup_flags | always, found)
             if result != -errno.ENOMEM:
                 break
             if entries > SQ_ENTRIES_MIN:
@@ -139,6 +150,17 @@ def _lacking(c: Any, features: int) -> list[Opcode]:
         why = f"this kernel's io_uring lacks {', '.join(required)}"
         raise RingUnavailableError(errno.EOPNOTSUPP, why)
     return lacking
+
+
+def _restrict(fd: int, lacking: list[Opcode]) -> None:
+    """Enables the ring, for the opcodes that this package uses and no others. Raises if the kernel
+    does not restrict it."""
+    allowed = bytes(opcode for opcode in Opcode if opcode not in lacking)
+    result = lib.tu_restrict(fd, allowed, len(allowed))
+    if result < 0:
+        raise RingUnavailableError(
+            -result, why_unavailable(-result, "a restricted ring is asked for, and restricting it")
+        )
 
 
 class ProvidedBuffers:

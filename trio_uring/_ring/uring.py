@@ -49,6 +49,8 @@ class UringRing(RingBase):
         sq_entries: slots of the submission queue; a power of two.
         cq_entries: slots of the completion queue; None: 16 times sq_entries.
         provide_buffers: False: receives bring their own memory, as on kernels before 5.19.
+        restrict: the kernel refuses every opcode that this package does not use, and every further
+            registration; or there is no ring.
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class UringRing(RingBase):
         sq_entries: int = SQ_ENTRIES,
         cq_entries: int | None = None,
         provide_buffers: bool = True,
+        restrict: bool = False,
     ) -> None:
         self._out = ffi.new("int64_t[]", 2 + 3 * DRAIN_MAX)
         self._view = memoryview(ffi.buffer(self._out)).cast("q")
         self._make_entry, self._write = make_entry, lib.tu_submit
         self._export, self._export_list, self._nothing = ffi.from_buffer, pin_vector, ffi.NULL
         self._c, self._fd, info, self._buffers = open_ring(
-            flags, sq_entries, cq_entries, provide_buffers
+            flags, sq_entries, cq_entries, provide_buffers, restrict
         )
         self._provided, self._starts = self._buffers.memory, self._buffers.starts
         self._more_work = False  # the last turn left task work for the next one

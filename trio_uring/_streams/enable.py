@@ -34,6 +34,7 @@ from .._driver.run import (
     check_way,
     note_enabled,
     request_backend,
+    request_restricted,
     request_way,
     requested,
 )
@@ -86,6 +87,10 @@ class Enable(trio.abc.Instrument):
             ring, and an instrument enters the kernel; this uses only public interfaces of trio, and
             costs more: about 1.6 times the CPU at one connection. None: what the environment
             variable TRIO_URING_DRIVER says, or else auto.
+        restrict: True: the kernel refuses, for this run's ring, every opcode that trio_uring does
+            not use, and every further registration; where a ring cannot be restricted, none is
+            used. The environment variable TRIO_URING_RESTRICT=1 says that for every run, and False
+            does not take it back. By readiness there is nothing to restrict.
 
     Raises:
         ValueError: there is no such backend or driver, as an argument or in the environment.
@@ -93,7 +98,12 @@ class Enable(trio.abc.Instrument):
     """
 
     def __init__(
-        self, backend: str | None = None, *, streams: bool = True, driver: str | None = None
+        self,
+        backend: str | None = None,
+        *,
+        streams: bool = True,
+        driver: str | None = None,
+        restrict: bool = False,
     ) -> None:
         # All of this here, because trio only logs what an instrument raises.
         check_variables()
@@ -102,30 +112,37 @@ class Enable(trio.abc.Instrument):
         if driver is not None:
             check_way(driver)
         if backend == "uring":
-            probe(backend)
+            probe(backend, restrict)
         self.backend = backend
         self.streams = streams
         self.driver = driver
+        self.restrict = restrict
 
     def before_run(self) -> None:
         _start(self)
 
 
-def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
+def enable(
+    backend: str | None = None,
+    *,
+    streams: bool = True,
+    driver: str | None = None,
+    restrict: bool = False,
+) -> None:
     """Enables trio_uring in the current trio.run, from now until its end.
 
     Doing it twice is allowed.
 
     Args:
-        backend, streams, driver: as in Enable.
+        backend, streams, driver, restrict: as in Enable.
 
     Raises:
         RuntimeError: this was called outside of trio, or trio_uring has already been used in this
-            run with another backend or driver than the one asked for, or "off" is asked for in a
-            run that is enabled already.
+            run with another backend or driver than the one asked for, or on a ring that is not
+            restricted as asked for, or "off" is asked for in a run that is enabled already.
         ValueError, RingUnavailableError: as in Enable.
     """
-    _start(Enable(backend, streams=streams, driver=driver))
+    _start(Enable(backend, streams=streams, driver=driver, restrict=restrict))
 
 
 def run(
@@ -137,13 +154,14 @@ def run(
     strict_exception_groups: bool = True,
     backend: str | None = None,
     driver: str | None = None,
+    restrict: bool = False,
 ) -> _T:
     """Like trio.run, with trio_uring enabled: ``trio_uring.run(main)`` for ``trio.run(main)``.
 
     ``trio.run = trio_uring.run`` is allowed; `install` reaches further.
 
     Args:
-        backend, driver: as in Enable. All others are those of trio.run.
+        backend, driver, restrict: as in Enable. All others are those of trio.run.
 
     Raises:
         ValueError, RingUnavailableError: as in Enable.
@@ -153,7 +171,7 @@ def run(
         async_fn,
         *args,
         clock=clock,
-        instruments=[Enable(backend, driver=driver), *instruments],
+        instruments=[Enable(backend, driver=driver, restrict=restrict), *instruments],
         restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
         strict_exception_groups=strict_exception_groups,
     )
@@ -200,6 +218,8 @@ def _start(instrument: Enable) -> None:
         request_backend(instrument.backend)
     if instrument.driver is not None:
         request_way(instrument.driver)
+    if instrument.restrict:
+        request_restricted()
     if before is not None or asks_for_off(instrument.backend or requested.get()):
         return
     _enabled.set(instrument)

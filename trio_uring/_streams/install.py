@@ -37,7 +37,13 @@ class _Default(Enable):
         super().before_run()
 
 
-def install(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
+def install(
+    backend: str | None = None,
+    *,
+    streams: bool = True,
+    driver: str | None = None,
+    restrict: bool = False,
+) -> None:
     """Enables trio_uring in every trio.run and guest run that begins in this process from now on.
 
     It does not matter who calls trio.run, by which name, or in which thread. A forked child
@@ -46,6 +52,7 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
 
     Args:
         backend, streams, driver: as in Enable; for each run that does not ask for another one.
+        restrict: as in Enable, for each run.
 
     Raises:
         ValueError: there is no such backend or driver. (A wrong environment variable is a
@@ -61,7 +68,10 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
     with _lock:
         if _undo is not None:
             _undo()
-        _undo = give_every_run(functools.partial(_Default, backend, streams=streams, driver=driver))
+        make = functools.partial(
+            _Default, backend, streams=streams, driver=driver, restrict=restrict
+        )
+        _undo = give_every_run(make)
 
 
 def install_if_asked() -> None:
