@@ -31,10 +31,10 @@ OWN_MISTAKES = {
 }
 
 SECTIONS = [
-    (page, heading[1:-1], text.strip())
+    (page, heading, text.strip())
     for page in PAGES
-    for heading, text in re.findall(
-        r"^### (`[^\n]*`)$\n(.*?)(?=^##|\Z)",
+    for _, heading, text in re.findall(
+        r"^### (`|`` )(?!`)([^\n]*?)(?: ``|`)$\n(.*?)(?=^##|\Z)",
         (DOCS / "howto" / f"{page}.md").read_text(),
         re.M | re.S,
     )
