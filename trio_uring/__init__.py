@@ -37,6 +37,7 @@ from ._streams.unix import open_unix_listeners
 
 if TYPE_CHECKING:
     from ._bytes.pool import BufferClassStatistics, BufferPool
+    from ._driver.dump import dump_on_signal, dump_operations
     from ._messages.buffered import BufferedReceiveStream
     from ._messages.frame_stream import FrameStream
     from ._messages.frames import receive_frame, send_frame
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATER = {
+    "_driver.dump": ("dump_on_signal", "dump_operations"),
     "_bytes.pool": ("BufferClassStatistics", "BufferPool"),
     "_messages.buffered": ("BufferedReceiveStream",),
     "_messages.frame_stream": ("FrameStream",),
@@ -175,6 +177,8 @@ __all__ = [
     "copy_stream",
     "current_operations",
     "current_statistics",
+    "dump_on_signal",
+    "dump_operations",
     "enable",
     "install",
     "listeners_from_environment",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._ring.statistics import OperationInFlight, Statistics, snapshot
+from .._ring.statistics import Statistics, snapshot
 from .._trio import call_at_end, loop_runner
 from .backend import (
     BackendInfo,
@@ -33,6 +33,7 @@ from .backend import (
 )
 from .ending import empty
 from .engine import Engine
+from .looking import in_flight
 from .loop import Loop
 from .phases import CHILD, ENDING, OVER
 from .readiness import NO_RING, ReadinessEngine
@@ -40,6 +41,7 @@ from .task_way import TaskWay
 
 if TYPE_CHECKING:
     from .._ring.protocol import Ring
+    from .._ring.statistics import OperationInFlight
     from .operation import TaskOperation
 
 _log = logging.getLogger("trio_uring")
@@ -108,7 +110,7 @@ class RingDriver:
 
     def describe(self, op: TaskOperation) -> OperationInFlight:
         age = time.monotonic() - op.born if op.state.in_kernel else 0.0
-        return OperationInFlight.of(op, op.state.name, age)
+        return in_flight(op, op.state.name, age)
 
     def pending(self) -> list[Any]:
         """The operations that are queued or in the kernel."""
@@ -127,6 +129,9 @@ class ReadinessDriver:
         """The end of the run."""
         self.engine.enter(OVER)
 
+    def disown(self) -> None:
+        """Called in a forked child, which goes on as with trio's own sockets."""
+
     def statistics(self) -> Statistics:
         return snapshot(self.engine.counters, NO_RING, self.pending(), 0, self.engine)
 
@@ -134,8 +139,8 @@ class ReadinessDriver:
         return [self.describe(op) for op in self.pending()]
 
     def describe(self, op: TaskOperation) -> OperationInFlight:
-        age = time.monotonic() - self.engine.waiting[op]
-        return OperationInFlight.of(op, "WAITING", age)
+        now = time.monotonic()
+        return in_flight(op, "WAITING", now - self.engine.waiting.get(op, now))
 
     def pending(self) -> list[TaskOperation]:
         """The operations that tasks wait for."""
@@ -161,7 +166,7 @@ def _move_to_current_run(op: TaskOperation) -> AnyEngine:
 
 
 _current: trio.lowlevel.RunVar[AnyDriver] = trio.lowlevel.RunVar("trio_uring driver")
-_drivers: weakref.WeakSet[RingDriver] = weakref.WeakSet()
+_drivers: weakref.WeakSet[AnyDriver] = weakref.WeakSet()
 
 requested: trio.lowlevel.RunVar[str | None] = trio.lowlevel.RunVar("trio_uring backend", None)
 """The backend that this trio.run asks for ("uring", "readiness", "auto" or "off"); set it with
@@ -270,6 +275,7 @@ def _start_chosen() -> AnyDriver:
         return _start(ring, backend, runner)
     driver = ReadinessDriver(backend)
     _current.set(driver)
+    _drivers.add(driver)
     return driver
 
 
@@ -342,6 +348,11 @@ def _start(ring: Ring, backend: BackendInfo, runner: Any) -> RingDriver:
     _drivers.add(driver)
     driver.way.start()
     return driver
+
+
+def going_on() -> list[AnyDriver]:
+    """The drivers of all runs of this process that are going on, in whichever thread."""
+    return [driver for driver in list(_drivers) if not driver.engine.phase.over]
 
 
 def _disown_all() -> None:

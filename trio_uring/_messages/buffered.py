@@ -17,7 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._bytes.abilities import Abilities, abilities, receiving_end
 from .._bytes.chunks import ChunkQueue
-from .._bytes.timed import check_timeout, receive_default
+from .._bytes.timed import check_timeout, receive_default, within
 from .._bytes.views import check_writable, copy_into
 from .._errors import DelimiterNotFound, IncompleteReadError
 from ..framing import PREFIX_MAX, decode_prefix
@@ -234,7 +234,7 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             if timeout is None:
                 timeout = receive_default(self._source)
         if timeout is not None and timeout != math.inf:
-            with trio.fail_after(timeout):
+            with within(timeout, self, f"receive{receive.__name__}"):
                 return await self._receive(math.inf, receive, *args)
         self._begin_receive()
         try:

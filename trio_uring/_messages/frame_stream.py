@@ -201,7 +201,9 @@ class FrameStream(trio.abc.Channel[bytes]):
                 await trio.lowlevel.checkpoint()
                 self._check_not_closed()
             else:
-                with within(receive_default(self._source) if timeout is None else timeout):
+                if timeout is None:
+                    timeout = receive_default(self._source)
+                with within(timeout, self, "receive"):
                     await self._fill()
             return take()
         finally:

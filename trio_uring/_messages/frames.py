@@ -148,7 +148,7 @@ async def receive_frame(
             return await source._take(whole[0], timeout, whole[1])
     if timeout is None:
         timeout = receive_default(source)
-    with within(timeout):
+    with within(timeout, source, "receive_frame"):
         if takes_back:
             return await _receive_frame(source, max_size, prefix)
         with Place(source) as reader:

@@ -62,7 +62,7 @@ async def send_all_vectored(
     if method is not None:
         await getattr(target, method)(buffers, timeout=timeout)
     else:
-        with within(timeout):
+        with within(timeout, target, "send_all"):
             await _send(target, buffers)
 
 
@@ -85,7 +85,7 @@ async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | No
     if abilities(target).times_sends:
         await target.send_all(data, timeout=timeout)
     else:
-        with within(timeout):
+        with within(timeout, target, "send_all"):
             await target.send_all(data)
 
 
@@ -209,7 +209,7 @@ class TrioTransport(trio.abc.HalfCloseableStream):
     async def send_all_vectored(
         self, buffers: Sequence[Buffer], *, timeout: float | None = None
     ) -> None:
-        with within(timeout):
+        with within(timeout, self, "send_all_vectored"):
             await self.send_all(buffers)
 
     async def _send_outgoing(self, out: Outgoing) -> None:

@@ -115,6 +115,11 @@ class NetworkStream(trio.abc.HalfCloseableStream):
     receive_timeout: float | None
     """Seconds for each receive call, unless the call says otherwise; None: no limit."""
 
+    def _told(self) -> str:
+        """What it is called in the note of an error: see _bytes/timed.py."""
+        host, port = self.remote_address
+        return f"{type(self).__name__}, peer {host}:{port}"
+
     @property
     @abc.abstractmethod
     def local_address(self) -> Address:
@@ -293,7 +298,7 @@ class BufferedNetworkStream(BufferedReceiveStream, NetworkStream):
             elif not isinstance(data, (bytes, bytearray)):
                 await send_all_vectored(sink, buffer_list(data), timeout=timeout)
             else:
-                with within(timeout):
+                with within(timeout, self, "send_all"):
                     await sink.send_all(data)
         except trio.BrokenResourceError:
             # The socket has reported it, and will not again: after what has come, a receive would

@@ -230,7 +230,7 @@ class SimulatedNetwork(Network):
         self._hosts.known.add(target[0])
         path = self._hosts.path(name, target[0])
         generator = _Generators(self.seed, next(self._numbers))
-        with within(config.connect_timeout):
+        with within(config.connect_timeout, "{}:{}".format(*address), "dial"):
             listener = await self._reach(path, generator("dial"), target)
         local = (name, self._hosts.free_port(name))
         if not local[1]:

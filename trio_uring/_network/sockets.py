@@ -155,7 +155,7 @@ class SocketNetwork(Network):
     async def dial(self, address: Address) -> NetworkStream:
         host, port = check_address(address)
         timeout = self.config.connect_timeout
-        with within(timeout), _names_checked(host):
+        with within(timeout, f"{host}:{port}", "dial"), _names_checked(host):
             try:
                 transport = await self._connect(host, port)
             except OSError as exc:

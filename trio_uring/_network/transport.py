@@ -96,7 +96,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
 
         Cancellation: as in send_all.
         """
-        with within(timeout):
+        with within(timeout, self, "send_all_vectored"):
             await self._send(list(buffers))
 
     @enable_ki_protection

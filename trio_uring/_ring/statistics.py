@@ -87,15 +87,31 @@ class OperationInFlight:
     """Seconds since it was submitted; 0.0 while it is queued."""
     task_name: str | None
     state: str
+    peer: str | None = None
+    """Who is at the other end: "address:port", a path, or "(bound to ...)"; None: it is no socket,
+    or not known."""
+    waits_at: tuple[str, ...] = ()
+    """Where its task waits: "file:line in function", the innermost first, without what is trio's
+    and trio_uring's own."""
 
     @classmethod
-    def of(cls, op: Any, state: str, age: float) -> OperationInFlight:
+    def of(
+        cls,
+        op: Any,
+        task: Any,
+        state: str,
+        age: float,
+        peer: str | None,
+        waits_at: tuple[str, ...],
+    ) -> OperationInFlight:
         return cls(
             opcode=Opcode(op.opcode).name,
             fd=op.fd,
             age=max(0.0, age),
-            task_name=None if op.task is None else op.task.name,
+            task_name=None if task is None else task.name,
             state=state,
+            peer=peer,
+            waits_at=waits_at,
         )
 
 

@@ -20,6 +20,7 @@ import trio
 
 from .._descriptors.direction import SHUT_DOWN, Verdict
 from .._descriptors.lease import Lease
+from .._driver.looking import peer_of
 from .._errors import stream_error
 from .._options import DEFAULT_OPTIONS
 from .._sockets.uring_socket import UringSocket, become_ours
@@ -174,6 +175,12 @@ class Endpoint:
         if self._socket is None:
             raise AttributeError("this stream is not on a socket")
         return self._socket
+
+    def _told(self) -> str:
+        """What it is called in the note of an error: see _bytes/timed.py."""
+        peer = peer_of(self._lease.owner)
+        to = f", peer {peer}" if peer else ""
+        return f"{type(self).__name__}, descriptor {self._owner.fileno()}{to}"
 
     async def _again(self, way: Direction, op: TaskOperation, res: int) -> None:
         """After a negative result: returns once the operation is to be repeated.

@@ -79,7 +79,7 @@ class ReceiveSide(Endpoint):
             raise ValueError("max_bytes must be >= 1")
         limit = self.receive_timeout if timeout is None else timeout
         if limit is not None and limit != math.inf:
-            with trio.fail_after(limit):
+            with within(limit, self, "receive_some"):
                 return await ReceiveSide.receive_some(self, max_bytes, timeout=math.inf)
         way = self._receiving
         op = way.take(RECEIVE)
@@ -156,7 +156,7 @@ class ReceiveSide(Endpoint):
         view = memoryview(buffer)
         try:
             check_writable(view)
-            return await self._within(timeout, self._receive_into, view)
+            return await self._within(timeout, "receive_into", self._receive_into, view)
         finally:
             release_view(view)
 
@@ -179,14 +179,18 @@ class ReceiveSide(Endpoint):
         """
         if operator.index(count) < 0:
             raise ValueError("count must be >= 0")
-        return await self._within(timeout, self._receive_exactly, count)
+        return await self._within(timeout, "receive_exactly", self._receive_exactly, count)
 
     async def _within(
-        self, timeout: float | None, receive: Callable[..., Awaitable[_T]], argument: object
+        self,
+        timeout: float | None,
+        name: str,
+        receive: Callable[..., Awaitable[_T]],
+        argument: object,
     ) -> _T:
         if timeout is None:
             timeout = self.receive_timeout
-        with within(timeout):
+        with within(timeout, self, name):
             return await receive(argument)
 
     def _put_back(self, chunks: list[bytes]) -> None:

@@ -15,6 +15,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._bytes.abilities import Abilities
 from .._bytes.outgoing import SEND_MAX, Outgoing, plain_length
+from .._bytes.timed import within
 from .._bytes.views import release_pinned
 from .._descriptors.direction import SEND, SEND_MANY, Direction
 from .endpoint import Endpoint
@@ -79,7 +80,7 @@ class SendSide(Endpoint):
         """
         limit = self.send_timeout if timeout is None else timeout
         if limit is not None and limit != math.inf:
-            with trio.fail_after(limit):
+            with within(limit, self, "send_all"):
                 await SendSide.send_all(self, data, timeout=math.inf)
             return
         if self._cork is not None:

@@ -103,7 +103,9 @@ class UDPReceive(Endpoint):
 
         Cancellation: no datagram is lost.
         """
-        with within(self.receive_timeout if timeout is None else timeout):
+        if timeout is None:
+            timeout = self.receive_timeout
+        with within(timeout, self, "receive_from"):
             return (await self._receive(1, local))[0]
 
     @overload
@@ -144,7 +146,9 @@ class UDPReceive(Endpoint):
         """
         if max_datagrams < 1:
             raise ValueError("max_datagrams must be >= 1")
-        with within(self.receive_timeout if timeout is None else timeout):
+        if timeout is None:
+            timeout = self.receive_timeout
+        with within(timeout, self, "receive_many"):
             return await self._receive(max_datagrams, local)
 
     @enable_ki_protection

@@ -103,7 +103,9 @@ class UDPSend(Endpoint):
 
         Cancellation: if trio.Cancelled is raised, the datagram was not sent.
         """
-        with within(self.send_timeout if timeout is None else timeout):
+        if timeout is None:
+            timeout = self.send_timeout
+        with within(timeout, self, "send_to"):
             await self._send_to(data, address, local)
 
     async def send_many(self, datagrams: Iterable[Any], *, timeout: float | None = None) -> int:
@@ -134,7 +136,9 @@ class UDPSend(Endpoint):
 
         Cancellation: `datagrams_sent` says how many were sent.
         """
-        with within(self.send_timeout if timeout is None else timeout):
+        if timeout is None:
+            timeout = self.send_timeout
+        with within(timeout, self, "send_many"):
             return await self._send_many(datagrams)
 
     def _begin_send(self) -> None:
