@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from support.served import Door, ask, echo, reset, serving
-from support.streams import closing, receive_all
+from support.streams import closing, receive_all, unix_sockets
 from support.tls import client_context, server_context
 from trio.testing import wait_all_tasks_blocked
 
@@ -503,6 +503,23 @@ async def test_without_a_header_the_stream_is_closed(autojump_clock: MockClock) 
         assert await receive_all(client) == b""
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"hello")
+
+
+async def test_cancelled_calls_buy_no_time(autojump_clock: MockClock) -> None:
+    async with accepted(timeout=3) as (_, stream):
+        for _ in range(2):
+            with trio.move_on_after(1.4):
+                await stream.receive_header()
+        with pytest.raises(trio.BrokenResourceError, match="it did not come in time"):
+            await stream.receive_header()
+        assert trio.current_time() == 3
+
+
+async def test_a_stream_of_its_own() -> None:
+    left, right = unix_sockets()
+    async with ProxyStream(left) as stream, SocketStream(right):
+        await stream.receive_header()
+        assert (stream.remote_address, stream.proxy_extra) == ("", {})
 
 
 async def test_the_first_byte_is_the_one_after_the_header(autojump_clock: MockClock) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._bytes.abilities import Wrapper, abilities, put_back, receiving_end
+from .._bytes.abilities import Wrapper, abilities, put_back, receiving_end, sending_end
 from .._streams.endpoint import lease_under
 from .._streams.receive import ReceiveSide
 
@@ -141,7 +141,8 @@ class Connection:
         can = abilities(stream)
         if not (can.times_receives and can.times_sends):
             raise TypeError(f"idle_timeout needs streams with time limits, not {stream!r}")
-        stream.receive_timeout = stream.send_timeout = seconds
+        receiving_end(stream).receive_timeout = seconds
+        sending_end(stream).send_timeout = seconds
 
     # -- while the server ends
 

@@ -170,7 +170,8 @@ class Server:
 
     async def _serve_connection(self, connection: Connection) -> None:
         try:
-            with connection.scope:
+            # Without a Shutdown nobody cancels it, and a scope costs more than all the rest here.
+            with contextlib.nullcontext() if self._shutdown is None else connection.scope:
                 try:
                     if await self._is_worth_it(connection):
                         connection.begun = True
@@ -209,7 +210,7 @@ class Server:
         if self._shutdown is not None and self._shutdown.started:
             # Its receiving side was shut down, which looks to TLS like a connection that was cut.
             kinds += (trio.BrokenResourceError,)
-        if isinstance(exc, BaseExceptionGroup):  # of a nursery in the handler
+        if kinds and isinstance(exc, BaseExceptionGroup):  # of a nursery in the handler
             group: Any = exc
             expected, rest = group.split(kinds)
             return exc if expected is None else rest
