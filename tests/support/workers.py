@@ -42,12 +42,15 @@ async def main(worker):
 class Supervisor:
     """A command in a process group of its own, whose standard error is read as it comes."""
 
-    def __init__(self, command: list[str], folder: Path, **variables: str) -> None:
+    def __init__(
+        self, command: list[str], folder: Path, stdin: Any = None, **variables: str
+    ) -> None:
         root = str(Path(trio_uring.__file__).parents[1])
         self.process = subprocess.Popen(
             command,
             cwd=folder,
             env={**os.environ, "PYTHONPATH": root, **variables},
+            stdin=stdin,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -95,9 +98,11 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def supervisor(command: list[str], folder: Path, **variables: str) -> Iterator[Supervisor]:
+def supervisor(
+    command: list[str], folder: Path, stdin: Any = None, **variables: str
+) -> Iterator[Supervisor]:
     """A supervisor, which is killed with its workers at the end of the block if it still runs."""
-    one = Supervisor(command, folder, **variables)
+    one = Supervisor(command, folder, stdin, **variables)
     try:
         yield one
     finally:

@@ -6,6 +6,7 @@ Rules of this file: each program is a process of its own.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.command import command
-from support.workers import pids, request, supervisor
+from support.workers import APP, pids, request, supervisor
 
 pytestmark = [
     pytest.mark.no_ring,
@@ -120,3 +121,65 @@ def test_a_program_that_cannot_be_imported_shows_one_traceback(folder: Path) -> 
     assert lines[-1].endswith("broken cannot be imported: ZeroDivisionError: division by zero")
     assert sum("Traceback" in line for line in lines) == 1
     assert any("broken.py" in line and "line 3" in line for line in lines)
+
+
+# -- systemd
+
+
+def test_systemd_is_told(folder: Path) -> None:
+    """READY=1 only when all workers are ready, and nothing of it reaches the workers."""
+    (folder / "app.py").write_text(
+        "import os\n"
+        "async def main(worker):\n"
+        "    assert 'NOTIFY_SOCKET' not in os.environ\n"
+        "    while worker.number and not os.path.exists('go'):\n"
+        "        await __import__('trio').sleep(0.01)\n"
+        "    worker.ready()\n"
+        "    await worker.shutdown.wait()\n"
+    )
+    start = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--workers", "2"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(folder / "notify"))
+        systemd.settimeout(60)
+        with supervisor(start, folder, NOTIFY_SOCKET=str(folder / "notify")) as one:
+            assert one.ready()[0] == 0
+            systemd.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                systemd.recv(1000)
+            systemd.settimeout(60)
+            (folder / "go").touch()
+            assert systemd.recv(1000) == b"READY=1\nSTATUS=2 workers"
+            one.process.send_signal(signal.SIGHUP)
+            assert systemd.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert systemd.recv(1000) == b"READY=1"
+            one.process.send_signal(signal.SIGTERM)
+            assert systemd.recv(1000) == b"STOPPING=1"
+            assert one.end() == 0
+
+
+def test_nobody_reads_what_systemd_is_told(folder: Path) -> None:
+    (folder / "app.py").write_text("async def main(worker):\n    worker.ready()\n    1 / 0\n")
+    start = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--failures-max", "1"]
+    with supervisor(start, folder, NOTIFY_SOCKET="/nowhere/notify") as one:
+        one.wait_for("systemd could not be told 'STOPPING=1'")
+        assert one.end() == 1
+
+
+def test_sockets_of_systemd(folder: Path) -> None:
+    """They stay open when all of it ends, so another one takes what waits."""
+    (folder / "app.py").write_text(APP.format(version="one"))
+    start = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--bind", "systemd"]
+    environment = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    become = f"exec 3<&0 0</dev/null; LISTEN_PID=$$ exec {shlex.join([*start, '--workers', '2'])}"
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        for _ in range(2):
+            with supervisor(["sh", "-c", become], folder, stdin=given, **environment) as one:
+                one.wait_for(f"listening on 127.0.0.1:{port}")
+                one.wait_for("all workers are ready")
+                assert request(port)[0] == "one"
+                assert one.end(signal.SIGTERM) == 0
+            waiting = socket.create_connection(("127.0.0.1", port))
+            waiting.close()
+    [line] = serve("app:main", "--bind", "systemd", folder=folder)
+    assert line.endswith("'systemd' is to be listened on, and LISTEN_FDS has no sockets")

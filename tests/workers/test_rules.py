@@ -250,6 +250,15 @@ async def test_a_worker_without_listeners() -> None:
         await Worker().serve(trio.aclose_forcefully)
 
 
+async def test_the_limits_of_a_worker_are_those_of_serve_listeners() -> None:
+    [listener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        worker = Worker(listeners=[listener])
+        for wrong in ({"max_connections": 0}, {"first_byte_timeout": -1}, {"idle_timeout": -1}):
+            with pytest.raises(ValueError, match=r"at least 1|a number of seconds"):
+                await worker.serve(trio.aclose_forcefully, **wrong)  # type: ignore[arg-type]
+
+
 # -- what they tell each other
 
 

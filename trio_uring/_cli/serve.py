@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="HOST:PORT, :PORT or [IPv6]:PORT, for worker.listeners; may be given again",
+        help="HOST:PORT, :PORT, [IPv6]:PORT, or systemd (the sockets that it has opened), for "
+        "worker.listeners; may be given again",
     )
     parser.add_argument(
         "--reuse-port", action="store_true", help="a queue for each worker (SO_REUSEPORT)"

@@ -7,12 +7,10 @@ them is off unless it is asked for. The work is done in `server`.
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._bytes.timed import check_timeout
 from .._streams.tcp import open_tcp_listeners
 from .._streams.unix import open_unix_listeners
 from .server import Server
@@ -78,10 +76,6 @@ async def serve_listeners(
     Cancellation: the listeners are closed; handlers are cancelled if they run in this call's
     nursery.
     """
-    if max_connections is not None and operator.index(max_connections) < 1:
-        raise ValueError(f"max_connections must be at least 1, or None, not {max_connections!r}")
-    check_timeout(first_byte_timeout)
-    check_timeout(idle_timeout)
     server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
     await server.serve(listeners, handler_nursery, task_status)
 

@@ -19,12 +19,14 @@ import contextlib
 import errno
 import logging
 import math
+import operator
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from .._bytes.timed import check_timeout
 from .connection import Connection
 
 if TYPE_CHECKING:
@@ -99,6 +101,9 @@ class Server:
     Args:
         handler, max_connections, first_byte_timeout, idle_timeout, shutdown: as in
             serve_listeners.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range.
     """
 
     def __init__(
@@ -109,6 +114,11 @@ class Server:
         idle_timeout: float | None,
         shutdown: Shutdown | None,
     ) -> None:
+        if max_connections is not None and operator.index(max_connections) < 1:
+            what = f"max_connections must be at least 1, or None, not {max_connections!r}"
+            raise ValueError(what)
+        check_timeout(first_byte_timeout)
+        check_timeout(idle_timeout)
         self._handler = handler
         self._slots = Slots(max_connections)
         self._first_byte_timeout = math.inf if first_byte_timeout is None else first_byte_timeout

@@ -35,8 +35,10 @@ def parse_address(text: str) -> tuple[str | None, int]:
     return found["six"] or found["host"] or None, int(found["port"])
 
 
-def name_address(address: tuple[Any, ...]) -> str:
+def name_address(address: Any) -> str:
     """What a socket is bound to, as a person reads it."""
+    if not isinstance(address, tuple):
+        return str(address)
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"{host}:{address[1]}"
 
@@ -47,13 +49,20 @@ class Ports:
     Args:
         addresses: of each "host:port".
         options: of the sockets; with `reuse_port`, each worker has sockets of its own.
+        given: sockets that listen already, which all workers share; `close` closes them.
 
     Raises:
         ValueError: an address is not one.
     """
 
-    def __init__(self, addresses: Sequence[str], options: SocketOptions | None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        options: SocketOptions | None,
+        given: Sequence[socket.socket] = (),
+    ) -> None:
         self._options = fold_options(options)
+        self._given = given
         self._addresses = [parse_address(each) for each in addresses]
         self._queues: list[list[socket.socket]] = []  # one for all workers, or one for each
 
@@ -90,15 +99,16 @@ class Ports:
 
     def descriptors(self, number: int) -> list[int]:
         """Those that a worker inherits."""
-        return [each.fileno() for each in self._queues[number % len(self._queues)]]
+        own = self._queues[number % len(self._queues)]
+        return [each.fileno() for each in (*self._given, *own)]
 
     def names(self) -> list[str]:
         """What they are bound to."""
-        return [name_address(each.getsockname()) for each in self._queues[0]]
+        return [name_address(each.getsockname()) for each in (*self._given, *self._queues[0])]
 
     def close(self) -> None:
         """Closes them here; the workers have theirs."""
-        for queue in self._queues:
+        for queue in (self._given, *self._queues):
             for each in queue:
                 each.close()
 

@@ -14,8 +14,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,6 +25,7 @@ import trio
 from .._bytes.timed import check_timeout
 from .._errors import WorkersError
 from .._options import fold_options
+from .._serving.systemd import listeners_from_environment, notify
 from .._streams.enable import Enable, run
 from . import guard
 from .backoff import Backoff
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 _log = logging.getLogger("trio_uring")
+
+SYSTEMD = "systemd"  # in place of an address
 
 
 def serve_workers(
@@ -73,9 +78,9 @@ def serve_workers(
     Args:
         main: "module:function", or a function at the top level of a module or script.
         workers: how many; None: one for each CPU that this process may use.
-        bind: addresses to listen on: "host:port", ":port" or "[::1]:port". Each worker finds the
-            listeners in `worker.listeners`. The sockets stay open here, so no connection
-            that waits in a queue is lost with a worker.
+        bind: addresses to listen on: "host:port", ":port" or "[::1]:port"; "systemd": the sockets
+            of LISTEN_FDS. Each worker finds the listeners in `worker.listeners`. The sockets stay
+            open here, so no connection that waits in a queue is lost with a worker.
         reuse_port: each worker has a queue of its own, and the kernel spreads the connections over
             them by a hash (SO_REUSEPORT). That is more even, but a queue waits for its worker while
             that is started again. False: all accept from one queue.
@@ -111,7 +116,9 @@ def serve_workers(
         raise ValueError(f"failures_max must be at least 1, not {failures_max}")
     addresses = [bind] if isinstance(bind, str) else list(bind)
     count = _count(workers)
-    ports = Ports(addresses, fold_options(options, reuse_port=reuse_port))
+    options = fold_options(options, reuse_port=reuse_port)
+    given = run(_given_sockets, backend="off") if SYSTEMD in addresses else []
+    ports = Ports([each for each in addresses if each != SYSTEMD], options, given)
     supervisor = _Supervisor(
         name_target(main),
         count,
@@ -124,6 +131,18 @@ def serve_workers(
     )
     ports.open(count)
     run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
+
+
+async def _given_sockets() -> list[socket.socket]:
+    """The sockets that systemd has opened. Its listeners are for tasks; here nobody accepts."""
+    await trio.lowlevel.checkpoint()
+    given = [each.socket for named in listeners_from_environment().values() for each in named]
+    if not given:
+        raise ValueError(f"{SYSTEMD!r} is to be listened on, and LISTEN_FDS has no sockets")
+    sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in given]
+    for each in given:
+        each.close()
+    return sockets
 
 
 def _page_address(metrics: str | None) -> tuple[str | None, int] | None:
@@ -212,9 +231,11 @@ class _Supervisor:
         for slot in self._slots:
             await slot.first_ready.wait()
         _log.info("all workers are ready: %d", len(self._slots))
+        _notify(f"READY=1\nSTATUS={len(self._slots)} workers")
 
     async def _end(self) -> None:
         """Asks all workers to end, and waits for them."""
+        _notify("STOPPING=1")
         self._ports.close()
         async with trio.open_nursery() as nursery:
             for process in self._living:
@@ -282,12 +303,14 @@ class _Supervisor:
             await self._hang_up.wait()
             # One that comes meanwhile begins another round: the program may have changed since.
             self._hang_up = trio.Event()
+            _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             for slot in self._slots:
                 if not await slot.replace(self._stop_one):
                     _log.error("the rolling restart ends here: the other workers are not replaced")
                     break
             else:
                 _log.info("all workers were replaced")
+            _notify("READY=1")
 
     # -- metrics
 
@@ -317,3 +340,11 @@ class _Supervisor:
 
 def _receive_signals() -> contextlib.AbstractContextManager[AsyncIterator[int]]:
     return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _notify(state: str) -> None:
+    """Tells systemd, if it started this. That it does not listen is no reason to end."""
+    try:
+        notify(state)
+    except (OSError, ValueError) as exc:
+        _log.warning("systemd could not be told %r: %s", state, exc)

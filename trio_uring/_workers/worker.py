@@ -6,11 +6,11 @@ does.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from .._serving.server import Server
 from .._serving.shutdown import Shutdown
 
 if TYPE_CHECKING:
@@ -67,30 +67,40 @@ class Worker:
             if self._on_ready is not None:
                 self._on_ready()
 
-    async def serve(self, handler: Callable[[SocketStream], Awaitable[object]]) -> None:
+    async def serve(
+        self,
+        handler: Callable[[SocketStream], Awaitable[object]],
+        *,
+        max_connections: int | None = None,
+        first_byte_timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
         """Serves this worker's listeners until its shutdown is over, and says that it is ready.
 
+        It is ``serve_listeners(handler, worker.listeners, shutdown=worker.shutdown)``, with
+        `ready` as soon as connections are accepted.
+
         Args:
-            handler: called with each connection, as in serve_tcp.
+            handler, max_connections, first_byte_timeout, idle_timeout: as in serve_listeners; the
+                limits are those of this worker.
 
         Raises:
-            ValueError: there are no listeners, since serve_workers was given no address.
-            OSError: accepting failed for good, as in trio.serve_listeners.
+            ValueError: there are no listeners, since serve_workers was given no address; otherwise
+                as in serve_listeners.
 
-        Cancellation: the listeners are closed.
+        Cancellation: the listeners are closed, and handlers are cancelled.
         """
         if not self.listeners:
             raise ValueError("this worker has no listeners: serve_workers was given no address")
-        with self.shutdown.cancel_after_grace():
-            async with trio.open_nursery() as handlers:
-                with self.shutdown.cancel_on_start():
-                    async with trio.open_nursery() as nursery:
-                        await nursery.start(
-                            partial(
-                                trio.serve_listeners,
-                                handler,
-                                self.listeners,
-                                handler_nursery=handlers,
-                            )
-                        )
-                        self.ready()
+        server = Server(handler, max_connections, first_byte_timeout, idle_timeout, self.shutdown)
+        await server.serve(self.listeners, None, _Ready(self))
+
+
+class _Ready(trio.TaskStatus[object]):
+    """What a server calls when it serves."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def started(self, value: object = None) -> None:
+        self._worker.ready()
