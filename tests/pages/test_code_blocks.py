@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.pages import BLOCKS, PAGES, ROOT, page_name
+from test_docs import GUIDES
 
 from trio_uring import __main__
 from trio_uring.__main__ import make_parser
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 SECONDS_MAX = 60  # for a program
 ELSEWHERE = {  # pages whose programs another file runs
-    "network": "tests/test_docs.py",
-    "enabling": "tests/test_docs.py",
-    "fallback": "tests/test_docs.py",
+    **dict.fromkeys(GUIDES, "tests/test_docs.py"),
     "testing": "tests/plugin/test_pytest_plugin.py",
     "tutorial": "tests/pages/test_tutorial.py",
 }
@@ -47,7 +46,8 @@ def of(*languages: str) -> list[object]:
     return [
         pytest.param(block, id=block.name)
         for block in BLOCKS
-        if block.language in languages and block.page not in ELSEWHERE
+        if block.language in languages
+        and (block.language != "python" or block.page not in ELSEWHERE)
     ]
 
 
