@@ -20,6 +20,7 @@ GUIDES = {
     "enabling": 4,
     "fallback": 1,
     "serving": 4,
+    "operating": 1,
 }  # and how many programs they have
 TEXTS = {name: (DOCS / f"{name}.md").read_text() for name in GUIDES}
 BLOCKS = [

@@ -112,6 +112,13 @@ def test_nothing_is_in_the_way() -> None:
             "AppArmor",
         ),
         (refused(errno.ENOSYS, seccomp="2"), "seccomp", "io_uring_enter"),
+        # podman's default, on a kernel that is too old for the sysctl
+        (
+            refused(errno.ENOSYS, seccomp="2", release="5.15.0", disabled=None),
+            "seccomp",
+            "--docker",
+        ),
+        (refused(errno.ENOSYS, seccomp="2", release="4.19.0", disabled=None), "kernel", "5.11"),
         (refused(errno.ENOSYS, disabled=None), "kernel", "CONFIG_IO_URING"),
         (refused(errno.ENOSYS, disabled=None, seccomp="2"), "kernel", "CONFIG_IO_URING"),
         (refused(errno.ENOSYS, release="4.19.0", disabled=None), "kernel", "5.11"),

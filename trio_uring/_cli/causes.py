@@ -102,7 +102,8 @@ def _by_answer(seen: Evidence) -> str:
     if code == errno.EACCES:
         return "security modules"
     if code == errno.ENOSYS:
-        built_in = seen.disabled is not None or number(seen.release) < (5, 1)
+        # Without the sysctl, which came with 6.6, a newer kernel was built without io_uring.
+        built_in = seen.disabled is not None or (5, 1) <= number(seen.release) < (6, 6)
         return "seccomp" if filtered and built_in and not _emulated(seen) else "kernel"
     if code in (errno.EINVAL, errno.EOPNOTSUPP):
         return "kernel"
@@ -267,7 +268,7 @@ def _or_none(limit: int) -> str:
 def _ring(seen: Evidence) -> Finding:
     ring = seen.trial.ring
     if ring is None:
-        return Finding("ring", OK, "it was not tried")
+        return Finding("ring", UNKNOWN, "there is none to test")
     if seen.trial.untested:
         return Finding("ring", NOTE, seen.trial.untested, "raise RLIMIT_NPROC (ulimit -u)")
     if ring.lacking:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FRAMES_MAX = 4
 # Whose frames say nothing about a program.
 _LIBRARIES = (
-    f"{Path(trio.__file__).parent}{os.sep}",
+    f"{Path(trio.__file__ or '').parent}{os.sep}",
     f"{Path(__file__).parent.parent}{os.sep}",
 )
 
