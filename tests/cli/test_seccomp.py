@@ -56,7 +56,7 @@ async def echo(stream):
 
 trio_uring.run(main)
 """
-DEMO = ["-m", "trio_uring", "demo", "--clients", "3", "--max-mib", "1", "--rounds", "1"]
+DEMO = ["-m", "trio_uring", "demo", "files", "--clients", "3", "--max-mib", "1", "--rounds", "1"]
 
 
 def printed(*arguments: str | Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = ROOT / "trio_uring"
-DIRECTIVE = re.compile(r"^\.\. (autoclass|autofunction|autodata):: ([\w.]+)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\.\. (autoclass|autoexception|autofunction|autodata):: ([\w.]+)$", re.MULTILINE)
 DIRECTIVES = [
     (kind, name)
     for block in BLOCKS
@@ -79,11 +79,12 @@ def test_what_is_named_exists_and_is_what_it_is_called() -> None:
         value: object = trio_uring
         for part in name.split(".")[1:]:
             value = getattr(value, part)
-        if kind == "autoclass":
-            assert inspect.isclass(value), name
+        if inspect.isclass(value):
+            error = issubclass(value, Exception)
+            assert kind == ("autoexception" if error else "autoclass"), name
         if kind == "autofunction":
             assert callable(value), name
-        assert not inspect.isclass(value) or kind == "autoclass", name
+        assert inspect.isclass(value) or kind in ("autofunction", "autodata"), name
 
 
 def test_nothing_is_there_twice() -> None:
