@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = ROOT / "trio_uring"
-DIRECTIVE = re.compile(r"^\.\. (autoclass|autoexception|autofunction|autodata):: ([\w.]+)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^\.\. (auto(?:class|exception|function|data)):: ([\w.]+)$", re.MULTILINE)
 DIRECTIVES = [
     (kind, name)
     for block in BLOCKS
