@@ -237,6 +237,7 @@ def test_where_nobody_wants_it(name: str) -> None:
     [
         ("TRIO_URING_BACKEND", "nonsense"),
         ("TRIO_URING_RESTRICT", "yes"),
+        ("TRIO_URING_DRIVER", "nonsense"),
     ],
 )
 def test_where_a_variable_is_wrong(name: str, value: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .. import _accelerator
 from .._driver.backend import BackendInfo, open_uring, variable_restricts
-from .._driver.run import backend_info
+from .._driver.run import backend_info, check_variables
 from .._errors import RingUnavailableError
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def _try() -> Trial:
 def _choose() -> tuple[BackendInfo | None, str | None, bool]:
     """What a run would be driven by; or why none begins, and whether a variable is wrong."""
     try:
+        check_variables()
         return backend_info(), None, False
     except ValueError as exc:
         return None, str(exc), True

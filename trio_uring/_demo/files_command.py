@@ -24,7 +24,9 @@ from typing import IO, TYPE_CHECKING
 
 import trio
 
-from .._driver.run import backend_info
+import trio_uring
+
+from .._driver.run import backend_info, check_variables
 from .._errors import RingUnavailableError
 from .children import DemoError, Lines, pinned, stop
 from .files import STACKS, Download, ProtocolError, Tally, run_client, scan
@@ -186,6 +188,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
         (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
     )
     try:
+        check_variables()
         backend = backend_info()
         files = scan(directory, suffixes, arguments.max_mib * MIB)
     except RingUnavailableError as exc:
@@ -216,6 +219,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if sys.platform != "linux":
         raise DemoError("it needs Linux; `demo` alone does not")
+    trio_uring.uninstall()  # trio's clients are to be trio's own, whatever the environment says
     work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB
     print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes, backend)

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._driver.backend import asks_for_off, check_backend, probe
+from .._driver.backend import asks_for, check_backend
 from .._driver.run import (
+    check_ring,
     check_variables,
     check_way,
     note_enabled,
@@ -94,7 +95,8 @@ class Enable(trio.abc.Instrument):
 
     Raises:
         ValueError: there is no such backend or driver, as an argument or in the environment.
-        RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
+        RingUnavailableError: "uring" was asked for, by the argument or else the environment, and
+            io_uring cannot be used here.
     """
 
     def __init__(
@@ -111,8 +113,7 @@ class Enable(trio.abc.Instrument):
             check_backend(backend)
         if driver is not None:
             check_way(driver)
-        if backend == "uring":
-            probe(backend, restrict)
+        check_ring(backend, restrict)
         self.backend = backend
         self.streams = streams
         self.driver = driver
@@ -120,6 +121,14 @@ class Enable(trio.abc.Instrument):
 
     def before_run(self) -> None:
         _start(self)
+
+
+class EnableOnce(Enable):
+    """One that nobody else has: its run, enabled or "off", keeps no instrument of ours."""
+
+    def before_run(self) -> None:
+        super().before_run()
+        trio.lowlevel.remove_instrument(self)
 
 
 def enable(
@@ -142,7 +151,9 @@ def enable(
             restricted as asked for, or "off" is asked for in a run that is enabled already.
         ValueError, RingUnavailableError: as in Enable.
     """
-    _start(Enable(backend, streams=streams, driver=driver, restrict=restrict))
+    # What this run has asked for goes before the environment.
+    chosen = backend or requested.get()
+    _start(Enable(chosen, streams=streams, driver=driver, restrict=restrict))
 
 
 def run(
@@ -171,7 +182,7 @@ def run(
         async_fn,
         *args,
         clock=clock,
-        instruments=[Enable(backend, driver=driver, restrict=restrict), *instruments],
+        instruments=[EnableOnce(backend, driver=driver, restrict=restrict), *instruments],
         restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
         strict_exception_groups=strict_exception_groups,
     )
@@ -220,7 +231,7 @@ def _start(instrument: Enable) -> None:
         request_way(instrument.driver)
     if instrument.restrict:
         request_restricted()
-    if before is not None or asks_for_off(instrument.backend or requested.get()):
+    if before is not None or asks_for("off", instrument.backend or requested.get()):
         return
     _enabled.set(instrument)
     note_enabled()
