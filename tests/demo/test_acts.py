@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import pytest
 from support.command import command, group_ends, no_ring
 
 from trio_uring import __main__
+from trio_uring._cli import process as _process
 from trio_uring._demo import command as _command
 from trio_uring._demo import loads, servers
 from trio_uring._demo.acts import ACTS
@@ -81,6 +83,39 @@ def test_it_says_what_it_runs_on() -> None:
     assert done.returncode == 0, done.stdout
     why = "readiness is asked for by the environment variable TRIO_URING_BACKEND"
     assert f"\nNot on io_uring, because {why}\n" in done.stdout
+
+
+@pytest.mark.no_ring
+def test_a_wrong_variable_is_one_sentence() -> None:
+    for name in ("TRIO_URING_BACKEND", "TRIO_URING_DRIVER"):
+        done = command("demo", env={**os.environ, name: "nonsense"})
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("python -m trio_uring demo: ")
+        assert name in done.stderr
+        assert "'nonsense'" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.uring_only("a ring that is seen from outside")
+@pytest.mark.parametrize(("stack", "rings"), [("trio", 0), ("trio_uring", 1)])
+@pytest.mark.parametrize("act", ["echo", "files", "relay", "udp"])
+def test_which_server_has_a_ring(act: str, stack: str, rings: int) -> None:
+    """Also where every run is enabled: otherwise trio_uring would be compared with itself."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "trio_uring._demo.servers", act, stack, "-1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TRIO_URING_INSTALL": "1"},
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        port = json.loads(process.stdout.readline())["port"]
+        load = loads.LOADS[act](stack, port, **SMALL[act])
+        assert load.run(0.0)["operations"]
+        assert len(_process._rings(process.pid)) == rings
+        load.close()
+        process.stdin.close()
 
 
 @pytest.mark.no_ring
@@ -245,7 +280,7 @@ def test_the_load_of_a_proxy_notices() -> None:
 
     with tcp_server(proxy) as port:
         load = loads.Relay("trio", port, connections=1, chunk=1000)
-        with pytest.raises((loads.WrongAnswerError, ConnectionError)):
+        with pytest.raises((loads.WrongAnswerError, OSError)):
             load.run(0.0)
 
 

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
+from .. import uninstall
 from .._errors import CommandError
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def pinned() -> Iterator[int]:
 def prepare(cpu: int = -1) -> None:
     """What a child does first. `cpu`: where it is to run; -1: where its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uninstall()  # trio's own is to be trio's own, whatever the environment says
     if sys.platform == "linux" and cpu >= 0:
         os.sched_setaffinity(0, {cpu})
     if sys.platform != "win32":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._driver.run import backend_info
+from .._driver.run import backend_info, check_variables
 from .._errors import RingUnavailableError
 from . import files_command
 from .acts import ACTS
@@ -60,6 +60,7 @@ def perform_all(acts: Sequence[Act], rounds: int, seconds: float) -> int:
         KeyboardInterrupt: it was interrupted; all processes have ended.
     """
     try:
+        check_variables()
         backend = backend_info()
     except (RingUnavailableError, ValueError) as exc:
         raise DemoError(f"{getattr(exc, 'strerror', None) or exc}") from exc

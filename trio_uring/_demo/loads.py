@@ -119,6 +119,9 @@ class Files:
             raise WrongAnswerError(f"{tally.bad[0]} came with a wrong checksum")
         return {"operations": tally.files, "counts": {"cancelled": tally.cancelled}}
 
+    def close(self) -> None:
+        """Nothing: every round has its own connections."""
+
     def _downloads(self, end: float) -> Iterator[Download]:
         """In random order, until the time is up; but at least so many bytes."""
         for number in itertools.count():
@@ -162,6 +165,9 @@ class Relay:
             for server in servers:
                 server.result()
         return {"operations": sent / MIB, "counts": {"answers": len(clients)}}
+
+    def close(self) -> None:
+        """Nothing: every round has its own connections."""
 
     def _send(self, where: int, end: float) -> int:
         """One client; returns the bytes that it has sent."""
