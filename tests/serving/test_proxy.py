@@ -209,7 +209,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_a_malformed_header_closes_only_its_connection(
-    name: str, caplog: pytest.LogCaptureFixture
+    name: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     handler = Handler()
     async with proxied(handler, max_connections=2) as door, door.knock() as good:
@@ -221,6 +221,7 @@ async def test_a_malformed_header_closes_only_its_connection(
                     await bad.send_all(MALFORMED[name])
                     assert await receive_all(bad) == b""
         await ask(good)
+    assert trio.current_time() == 0  # nothing was waited for
     assert handler.clients == [(CLIENT, TARGET)]
     records = [record for record in caplog.records if "no valid PROXY header" in record.message]
     assert [record.levelno for record in records] == [logging.WARNING] * 3

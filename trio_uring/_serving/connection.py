@@ -108,6 +108,7 @@ class Connection:
         Cancellation: no byte is lost.
         """
         lease, sock = self._lease, self._socket
+        # A socket of somebody else's class knows nothing of these.
         if lease is not None and lease.receiving.kept is not None:
             await trio.lowlevel.checkpoint()
             return True
