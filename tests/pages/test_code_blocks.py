@@ -31,6 +31,7 @@ SECONDS_MAX = 60  # for a program
 ELSEWHERE = {  # pages whose programs another file runs
     **dict.fromkeys(GUIDES, "tests/test_docs.py"),
     "testing": "tests/plugin/test_pytest_plugin.py",
+    "workers": "tests/workers/test_guide.py",
     "tutorial": "tests/pages/test_tutorial.py",
 }
 NOT_RUN = {  # languages that are not run, and why
