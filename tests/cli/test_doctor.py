@@ -333,6 +333,9 @@ def test_a_failed_self_test(
 
     monkeypatch.setattr(_evidence, "open_uring", fail)
     monkeypatch.setattr(_evidence, "_no_extension", lambda: None)
+    for name in ("system", "machine", "python_implementation"):
+        answer = {"system": "Linux", "machine": "x86_64"}.get(name, "CPython")
+        monkeypatch.setattr(_evidence.platform, name, lambda answer=answer: answer)
     __main__.main(["doctor"])
     out = capsys.readouterr().out
     assert re.search(r"^ring +in the way: .*RuntimeError: no reason at all$", out, re.MULTILINE)

@@ -114,6 +114,9 @@ def test_addresses() -> None:
     assert _address(("127.0.0.1", 80)) == "127.0.0.1:80"
     assert _address(b"\0name") == "@name"
     assert _address("/run/x") == "/run/x"
+    # What the peer chose goes to somebody's terminal, in one line.
+    assert _address("/run/\x1b[2J\n") == "/run/\\x1b[2J\\n"
+    assert _address(b"\0\x07\xff") == "@\\x07\ufffd"
 
 
 @pytest.mark.no_ring

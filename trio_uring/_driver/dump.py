@@ -53,8 +53,8 @@ def dump_on_signal(signum: int | None = None, *, file: Any = None) -> Any:
 
     Args:
         signum: the signal; None: SIGUSR1.
-        file: what to write to: a descriptor, or an object with a `fileno`. It must stay open. None:
-            the standard error output.
+        file: what to write to: a descriptor, or an object with a `fileno`. It must stay open, and
+            somebody must read it: writing to a full pipe waits. None: the standard error output.
 
     Returns:
         The earlier handler, as signal.signal does.

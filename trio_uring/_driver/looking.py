@@ -53,10 +53,11 @@ def peer_of(owner: object) -> str | None:
 
 
 def _address(address: Any) -> str:
+    """An address as text. A path is the peer's choice: it does not control the terminal."""
     if isinstance(address, bytes):  # of Linux's abstract namespace
-        return f"@{address[1:].decode(errors='replace')}"
+        address = f"@{address[1:].decode(errors='replace')}"
     if not isinstance(address, tuple) or len(address) < 2:
-        return str(address)
+        return repr(str(address))[1:-1]
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from .._ring.extension import ffi, lib
 from .._ring.figures import SMALL_SIZE
-from .._ring.op import NO_GROUP, SMALL_GROUP, Opcode, Operation
+from .._ring.op import CLOSED_FD, NO_GROUP, SMALL_GROUP, Opcode, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 TRIAL_SECONDS = 1.0  # for the child to exit, and for each wake-up of the self-test
 _POLL_SECONDS = 0.0002  # between two checks of the child, which runs for about as long
+
+_NOP = 0  # IORING_OP_NOP, which nothing here uses
 
 _STATUS = "/proc/thread-self/status"
 _WAIT_ALL = 0x40000000  # __WALL: also waits for a child that sends no SIGCHLD
@@ -149,6 +151,8 @@ def self_test(ring: Ring) -> RingUnavailableError | str | None:
             threaded &= _receive(ring, "an epoll that watches the ring", _sleep_in_epoll)
         threaded &= _receive(ring, "io_uring_enter", _sleep_in_ring)
         threaded &= _watch_epoll(ring)
+        if ring.info.restricted:
+            _try_other_opcode(ring)
     except _Failed as exc:
         return RingUnavailableError(errno.EIO, f"io_uring's self-test failed: {exc}")
     except RingBrokenError as exc:
@@ -193,6 +197,16 @@ def _watch_epoll(ring: Ring) -> bool:
                 within = f"within {TRIAL_SECONDS:g} s"
                 raise _Failed(f"an epoll that the ring watches did not wake it {within}")
         return threaded
+
+
+def _try_other_opcode(ring: Ring) -> None:
+    """Submits what a restricted ring has to refuse."""
+    op = Operation(Opcode.POLL_ADD, CLOSED_FD)
+    op.entry = ffi.new("struct tu_entry *", (_NOP, 0, 0, 0))
+    op.entry_at = int(ffi.cast("uintptr_t", op.entry))
+    _enter(ring, op)
+    if not _sleep_in_ring(ring, op) or op.res != -errno.EACCES:
+        raise _Failed("a restricted ring did not refuse an operation that it is not for")
 
 
 def _enter(ring: Ring, op: Operation) -> None:
