@@ -15,7 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GUIDES = {"network": 6, "enabling": 4, "fallback": 1}  # and how many programs they have
+GUIDES = {
+    "network": 6,
+    "enabling": 4,
+    "fallback": 1,
+    "serving": 4,
+}  # and how many programs they have
 TEXTS = {name: (DOCS / f"{name}.md").read_text() for name in GUIDES}
 BLOCKS = [
     pytest.param(code, id=f"{name}: {title}")

@@ -35,6 +35,8 @@ from trio_uring import (
     serve_tcp,
     serve_unix,
 )
+from trio_uring._serving.connection import Connection
+from trio_uring.testing import SimulatedNetwork, run_deterministically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,6 +248,31 @@ async def test_a_relay_that_rests(autojump_clock: MockClock) -> None:
             await server.ended.wait()
 
 
+def test_a_simulated_network() -> None:
+    async def main() -> None:
+        network, handler = SimulatedNetwork(3, latency=(0.001, 0.02)), Handler()
+        listener = await network.bind(("server", 80))
+        shutdown = Shutdown(grace=10, quiet=0.5)
+        async with serving(handler, listener, shutdown=shutdown) as server:
+            idle = await network.dial(("server", 80))
+            late = await network.dial(("server", 80))
+            async with idle, late:
+                await ask(idle)
+                await trio.sleep(100)
+                shutdown.start()
+                begin = trio.current_time()
+                for _ in range(3):
+                    await trio.sleep(0.4)
+                    await ask(late, bytes(100_000))
+                assert await receive_all(idle) == b"bye"
+                assert await receive_all(late) == b"bye"
+                await server.ended.wait()
+        assert handler.ended[0] - begin == 0.5
+        assert 1.5 < handler.ended[1] - begin < 4
+
+    run_deterministically(main)
+
+
 async def test_without_the_end_nothing_is_swallowed(autojump_clock: MockClock) -> None:
     async def handler(stream: SocketStream) -> None:
         raise trio.BrokenResourceError
@@ -269,6 +296,35 @@ async def test_what_a_handler_raises_at_the_end_still_ends_the_server(
             await ask(client)
             shutdown.start()
             await trio.sleep_forever()
+
+
+async def test_looking_for_idle_connections_costs_little(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a look at each of them whenever one ends."""
+    looks: list[None] = []
+    look = Connection.is_quiet
+
+    def counted(connection: Connection, now: float, quiet: float) -> bool:
+        looks.append(None)
+        return look(connection, now, quiet)
+
+    monkeypatch.setattr(Connection, "is_quiet", counted)
+    count = 300
+    order = iter(range(count))
+
+    async def handler(stream: SocketStream) -> None:
+        await trio.sleep(1 + next(order) / 1000)
+
+    door, shutdown = Door(), Shutdown(quiet=0.5)
+    async with serving(handler, door, shutdown=shutdown) as server:
+        clients = [door.knock() for _ in range(count)]
+        async with closing(*clients):
+            await wait_all_tasks_blocked()
+            shutdown.start()
+            await server.ended.wait()
+    assert server.ended_at == pytest.approx(1.299)
+    assert len(looks) <= 4 * count
 
 
 # -- when it is started

@@ -308,11 +308,13 @@ class Buffering(trio.abc.Listener[Any]):
 
 async def test_the_socket_is_found_below_buffers(autojump_clock: MockClock) -> None:
     door, counter = Door(), Counter()
-    async with serving(counter, Buffering(door), first_byte_timeout=5):
+    async with serving(counter, Buffering(door), first_byte_timeout=5, idle_timeout=10):
         async with door.knock() as silent, door.knock() as client:
             await ask(client)
             assert await receive_all(silent) == b""
             assert trio.current_time() == 5
+            assert await receive_all(client) == b""
+            assert trio.current_time() == 10
     assert counter.total == 1
 
 

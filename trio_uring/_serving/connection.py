@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._bytes.abilities import Wrapper, abilities, put_back, receiving_end
+from .._bytes.abilities import Wrapper, abilities, put_back, receiving_end, sending_end
 from .._streams.endpoint import lease_under
 from .._streams.receive import ReceiveSide
 
@@ -60,7 +60,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_lease", "_seen", "_socket", "begun", "ended", "scope", "stream", "transport",
+        "_lease", "_seen", "_simulated", "_socket", "begun", "ended", "scope", "stream",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, stream: Any) -> None:
@@ -80,6 +81,7 @@ class Connection:
                 self._socket = transport.socket
         elif isinstance(transport, trio.SocketStream):
             self._socket = transport.socket
+        self._simulated = hasattr(type(transport), "end_receiving")
 
     # -- before the handler
 
@@ -106,6 +108,7 @@ class Connection:
         Cancellation: no byte is lost.
         """
         lease, sock = self._lease, self._socket
+        # A socket of somebody else's class knows nothing of these.
         if lease is not None and lease.receiving.kept is not None:
             await trio.lowlevel.checkpoint()
             return True
@@ -139,7 +142,8 @@ class Connection:
         can = abilities(stream)
         if not (can.times_receives and can.times_sends):
             raise TypeError(f"idle_timeout needs streams with time limits, not {stream!r}")
-        stream.receive_timeout = stream.send_timeout = seconds
+        receiving_end(stream).receive_timeout = seconds
+        sending_end(stream).send_timeout = seconds
 
     # -- while the server ends
 
@@ -160,6 +164,8 @@ class Connection:
         self.ended = True
         if not self.begun:
             self.scope.cancel()
+        elif self._simulated:
+            self.transport.end_receiving()
         elif self._socket is not None:
             with suppress(OSError):  # it is broken, or closed, which the handler notices by itself
                 self._socket.shutdown(stdlib_socket.SHUT_RD)
@@ -169,6 +175,9 @@ class Connection:
 
         No two waits of a connection have the same value.
         """
+        if self._simulated:
+            number: float | None = self.transport.waits_since()
+            return number
         lease = self._lease
         if lease is None or lease.closed or _since(lease.sending) is not None:
             return None

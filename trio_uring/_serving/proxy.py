@@ -84,9 +84,9 @@ class ProxyStream(SocketStream):
         pass
 
     def _known(self) -> tuple[Any, Any]:
-        if self._addresses is None:
+        if self._waits is not None:
             raise RuntimeError("the PROXY header was not received yet: await receive_header()")
-        return self._addresses
+        return self._addresses or _own_addresses(self)
 
     async def receive_header(self) -> None:
         """Receives the PROXY header, if that was not done before.
@@ -181,7 +181,8 @@ class _Header:
     """
 
     def __init__(self, parser: Any, timeout: float) -> None:
-        self._parser, self._timeout = parser, timeout
+        self._parser = parser
+        self._timeout, self._deadline = timeout, math.inf
         self._data = b""
         self._want: int | None = 0  # bytes that the parser wants; None: to the end of a line
         self.lock = trio.Lock()
@@ -204,7 +205,9 @@ class _Header:
 
         Cancellation: what came is kept here.
         """
-        with trio.fail_after(self._timeout):
+        if self._deadline == math.inf:  # not by a call that was cancelled
+            self._deadline = trio.current_time() + self._timeout
+        with trio.fail_at(self._deadline):
             while (result := self._parse()) is None:
                 await self._more(stream)
         if result.proxied and result.source is not None:

@@ -126,7 +126,7 @@ class Server:
         self._shutdown = shutdown
         self._connections: set[Connection] = set()
         self._listening = 0
-        self._ended = trio.lowlevel.ParkingLot()  # a connection or a listener has
+        self._over = trio.Event()  # the last listener and the last connection have ended
 
     async def serve(
         self,
@@ -155,7 +155,7 @@ class Server:
                         await self._accept(listener, handlers)
         finally:
             self._listening -= 1
-            self._ended.unpark_all()
+            self._look_over()
 
     async def _accept(self, listener: trio.abc.Listener[Any], handlers: trio.Nursery) -> None:
         try:
@@ -180,7 +180,8 @@ class Server:
 
     async def _serve_connection(self, connection: Connection) -> None:
         try:
-            with connection.scope:
+            # Without a Shutdown nobody cancels it, and a scope costs more than all the rest here.
+            with contextlib.nullcontext() if self._shutdown is None else connection.scope:
                 try:
                     if await self._is_worth_it(connection):
                         connection.begun = True
@@ -190,14 +191,14 @@ class Server:
                     if unexpected is exc:
                         raise
                     if unexpected is not None:
-                        raise unexpected from None
+                        raise unexpected from unexpected.__cause__
                     _log.debug("a connection was closed: %r", exc)
                 finally:
                     await trio.aclose_forcefully(connection.stream)
         finally:
             self._connections.discard(connection)
             self._slots.release()
-            self._ended.unpark_all()
+            self._look_over()
 
     async def _is_worth_it(self, connection: Connection) -> bool:
         """Whether the handler is to be called; until then nothing is sent."""
@@ -219,7 +220,7 @@ class Server:
         if self._shutdown is not None and self._shutdown.started:
             # Its receiving side was shut down, which looks to TLS like a connection that was cut.
             kinds += (trio.BrokenResourceError,)
-        if isinstance(exc, BaseExceptionGroup):  # of a nursery in the handler
+        if kinds and isinstance(exc, BaseExceptionGroup):  # of a nursery in the handler
             group: Any = exc
             expected, rest = group.split(kinds)
             return exc if expected is None else rest
@@ -229,15 +230,18 @@ class Server:
 
     async def _end(self, shutdown: Shutdown) -> None:
         """Returns when everything has ended."""
-        with shutdown.cancel_after_grace() as grace:
-            while self._listening or self._connections:
+        self._look_over()
+        with shutdown.cancel_after_grace():
+            while not self._over.is_set():
                 with trio.move_on_after(self._look(shutdown.quiet)):
-                    await self._ended.park()
-        if grace.cancelled_caught:
-            for connection in self._connections:
-                connection.scope.cancel()
-        while self._listening or self._connections:
-            await self._ended.park()
+                    await self._over.wait()
+        for connection in self._connections:
+            connection.scope.cancel()
+        await self._over.wait()
+
+    def _look_over(self) -> None:
+        if not (self._listening or self._connections):
+            self._over.set()
 
     def _look(self, quiet: float) -> float:
         """Ends the connections that are quiet. Returns the seconds until the next look."""

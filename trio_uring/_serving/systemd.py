@@ -49,15 +49,15 @@ def listeners_from_environment() -> dict[str, list[SocketListener]]:
         )
         return {}
     fds = range(FIRST_FD, FIRST_FD + _number("LISTEN_FDS", count))
-    named = [_UNNAMED] * len(fds) if names is None else names.split(":") if names else []
-    if len(named) != len(fds):
+    named = None if names is None else names.split(":") if names else []
+    if named is not None and len(named) != len(fds):
         raise ValueError(
             f"LISTEN_FDNAMES has {len(named)} names for {len(fds)} descriptors: {names!r}"
         )
-    for fd, name in zip(fds, named):
-        _check_listening(fd, name)
+    for fd in fds:
+        _check_listening(fd, named[fd - FIRST_FD] if named else _UNNAMED)
     found: dict[str, list[SocketListener]] = {}
-    for fd, name in zip(fds, named):
+    for fd, name in zip(fds, named or [_UNNAMED] * len(fds)):
         os.set_inheritable(fd, False)
         found.setdefault(name, []).append(SocketListener(stdlib_socket.socket(fileno=fd)))
     return found
