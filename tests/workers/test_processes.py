@@ -142,6 +142,23 @@ def test_workers_end_when_their_supervisor_is_killed(app: Path) -> None:
                 wait_for_end(pid)
 
 
+def test_a_worker_that_only_imports_ends_with_its_supervisor(app: Path) -> None:
+    """Nobody asks it to, and its trio run has not begun. 5 seconds: it may have been about to."""
+    write(
+        app,
+        "import os, pathlib, time\n"
+        "pathlib.Path('new').write_text(str(os.getpid()))\n"
+        "pathlib.Path('new').rename('pid')\n"
+        "time.sleep(1000)\n",
+    )
+    command = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--workers", "1"]
+    with supervisor([*command, "--grace", "0"], app) as one:
+        while not (app / "pid").exists():
+            assert one.process.poll() is None
+        one.process.kill()
+        wait_for_end(int((app / "pid").read_text()))
+
+
 # -- rolling restarts
 
 
@@ -259,17 +276,31 @@ def test_a_second_signal_cuts_short(app: Path) -> None:
             assert one.end() == 0
 
 
+STUCK = """
+import time
+async def main(worker):
+    async def handler(stream):
+        await stream.send_all(b'stuck\\n')
+        time.sleep(1000)
+    await worker.serve(handler)
+"""
+
+
+@pytest.mark.long
+def test_a_stuck_worker_is_killed_to_be_replaced(app: Path) -> None:
+    """That is not a failure of the end, which comes later."""
+    write(app, STUCK)
+    with serving(app, "--grace", "0", workers=1) as (one, port):
+        assert request(port) == ["stuck"]
+        one.process.send_signal(signal.SIGHUP)
+        one.wait_for("had to be killed")
+        one.wait_for("all workers were replaced")
+        assert one.end(signal.SIGTERM) == 0
+
+
 @pytest.mark.long
 def test_a_worker_that_is_stuck_is_killed(app: Path) -> None:
-    write(
-        app,
-        "import time\n"
-        "async def main(worker):\n"
-        "    async def handler(stream):\n"
-        "        await stream.send_all(b'stuck\\n')\n"
-        "        time.sleep(1000)\n"
-        "    await worker.serve(handler)\n",
-    )
+    write(app, STUCK)
     with serving(app, "--grace", "0", workers=1) as (one, port):
         assert request(port) == ["stuck"]
         assert one.end(signal.SIGTERM) == 1

@@ -71,6 +71,24 @@ def test_a_program_with_a_function(start: list[str], name: str, install: str, fo
         assert one.lines[-1] == "ended"
 
 
+def test_a_worker_of_a_script_may_spawn_processes(folder: Path) -> None:
+    (folder / "script").write_text(
+        "import multiprocessing, os, sys\n"
+        "import trio_uring\n"
+        "def square(number): return number * number\n"
+        "async def main(worker):\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        assert pool.apply(square, (3,)) == 9\n"
+        "    print('squared', file=sys.stderr, flush=True)\n"
+        "    worker.ready()\n"
+        "    await worker.shutdown.wait()\n"
+        "if __name__ == '__main__': trio_uring.serve_workers(main, 1, failures_max=1)\n"
+    )
+    with supervisor([sys.executable, "script"], folder) as one:
+        one.wait_for("squared")
+        assert one.end(signal.SIGTERM) == 0
+
+
 def test_without_the_guard_no_worker_starts_workers(folder: Path) -> None:
     (folder / "script").write_text(f"{SCRIPT}\nstart()\n")
     with supervisor([sys.executable, "script", "--flag"], folder) as one:

@@ -276,7 +276,7 @@ async def test_messages_both_ways() -> None:
         assert await receive_message(stream) == {"metrics": [["a", math.inf]]}
     assert channel.receive() is None
     channel.send({"ready": True})  # nobody is there
-    channel.close()
+    theirs.close()
     assert channel.receive() is None
 
 

@@ -75,10 +75,6 @@ class Channel:
         self._decoder = FrameDecoder(MESSAGE_MAX)
         self._lock = threading.Lock()
 
-    def close(self) -> None:
-        """Closes it; not while a thread is in `receive`."""
-        self._sock.close()
-
     def send(self, message: dict[str, Any]) -> None:
         """Sends one; without a supervisor it goes nowhere."""
         payload = json.dumps(message).encode()

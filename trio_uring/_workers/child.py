@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 UNLOADABLE = 2  # the exit status of a worker whose function cannot be loaded
 
+_SLEEP_MAX = 1e9  # seconds; time.sleep refuses much more
+
 _log = logging.getLogger("trio_uring")
 
 
@@ -56,22 +59,23 @@ def start(fd: int) -> None:
     for each in order.listeners:
         os.set_inheritable(each, False)
     sys.argv[:], sys.path[:] = order.argv, order.path
+    supervised = _Supervised(channel, Shutdown(grace=order.grace))
+    threading.Thread(target=supervised.obey, name="trio_uring supervisor", daemon=True).start()
     try:
         with guard.loading():
             main = load_target(order.target)
     except TargetError as exc:
         channel.send({"failed": str(exc), "details": exc.details})
-        channel.close()
         raise SystemExit(UNLOADABLE) from None
-    run(_work, main, order, channel, backend=order.backend)
+    run(_work, main, order, supervised, backend=order.backend)
 
 
 def _not_for_workers(number: int, frame: FrameType | None) -> None:
     pass
 
 
-async def _work(main: Callable[..., Any], order: Order, channel: Channel) -> None:
-    shutdown = Shutdown(grace=order.grace)
+async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised) -> None:
+    shutdown = supervised.shutdown
     # Not Shutdown.on_signals: a service manager sends one to every process, and so does the
     # supervisor, and the second would cut connections off.
     signal.signal(signal.SIGTERM, lambda *_: shutdown.start())
@@ -81,12 +85,10 @@ async def _work(main: Callable[..., Any], order: Order, channel: Channel) -> Non
         # On Linux connections inherit their options from the supervisor's socket.
         [listener_over(_socket(each), SocketOptions()) for each in order.listeners],
         shutdown=shutdown,
-        on_ready=lambda: channel.send({"ready": True}),
+        on_ready=supervised.is_ready,
     )
-    answer = _answers() if order.metrics else None
-    threading.Thread(
-        target=_obey, args=(channel, shutdown, answer), name="trio_uring supervisor", daemon=True
-    ).start()
+    if order.metrics:
+        supervised.answer = _answers()
     try:
         await main(worker)
     finally:
@@ -113,22 +115,37 @@ def _answers() -> Answer:
     return read
 
 
-def _obey(channel: Channel, shutdown: Shutdown, answer: Answer | None) -> None:
-    """Does what the supervisor asks for, and ends the worker when there is none any more."""
-    while (message := channel.receive()) is not None:
-        if message["ask"] == "metrics":
-            channel.send({"metrics": _read(answer)})
-        else:
-            shutdown.cut_short()
-    shutdown.start()
-    time.sleep(shutdown.grace + KILL_SECONDS)
-    _log.error("the supervisor is gone and this worker does not end: it is killed")
-    os.kill(os.getpid(), signal.SIGKILL)
+class _Supervised:
+    """The supervisor, as the worker's thread for it sees it.
 
+    Attributes:
+        answer: reads the metrics, in the worker's run; None: they are not asked for, or not yet.
+    """
 
-def _read(answer: Answer | None) -> list[Any] | None:
-    try:
-        return answer() if answer is not None else None
-    except Exception:  # of a collector of the program
-        _log.exception("this worker's metrics could not be read")
-        return None
+    def __init__(self, channel: Channel, shutdown: Shutdown) -> None:
+        self.shutdown = shutdown
+        self.answer: Answer | None = None
+        self._channel = channel
+
+    def is_ready(self) -> None:
+        self._channel.send({"ready": True})
+
+    def obey(self) -> None:
+        """Does what the supervisor asks for, and ends the worker when there is none any more."""
+        while (message := self._channel.receive()) is not None:
+            if message["ask"] == "metrics":
+                self._channel.send({"metrics": self._read()})
+            else:
+                self.shutdown.cut_short()
+        self.shutdown.start()
+        if self.shutdown.grace < math.inf:
+            time.sleep(min(self.shutdown.grace + KILL_SECONDS, _SLEEP_MAX))
+            _log.error("the supervisor is gone and this worker does not end: it is killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _read(self) -> list[Any] | None:
+        try:
+            return self.answer() if self.answer is not None else None
+        except Exception:  # of a collector of the program
+            _log.exception("this worker's metrics could not be read")
+            return None

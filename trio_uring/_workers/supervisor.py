@@ -264,11 +264,13 @@ class _Supervisor:
             await process.live()
         finally:
             self._living.discard(process)
-            if process.killed:
+            if process.killed and self._stopping:
                 self._killed.append(process)
 
     async def _stop_one(self, process: Process) -> None:
         await process.stop(self._grace + KILL_SECONDS)
+        if process.killed:
+            _log.warning("%s had to be killed, since it did not end in time", process)
 
     def _give_up(self, why: str, status: int, details: str) -> None:
         if self._failure is None:

@@ -128,9 +128,11 @@ def _module(name: str) -> ModuleType:
 def _script(path: str) -> ModuleType:
     """Imports the script under another name, so that `if __name__ == "__main__"` is false."""
     loader = importlib.machinery.SourceFileLoader(_SCRIPT, path)
-    spec = importlib.util.spec_from_loader(_SCRIPT, loader, origin=path)
+    spec = importlib.util.spec_from_file_location(_SCRIPT, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    # As multiprocessing has it: a process that the worker spawns goes by the file, not by a name.
+    module.__spec__ = None
     # what is pickled or annotated in the script calls its module by either name
     sys.modules["__main__"] = sys.modules[_SCRIPT] = module
     loader.exec_module(module)
