@@ -1,8 +1,8 @@
 """serve_workers: N processes on the same addresses, and the supervisor that keeps them going.
 
-The supervisor is a small program on trio's own streams, without a ring; it accepts nothing and runs
-nothing of the program, so that there is little in it that could fail, and a rolling restart gets
-all of the program anew.
+The supervisor is a small program on trio's own streams, without a ring. It accepts nothing but
+scrapes, and runs nothing of the program: so there is little in it that could fail, and a rolling
+restart gets all of the program anew.
 
 Rules of this file: signals become method calls in one task. What is done to one worker is in
 `slot` and `process`.
