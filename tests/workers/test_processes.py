@@ -9,12 +9,17 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 from support.workers import APP, answer, pids, request, serving, supervisor, wait_for_end
+
+from trio_uring._workers import process as _process
+from trio_uring._workers.channel import Order
+from trio_uring._workers.target import Target
 
 pytestmark = [
     pytest.mark.no_ring,
@@ -252,6 +257,26 @@ def test_a_request_in_flight_is_finished(number: signal.Signals, app: Path) -> N
         assert one.end() == 0
         with pytest.raises(ConnectionRefusedError):
             request(port)
+
+
+def test_a_terminal_does_not_interrupt_a_worker_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while it imports what it is made of: here a package of the same name."""
+    (tmp_path / "trio_uring" / "_workers").mkdir(parents=True)
+    (tmp_path / "trio_uring" / "__init__.py").write_text("print('imports', flush=True); input()")
+    (tmp_path / "trio_uring" / "_workers" / "child.py").write_text("start = print")
+    monkeypatch.setattr(_process, "_PACKAGES", str(tmp_path))
+    order = Order(0, 1, Target("main", "app"), [], [], [], None, 0.0, False)
+    with subprocess.Popen(
+        _process._command(order, 7), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "imports\n"
+        for number in (signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+        assert process.communicate("\n", 60)[0] == "7\n"
+        assert process.returncode == 0
 
 
 def test_what_does_not_finish_is_cancelled_after_the_grace(app: Path) -> None:

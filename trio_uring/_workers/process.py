@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_SECONDS = 1.0  # for what a dead process has sent
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, IncompleteReadError, FrameError)
-# Its parent directory is where this package is, wherever the supervisor has it from.
-_START = "import sys; sys.path.insert(0, {!r}); from trio_uring._workers.child import start; "
+# What a terminal signals is ignored from the beginning: importing takes a while. The package is
+# imported from wherever the supervisor has it.
+_START = (
+    "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGHUP)]; "
+    "import sys; sys.path.insert(0, {!r}); from trio_uring._workers.child import start; start({})"
+)
 _PACKAGES = str(Path(__file__).parents[2])
 # Of a service manager, for the supervisor alone.
 _NOT_INHERITED = (
@@ -235,6 +239,6 @@ def _command(order: Order, fd: int) -> list[str]:
         sys.executable,
         *options(),
         "-c",
-        _START.format(_PACKAGES) + f"start({fd})",
+        _START.format(_PACKAGES, fd),
         f"trio_uring worker {order.number} of {order.target}",
     ]
