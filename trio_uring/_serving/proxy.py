@@ -242,7 +242,7 @@ def _parts() -> Any:
         return importlib.import_module("proxyprotocol")
     except ImportError as exc:
         raise ImportError(
-            "ProxyListener needs the proxy-protocol package: pip install 'trio-uring[proxy]'"
+            "ProxyListener needs the proxy-protocol package: pip install proxy-protocol"
         ) from exc
 
 
@@ -250,7 +250,7 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
     """Accepts connections from proxies and load balancers that send a PROXY header (version 1 or
     2).
 
-    It needs the proxy-protocol package: ``pip install 'trio-uring[proxy]'``. TLS goes around it:
+    It needs the proxy-protocol package, which the extra `proxy` installs. TLS goes around it:
     ``trio.SSLListener(ProxyListener(...), context)``.
 
     Args:
