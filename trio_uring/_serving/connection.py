@@ -86,7 +86,7 @@ class Connection:
     # -- before the handler
 
     async def has_header(self) -> bool:
-        """Receives the header of a ProxyStream. False: there is none, which was logged.
+        """Receives the header of a ProxyStream. False: there is none.
 
         Cancellation: no byte is lost.
         """
@@ -94,8 +94,7 @@ class Connection:
             return True
         try:
             await self.transport.receive_header()
-        except trio.BrokenResourceError as exc:
-            self.transport.log_refused(exc)
+        except trio.BrokenResourceError:
             return False
         return True
 

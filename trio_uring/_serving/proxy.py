@@ -42,6 +42,7 @@ _log = logging.getLogger("trio_uring")
 
 LINE_MAX = 107  # bytes of a header of version 1, with its line end
 HEADER_MAX = 4096  # bytes of a header of version 2 that is accepted; usual are 28 to 200
+_GONE = ("", 0)  # the address of a peer that has reset its connection already
 UNIX = "unix:"  # in `trusted`: whoever may connect to a Unix socket
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -95,8 +96,8 @@ class ProxyStream(SocketStream):
         call that sends or receives does it.
 
         Raises:
-            trio.BrokenResourceError: the header is malformed, too long, or did not come in time.
-                The connection is closed.
+            trio.BrokenResourceError: the header is malformed, too long, or did not come in time,
+                which is logged, and the connection is closed; or the connection is broken.
             trio.ClosedResourceError: this stream was closed.
 
         Cancellation: no byte is lost; the next call goes on.
@@ -111,17 +112,13 @@ class ProxyStream(SocketStream):
             try:
                 await waits.receive(self)
             except (ValueError, struct.error, IncompleteReadError, trio.TooSlowError) as exc:
+                message = f"no valid PROXY header from {_peer(self)}: {_why(exc)}"
                 self._close()
-                raise trio.BrokenResourceError(f"no valid PROXY header: {_why(exc)}") from exc
+                _log.log(waits.level, "refused a connection: %s", message)
+                raise trio.BrokenResourceError(message) from exc
             self._addresses, self._extra = waits.addresses or _own_addresses(self), waits.extra
             self._waits = None
             self._become_usual()
-
-    def log_refused(self, exc: BaseException) -> None:
-        """Logs that the connection was closed because of its header."""
-        _log.log(
-            self._waits.level if self._waits else logging.DEBUG, "refused a connection: %s", exc
-        )
 
 
 class _Unread(ProxyStream):
@@ -245,7 +242,7 @@ def _parts() -> Any:
         return importlib.import_module("proxyprotocol")
     except ImportError as exc:
         raise ImportError(
-            "ProxyListener needs the proxy-protocol package: pip install 'trio-uring[proxy]'"
+            "ProxyListener needs the proxy-protocol package: pip install proxy-protocol"
         ) from exc
 
 
@@ -253,7 +250,7 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
     """Accepts connections from proxies and load balancers that send a PROXY header (version 1 or
     2).
 
-    It needs the proxy-protocol package: ``pip install 'trio-uring[proxy]'``. TLS goes around it:
+    It needs the proxy-protocol package, which the extra `proxy` installs. TLS goes around it:
     ``trio.SSLListener(ProxyListener(...), context)``.
 
     Args:
@@ -323,16 +320,20 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
                 else:
                     unread.pass_by()
                 return unread  # type: ignore[no-any-return]
-            # Once, because whoever configures it should see it, and others could fill the log.
-            _log.log(self._level, "refused a connection from %s: not trusted", _peer(stream))
-            self._level = logging.DEBUG
+            self._log_untrusted(_peer(stream))
             await trio.aclose_forcefully(stream)
+
+    def _log_untrusted(self, peer: Any) -> None:
+        if peer != _GONE:
+            # Once, because whoever configures it should see it, and others could fill the log.
+            _log.log(self._level, "refused a connection from %s: not trusted", peer)
+            self._level = logging.DEBUG
 
     def _trusts(self, stream: SocketStream) -> bool:
         if stream.socket.family == AF_UNIX:
             return self._trusts_unix
         host = _peer(stream)[0].partition("%")[0]
-        if not host:  # it is gone already
+        if not host:
             return False
         address = ipaddress.ip_address(host)
         mapped = getattr(address, "ipv4_mapped", None)
@@ -351,11 +352,11 @@ def _own_addresses(stream: SocketStream) -> tuple[Any, Any]:
 
 
 def _peer(stream: SocketStream) -> Any:
-    """The address of the peer; an empty one if it is gone already."""
+    """The address of the peer."""
     try:
         return _address(stream.socket.getpeername())
     except OSError:
-        return "" if stream.socket.family == AF_UNIX else ("", 0)
+        return "" if stream.socket.family == AF_UNIX else _GONE
 
 
 def _address(name: Any) -> Any:
