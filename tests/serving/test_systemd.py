@@ -167,6 +167,7 @@ def test_they_are_for_another_process(
         ({"LISTEN_FDS": "1", "LISTEN_PID": ""}, "LISTEN_PID is not a number: ''"),
         ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "a:b"}, "LISTEN_FDNAMES has 2 names for 1"),
         ({"LISTEN_FDS": "9" * 15}, r"descriptor \d+ \('unknown'\) of LISTEN_FDS is not"),
+        ({"LISTEN_FDS": "9" * 30, "LISTEN_FDNAMES": "a"}, "LISTEN_FDNAMES has 1 names for 99999"),
         ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": ""}, "LISTEN_FDNAMES has 0 names for 2"),
     ],
 )

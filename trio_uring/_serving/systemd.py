@@ -48,12 +48,13 @@ def listeners_from_environment() -> dict[str, list[SocketListener]]:
             "LISTEN_PID is %s, and this process is %d: its sockets are not taken", pid, os.getpid()
         )
         return {}
-    fds = range(FIRST_FD, FIRST_FD + _number("LISTEN_FDS", count))
+    given = _number("LISTEN_FDS", count)
     named = None if names is None else names.split(":") if names else []
-    if named is not None and len(named) != len(fds):
+    if named is not None and len(named) != given:
         raise ValueError(
-            f"LISTEN_FDNAMES has {len(named)} names for {len(fds)} descriptors: {names!r}"
+            f"LISTEN_FDNAMES has {len(named)} names for {given} descriptors: {names!r}"
         )
+    fds = range(FIRST_FD, FIRST_FD + given)
     for fd in fds:
         _check_listening(fd, named[fd - FIRST_FD] if named else _UNNAMED)
     found: dict[str, list[SocketListener]] = {}
