@@ -227,7 +227,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if seed is None or outcome.excinfo is not None:
         return
     report = outcome.get_result()
-    if report.failed:
+    told = getattr(report.longrepr, "sections", report.sections)
+    # A plugin that is loaded under both of its names is asked twice.
+    if report.failed and "simulated_network" not in [section[0] for section in told]:
         text = (
             f"The seed was {seed}. To repeat it: "
             f"TRIO_URING_SEED={seed} python -m pytest {shlex.quote(item.nodeid)}"

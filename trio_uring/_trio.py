@@ -69,10 +69,11 @@ def _socket_class() -> type[trio.socket.SocketType]:
 
 # The class of trio's own sockets, from which trio_uring.UringSocket is derived.
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from trio._socket import _SocketType
 
+    _More = Callable[[list[Any]], list[Any]]
     SocketType_ = _SocketType
 else:
     SocketType_ = _find(_SOCKET, "_SocketType") or _socket_class()
@@ -236,11 +237,12 @@ class Manager:
         return self.inner.statistics()
 
 
-def give_every_run(make: Callable[[], trio.abc.Instrument]) -> Callable[[], None]:
+def give_every_run(make: Callable[[Sequence[Any]], trio.abc.Instrument]) -> Callable[[], None]:
     """Gives every run of this process that begins from now on one more instrument, the last one.
 
     Args:
-        make: makes the instrument, in the thread of the run; what it raises, the run raises.
+        make: makes the instrument, in the thread of the run, given those that the run has; what it
+            raises, the run raises.
 
     Returns:
         what ends it: later runs begin as they did before.
@@ -251,28 +253,28 @@ def give_every_run(make: Callable[[], trio.abc.Instrument]) -> Callable[[], None
     return _replace(importlib.import_module(_RUN), "setup_runner", _with_second, make)
 
 
-def _with_second(stock: Any, more: Callable[[], list[Any]]) -> Any:
+def _with_second(stock: Any, more: _More) -> Any:
     @functools.wraps(stock)
     def setup_runner(clock: Any, instruments: Any, *args: Any, **kwargs: Any) -> Any:
-        return stock(clock, [*instruments, *more()], *args, **kwargs)
+        return stock(clock, more(list(instruments)), *args, **kwargs)
 
     return setup_runner
 
 
-def _with_instrument(stock: Any, more: Callable[[], list[Any]]) -> Any:
+def _with_instrument(stock: Any, more: _More) -> Any:
     @functools.wraps(stock)
     def run(*args: Any, instruments: Any = (), **kwargs: Any) -> Any:
-        return stock(*args, instruments=[*instruments, *more()], **kwargs)
+        return stock(*args, instruments=more(list(instruments)), **kwargs)
 
     return run
 
 
 def _replace(
-    owner: Any, name: str, wrap: Callable[..., Any], make: Callable[[], Any]
+    owner: Any, name: str, wrap: Callable[..., Any], make: Callable[[list[Any]], Any]
 ) -> Callable[[], None]:
     """Wraps a function of trio's; returns what undoes it, also if somebody wraps it once more."""
     stock, wanted = getattr(owner, name), [make]
-    ours = wrap(stock, lambda: [each() for each in wanted])
+    ours = wrap(stock, lambda given: [*given, *(each(given) for each in wanted)])
     setattr(owner, name, ours)
 
     def undo() -> None:

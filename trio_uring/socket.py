@@ -86,5 +86,6 @@ def socketpair(
     proto: int = 0,
 ) -> tuple[UringSocket, UringSocket]:
     """Makes two connected sockets; the arguments are those of socket.socketpair."""
-    left, right = _stdlib_socket.socketpair(family, type, proto)  # type: ignore[arg-type,unused-ignore]
+    made: Any = _stdlib_socket.socketpair  # its types are not the same on Windows
+    left, right = made(family, type, proto)
     return UringSocket(left), UringSocket(right)

@@ -160,3 +160,21 @@ def test_feature_names() -> None:
     assert _info.feature_names(0) == []
     assert _info.feature_names(0b11) == ["SINGLE_MMAP", "NODROP"]
     assert _info.feature_names(1 << 40 | 1) == ["SINGLE_MMAP", "0x10000000000"]
+
+
+@pytest.mark.no_ring
+@pytest.mark.parametrize("variable", ["TRIO_URING_BACKEND", "TRIO_URING_DRIVER"])
+def test_a_wrong_variable_is_one_sentence(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", "readiness")
+    monkeypatch.setenv(variable, "nonsense")
+    assert __main__.main(["info"]) == 0
+    [line] = [each for each in capsys.readouterr().out.splitlines() if each.startswith("backend")]
+    assert "none: " in line
+    assert "is 'nonsense'" in line
+    assert __main__.main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("python -m trio_uring demo: ")
+    assert "is 'nonsense'" in said
+    assert said.count("\n") == 1

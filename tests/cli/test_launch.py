@@ -11,11 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from support.command import no_ring
+from support.started import PROGRAM, RUN, SECONDS_MAX, execute, seen
 
 from trio_uring import __main__
 from trio_uring._cli import launch as _launch
@@ -24,65 +26,7 @@ from trio_uring._driver import backend as _backend
 from trio_uring._streams import install as _install
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-RUN = (sys.executable, "-m", "trio_uring", "run")
-SECONDS_MAX = 60
-
-# Says, as JSON, what it sees of its surroundings, and whether its run is enabled.
-PROGRAM = """
-import json, os, sys
-import trio
-
-async def kind():
-    left, right = trio.socket.socketpair()
-    with left, right:
-        await left.send(b"x")
-        await right.recv(1)
-        return type(left).__name__
-
-def seen():
-    return {
-        "argv": sys.argv, "path": sys.path, "pid": os.getpid(), "flags": list(sys.flags),
-        "executable": sys.executable, "orig_argv": sys.orig_argv, "cwd": os.getcwd(),
-        "site": getattr(sys, "site_said", None), "socket": trio.run(kind),
-        "backend": os.environ.get("TRIO_URING_BACKEND"), "loader": type(trio.__loader__).__name__,
-        "modules": [name for name in sys.modules if "sitecustomize" in name],
-    }
-
-if __name__ == "__main__":
-    print(json.dumps(seen()))
-"""
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    return path
-
-
-def execute(
-    command: Sequence[str | Path], folder: Path, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    environment = {name: text for name, text in os.environ.items() if name != _launch.VARIABLE}
-    environment["PYTHONPATH"] = str(Path(__main__.__file__).parents[1])
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**environment, **variables},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        check=False,
-    )
-
-
-def seen(command: Sequence[str | Path], folder: Path, **variables: str) -> dict[str, Any]:
-    done = execute(command, folder, **variables)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return dict(json.loads(done.stdout))
-
+    pass
 
 # -- what the program sees
 
@@ -117,6 +61,19 @@ def test_options_of_python_itself(program: Path) -> None:
         else:
             assert within["flags"] == without["flags"]
             assert within["orig_argv"] == without["orig_argv"]
+
+
+@pytest.mark.parametrize("name", ["folder", "./folder/", "archive.pyz", "archive.zip"])
+def test_a_folder_and_an_archive_are_scripts_too(name: str, program: Path) -> None:
+    (program.parent / "folder").mkdir()
+    program.rename(program.parent / "folder" / "__main__.py")
+    for archive in ("archive.pyz", "archive.zip"):
+        zipapp.create_archive(program.parent / "folder", program.parent / archive)
+    without = seen([sys.executable, name, "-x"], program.parent)
+    within = seen([*RUN, name, "-x"], program.parent)
+    assert within["socket"] == "UringSocket"
+    for each in ("argv", "path", "orig_argv"):
+        assert within[each] == without[each]
 
 
 def test_a_command(program: Path) -> None:
@@ -173,125 +130,12 @@ def test_signals_reach_it_as_they_would(tmp_path: Path) -> None:
         assert process.wait(SECONDS_MAX) in (9, -signal.SIGINT)  # before the try, or in it
 
 
-# -- children
-
-
-def test_children_are_enabled_too(program: Path) -> None:
-    (program.parent / "parent.py").write_text(
-        "import concurrent.futures, json, multiprocessing, os, subprocess, sys\n"
-        "import program\n"
-        "def main():\n"
-        "    found = {}\n"
-        "    for method in ('spawn', 'forkserver', 'fork'):\n"
-        "        context = multiprocessing.get_context(method)\n"
-        "        with context.Pool(1) as pool:\n"
-        "            found[method] = pool.apply(program.seen)['socket']\n"
-        "    run = lambda **options: subprocess.run([sys.executable, 'program.py'], text=True,"
-        " stdout=subprocess.PIPE, check=True, **options).stdout\n"
-        "    found['subprocess'] = json.loads(run())['socket']\n"
-        "    clean = {k: v for k, v in os.environ.items() if k != 'TRIO_URING_INSTALL'}\n"
-        "    found['variable unset'] = json.loads(run(env=clean))['socket']\n"
-        "    print(json.dumps(found))\n"
-        "if __name__ == '__main__': main()\n"
-    )
-    assert seen([*RUN, "parent.py"], program.parent) == {
-        "spawn": "UringSocket",
-        "forkserver": "UringSocket",
-        "fork": "UringSocket",
-        "subprocess": "UringSocket",
-        "variable unset": "_SocketType",
-    }
-
-
-def test_another_environment_says_that_it_is_not_enabled(program: Path) -> None:
-    """As a Python that has trio, but not trio_uring."""
-    start = "import sys; sys.modules['trio_uring'] = None; import trio; print('goes on')"
-    done = execute([*RUN, sys.executable, "-c", start], program.parent)
-    assert (done.returncode, done.stdout) == (0, "goes on\n")
-    [line] = done.stderr.splitlines()
-    assert line.startswith("trio_uring is not enabled in this process, which is trio's own: ")
-    assert sys.executable in line
-
-
-def test_a_program_without_trio_does_not_pay(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(
-        "import sys; print([n for n in sys.modules if 'trio' in n or n in ('typing', 'logging')])"
-    )
-    without = execute([sys.executable, "program.py"], tmp_path)
-    within = execute([*RUN, "program.py"], tmp_path)
-    assert within.stdout == without.stdout
-
-
-@pytest.mark.parametrize("first", ["trio_uring", "trio_uring.framing", "trio.lowlevel", "anyio"])
-def test_whatever_is_imported_first(first: str, program: Path) -> None:
-    pytest.importorskip(first.partition(".")[0])
-    program.write_text(f"import {first}\n{PROGRAM}")
-    assert seen([*RUN, "program.py"], program.parent)["socket"] == "UringSocket"
-
-
-def test_a_program_that_uses_it_by_itself(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(
-        "import trio, trio_uring\n"
-        "async def main():\n"
-        "    trio_uring.enable()\n"
-        "    return type(trio.socket.socket()).__name__\n"
-        "assert trio_uring.run(main) == trio.run(main) == 'UringSocket'\n"
-        "trio_uring.uninstall()\n"
-        "async def stock(): return type(trio.socket.socket()).__name__\n"
-        "assert trio.run(stock) == '_SocketType'\n"
-    )
-    done = execute([*RUN, "program.py"], tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_trio_is_not_there_at_first(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(
-        "import os, sys\n"
-        "whole = list(sys.path)\n"
-        "sys.path[:] = [entry for entry in whole if not os.path.isdir(entry + '/trio')]\n"
-        "for _ in range(2):\n"
-        "    try: import trio\n"
-        "    except ModuleNotFoundError as exc: print(exc.name)\n"
-        "sys.path[:] = whole\n"
-        "import trio\n"
-        "async def main(): return type(trio.socket.socket()).__name__\n"
-        "print(trio.run(main))\n"
-    )
-    done = execute([*RUN, "program.py"], tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "trio\ntrio\nUringSocket\n", "")
-
-
-# -- a sitecustomize that was there before
-
-
-def test_an_existing_sitecustomize_still_runs(program: Path) -> None:
-    folder = program.parent / "theirs"
-    folder.mkdir()
-    ours = str(Path(__main__.__file__).parents[1])
-    path = os.pathsep.join([str(folder), ours])
-    (folder / "sitecustomize.py").write_text("import sys; sys.site_said = __file__")
-    without = seen([sys.executable, "program.py"], program.parent, PYTHONPATH=path)
-    within = seen([*RUN, "program.py"], program.parent, PYTHONPATH=path)
-    assert (without["socket"], within["socket"]) == ("_SocketType", "UringSocket")
-    for name in ("site", "path", "modules"):
-        assert within[name] == without[name]
-    assert within["site"] == str(folder / "sitecustomize.py")
-    for body in ("import nothing_like_it", "1 / 0"):
-        (folder / "sitecustomize.py").write_text(body)
-        done = [
-            execute([*start, "program.py"], program.parent, PYTHONPATH=path)
-            for start in ((sys.executable,), RUN)
-        ]
-        assert [each.returncode for each in done] == [0, 0]
-        # RUN is a Python with that sitecustomize, too, before it becomes the program
-        assert done[1].stderr == done[0].stderr * 2
-        assert json.loads(done[1].stdout)["socket"] == "UringSocket"
-
-
-def test_run_within_run(program: Path) -> None:
-    within = seen([*RUN, "-m", "trio_uring", "run", "program.py"], program.parent)
-    assert within["socket"] == "UringSocket"
-    assert not [entry for entry in within["path"] if "_cli" in entry]
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_standard_stream_may_be_closed(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import trio; raise SystemExit(7)")
+    start = f'exec "$@" {closed}'
+    done = execute(["sh", "-c", start, "sh", *RUN, "program.py"], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 # -- which backend
@@ -358,6 +202,29 @@ def test_wrong_variables(
     monkeypatch.setenv("TRIO_URING_BACKEND", "kqueue")
     assert __main__.main(["run", "python"]) == 2
     assert "TRIO_URING_BACKEND is 'kqueue': a backend is one of" in capsys.readouterr().err
+
+
+def test_a_wrong_driver_is_refused_whatever_the_backend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRIO_URING_BACKEND", "kqueue")  # it is replaced
+    monkeypatch.setenv("TRIO_URING_DRIVER", "thread")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 2
+    assert "run: the driver is 'thread' (TRIO_URING_DRIVER, " in capsys.readouterr().err
+    monkeypatch.delenv("TRIO_URING_DRIVER")
+    assert __main__.main(["run", "--backend", "off", "no-such-command"]) == 127
+
+
+def test_uring_that_the_variable_asks_for_is_tried_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Inside of the program it would be an OSError of one of its operations."""
+    monkeypatch.setattr(_backend, "UringRing", no_ring)
+    _backend._Memory.forget()
+    monkeypatch.setenv("TRIO_URING_BACKEND", "uring")
+    assert __main__.main(["run", "no-such-command"]) == 2
+    assert "is asked for by the environment variable TRIO_URING_BACKEND" in capsys.readouterr().err
+    assert __main__.main(["run", "--backend", "auto", "no-such-command"]) == 127
 
 
 def test_a_command_that_cannot_be_executed(tmp_path: Path) -> None:

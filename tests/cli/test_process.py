@@ -105,6 +105,47 @@ def test_no_such_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", told)
 
 
+def test_a_process_that_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert __main__.main(["info", "--pid", str(process.pid)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"the process {process.pid} has ended, and its parent has not collected" in said.err
+
+
+def test_what_a_process_calls_itself_does_not_control_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variables = {**os.environ, "TRIO_URING_SEED": "\x1b[2J"}
+    command = ["sh", "-c", "echo; read x", "\x1b]0;title\x07\n\nof it"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+        assert __main__.main(["info", "--pid", str(process.pid)]) == 0
+        process.stdin.close()
+    text = capsys.readouterr().out
+    assert text.startswith(
+        f"process                     {process.pid}: sh -c echo; read x ]0;title"
+    )
+    assert not [each for each in text if not each.isprintable() and each != "\n"]
+    assert "TRIO_URING_SEED= [2J" in text
+
+
+def test_the_extension_of_one_python_s_own_abi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a free-threaded build has it."""
+    (tmp_path / "7" / "fd").mkdir(parents=True)
+    name = "_uring.cpython-313t-x86_64-linux-gnu.so"
+    (tmp_path / "7" / "maps").write_text(f"7f00-7f01 r-xp 0 08:01 1  /site/trio_uring/{name}\n")
+    monkeypatch.setattr(_process, "_PROC", tmp_path)
+    assert "C extension trio_uring's is loaded" in described(7, capsys)
+
+
 def test_no_proc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,18 +6,24 @@ to take a second. No speed is asserted, only what must be true on every machine.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from support.command import command, no_ring
 
+import trio_uring
 from trio_uring import __main__
+from trio_uring._cli import process as _process
 from trio_uring._demo import demo as _demo
 from trio_uring._demo import files as _demo_files
 from trio_uring._demo import report as _demo_report
@@ -128,6 +134,50 @@ def test_demo_says_what_it_runs_on(folder: Path) -> None:
     why = "because readiness is asked for by the environment variable TRIO_URING_BACKEND"
     assert f"trio_uring runs on readiness, {why}.\n" in done.stdout
     assert re.search(r"^  flushes +[\d,]+ in [\d,]+ scheduler passes", done.stdout, re.MULTILINE)
+
+
+def test_trio_s_own_stays_trio_s_own_where_all_runs_are_enabled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the demo would compare trio_uring with itself."""
+    monkeypatch.setenv("TRIO_URING_INSTALL", "1")
+    kinds: set[type] = set()
+    run_client = _demo_files.run_client
+
+    async def run(*args: Any) -> None:
+        with trio.socket.socket() as sock:
+            kinds.add(type(sock))
+        await run_client(*args)
+
+    monkeypatch.setattr(_demo, "run_client", run)
+    trio_uring.install()
+    try:
+        assert __main__.main([str(each) for each in small_demo(folder)]) == 0
+    finally:
+        trio_uring.uninstall()
+    assert kinds
+    assert trio_uring.UringSocket not in kinds
+
+
+@pytest.mark.uring_only("a ring that is seen from outside")
+@pytest.mark.parametrize(("stack", "rings"), [("trio", 0), ("trio_uring", 1)])
+def test_which_server_has_a_ring(stack: str, rings: int, folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "trio_uring._demo.server", stack, "-1", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TRIO_URING_INSTALL": "1"},
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        print("[]", file=process.stdin, flush=True)
+        port = json.loads(process.stdout.readline())["port"]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""  # it was served
+        assert len(_process._rings(process.pid)) == rings
+        process.stdin.close()
 
 
 @pytest.mark.no_ring

@@ -44,6 +44,13 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert first == trio_uring.__version__
 
 
+def test_cffi_is_asked_for_where_the_extension_is_built() -> None:
+    """To build and to run; elsewhere it could need a compiler, for nothing."""
+    build, run = re.findall(r'"cffi>=([^"]*)"', PROJECT)
+    assert build == run
+    assert "platform_machine in 'x86_64 aarch64'" in run
+
+
 def test_placeholders_say_that_they_are() -> None:
     """Until somebody who may publish the package puts real ones there."""
     assert "(placeholder)" in PROJECT

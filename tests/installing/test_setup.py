@@ -26,6 +26,7 @@ import sysconfig
 from setuptools import build_meta
 build_meta.build_wheel("dist")
 """
+NO_CFFI = 'import sys; sys.modules["cffi"] = None'
 NO_GIL = 'sysconfig.get_config_vars()["Py_GIL_DISABLED"] = 1'
 PURE = "py3-none-any"
 
@@ -121,6 +122,42 @@ def test_only_one_can_be_built(tree: Path, broken: str, left: str) -> None:
 
 
 @needs_c
+def test_what_an_earlier_build_left(tree: Path) -> None:
+    """All of build/ goes into the wheel: what cannot be built again must not be there."""
+    first = build(tree, TRIO_URING_EXTENSIONS="require")
+    assert first.wheel is not None, first.said
+    first.wheel.unlink()
+    for header in tree.glob("trio_uring/_c/**/*.h"):
+        os.utime(header)
+    built = build(tree, CC="/nonexistent")
+    assert (built.status, built.tag, built.extensions) == (0, PURE, set()), built.said
+
+
+@needs_c
+def test_a_compiler_that_only_says_that_it_compiled(tree: Path) -> None:
+    compiler = tree / "compiler"
+    compiler.write_text("#!/bin/sh\nexit 0\n")
+    compiler.chmod(0o755)
+    built = build(tree, CC=str(compiler))
+    assert (built.status, built.tag, built.extensions) == (0, PURE, set()), built.said
+    assert "the compiler succeeded, but there is no" in built.said
+
+
+@needs_c
+def test_no_cffi(tree: Path) -> None:
+    """As in a build without isolation: setuptools says no more than "unknown option"."""
+    built = build(tree, before=NO_CFFI)
+    assert (built.status, built.extensions) == (0, {"_hot"}), built.said
+    assert "trio_uring._uring was not built (ModuleNotFoundError: there is no cffi)" in built.said
+    assert built.wheel is not None
+    built.wheel.unlink()
+    required = build(tree, before=NO_CFFI, TRIO_URING_EXTENSIONS="require")
+    assert required.status != 0
+    assert required.wheel is None
+    assert "there is no cffi" in required.said
+
+
+@needs_c
 def test_build_ext_asks_for_them_by_name(tree: Path) -> None:
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
@@ -179,6 +216,25 @@ def test_other_platforms(tree: Path, platform: str) -> None:
     required = build(tree, _PYTHON_HOST_PLATFORM=platform, TRIO_URING_EXTENSIONS="require")
     assert required.status != 0
     assert "there are extensions only for CPython on Linux" in required.said
+
+
+def test_a_python_of_32_bits(tree: Path) -> None:
+    """On a kernel of 64, sysconfig gives the kernel's machine."""
+    bits = "import sys; sys.maxsize = 2**31 - 1"
+    built = build(tree, before=bits, _PYTHON_HOST_PLATFORM="linux-x86_64")
+    assert (built.status, built.tag) == (0, PURE), built.said
+    required = build(
+        tree, before=bits, _PYTHON_HOST_PLATFORM="linux-x86_64", TRIO_URING_EXTENSIONS="require"
+    )
+    assert required.status != 0
+    assert "on linux-x86_64, 32 bits" in required.said
+
+
+@pytest.mark.parametrize("version", ["66.1.1", "75.8.0"])
+def test_an_old_setuptools(tree: Path, version: str) -> None:
+    built = build(tree, before=f'import setuptools; setuptools.__version__ = "{version}"')
+    assert built.status != 0
+    assert f"trio_uring needs setuptools 77 or newer; this is {version}" in built.said
 
 
 def test_a_wrong_value(tree: Path) -> None:

@@ -17,8 +17,18 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cuts import Cutter, cuts
+from support.destroy import Call
 from support.scripted import PAIRS, ScriptedReceiver, connected, network_stream
-from support.streams import TINY, checked_run, clog, closing, drain, pattern, unix_sockets
+from support.streams import (
+    TINY,
+    checked_run,
+    clog,
+    closing,
+    drain,
+    pattern,
+    unix_sockets,
+    unix_streams,
+)
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import FrameStream, SocketStream, receive_frame
@@ -124,6 +134,34 @@ async def test_a_send_cancelled_before_it_began_breaks_nothing(kind: str, send: 
         assert scope.cancelled_caught
         await sender.send(b"works")
         assert [await receiver.receive(), await receiver.receive()] == [b"an earlier one", b"works"]
+
+
+@pytest.mark.uring_only("by readiness, a call knows at once what it has sent")
+@every_send
+async def test_a_destroyed_send_that_was_done_already_breaks_it(send: Any) -> None:
+    """Its operation has sent a part, and its task has not resumed to learn of it."""
+    for _ in range(30):  # in half of them, the task that destroys the call resumes first
+        channel, peer = ring_channel(lambda stream: stream, TINY)
+        first, second = unix_streams()
+        async with closing(channel, peer, first, second):
+            call = Call(send(channel, pattern(500_000)))
+
+            async def destroy(call: Call = call, receiver: SocketStream = second) -> None:
+                await receiver.receive_some()
+                call.destroy()
+
+            async def run(call: Call = call) -> None:
+                await call
+
+            await first.send_all(b"x")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                nursery.start_soon(destroy)
+            assert call.destroyed
+            if drain(peer):
+                with pytest.raises(trio.BrokenResourceError):
+                    await channel.send(b"next")
+            assert drain(peer) == b""
 
 
 async def test_a_stream_that_does_not_say_how_much_went_is_taken_to_have_sent_a_part() -> None:

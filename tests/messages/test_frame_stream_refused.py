@@ -17,6 +17,7 @@ from trio_uring import FrameStream
 
 from .test_frame_stream import RECEIVES, channel_over
 from .test_frames import Listing
+from .test_frames_receive import cut_short
 from .test_framing import encoded
 
 LARGE = b"x" * 5000  # too large to be joined with its prefix
@@ -94,6 +95,34 @@ async def test_refused_after_the_prefix_is_within_a_message(
     with pytest.raises(trio.BrokenResourceError, match="interrupted within a message"):
         await channel.send(b"next")
     assert len(stream.sent) == 1
+
+
+# -- cut short, on a stream that counts lists
+
+
+class CountsListsOnly(trio.abc.SendStream):
+    """A stream of somebody else's; what `bytes_sent` is of its send_all, nobody has declared."""
+
+    bytes_sent = 0
+
+    async def send_all_vectored(self, buffers: Any, *, timeout: float | None = None) -> None:
+        raise AssertionError("no list is sent")
+
+    async def send_all(self, data: Any) -> None:
+        await trio.sleep_forever()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        raise AssertionError("nobody waits")
+
+    async def aclose(self) -> None:
+        raise AssertionError("nobody closes it")
+
+
+async def test_a_count_of_lists_says_nothing_about_one_buffer() -> None:
+    channel = FrameStream(trio.StapledStream(CountsListsOnly(), ScriptedReceiver()))
+    await cut_short(partial(channel.send, b"small"), None)
+    with pytest.raises(trio.BrokenResourceError, match="interrupted within a message"):
+        await channel.send(b"next")
 
 
 # -- closed by another task

@@ -631,6 +631,18 @@ def test_the_name_in_the_package(run_pytest: Pytest) -> None:
     passed(outcome, 1)
 
 
+def test_both_names_at_once(run_pytest: Pytest, tmp_path: Path) -> None:
+    """The entry point's, and what a conftest.py asks for."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["trio_uring.pytest_plugin"]')
+    outcome = run_pytest(
+        "def test_it(simulated_network): assert not simulated_network\n"
+        "async def test_more(echo_server, uring_driver_idle): assert echo_server\n",
+        plugins=(),
+    )
+    assert outcome.text.count("The seed was") == 1
+    assert "1 failed, 1 passed" in outcome.text
+
+
 def test_the_entry_point(run_pytest: Pytest) -> None:
     assert [point.value for point in entry_points(group="pytest11", name="trio_uring")] == [
         "_trio_uring_pytestplugin"

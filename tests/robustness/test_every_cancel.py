@@ -60,6 +60,63 @@ def ends(kind: str) -> Any:
     return stream_pair() if kind == "socket" else pipe_streams()
 
 
+class CancelsOther(trio.abc.Instrument):
+    """Cancels the other one of two tasks when the first of them is woken."""
+
+    def __init__(self) -> None:
+        self.scopes: dict[trio.lowlevel.Task, trio.CancelScope] = {}
+        self.waits = False
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        if self.waits and task in self.scopes:
+            self.waits = False
+            for other, scope in self.scopes.items():
+                if other is not task:
+                    scope.cancel()
+
+
+@pytest.mark.parametrize("call", ["receive_some", "receive_into", "send_all"])
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+async def test_a_cancel_in_the_midst_of_waking_loses_no_result(flags: str, call: str) -> None:
+    """Both operations are done, and one task is woken already; as a destructor may do it."""
+    use_ring(flags=flags)
+    pairs = [stream_pair(), stream_pair()]
+    other = CancelsOther()
+    trio.lowlevel.add_instrument(other)
+    came: list[bytes] = []
+
+    async def run(sender: trio_uring.SocketStream, receiver: trio_uring.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            other.scopes[trio.lowlevel.current_task()] = scope
+            if call == "send_all":
+                other.waits = len(other.scopes) == 2
+                await sender.send_all(b"data")
+            elif call == "receive_some":
+                came.append(await receiver.receive_some())
+            else:
+                buffer = bytearray(4)
+                await receiver.receive_into(buffer)
+                came.append(bytes(buffer))
+        if call == "send_all" and not sender.bytes_sent:
+            await sender.send_all(b"data")
+        if call == "send_all" or scope.cancelled_caught:
+            with trio.move_on_after(1):
+                came.append(await receiver.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        for pair in pairs:
+            nursery.start_soon(run, *pair)
+        if call != "send_all":
+            await trio.testing.wait_all_tasks_blocked()
+            for sender, _ in pairs:
+                os.write(sender.socket.fileno(), b"data")
+            other.waits = True
+    trio.lowlevel.remove_instrument(other)
+    assert came == [b"data", b"data"]
+    await finish(*pairs[0], *pairs[1])
+
+
 @pytest.mark.parametrize("kind", ["socket", "pipe"])
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()

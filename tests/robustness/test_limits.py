@@ -6,6 +6,7 @@ that it was really reached.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import select
@@ -21,6 +22,7 @@ import trio_uring
 from trio_uring._driver.operation import TaskOperation
 from trio_uring._ring import setup as _setup
 from trio_uring._ring.op import Opcode
+from trio_uring._ring.opcodes import POLLIN
 
 
 async def close_all(*streams: Any) -> None:
@@ -198,6 +200,37 @@ async def test_a_full_queue_gives_buffers_back_before_more_is_submitted(flags: s
     assert trio_uring.current_statistics().buffers_exhausted == 0
     for pair in pairs:
         await close_all(*pair)
+
+
+@pytest.mark.uring_only("operations are chained in the ring")
+@pytest.mark.parametrize("flags", ["defer", "coop"])
+@in_child()
+async def test_chains_that_keep_the_queue_full_keep_nobody_waiting(flags: str) -> None:
+    """As with more relays at work than the queue has slots."""
+    use_ring(flags=flags, sq_entries=8)
+    engine = driver()
+    ours, theirs = unix_sockets()
+    theirs.send(b"always readable")
+    stop = trio.current_time() + 3  # or the whole run would hang
+    polls = [TaskOperation(engine, Opcode.POLL_ADD, ours.fileno(), ours) for _ in range(64)]
+
+    def go_on(poll: TaskOperation) -> None:
+        poll.unwrap()
+        if trio.current_time() < stop:
+            engine.chain(poll, functools.partial(go_on, poll))
+
+    for poll in polls:
+        poll.flags = POLLIN
+        engine.chain(poll, functools.partial(go_on, poll))
+    started = trio.current_time()
+    for _ in range(5):
+        await trio.sleep(0.01)
+    await trio.to_thread.run_sync(os.getpid)
+    assert trio.current_time() - started < 1
+    stop = 0.0
+    await trio.testing.wait_all_tasks_blocked()
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.parametrize("flags", FLAGS)

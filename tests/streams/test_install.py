@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 from support.child import expect_log, in_child
+from support.command import no_ring
 from support.fallback import auto
 from support.seccomp import IO_URING_SETUP, deny
 from trio import run as imported_run
@@ -211,8 +212,64 @@ def test_where_io_uring_is_refused() -> None:
     for _ in range(2):
         with pytest.raises(trio_uring.RingUnavailableError, match="EPERM"):
             trio.run(is_enabled)
+    # A run that asks for something else gets that.
+    assert trio_uring.run(is_enabled, backend="readiness")
+    assert trio.run(is_enabled, instruments=[trio_uring.Enable("readiness")])
+    assert not trio_uring.run(is_enabled, backend="off")
     trio_uring.uninstall()
     assert not trio.run(is_enabled)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("trio_uring._uring") is None,
+    reason="without the extension that is the reason",
+)
+@in_child()
+def test_uring_that_the_environment_asks_for_is_refused_before_the_run() -> None:
+    """In the run it would be an OSError of an operation, as of a peer that does not answer."""
+    auto()
+    deny(IO_URING_SETUP, errno.EPERM)
+    os.environ[_backend.VARIABLE] = "uring"
+    begun: list[str] = []
+
+    async def main() -> None:
+        begun.append("run")
+
+    async def enabling() -> None:
+        trio_uring.enable()
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        with pytest.raises(trio_uring.RingUnavailableError, match="asked for by the environment"):
+            trio.run(*args, **kwargs)
+
+    with pytest.raises(trio_uring.RingUnavailableError, match="asked for by the environment"):
+        trio_uring.run(main)
+    refused(enabling)
+    trio_uring.install()
+    refused(main)
+    assert not begun
+    # A run that asks for something else gets that, also from those who ask for nothing.
+    for ask in ("readiness", "auto", "off"):
+        trio_uring.run(enabling, backend=ask)
+        assert trio_uring.run(backend, backend=ask) == (ask != "off", ask)
+        assert trio.run(backend, instruments=[trio_uring.Enable(ask)]) == (ask != "off", ask)
+    assert expect_log("trio_uring waits by readiness") == 1  # of "auto"
+
+
+@pytest.mark.uring_only("a run that has its ring")
+def test_a_run_that_works_needs_no_second_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for another one may be short."""
+
+    async def main() -> None:
+        assert await is_enabled()
+        monkeypatch.setattr(_backend, "UringRing", no_ring)
+        trio_uring.enable()
+        trio_uring.enable("uring")
+
+    trio_uring.run(main, backend="uring")
+    monkeypatch.undo()
+    monkeypatch.setenv(_backend.VARIABLE, "uring")
+    trio_uring.run(main)
 
 
 @in_child()

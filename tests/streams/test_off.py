@@ -27,6 +27,8 @@ def assert_stock() -> None:
     assert _SocketType.__init__ is STOCK_INIT
     assert type(trio.SocketStream) is type(trio.SocketListener) is abc.ABCMeta
     assert type(GLOBAL_RUN_CONTEXT.runner.io_manager) is TheIOManager
+    theirs = GLOBAL_RUN_CONTEXT.runner.instruments["_all"]
+    assert {type(each) for each in theirs} <= {trio_uring.Enable}  # what the test has given it
 
 
 async def stock_program() -> str:
@@ -93,6 +95,22 @@ def test_by_an_argument() -> None:
     assert trio.run(enables, "off") == reason
     # What was asked for first holds for whoever asks for nothing in particular.
     assert trio_uring.run(enables, backend="off") == reason
+
+
+@pytest.mark.parametrize("backend", ["off", "readiness"])
+def test_the_run_keeps_no_instrument_of_ours(backend: str) -> None:
+    async def instruments() -> dict[str, dict[object, None]]:
+        return dict(GLOBAL_RUN_CONTEXT.runner.instruments)
+
+    assert trio_uring.run(instruments, backend=backend) == trio.run(instruments)
+
+
+def test_of_a_whole_process(off: None) -> None:
+    trio_uring.install()
+    try:
+        assert trio.run(stock_program) == trio_uring.run(stock_program) == "done"
+    finally:
+        trio_uring.uninstall()
 
 
 def test_nothing_is_opened(off: None, monkeypatch: pytest.MonkeyPatch) -> None:

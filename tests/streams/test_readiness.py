@@ -20,6 +20,7 @@ from support.child import Passes
 from support.streams import clog, drain, pattern, unix_sockets
 
 import trio_uring
+from trio_uring._driver import readiness as _readiness
 from trio_uring._driver.run import request_backend
 
 
@@ -319,3 +320,26 @@ async def test_a_device_that_is_always_ready() -> None:
         await writer.send_all([b"dropped", bytes(2**20)])
         assert writer.bytes_sent == 7 + 2**20
         assert await reader.receive_some() == b""
+
+
+# -- lists, where no call takes one
+
+
+@pytest.mark.parametrize(
+    ("sizes", "length"),
+    [
+        ([3], 3),
+        ([3, 0, 4], 7),
+        ([16, 10**7], _readiness.JOIN_MAX),  # a header and its body
+        ([5, 10, 10**7, 20], _readiness.JOIN_MAX),
+        ([_readiness.JOIN_MAX, 10**7], _readiness.JOIN_MAX),
+        ([_readiness.JOIN_MAX - 1, 1, 1], _readiness.JOIN_MAX),
+        ([10**7, 16], _readiness.COPY_MAX),
+        ([0, 0, 0], 0),
+    ],
+)
+def test_no_more_of_a_list_is_copied_than_one_send_may_take(sizes: list[int], length: int) -> None:
+    buffers = [memoryview(pattern(size)) for size in sizes]
+    joined = _readiness._joined(buffers)
+    assert len(joined) == length
+    assert bytes(joined) == b"".join(buffers)[:length]

@@ -331,7 +331,9 @@ def digest_of(buffers: Iterable[Any], count: int | None = None) -> str:
     """Of their first `count` bytes; None: of all."""
     total = hashlib.blake2b()
     for buffer in buffers:
-        view = memoryview(buffer).cast("B")
+        view = memoryview(buffer)
+        if view.format != "B" or view.ndim != 1:  # PyPy reads a cast view byte by byte
+            view = view.cast("B")
         view = view if count is None else view[:count]
         count = None if count is None else count - len(view)
         total.update(view)

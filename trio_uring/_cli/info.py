@@ -16,7 +16,7 @@ from .._accelerator import why_not
 from .._bytes.outgoing import IOV_MAX, SEND_MAX, VECTOR_BYTES_MAX
 from .._descriptors.provided import OWN_SIZE
 from .._driver.backend import open_uring
-from .._driver.run import backend_info
+from .._driver.run import backend_info, check_variables
 from .._errors import RingUnavailableError
 from .._ring.figures import LARGE_COUNT, LARGE_SIZE, POOL_SIZE, SMALL_COUNT, SMALL_SIZE, SQ_ENTRIES
 from .._ring.setup import SQ_ENTRIES_MIN
@@ -89,6 +89,7 @@ def _describe_machine() -> list[str]:
 
 def _describe_backend() -> list[str]:
     try:
+        check_variables()
         chosen = backend_info()
     except (RingUnavailableError, ValueError) as exc:
         return entry("backend", f"none: {exc}")

@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._driver.backend import BACKENDS, check_backend, probe
+from .._driver.backend import BACKENDS, check_backend
 from .._driver.backend import VARIABLE as BACKEND
-from .._driver.run import check_variables
+from .._driver.run import check_ring, check_variables
 from .._errors import CommandError, RingUnavailableError
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def launch(program: Sequence[str], backend: str | None) -> int:
 
 def _environment(backend: str | None) -> dict[str, str]:
     try:
-        if backend is None:
-            check_variables()
-        elif check_backend(backend, "--backend") == "uring":
-            probe(backend)
+        if backend is not None:
+            check_backend(backend, "--backend")
+        check_variables(backend is None)
+        check_ring(backend)
     except RingUnavailableError as exc:
         raise LaunchError(str(exc.strerror)) from exc
     except ValueError as exc:
@@ -118,9 +118,10 @@ def _command(program: Sequence[str]) -> list[str]:
         if len(program) == 1:
             raise LaunchError("the module is missing after -m")
         return [sys.executable, *_python_options(), *program]
-    found = shutil.which(name)
-    is_file = Path(name).is_file()
-    if is_file and (name.endswith(_SCRIPTS) or found is None):
+    found, path = shutil.which(name), Path(name)
+    # What Python calls a script: a file, or a folder with a __main__.py.
+    is_script = path.is_file() or (path / "__main__.py").is_file()
+    if is_script and (name.endswith(_SCRIPTS) or found is None):
         return [sys.executable, *_python_options(), *program]
     if found is None:
         raise LaunchError(f"there is no script and no command {name!r}", 127)
@@ -143,8 +144,9 @@ def _become(command: list[str], name: str, environment: dict[str, str]) -> NoRet
     # Python ignores these two at its start, and who is executed would inherit that.
     for each in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, each), signal.SIG_DFL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed before Python began
+            stream.flush()
     try:
         first = command[0] if command[0] == sys.executable else name
         os.execve(command[0], [first, *command[1:]], environment)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RING = "anon_inode:[io_uring]"
 _PROC = Path("/proc")
 _VARIABLES = "TRIO_URING_"
-_EXTENSION = "_uring.abi3.so"
+_EXTENSION = "/trio_uring/_uring."  # and abi3.so, or the name of one Python's own ABI
 _RINGS = (
     "It may belong to another library than trio_uring, and in a forked child it may be its parent's"
 )
@@ -40,8 +40,13 @@ def describe_process(pid: int) -> list[str]:
     """The lines that `info --pid` prints.
 
     Raises:
-        UnknownProcessError: there is no such process, or its descriptors may not be read.
+        UnknownProcessError: there is no such process, it has ended, or its descriptors may not be
+            read.
     """
+    if _has_ended(pid):
+        raise UnknownProcessError(
+            f"the process {pid} has ended, and its parent has not collected its exit status yet"
+        )
     rings = _rings(pid)
     return [
         *entry("process", f"{pid}: {_command(pid)}"),
@@ -63,7 +68,7 @@ def _rings(pid: int) -> list[int]:
     folder = _PROC / str(pid) / "fd"
     try:
         names = sorted(map(int, os.listdir(folder)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         if not (_PROC / "self").exists():
             raise UnknownProcessError("there is no /proc here that tells of processes") from None
         raise UnknownProcessError(f"there is no process with the number {pid}") from None
@@ -90,9 +95,19 @@ def _read(pid: int, name: str) -> str | None:
         return None
 
 
+def _has_ended(pid: int) -> bool:
+    """A zombie has a folder, in which it looks as if it did nothing."""
+    _, _, fields = (_read(pid, "stat") or "").rpartition(")")  # the name before it may have spaces
+    return fields.split()[:1] in (["Z"], ["X"])
+
+
 def _command(pid: int) -> str:
-    words = (_read(pid, "cmdline") or "").split("\0")
-    return " ".join(words).strip() or "its command is unknown"
+    return _printable(_read(pid, "cmdline") or "") or "its command is unknown"
+
+
+def _printable(text: str) -> str:
+    """In one line, and without what would control a terminal: another process wrote it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _describe_ring(pid: int, fd: int) -> str:
@@ -130,4 +145,6 @@ def _variables(pid: int) -> str:
     if whole is None:
         return "unknown: its environment may not be read"
     ours = sorted(each for each in whole.split("\0") if each.startswith(_VARIABLES))
-    return (" ".join(ours) or "none of trio_uring's") + " (what it set later is not seen)"
+    return (
+        _printable(" ".join(ours)) or "none of trio_uring's"
+    ) + " (what it set later is not seen)"

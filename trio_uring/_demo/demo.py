@@ -26,7 +26,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import trio
 
-from .._driver.run import backend_info
+import trio_uring
+
+from .._driver.run import backend_info, check_variables
 from .._errors import CommandError, RingUnavailableError
 from .files import STACKS, Download, File, ProtocolError, Tally, run_client, scan
 from .options import add_arguments as add_arguments
@@ -275,6 +277,7 @@ def _plan(arguments: argparse.Namespace) -> tuple[Work, BackendInfo]:
         (arguments.directory, ()) if arguments.directory else (library, LIBRARY_SUFFIXES)
     )
     try:
+        check_variables()
         backend = backend_info()
         files = scan(directory, suffixes, arguments.max_mib * MIB)
     except RingUnavailableError as exc:
@@ -303,6 +306,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         DemoError: the demo could not be completed.
     """
+    trio_uring.uninstall()  # trio's clients are to be trio's own, whatever the environment says
     work, backend = _plan(arguments)
     round_bytes = arguments.max_mib * MIB
     print_heading(work.directory, work.files, work.clients, arguments.rounds, round_bytes, backend)

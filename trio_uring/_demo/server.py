@@ -62,6 +62,7 @@ def main() -> None:
         File(name, size, bytes.fromhex(digest))
         for name, size, digest in json.loads(sys.stdin.readline())
     ]
+    trio_uring.uninstall()  # trio's own are to be trio's own, whatever the environment says
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C also reaches the parent, which reports it
         trio.run(serve, stack_name, Path(directory), files)
 

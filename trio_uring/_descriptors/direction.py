@@ -21,7 +21,6 @@ import enum
 import errno
 import functools
 import socket as stdlib_socket
-import sys
 import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,7 +33,7 @@ from .._bytes.views import release_view
 from .._driver.operation import TaskOperation
 from .._errors import AGAIN_ERRNOS
 from .._ring.op import CLOSED_FD, NO_GROUP, POSITION
-from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, Opcode
+from .._ring.opcodes import POLLIN, POLLOUT, RECEIVING, SEND_FLAGS, Opcode
 from .fields import DirectionFields
 from .provided import OWN_SIZE, use_first
 
@@ -52,13 +51,6 @@ _OF_SOCKET = {
 _OF_FILE = {
     RECEIVE: Opcode.READ, INTO: Opcode.READ, SEND: Opcode.WRITE, SEND_MANY: Opcode.WRITEV,
 }  # fmt: skip
-
-# A send must not wait in the kernel. Once the peer has half-closed, the kernel's polls end at once:
-# it tries the send again and again, and then gives it to a worker thread, which waits for a peer
-# that may never read.
-# PyPy has no name for Linux's MSG_NOSIGNAL; Windows has neither flag, and needs none.
-_NO_SIGNAL = getattr(stdlib_socket, "MSG_NOSIGNAL", 0x4000 if sys.platform == "linux" else 0)
-SEND_FLAGS = _NO_SIGNAL | getattr(stdlib_socket, "MSG_DONTWAIT", 0)
 
 AF_UNIX = getattr(stdlib_socket, "AF_UNIX", None)  # which Windows does not have
 

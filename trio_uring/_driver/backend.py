@@ -171,9 +171,9 @@ def check_variable() -> None:
     _requested(None)
 
 
-def asks_for_off(backend: str | None) -> bool:
-    """Whether `backend`, or else the environment variable, says "off"; never raises."""
-    return (backend or os.environ.get(VARIABLE)) == "off"
+def asks_for(name: str, backend: str | None) -> bool:
+    """Whether `backend`, or else the environment variable, says `name`; never raises."""
+    return (backend or os.environ.get(VARIABLE)) == name
 
 
 def check_backend(backend: str, asked_by: str = "the backend") -> str:

@@ -193,8 +193,12 @@ class Engine(RingSide):
 
     @enable_ki_protection
     def withdraw(self, op: TaskOperation) -> bool:
-        """Takes an operation out of the queue. False: it is in the kernel already."""
-        if op.state.in_kernel:
+        """Takes an operation out of the queue. False: it is not there any more.
+
+        It is in the kernel; or it is done, and about to be finished. Its result must not be lost
+        then, even if what cancels it is called in the midst of that (an instrument, a destructor).
+        """
+        if op.state.in_kernel or op not in self.queue:
             return False
         self._take_back(op)
         self.look_idle()

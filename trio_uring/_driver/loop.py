@@ -129,13 +129,16 @@ class Loop(_Fields, Manager):
     def _pass(self, until: float, happened: bool) -> Any:
         engine, ring = self._engine, self._ring
         done, timeout = engine.done, until - time.monotonic()
+        left = len(engine.queue)  # to be written before trio has its turn
         while True:
+            if not ring.watching:
+                ring.watch(self._epoll_fd)  # first: the queue may take all the room in each turn
             if engine.queue:
+                left -= len(engine.queue)
                 # As much as there is room for: its completions are taken before more is written, or
                 # they would use up the provided buffers.
                 engine.write_queue(whole=False)
-            if not ring.watching:
-                ring.watch(self._epoll_fd)
+                left += len(engine.queue)
             unwritten = bool(engine.queue) or not ring.watching  # there was no room
             again = ring.turn(0 if engine.woke or unwritten else timeout, done)
             if engine.dirty:
@@ -143,8 +146,8 @@ class Loop(_Fields, Manager):
             if done or again:
                 happened = True
                 engine.finish_done()
-            if engine.queue and not ring.short:
-                continue
+            if engine.queue and left > 0 and not ring.short:
+                continue  # but what completions chain must not keep trio waiting
             if ring.watched:
                 ring.watched = False
                 return self.inner.get_events(0) or _HAPPENED

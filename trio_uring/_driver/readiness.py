@@ -52,11 +52,9 @@ COPY_MAX = 2**18  # bytes of a buffer that one call is given then
 _PIPE_BUF = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe with room takes without blocking
 
 NO_RING = RingInfo("readiness", (), 0, 0, 0, (), provided_buffers=False)
-_NOT_THIS_WAY = frozenset(
-    getattr(errno, name)
-    for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
-    if hasattr(errno, name)
-)
+_NOT_THIS_WAY = {
+    getattr(errno, name, 0) for name in ("EOPNOTSUPP", "ENOTSUP", "EINVAL", "ENOSYS", "ESPIPE")
+}
 
 
 # -- the calls. They return a result >= 0, or raise: BlockingIOError (not now) or another OSError
@@ -96,14 +94,21 @@ def _send_joined(op: Any) -> int:
 
 
 def _joined(buffers: list[Any]) -> Any:
-    """The first buffers of a list as one, where no call takes a list."""
-    count = size = 0
+    """The beginning of a list as one buffer, where no call takes a list.
+
+    A large first buffer is not copied, and of those after it no more than JOIN_MAX bytes.
+    """
+    first = _flat(buffers[0])
+    if len(buffers) == 1 or len(first) >= JOIN_MAX:
+        return first[:COPY_MAX]
+    parts, room = [], JOIN_MAX
     for buffer in buffers:
-        count += 1
-        size += memoryview(buffer).nbytes
-        if size >= JOIN_MAX:
+        size = memoryview(buffer).nbytes
+        parts.append(buffer if size <= room else _flat(buffer)[:room])
+        room -= size
+        if room <= 0:
             break
-    return _flat(buffers[0])[:COPY_MAX] if count == 1 else b"".join(buffers[:count])
+    return b"".join(parts)
 
 
 def _parts(op: Any) -> list[Any]:

@@ -25,6 +25,7 @@ from .._ring.statistics import OperationInFlight, Statistics, snapshot
 from .._trio import call_at_end, loop_runner
 from .backend import (
     BackendInfo,
+    asks_for,
     check_backend,
     check_variable,
     log_fallback,
@@ -257,10 +258,27 @@ def _asked_way() -> str:
     return way
 
 
-def check_variables() -> None:
-    """Raises ValueError if one of the environment variables that choose has a wrong value."""
-    check_variable()
+def check_variables(backend: bool = True) -> None:
+    """Raises ValueError if one of the environment variables that choose has a wrong value.
+
+    Args:
+        backend: False: that of the backend does not matter, since it will be another.
+    """
+    if backend:
+        check_variable()
     check_way(os.environ.get(VARIABLE) or "auto")
+
+
+def check_ring(backend: str | None) -> None:
+    """Raises RingUnavailableError if `backend`, or else the environment, asks for what is not here.
+
+    A run that works already needs no second ring for that: memory may be short.
+    """
+    if asks_for("uring", backend):
+        try:
+            _current.get()
+        except (LookupError, RuntimeError):  # none yet, or outside of trio
+            probe(backend)
 
 
 def check_way(way: str) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_REFUSALS = (trio.BusyResourceError, trio.ClosedResourceError)
+
 
 class FrameStream(trio.abc.Channel[bytes]):
     """A channel of messages over a stream: each message is a frame.
@@ -175,10 +177,12 @@ class FrameStream(trio.abc.Channel[bytes]):
             started = True
             await send_encoded(self.stream, data, timeout)
         except BaseException as exc:
-            refused = isinstance(exc, (trio.BusyResourceError, trio.ClosedResourceError))
-            if refused and (type(data) is bytes or abilities(self.stream).lists_by is not None):
+            refused, one = isinstance(exc, _REFUSALS), type(data) is bytes
+            if refused and (one or abilities(self.stream).lists_by is not None):
                 raise  # it was one call, and the stream refused it
-            self._broken = started and bytes_of_last_send(self.stream) != 0
+            # A destroyed call does not learn what its last operation has sent.
+            unknown = isinstance(exc, GeneratorExit)
+            self._broken = started and (unknown or bytes_of_last_send(self.stream, one=one) != 0)
             raise
         finally:
             self._sending = False

@@ -89,12 +89,15 @@ async def send_one(stream: trio.abc.SendStream, data: bytes, timeout: float | No
             await target.send_all(data)
 
 
-def bytes_of_last_send(stream: trio.abc.SendStream) -> int | None:
-    """How many bytes the last send_all_vectored sent.
+def bytes_of_last_send(stream: trio.abc.SendStream, *, one: bool = False) -> int | None:
+    """How many bytes the last send_all_vectored sent; `one`: the last send_one.
 
     None: the stream does not say, or it got the list in several calls.
     """
-    if abilities(stream).lists_by is None:
+    able = abilities(stream)
+    # A `send_all_vectored` that is somebody else's may be all that somebody else's `bytes_sent`
+    # counts.
+    if not able.counts if one else able.lists_by is None:
         return None
     count: int | None = getattr(sending_end(stream), "bytes_sent", None)
     return count

@@ -25,8 +25,8 @@ class _Missing:
 
     def _refuse(self, *_: object) -> NoReturn:
         message = (
-            "trio_uring was installed without its C extension, which is built on Linux on x86-64 "
-            f"and aarch64, and is what io_uring needs ({self._reason})"
+            "trio_uring was installed without its C extension, which is built for CPython on "
+            f"Linux, x86-64 and aarch64, and is what io_uring needs ({self._reason})"
         )
         raise RingUnavailableError(errno.ENOSYS, message) from self._reason
 

@@ -11,6 +11,8 @@ member's hash is that of its name.
 from __future__ import annotations
 
 import enum
+import socket
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -26,6 +28,13 @@ class Direction(enum.Enum):
 
 
 _SENDING, _RECEIVING, _NEITHER = Direction
+
+# A send must not wait in the kernel. Once the peer has half-closed, the kernel's polls end at once:
+# it tries the send again and again, and then gives it to a worker thread, which waits for a peer
+# that may never read.
+# PyPy has no name for Linux's MSG_NOSIGNAL; Windows has neither flag, and needs none.
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0x4000 if sys.platform == "linux" else 0)
+SEND_FLAGS = _NO_SIGNAL | getattr(socket, "MSG_DONTWAIT", 0)
 
 # Of poll(2); not every platform has them in its select module.
 POLLIN, POLLOUT = 0x001, 0x004

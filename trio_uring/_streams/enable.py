@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from .._driver.backend import asks_for_off, check_backend, probe
+from .._driver.backend import asks_for, check_backend
 from .._driver.run import (
+    check_ring,
     check_variables,
     check_way,
     note_enabled,
@@ -89,7 +90,8 @@ class Enable(trio.abc.Instrument):
 
     Raises:
         ValueError: there is no such backend or driver, as an argument or in the environment.
-        RingUnavailableError: "uring" was asked for, and io_uring cannot be used here.
+        RingUnavailableError: "uring" was asked for, by the argument or else the environment, and
+            io_uring cannot be used here.
     """
 
     def __init__(
@@ -101,14 +103,21 @@ class Enable(trio.abc.Instrument):
             check_backend(backend)
         if driver is not None:
             check_way(driver)
-        if backend == "uring":
-            probe(backend)
+        check_ring(backend)
         self.backend = backend
         self.streams = streams
         self.driver = driver
 
     def before_run(self) -> None:
         _start(self)
+
+
+class EnableOnce(Enable):
+    """One that nobody else has: its run, enabled or "off", keeps no instrument of ours."""
+
+    def before_run(self) -> None:
+        super().before_run()
+        trio.lowlevel.remove_instrument(self)
 
 
 def enable(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
@@ -125,7 +134,8 @@ def enable(backend: str | None = None, *, streams: bool = True, driver: str | No
             run that is enabled already.
         ValueError, RingUnavailableError: as in Enable.
     """
-    _start(Enable(backend, streams=streams, driver=driver))
+    # What this run has asked for goes before the environment.
+    _start(Enable(backend or requested.get(), streams=streams, driver=driver))
 
 
 def run(
@@ -153,7 +163,7 @@ def run(
         async_fn,
         *args,
         clock=clock,
-        instruments=[Enable(backend, driver=driver), *instruments],
+        instruments=[EnableOnce(backend, driver=driver), *instruments],
         restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
         strict_exception_groups=strict_exception_groups,
     )
@@ -200,7 +210,7 @@ def _start(instrument: Enable) -> None:
         request_backend(instrument.backend)
     if instrument.driver is not None:
         request_way(instrument.driver)
-    if before is not None or asks_for_off(instrument.backend or requested.get()):
+    if before is not None or asks_for("off", instrument.backend or requested.get()):
         return
     _enabled.set(instrument)
     note_enabled()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .._driver.backend import check_backend
 from .._driver.run import check_way, enabled, requested, requested_way
 from .._trio import give_every_run
-from .enable import Enable
+from .enable import Enable, EnableOnce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Where it is set, importing trio_uring installs it: `python -m trio_uring run` does that. The file
 # _cli/site/sitecustomize.py, which imports nothing of this package, has its name too.
@@ -26,7 +26,7 @@ _lock = threading.Lock()
 _undo: Callable[[], None] | None = None
 
 
-class _Default(Enable):
+class _Default(EnableOnce):
     """Enables a run, with its own arguments only where the run has not asked for others."""
 
     def before_run(self) -> None:
@@ -35,6 +35,15 @@ class _Default(Enable):
         if requested_way.get() is not None:
             self.driver = None
         super().before_run()
+
+
+def _default(
+    backend: str | None, streams: bool, driver: str | None, given: Sequence[Any]
+) -> Enable:
+    # Where the run asks for another one, this one need not be possible.
+    asked = [each.backend for each in given if isinstance(each, Enable) and each.backend]
+    backend = asked[-1] if asked else backend
+    return _Default(backend, streams=streams, driver=driver)
 
 
 def install(backend: str | None = None, *, streams: bool = True, driver: str | None = None) -> None:
@@ -61,7 +70,7 @@ def install(backend: str | None = None, *, streams: bool = True, driver: str | N
     with _lock:
         if _undo is not None:
             _undo()
-        _undo = give_every_run(functools.partial(_Default, backend, streams=streams, driver=driver))
+        _undo = give_every_run(functools.partial(_default, backend, streams, driver))
 
 
 def install_if_asked() -> None:

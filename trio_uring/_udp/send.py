@@ -1,9 +1,9 @@
 """The sending half of a UDP socket: one datagram, or many in few system calls.
 
 Datagrams are sent as messages: a run of one size to one address is one message, which the kernel
-splits (_udp/messages.py). A message is sent with the socket module's sendmsg; if that would block,
-it is tried again as soon as the socket is writable. Messages go one after the other, which keeps
-the order.
+splits (_udp/messages.py). A message is sent with the socket module's sendto if it is one buffer
+without control data, else with its sendmsg; if that would block, it is tried again as soon as the
+socket is writable. Messages go one after the other, which keeps the order.
 
 Rules of this file: one send of a socket at a time. What the kernel has taken is counted in
 `datagrams_sent` before anything else can happen.

@@ -181,11 +181,14 @@ static PyObject *return_new(PyObject *value)
     return value;
 }
 
-/* The queue becomes entries. 0: not all of it; -1: an exception. */
-static int write_all(Engine *engine, Ring *ring)
+/* The queue becomes entries, which are subtracted from `left`. 0: not all of it; -1: an
+ * exception. */
+static int write_all(Engine *engine, Ring *ring, Py_ssize_t *left)
 {
+    Py_ssize_t before = PyDict_Size(engine->queue);
     int written = write_queue(ring, engine->queue);
 
+    *left -= before - PyDict_Size(engine->queue);
     if (written >= 0 && check(engine->check_written, ring, engine->queue) < 0)
         return -1;
     return written;
@@ -195,10 +198,11 @@ static int write_all(Engine *engine, Ring *ring)
 static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeout)
 {
     double until = timeout > 0 ? monotonic() + timeout : 0;
+    Py_ssize_t left = PyDict_Size(engine->queue); /* to be written before trio has its turn */
     int any = 0, came, written, full;
 
     for (;;) {
-        written = PyDict_Size(engine->queue) > 0 ? write_all(engine, ring) : 1;
+        written = PyDict_Size(engine->queue) > 0 ? write_all(engine, ring, &left) : 1;
         if (written < 0)
             return NULL;
         full = !written && ring->unsubmitted >= ring->submit_max;
@@ -208,8 +212,9 @@ static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeou
         if (came < 0)
             return NULL;
         any |= came;
-        /* Completions are taken before more is written, or they would use up the buffers. */
-        if (full && !ring->is_short)
+        /* Completions are taken before more is written, or they would use up the buffers. But what
+         * they chain must not keep trio waiting. */
+        if (full && left > 0 && !ring->is_short)
             continue;
         if (ring->watched) {
             ring->watched = 0;
@@ -222,7 +227,7 @@ static PyObject *make_pass(Loop *loop, Engine *engine, Ring *ring, double timeou
         if (ring->is_short)
             return pause_in_python(loop, timeout);
         if (timeout <= 0)
-            return any ? return_new(happened) : PyTuple_New(0);
+            return any || full ? return_new(happened) : PyTuple_New(0);
         if (PyErr_CheckSignals() < 0)
             return NULL;
     }

@@ -6,55 +6,60 @@ Rules of this file: it imports neither trio nor trio_uring until the program imp
 acts only if the environment variable is set, and never ends the program. trio_uring installs itself
 when it is imported where that variable is set. Afterwards sys.path is as
 it would have been, and a sitecustomize that was there before has run. It may be found by another
-Python than the one that it was written for, so it is plain, and nothing of the package is imported
-by name here.
+Python than the one that it was written for, even by Python 2: so it is plain, without annotations,
+and nothing of the package is imported by name here.
 """
-
-from __future__ import annotations
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import importlib
-import importlib.util
 import os
 import sys
-
-TYPE_CHECKING = False  # importing typing takes time
-if TYPE_CHECKING:
-    from typing import Any
 
 VARIABLE = "TRIO_URING_INSTALL"
 
 
 class Finder:
-    """Waits in sys.meta_path for the first import of trio."""
+    """Stays in sys.meta_path until trio has been imported; whoever only looks for it may."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+    def find_spec(self, name, path=None, target=None):
         if name != "trio":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or not hasattr(spec.loader, "exec_module"):
-            sys.meta_path.insert(0, self)  # not installed; perhaps later
-        else:
-            spec.loader = Loader(spec.loader)  # type: ignore[assignment]
+        spec = self.find_elsewhere(name, path, target)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = Loader(spec.loader, self)  # pyright: ignore[reportAttributeAccessIssue]
         return spec
+
+    def find_elsewhere(self, *sought):
+        """What the import would find without this one."""
+        for finder in list(sys.meta_path):
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(*sought)
+                if spec is not None:
+                    return spec
+        return None
 
 
 class Loader:
-    """Loads trio as `loader` does, and then imports trio_uring."""
+    """Is `loader` in every respect, but that trio_uring is imported when it has loaded trio."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader, finder):
         self.loader = loader
+        self.finder = finder
 
-    def create_module(self, spec: Any) -> Any:
-        return self.loader.create_module(spec)
+    def __getattr__(self, name):
+        if name == "loader":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
-    def exec_module(self, module: Any) -> None:
+    def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         enable()
 
 
-def enable() -> None:
+def enable():
     try:
         # If it is being imported already, it installs itself at the end of that.
         import trio_uring  # noqa: F401
@@ -69,7 +74,7 @@ def enable() -> None:
         )
 
 
-def run_the_next_one() -> None:
+def run_the_next_one():
     """Runs the sitecustomize that would have been found without this one, if there is any."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
@@ -77,13 +82,14 @@ def run_the_next_one() -> None:
     try:
         importlib.import_module("sitecustomize")
     except ImportError as exc:
-        if exc.name != "sitecustomize":
+        if getattr(exc, "name", "sitecustomize") != "sitecustomize":
             raise
     finally:
         sys.modules.setdefault("sitecustomize", ours)
 
 
 if __name__ == "sitecustomize":
-    if os.environ.get(VARIABLE, "") not in ("", "0"):
+    # Another Python's finders have other methods; and it has no trio.
+    if sys.version_info >= (3,) and os.environ.get(VARIABLE, "") not in ("", "0"):
         sys.meta_path.insert(0, Finder())
     run_the_next_one()
