@@ -7,8 +7,9 @@
 
 What it shows: `Server` takes a Network and does not know which one. Here it is given the ring; its
 tests also give it a simulated network with partitions and a virtual clock. SIGTERM or SIGINT shuts
-it down in order: it accepts no new connections, finishes the requests that are in flight, cuts off
-clients that are not done by the deadline, and then closes everything.
+it down in order (`trio_uring.Shutdown`): it accepts no new connections, finishes the requests that
+are in flight, cuts off clients that are not done by the deadline, and then closes everything. A
+second signal does not wait for the deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import contextlib
 import math
 import signal
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import prometheus_client
@@ -51,33 +51,6 @@ HTTP_HEAD_MAX = 8192  # bytes
 HTTP_SECONDS_MAX = 10.0
 
 
-Handler = Callable[[trio_uring.NetworkStream], Awaitable[None]]
-
-
-async def accept(
-    listener: trio_uring.NetworkListener, handler: Handler, nursery: trio.Nursery, limit: int
-) -> None:
-    """Runs a handler for each connection, `limit` at a time. A slot is taken before accept: the
-    backlog pushes back."""
-    slots = trio.Semaphore(limit)
-
-    async def handle(stream: trio_uring.NetworkStream) -> None:
-        try:
-            await handler(stream)
-        finally:
-            slots.release()
-
-    while True:
-        await slots.acquire()
-        try:
-            stream = await listener.accept()
-        except OSError:  # out of descriptors: some will be free later
-            slots.release()
-            await trio.sleep(0.1)
-        else:
-            nursery.start_soon(handle, stream)
-
-
 class Server:
     """Serves one store to any number of clients.
 
@@ -88,12 +61,10 @@ class Server:
 
     def __init__(self, network: trio_uring.Network, *, drain_seconds: float = 10.0) -> None:
         self.network = network
-        self.drain_seconds = drain_seconds
         self.store: dict[bytes, bytes] = {}
-        self._stopping = False
-        # Of connections that wait for a request of which nothing has come.
-        self._waiting: set[trio.CancelScope] = set()
-        self._accepting = trio.CancelScope()
+        # Only this server knows whether a request has begun to come: a client may take its time in
+        # the middle of one. So it finds the idle connections itself.
+        self.shutdown = trio_uring.Shutdown(grace=drain_seconds, quiet=math.inf)
 
     async def serve(
         self,
@@ -104,19 +75,17 @@ class Server:
         """Serves until `stop` is called and the connections have ended, or been cut off at the
         deadline."""
         listener = await self.network.bind(address)
-        async with trio.open_nursery() as connections:
-            async with listener:
-                task_status.started(listener)
-                with self._accepting:
-                    await accept(listener, self._serve_connection, connections, CONNECTIONS_MAX)
-            connections.cancel_scope.deadline = trio.current_time() + self.drain_seconds
+        task_status.started(listener)
+        await trio_uring.serve_listeners(
+            self._serve_connection,
+            [listener],
+            max_connections=CONNECTIONS_MAX,
+            shutdown=self.shutdown,
+        )
 
     def stop(self) -> None:
         """Stops accepting, lets requests in flight finish, and ends connections that have none."""
-        self._stopping = True
-        self._accepting.cancel()
-        for scope in self._waiting:
-            scope.deadline = trio.current_time() + LAST_LOOK_SECONDS
+        self.shutdown.start()
 
     async def _serve_connection(self, stream: trio_uring.NetworkStream) -> None:
         async with trio_uring.FrameStream(stream, FRAME_MAX) as channel:
@@ -134,20 +103,14 @@ class Server:
     async def _next_requests(self, channel: trio_uring.FrameStream) -> list[bytes]:
         """Every request that is here, or the next that comes. An empty list: none will, because the
         server stops."""
-        while True:
-            # Of a request that has begun to come, the rest is waited for, until the deadline of the
-            # shutdown if need be.
-            limited = self._stopping and not channel.pending
-            with trio.move_on_after(LAST_LOOK_SECONDS if limited else math.inf) as scope:
-                if not channel.pending:
-                    self._waiting.add(scope)
-                try:
-                    # Cancelled while it waits, it loses nothing.
-                    return await channel.receive_many()
-                finally:
-                    self._waiting.discard(scope)
-            if not channel.pending:
-                return []
+        # Cancelled while it waits, a receive loses nothing.
+        with self.shutdown.cancel_on_start():
+            return await channel.receive_many()
+        with trio.move_on_after(LAST_LOOK_SECONDS):
+            return await channel.receive_many()
+        # Of a request that has begun to come, the rest is waited for, until the deadline if need
+        # be.
+        return await channel.receive_many() if channel.pending else []
 
     async def _answer_all(self, channel: trio_uring.FrameStream, requests: list[bytes]) -> None:
         """Answers in order, many in one operation."""
@@ -215,21 +178,23 @@ async def main(host: str, port: int, metrics_port: int, drain_seconds: float) ->
     registry = prometheus_client.CollectorRegistry()
     registry.register(DriverCollector())
     registry.register(NetworkCollector(network.metrics))
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            # Metrics are served to the last, and not counted among what they tell about.
-            metrics = await trio_uring.UringNetwork().bind((host, metrics_port))
-            nursery.start_soon(
-                accept, metrics, partial(serve_metrics, registry), nursery, METRICS_MAX
+    async with trio.open_nursery() as nursery:
+        # Metrics are served to the last, and not counted among what they tell about.
+        metrics = await trio_uring.UringNetwork().bind((host, metrics_port))
+        nursery.start_soon(
+            partial(
+                trio_uring.serve_listeners,
+                partial(serve_metrics, registry),
+                [metrics],
+                max_connections=METRICS_MAX,
             )
+        )
+        with server.shutdown.on_signals(signal.SIGINT, signal.SIGTERM):
             async with trio.open_nursery() as serving:
                 listener = await serving.start(server.serve, (host, port))
                 print(f"listening on {host}:{listener.local_address[1]}", flush=True)
                 print(f"metrics on http://{host}:{metrics.local_address[1]}/metrics", flush=True)
-                await anext(signals)
-                server.stop()
-            nursery.cancel_scope.cancel()
-        await metrics.aclose()
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ GUIDES = {
     "network": 6,
     "enabling": 4,
     "fallback": 1,
+    "serving": 4,
     "operating": 1,
 }  # and how many programs they have
 TEXTS = {name: (DOCS / f"{name}.md").read_text() for name in GUIDES}
@@ -52,8 +53,9 @@ def test_all_examples_are_found() -> None:
 
 DOCUMENTS = [
     pytest.param(path, id=path.relative_to(ROOT).as_posix())
-    for folder in (ROOT, DOCS, ROOT / "benchmarks")
-    for path in sorted(folder.glob("*.md"))
+    for path in sorted(
+        [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    )
 ]
 
 

@@ -15,7 +15,13 @@ from . import socket
 from ._driver.backend import BackendInfo
 from ._driver.run import backend_info
 from ._driver.run import current_driver as _current_driver
-from ._errors import DelimiterNotFound, IncompleteReadError, RingBrokenError, RingUnavailableError
+from ._errors import (
+    DelimiterNotFound,
+    IncompleteReadError,
+    RingBrokenError,
+    RingUnavailableError,
+    WorkersError,
+)
 from ._options import KeepAlive, SocketOptions
 from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
@@ -25,9 +31,9 @@ from ._streams.listeners import SocketListener
 from ._streams.processes import open_process
 from ._streams.stdio import open_stderr, open_stdin, open_stdout
 from ._streams.streams import ReceiveStream, SendStream, SocketStream
-from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket, serve_tcp
-from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream, serve_ssl_over_tcp
-from ._streams.unix import open_unix_listeners, serve_unix
+from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket
+from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream
+from ._streams.unix import open_unix_listeners
 
 if TYPE_CHECKING:
     from ._bytes.pool import BufferClassStatistics, BufferPool
@@ -42,8 +48,14 @@ if TYPE_CHECKING:
     from ._observe.streams import AuditedStream, MeteredStream
     from ._relay.copy import Relayed, copy_stream, relay
     from ._relay.send_file import send_file
+    from ._serving.proxy import ProxyListener, ProxyStream
+    from ._serving.serve import serve_listeners, serve_ssl_over_tcp, serve_tcp, serve_unix
+    from ._serving.shutdown import Shutdown
+    from ._serving.systemd import listeners_from_environment, notify
     from ._udp.messages import Local
     from ._udp.udp_socket import UDPSocket, open_udp_socket
+    from ._workers.supervisor import serve_workers
+    from ._workers.worker import Worker
     from .audit import Audit, AuditEvent
     from .framing import FrameError, FrameTooLarge
     from .metrics import Metrics, MetricsSnapshot
@@ -63,8 +75,14 @@ _LATER = {
     "_observe.streams": ("AuditedStream", "MeteredStream"),
     "_relay.copy": ("Relayed", "copy_stream", "relay"),
     "_relay.send_file": ("send_file",),
+    "_serving.proxy": ("ProxyListener", "ProxyStream"),
+    "_serving.serve": ("serve_listeners", "serve_ssl_over_tcp", "serve_tcp", "serve_unix"),
+    "_serving.shutdown": ("Shutdown",),
+    "_serving.systemd": ("listeners_from_environment", "notify"),
     "_udp.messages": ("Local",),
     "_udp.udp_socket": ("UDPSocket", "open_udp_socket"),
+    "_workers.supervisor": ("serve_workers",),
+    "_workers.worker": ("Worker",),
     "audit": ("Audit", "AuditEvent"),
     "framing": ("FrameError", "FrameTooLarge"),
     "metrics": ("Metrics", "MetricsSnapshot"),
@@ -137,11 +155,14 @@ __all__ = [
     "NetworkStream",
     "OperationCounts",
     "OperationInFlight",
+    "ProxyListener",
+    "ProxyStream",
     "ReceiveStream",
     "Relayed",
     "RingBrokenError",
     "RingUnavailableError",
     "SendStream",
+    "Shutdown",
     "SocketListener",
     "SocketOptions",
     "SocketStream",
@@ -150,6 +171,8 @@ __all__ = [
     "UDPSocket",
     "UringNetwork",
     "UringSocket",
+    "Worker",
+    "WorkersError",
     "backend_info",
     "copy_stream",
     "current_operations",
@@ -158,6 +181,8 @@ __all__ = [
     "dump_operations",
     "enable",
     "install",
+    "listeners_from_environment",
+    "notify",
     "open_process",
     "open_ssl_over_tcp_listeners",
     "open_ssl_over_tcp_stream",
@@ -175,9 +200,11 @@ __all__ = [
     "send_all_vectored",
     "send_file",
     "send_frame",
+    "serve_listeners",
     "serve_ssl_over_tcp",
     "serve_tcp",
     "serve_unix",
+    "serve_workers",
     "socket",
     "uninstall",
 ]

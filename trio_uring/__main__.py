@@ -26,6 +26,10 @@ _COMMANDS = {  # its module, and what it does
         "_cli.launch",
         "run a program as it is, with every trio.run in it and in its children enabled",
     ),
+    "serve": (
+        "_cli.serve",
+        "run a function in several worker processes on the same addresses, and keep them going",
+    ),
     "info": (
         "_cli.info",
         "show what io_uring offers on this machine and how trio_uring uses it, or why it cannot",

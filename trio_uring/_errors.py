@@ -42,6 +42,19 @@ class CommandError(Exception):
     status = 1
 
 
+class WorkersError(RuntimeError):
+    """serve_workers gave up, or a worker had to be killed at the end; the text says why.
+
+    Attributes:
+        status: an exit status for it. 2: main cannot be loaded, so trying again is of no use; else
+            1.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class IncompleteReadError(EOFError):
     """The stream ended before the bytes that were asked for had come.
 
@@ -97,10 +110,10 @@ def stream_error(
     """
     cause = OSError(code, os.strerror(code))
     if code in CLOSED_ERRNOS:
-        what = "socket" if of_socket else "file"
-        return trio.ClosedResourceError(f"this {what} was already closed")
-    what = "socket connection" if of_socket else "connection"
-    error = trio.BrokenResourceError(f"{what} broken: {cause}")
+        closed = "socket" if of_socket else "file"
+        return trio.ClosedResourceError(f"this {closed} was already closed")
+    broken = "socket connection" if of_socket else "connection"
+    error = trio.BrokenResourceError(f"{broken} broken: {cause}")
     error.__cause__ = cause
     return error
 

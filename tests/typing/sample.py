@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import io
 import mmap
+import signal
 import ssl
 import subprocess
 from functools import partial
@@ -59,6 +60,29 @@ async def around(path: str, context: ssl.SSLContext) -> None:
         options.apply(unix.socket, "listening")
         await nursery.start(trio_uring.serve_unix, handle, path)
         await nursery.start(trio_uring.serve_ssl_over_tcp, handle_tls, 0, context)
+
+
+async def serving(listeners: list[trio_uring.SocketListener], context: ssl.SSLContext) -> None:
+    shutdown = trio_uring.Shutdown(grace=5, quiet=0.1)
+    with shutdown.on_signals(signal.SIGTERM, signal.SIGINT):
+        await trio_uring.serve_tcp(handle, 0, max_connections=5, shutdown=shutdown)
+    web = trio_uring.listeners_from_environment().get("web", listeners)
+    await trio_uring.serve_listeners(handle, web, first_byte_timeout=1.5, idle_timeout=2)
+    proxied = [trio_uring.ProxyListener(one, trusted=["10.0.0.0/8"]) for one in listeners]
+    await trio_uring.serve_listeners(handle_proxied, proxied)
+    secure = [trio.SSLListener(one, context) for one in proxied]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio_uring.serve_listeners, handle_tls, secure)
+    with shutdown.cancel_on_start() as scope, shutdown.cancel_after_grace():
+        scope.cancel()
+        await shutdown.wait()
+    if not shutdown.started and trio_uring.notify("STOPPING=1"):
+        shutdown.cut_short()
+
+
+async def handle_proxied(stream: trio_uring.ProxyStream) -> None:
+    address: tuple[str, int] | str = stream.remote_address
+    await stream.send_all(f"{address} {len(stream.proxy_extra)}".encode())
 
 
 async def handle_tls(stream: trio.abc.Stream) -> None:

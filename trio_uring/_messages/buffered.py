@@ -120,8 +120,8 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             trio.TooSlowError: the time was up.
             trio.BusyResourceError: another task is receiving on this stream.
             trio.ClosedResourceError: this stream was closed.
-            Whatever the wrapped stream raises, above all trio.BrokenResourceError.
             TypeError, ValueError: `max_bytes` is not an integer, or less than 1.
+            Others: what the wrapped stream raises, above all trio.BrokenResourceError.
 
         Cancellation: no byte is lost, unless the wrapped stream loses it.
         """
@@ -147,7 +147,8 @@ class BufferedReceiveStream(trio.abc.ReceiveStream):
             How many bytes were written to `buffer`; 0 at the end of the stream.
 
         Raises:
-            The same as receive_some; also TypeError or ValueError if the buffer is not suitable.
+            TypeError, ValueError: the buffer is not suitable.
+            Others: the same as receive_some.
 
         Cancellation: as in receive_some.
         """

@@ -120,8 +120,8 @@ class FrameStream(trio.abc.Channel[bytes]):
             IncompleteReadError: the stream ended within a message.
             FrameTooLarge, FrameError: the peer sent what it must not. Every later receive raises it
                 again.
-            trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-                trio.ClosedResourceError: as in receive_some.
+            trio.TooSlowError, trio.BusyResourceError: as in receive_some.
+            trio.BrokenResourceError, trio.ClosedResourceError: as in receive_some.
 
         Cancellation: no message, and no part of one, is lost.
         """
@@ -141,7 +141,7 @@ class FrameStream(trio.abc.Channel[bytes]):
 
         Raises:
             AttributeError: the stream has no send_eof.
-            The same as the stream's send_eof.
+            Others: the same as the stream's send_eof.
 
         Cancellation: as in the stream's send_eof.
         """

@@ -64,8 +64,8 @@ async def send_frame(
 
     Raises:
         FrameTooLarge: the payload is larger than max_size. Nothing was sent.
-        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-            trio.ClosedResourceError: as in send_all.
+        trio.TooSlowError, trio.BusyResourceError: as in send_all.
+        trio.BrokenResourceError, trio.ClosedResourceError: as in send_all.
         TypeError: `payload` is not a buffer or a sequence of buffers. Nothing was sent.
 
     Cancellation: part of the frame may have been sent; then all that remains is to close the
@@ -131,8 +131,8 @@ async def receive_frame(
             frames.
         TypeError: the stream is not of this package and does not support weak references: wrap it
             in a BufferedReceiveStream.
-        trio.TooSlowError, trio.BusyResourceError, trio.BrokenResourceError,
-            trio.ClosedResourceError: as in receive_some.
+        trio.TooSlowError, trio.BusyResourceError: as in receive_some.
+        trio.BrokenResourceError, trio.ClosedResourceError: as in receive_some.
 
     Cancellation: no byte is lost. The next receive_frame on the same stream object goes on where
     this one stopped. A stream that cannot take bytes back (one that is not of this package) must

@@ -56,7 +56,7 @@ def run_deterministically(
     Raises:
         RuntimeError: this version of trio does not have those names, or this was called from inside
             trio.
-        Whatever `async_fn` raises.
+        Others: whatever `async_fn` raises.
     """
     clock = trio.testing.MockClock(autojump_threshold=0)
     with seeded_scheduler(seed):

@@ -65,7 +65,8 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self.peer = self
         self._path, self._linger, self._on_close = path, linger, on_close
         self._can_send, self._can_receive = ParkingLot(), ParkingLot()
-        self._sending = self._receiving = self.closed = self._ended = False
+        self._sending = self._receiving = self.closed = self._ended = self._shut = False
+        self._receives = 0  # calls so far
         self._taken = 0  # bytes that a receive holds
         self._broken: int | None = None  # the errno of what broke it
         path.ends[self] = None
@@ -204,6 +205,7 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is currently receiving data on this stream")
         self._check_open()
         self._receiving = True
+        self._receives += 1
         try:
             await checkpoint_if_cancelled()
             waited = False
@@ -223,8 +225,9 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
         self._check()
         now = trio.current_time()
         self.incoming.settle(now)
-        self._ended = self.incoming.has_ended(now)
-        return self._ended or self.incoming.arrived.size > 0
+        here = self.incoming.arrived.size > 0
+        self._ended = self.incoming.has_ended(now) or (self._shut and not here)
+        return self._ended or here
 
     async def _take(self, max_bytes: int, waited: bool) -> bytes:
         pipe = self.incoming
@@ -255,6 +258,15 @@ class SimulatedTransport(trio.abc.HalfCloseableStream):
             pipe.size -= count
             self.peer.wake_sender()
         return chunk
+
+    def waits_since(self) -> float | None:
+        """Which receive waits, as a number that no other has; None: none does, or a send does."""
+        return self._receives if self._can_receive and not self._can_send else None
+
+    def end_receiving(self) -> None:
+        """Ends what this end receives, after what has arrived, as shutdown(SHUT_RD) does."""
+        self._shut = True
+        self.wake_receiver()
 
     # -- the end
 

@@ -180,9 +180,9 @@ async def relay(
         The bytes copied each way, as a tuple (a_to_b, b_to_a).
 
     Raises:
-        The same as copy_stream. An error in one direction ends the other, and is raised; it is
-        always the first error, and never in a group. On Linux, the reset of a connection that was
-        half-closed is noticed at once, even while nothing is sent to it.
+        Others: the same as copy_stream. An error in one direction ends the other, and is raised; it
+            is always the first error, and never in a group. On Linux, the reset of a connection
+            that was half-closed is noticed at once, even while nothing is sent to it.
 
     Cancellation: as in copy_stream, in each direction.
     """

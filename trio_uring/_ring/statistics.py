@@ -91,7 +91,7 @@ class OperationInFlight:
     """Who is at the other end: "address:port", a path, or "(bound to ...)"; None: it is no socket,
     or not known."""
     waits_at: tuple[str, ...] = ()
-    """Where its task waits: "file:line in function", the innermost first, without what is trio's
+    """Where its task waits: `file:line in function`, the innermost first, without what is trio's
     and trio_uring's own."""
 
     @classmethod

@@ -176,7 +176,7 @@ def run(
 
     Raises:
         ValueError, RingUnavailableError: as in Enable.
-        Whatever async_fn raises.
+        Others: whatever async_fn raises.
     """
     return _trio_run(
         async_fn,

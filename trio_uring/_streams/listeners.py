@@ -19,6 +19,8 @@ from .._options import DEFAULT_OPTIONS, SocketOptions
 from .endpoint import Endpoint, SocketLike, adopt_socket, make_over
 from .streams import SocketStream
 
+NO_UNIX_SOCKETS = "Unix sockets are not supported on this platform"  # as trio says it
+
 # As in trio's SocketListener: connections that failed before they were accepted are skipped.
 _IGNORABLE = frozenset(
     getattr(errno, name)

@@ -148,7 +148,8 @@ class ReceiveSide(Endpoint):
             How many bytes were written to `buffer`; 0 at the end of the stream.
 
         Raises:
-            The same as receive_some; also TypeError or ValueError if the buffer is not suitable.
+            TypeError, ValueError: the buffer is not suitable.
+            Others: the same as receive_some.
 
         Cancellation: as in receive_some, no byte is lost.
         """

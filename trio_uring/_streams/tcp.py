@@ -1,7 +1,7 @@
-"""Opening connections and servers, with trio's signatures.
+"""Opening connections and listeners, with trio's signatures.
 
-Rules of this file: what trio does well is left to trio (name resolution, serve_listeners); the race
-of connects is ours. Sockets are made by trio.socket.socket, so that a custom socket factory is
+Rules of this file: what trio does well is left to trio (name resolution); the race of connects is
+ours. Sockets are made by trio.socket.socket, so that a custom socket factory is
 used, and become ours before they wait. Listening sockets are opened as trio does it, by a copy of
 its code, since trio's has no room for options that must be set before bind(2).
 """
@@ -20,17 +20,16 @@ import trio
 from .._descriptors.direction import AF_UNIX
 from .._options import SocketOptions, fold_options
 from .endpoint import adopt_socket, make_over
-from .listeners import SocketListener, listener_over
+from .listeners import NO_UNIX_SOCKETS, SocketListener, listener_over
 from .streams import SocketStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 if sys.version_info < (3, 11):
     # a dependency of trio's
     from exceptiongroup import ExceptionGroup  # pyright: ignore[reportMissingImports]
 
-NO_UNIX_SOCKETS = "Unix sockets are not supported on this platform"  # as trio says it
 DEFAULT_DELAY = 0.250  # seconds; trio's happy eyeballs delay
 
 
@@ -310,34 +309,3 @@ async def _listen(
     except BaseException:
         sock.close()
         raise
-
-
-async def serve_tcp(
-    handler: Callable[[SocketStream], Awaitable[object]],
-    port: int,
-    *,
-    host: str | bytes | None = None,
-    backlog: int | None = None,
-    reuse_port: bool = False,
-    handler_nursery: trio.Nursery | None = None,
-    task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
-    options: SocketOptions | None = None,
-) -> None:
-    """Serves TCP connections until cancelled, running `handler(stream)` in a task for each.
-
-    Args:
-        handler: called with each connection. The stream is closed when it returns; an exception
-            that it raises ends the server, as in trio.serve_tcp.
-        port, host, backlog, reuse_port: as in open_tcp_listeners.
-        handler_nursery: where the handlers run; None: in a nursery of this call.
-        task_status: for nursery.start, which returns the list of listeners.
-        options: as in open_tcp_listeners.
-
-    Cancellation: the listeners are closed.
-    """
-    listeners = await open_tcp_listeners(
-        port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
-    )
-    await trio.serve_listeners(
-        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
-    )

@@ -6,16 +6,12 @@ Rules of this file: the TLS is trio's; names, signatures and errors are those of
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
 
 import trio
 
 from .._options import SocketOptions
 from .streams import SocketStream
 from .tcp import DEFAULT_DELAY, open_tcp_listeners, open_tcp_stream
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 
 async def open_ssl_over_tcp_stream(
@@ -39,7 +35,7 @@ async def open_ssl_over_tcp_stream(
         happy_eyeballs_delay, options: as in open_tcp_stream.
 
     Raises:
-        The same as open_tcp_stream.
+        Others: the same as open_tcp_stream.
 
     Cancellation: all sockets opened so far are closed.
     """
@@ -86,40 +82,3 @@ async def open_ssl_over_tcp_listeners(
         trio.SSLListener(listener, ssl_context, https_compatible=https_compatible)
         for listener in listeners
     ]
-
-
-async def serve_ssl_over_tcp(
-    handler: Callable[[trio.SSLStream[SocketStream]], Awaitable[object]],
-    port: int,
-    ssl_context: ssl.SSLContext,
-    *,
-    host: str | bytes | None = None,
-    https_compatible: bool = False,
-    backlog: int | None = None,
-    reuse_port: bool = False,
-    handler_nursery: trio.Nursery | None = None,
-    task_status: trio.TaskStatus[list[trio.SSLListener[SocketStream]]] = trio.TASK_STATUS_IGNORED,
-    options: SocketOptions | None = None,
-) -> None:
-    """Serves TLS over TCP until cancelled, running `handler(stream)` in a task for each connection.
-
-    Args:
-        handler: as in serve_tcp. The handshake happens in it, in the first send or receive.
-        port, host, backlog, reuse_port, options: as in open_tcp_listeners.
-        ssl_context, https_compatible: as in open_ssl_over_tcp_listeners.
-        handler_nursery, task_status: as in serve_tcp.
-
-    Cancellation: the listeners are closed.
-    """
-    listeners = await open_ssl_over_tcp_listeners(
-        port,
-        ssl_context,
-        host=host,
-        https_compatible=https_compatible,
-        backlog=backlog,
-        reuse_port=reuse_port,
-        options=options,
-    )
-    await trio.serve_listeners(
-        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
-    )

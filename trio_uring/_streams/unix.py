@@ -44,13 +44,10 @@ from trio.lowlevel import enable_ki_protection
 
 from .._descriptors.direction import AF_UNIX
 from .._options import SocketOptions, fold_options
-from .listeners import SocketListener, listener_over
-from .tcp import NO_UNIX_SOCKETS
+from .listeners import NO_UNIX_SOCKETS, SocketListener, listener_over
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from .streams import SocketStream
+    from collections.abc import Iterator
 
     _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -142,31 +139,6 @@ async def open_unix_listeners(
     if b"\0" in name:  # bind(2) would see only its beginning
         raise ValueError("the path of a Unix socket must not contain a zero byte")
     return [await _in_thread(name, mode, options)]
-
-
-async def serve_unix(
-    handler: Callable[[SocketStream], Awaitable[object]],
-    path: _Path,
-    *,
-    mode: int | None = None,
-    backlog: int | None = None,
-    handler_nursery: trio.Nursery | None = None,
-    task_status: trio.TaskStatus[list[SocketListener]] = trio.TASK_STATUS_IGNORED,
-    options: SocketOptions | None = None,
-) -> None:
-    """Serves a Unix socket until cancelled, running `handler(stream)` in a task for each
-    connection.
-
-    Args:
-        path, mode, backlog, options: as in open_unix_listeners.
-        handler, handler_nursery, task_status: as in serve_tcp.
-
-    Cancellation: the listener is closed and its file removed.
-    """
-    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
-    await trio.serve_listeners(
-        handler, listeners, handler_nursery=handler_nursery, task_status=task_status
-    )
 
 
 @enable_ki_protection

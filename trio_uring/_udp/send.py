@@ -131,8 +131,8 @@ class UDPSend(Endpoint):
         socket is set.
 
         Raises:
-            The same as send_to, and whatever the iterable raises. `datagrams_sent` says how many
-            were sent; those after them were not.
+            Others: the same as send_to, and whatever the iterable raises. `datagrams_sent` says how
+                many were sent; those after them were not.
 
         Cancellation: `datagrams_sent` says how many were sent.
         """

@@ -1,0 +1,1 @@
+"""Tests of servers: limits, the graceful end, systemd, the PROXY protocol."""

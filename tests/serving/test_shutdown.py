@@ -1,0 +1,264 @@
+"""Shutdown: what it cancels, and when; signals; other threads.
+
+Rules of this file: no clock but trio's MockClock decides anything. Signals are real.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_uring import Shutdown
+
+pytestmark = pytest.mark.no_ring
+
+
+async def test_waiting_and_scopes_end_when_it_is_started() -> None:
+    shutdown = Shutdown()
+    ended: list[str] = []
+
+    async def wait() -> None:
+        await shutdown.wait()
+        ended.append("wait")
+
+    async def scope() -> None:
+        with shutdown.cancel_on_start() as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        ended.append("scope")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(scope)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (shutdown.started, ended) == (False, [])
+        shutdown.start()
+        shutdown.start()
+        assert shutdown.started
+    assert sorted(ended) == ["scope", "wait"]
+    await shutdown.wait()
+    with shutdown.cancel_on_start() as late:
+        await trio.sleep_forever()
+    assert late.cancelled_caught
+
+
+async def test_a_waiting_task_is_cancelled_by_its_own_scope() -> None:
+    shutdown = Shutdown()
+    with trio.CancelScope() as outer:
+        outer.cancel()
+        await shutdown.wait()
+    assert outer.cancelled_caught
+    assert not shutdown.started
+    shutdown.start()
+    with trio.CancelScope() as outer:
+        outer.cancel()
+        await shutdown.wait()
+    assert outer.cancelled_caught  # wait is a checkpoint, also when it was started
+
+
+async def test_the_time_of_grace(autojump_clock: trio.testing.MockClock) -> None:
+    shutdown = Shutdown(grace=7)
+    times: list[float] = []
+
+    async def work() -> None:
+        with shutdown.cancel_after_grace():
+            await trio.sleep_forever()
+        times.append(trio.current_time() - begin)
+
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        await trio.sleep(3)
+        shutdown.start()
+        await trio.sleep(2)
+        shutdown.start()  # changes nothing
+        nursery.start_soon(work)  # came late: the same deadline
+    assert times == [10, 10]
+    await work()
+    assert times == [10, 10, 10]
+
+
+async def test_a_deadline_of_ones_own_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    shutdown = Shutdown(grace=7)
+    begin = trio.current_time()
+    with shutdown.cancel_after_grace() as scope:
+        scope.deadline = begin + 2
+        shutdown.start()
+        await trio.sleep_forever()
+    assert trio.current_time() - begin == 2
+
+
+async def test_no_limit_until_it_is_cut_short(autojump_clock: trio.testing.MockClock) -> None:
+    shutdown = Shutdown(grace=math.inf)
+    shutdown.start()
+    with shutdown.cancel_after_grace() as scope:
+        await trio.sleep(80_000)
+        shutdown.cut_short()
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() == 80_000
+
+
+async def test_cutting_short_starts_it() -> None:
+    shutdown = Shutdown(grace=math.inf)
+    with shutdown.cancel_after_grace():
+        shutdown.cut_short()
+        await shutdown.wait()
+        await trio.sleep_forever()
+    assert shutdown.started
+
+
+async def test_the_time_of_grace_that_is_over_is_not_begun_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    shutdown = Shutdown(grace=1)
+    shutdown.start()
+    await trio.sleep(5)
+    shutdown.cut_short()
+    with shutdown.cancel_after_grace():
+        await trio.sleep_forever()
+    assert trio.current_time() == 5
+
+
+def test_it_may_be_started_before_there_is_a_run() -> None:
+    shutdown = Shutdown(grace=3)
+    shutdown.start()
+
+    async def main() -> None:
+        await shutdown.wait()
+        with shutdown.cancel_after_grace():
+            await trio.sleep_forever()
+        assert trio.current_time() == 3
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    shutdown.start()  # and after it
+    shutdown.cut_short()
+
+
+async def test_another_thread_starts_it() -> None:
+    shutdown = Shutdown()
+    thread = threading.Thread(target=shutdown.start)
+    with shutdown.cancel_on_start() as scope:
+        thread.start()
+        await trio.sleep_forever()
+    thread.join()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("arguments", [{"grace": -1}, {"quiet": -0.1}, {"grace": math.nan}])
+def test_wrong_seconds(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="timeout must be"):
+        Shutdown(**arguments)
+
+
+def test_repr() -> None:
+    shutdown = Shutdown(grace=5)
+    assert repr(shutdown) == "<Shutdown grace=5 quiet=0.2, not started>"
+    shutdown.start()
+    assert repr(shutdown) == "<Shutdown grace=5 quiet=0.2, started>"
+
+
+# -- signals
+
+
+async def test_the_first_signal_starts_it_and_the_second_cuts_it_short() -> None:
+    shutdown = Shutdown(grace=math.inf)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with shutdown.on_signals(signal.SIGTERM, signal.SIGINT):
+        with shutdown.cancel_after_grace() as scope:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await shutdown.wait()
+            assert not scope.cancel_called
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+async def test_a_signal_wakes_a_run_in_which_nothing_else_happens() -> None:
+    shutdown = Shutdown()
+    blocked = threading.Event()
+
+    def kill() -> None:
+        blocked.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with shutdown.on_signals(signal.SIGTERM):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shutdown.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            blocked.set()
+    thread.join()
+
+
+async def test_a_start_by_other_means_is_not_the_first_signal() -> None:
+    """A supervisor that asks twice, in two ways, is not in a hurry."""
+    shutdown = Shutdown(grace=math.inf)
+    with shutdown.on_signals(signal.SIGTERM):
+        with shutdown.cancel_after_grace() as scope:
+            shutdown.start()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not scope.cancel_called
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+
+
+def test_the_second_control_c_is_a_keyboard_interrupt() -> None:
+    shutdown = Shutdown(grace=math.inf)
+
+    async def main() -> None:
+        with shutdown.on_signals(signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGINT)
+            await shutdown.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+            await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_control_c_ends_a_program_that_hangs() -> None:
+    shutdown = Shutdown()
+
+    async def main() -> None:
+        with shutdown.on_signals(signal.SIGINT):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+
+
+async def test_wrong_signals() -> None:
+    shutdown = Shutdown()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises((ValueError, OSError)):
+        with shutdown.on_signals(signal.SIGTERM, signal.SIGKILL):
+            pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    async def elsewhere() -> None:
+        with shutdown.on_signals(signal.SIGTERM):
+            pass
+
+    def thread() -> None:
+        with pytest.raises(ValueError, match="main thread"):
+            trio.run(elsewhere)
+
+    await trio.to_thread.run_sync(thread)
+
+
+def test_signals_need_a_run() -> None:
+    with pytest.raises(RuntimeError), Shutdown().on_signals(signal.SIGTERM):
+        pass

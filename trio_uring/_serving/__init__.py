@@ -1,0 +1,1 @@
+"""Servers with manners: limits, a graceful end, systemd, the PROXY protocol."""

@@ -1,0 +1,170 @@
+"""Shutdown: a server is asked to end, and has some time for it.
+
+It is a flag with two kinds of cancel scope: those that are cancelled when it is raised, and those
+that are cancelled when the time is up. Servers, workers and programs share one.
+
+Rules of this file: it knows trio, and nothing else of this package's servers. `start` and
+`cut_short` may be called from anywhere, even by a signal handler that has interrupted trio itself:
+they set flags, and trio looks at these in its own time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .._bytes.timed import check_timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from types import FrameType
+
+
+class Shutdown:
+    """Asks servers to end gracefully: no new connections, and some time for those that there are.
+
+    Give one to `serve_tcp` and its siblings, and to as many of them as you like. It belongs to one
+    trio.run, may be made before it, and cannot be used a second time once it has been started.
+
+    Args:
+        grace: seconds from the start until what is left is cancelled; math.inf: it is not.
+        quiet: seconds after which a connection whose handler is waiting for the next byte counts
+            as idle, and is ended.
+
+    Raises:
+        ValueError: a number of seconds is negative or not a number.
+    """
+
+    def __init__(self, *, grace: float = 10.0, quiet: float = 0.2) -> None:
+        check_timeout(grace)
+        check_timeout(quiet)
+        self.grace: float = grace
+        self.quiet: float = quiet
+        self._started = False
+        self._cut = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._deadline = math.inf
+        self._on_start: set[trio.CancelScope] = set()
+        self._after_grace: set[trio.CancelScope] = set()
+
+    def __repr__(self) -> str:
+        state = "started" if self._started else "not started"
+        return f"<Shutdown grace={self.grace!r} quiet={self.quiet!r}, {state}>"
+
+    @property
+    def started(self) -> bool:
+        """Whether it was started."""
+        return self._started
+
+    def start(self) -> None:
+        """Starts it; doing that again changes nothing.
+
+        It may be called anywhere: in a task, by a signal handler, in another thread. Scopes and
+        tasks notice in trio's next pass.
+        """
+        self._started = True
+        self._tell_soon()
+
+    def cut_short(self) -> None:
+        """Ends the time of grace now: what is left is cancelled. Starts it first, if need be.
+
+        It may be called anywhere, like `start`.
+        """
+        self._started = self._cut = True
+        self._tell_soon()
+
+    async def wait(self) -> None:
+        """Waits until it is started.
+
+        Cancellation: it stops waiting.
+        """
+        with self.cancel_on_start():
+            await trio.sleep_forever()
+
+    def cancel_on_start(self) -> AbstractContextManager[trio.CancelScope]:
+        """A cancel scope that is cancelled when it is started, or was before."""
+        return self._scope(self._on_start)
+
+    def cancel_after_grace(self) -> AbstractContextManager[trio.CancelScope]:
+        """A cancel scope that is cancelled when the time of grace is over, `grace` seconds after
+        the start."""
+        return self._scope(self._after_grace)
+
+    @contextlib.contextmanager
+    def on_signals(self, *signals: signal.Signals) -> Iterator[None]:
+        """Within the block, the first of these signals starts it, and the next cuts it short.
+
+        The next signals also go to whatever handled them before, if that is a function: so a second
+        Control-C (SIGINT) raises KeyboardInterrupt, by trio's rules.
+
+        Raises:
+            RuntimeError: outside of trio.
+            ValueError: this is not the main thread, or there is no such signal.
+        """
+        self._token = trio.lowlevel.current_trio_token()
+        before: dict[int, Any] = {}
+        came = False
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            nonlocal came
+            if not came:
+                came = True
+                self.start()
+                return
+            self.cut_short()
+            previous = before.get(number)
+            if callable(previous):
+                previous(number, frame)
+
+        try:
+            for number in dict.fromkeys(signals):
+                before[number] = signal.signal(number, handle)
+            yield
+        finally:
+            for each, handler in before.items():
+                # None: a handler that was not made in Python, which nobody can put back.
+                signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+    # -- in trio's own time
+
+    @contextlib.contextmanager
+    def _scope(self, scopes: set[trio.CancelScope]) -> Iterator[trio.CancelScope]:
+        self._token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                # Only now: a thread that starts it meanwhile either is seen here, or sees the
+                # token.
+                if self._started:
+                    self._tell()
+                yield scope
+            finally:
+                scopes.discard(scope)
+
+    def _tell_soon(self) -> None:
+        token = self._token
+        if token is None:
+            try:
+                token = trio.lowlevel.current_trio_token()
+            except RuntimeError:
+                return  # nobody waits for it yet
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(self._tell, idempotent=True)
+
+    def _tell(self) -> None:
+        """Cancels what is to be cancelled by now."""
+        now = trio.current_time()
+        if self._deadline == math.inf:
+            self._deadline = now + self.grace
+        if self._cut:
+            self._deadline = min(self._deadline, now)
+        # Copies: what is cancelled may leave at once.
+        for scope in list(self._on_start):
+            scope.cancel()
+        for scope in list(self._after_grace):
+            scope.deadline = min(scope.deadline, self._deadline)

@@ -1,0 +1,115 @@
+"""systemd's two conventions: sockets that it opens for a service, and telling it how that is.
+
+They are described in sd_listen_fds(3) and sd_notify(3); other supervisors follow them, too.
+
+Rules of this file: only the documented environment variables, and no library. What is wrong with
+the environment is an error with its names in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket as stdlib_socket
+
+from .._descriptors.direction import AF_UNIX
+from .._streams.listeners import SocketListener
+
+_log = logging.getLogger("trio_uring")
+
+FIRST_FD = 3
+_UNNAMED = "unknown"  # as in sd_listen_fds_with_names(3)
+_NOTIFY_SECONDS = 1.0  # that a supervisor which does not read may hold up this thread
+
+
+def listeners_from_environment() -> dict[str, list[SocketListener]]:
+    """Takes the listening sockets that systemd, or whoever started this process, has opened for it.
+
+    They are told of by LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES (sd_listen_fds(3)), which are
+    removed from the environment. So this works once, and children do not take the sockets for
+    theirs; nor do they inherit them.
+
+    Returns:
+        Listeners by name: FileDescriptorName= of the socket unit, whose default is the unit's name,
+        such as "web.socket"; "unknown" if nobody has named them. Empty if there are none, or if
+        they are meant for another process, which is logged.
+
+    Raises:
+        ValueError: the variables contradict each other, or a descriptor is not a listening stream
+            socket (ListenStream= and Accept=no).
+    """
+    pid, count, names = (
+        os.environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if count is None:
+        return {}
+    if pid is not None and _number("LISTEN_PID", pid) != os.getpid():
+        _log.warning(
+            "LISTEN_PID is %s, and this process is %d: its sockets are not taken", pid, os.getpid()
+        )
+        return {}
+    given = _number("LISTEN_FDS", count)
+    named = None if names is None else names.split(":") if names else []
+    if named is not None and len(named) != given:
+        raise ValueError(
+            f"LISTEN_FDNAMES has {len(named)} names for {given} descriptors: {names!r}"
+        )
+    fds = range(FIRST_FD, FIRST_FD + given)
+    for fd in fds:
+        _check_listening(fd, named[fd - FIRST_FD] if named else _UNNAMED)
+    found: dict[str, list[SocketListener]] = {}
+    for fd, name in zip(fds, named or [_UNNAMED] * len(fds)):
+        os.set_inheritable(fd, False)
+        found.setdefault(name, []).append(SocketListener(stdlib_socket.socket(fileno=fd)))
+    return found
+
+
+def _number(name: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"{name} is not a number: {value!r}")
+    return int(value)
+
+
+def _check_listening(fd: int, name: str) -> None:
+    what = f"descriptor {fd} ({name!r}) of LISTEN_FDS"
+    try:
+        sock = stdlib_socket.socket(fileno=fd)
+    except OSError as exc:
+        raise ValueError(f"{what} is not a socket: {exc.strerror}") from None
+    try:
+        listens = sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN)
+        if not listens or sock.type != stdlib_socket.SOCK_STREAM:
+            raise ValueError(
+                f"{what} is not a listening stream socket: its unit needs ListenStream= and "
+                "Accept=no"
+            )
+    finally:
+        sock.detach()  # nothing is taken before all are suitable
+
+
+def notify(state: str) -> bool:
+    """Tells systemd, or another supervisor, how this service is: sd_notify(3).
+
+    Args:
+        state: lines such as "READY=1", "STOPPING=1", "STATUS=...", "WATCHDOG=1", or
+            "RELOADING=1\\nMONOTONIC_USEC=..."; they are sent as they are.
+
+    Returns:
+        True: it was sent. False: nobody wants to know (NOTIFY_SOCKET is not set).
+
+    Raises:
+        OSError: it could not be sent, for instance because nobody reads it (TimeoutError, after a
+            second in which this thread waits).
+        ValueError: NOTIFY_SOCKET is not the name of a Unix socket.
+    """
+    name = os.environ.get("NOTIFY_SOCKET")
+    if not name:
+        return False
+    if AF_UNIX is None or name[0] not in "/@":
+        raise ValueError(f"NOTIFY_SOCKET is not the name of a Unix socket: {name!r}")
+    address = os.fsencode(name)
+    with stdlib_socket.socket(AF_UNIX, stdlib_socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_NOTIFY_SECONDS)
+        sock.connect(b"\0" + address[1:] if address.startswith(b"@") else address)
+        sock.sendall(state.encode())
+    return True

@@ -1,0 +1,1 @@
+"""Worker processes on one port, and the supervisor that keeps them going."""
