@@ -89,6 +89,21 @@ async def handle_tls(stream: trio.abc.Stream) -> None:
     await stream.send_all(b"x")
 
 
+async def in_a_worker(worker: trio_uring.Worker) -> None:
+    print(worker.number + worker.workers, worker.shutdown.started)
+    worker.ready()
+    await worker.serve(handle, max_connections=10, first_byte_timeout=1, idle_timeout=60)
+    await trio_uring.serve_listeners(handle, worker.listeners, shutdown=worker.shutdown)
+
+
+def workers() -> None:
+    try:
+        trio_uring.serve_workers(in_a_worker, 2, bind=":0", options=trio_uring.SocketOptions())
+        trio_uring.serve_workers("app:main", bind=["127.0.0.1:80", "systemd"], metrics=":9100")
+    except trio_uring.WorkersError as exc:
+        print(exc.status + 1)
+
+
 async def send_file(stream: trio_uring.SendStream, mapped: mmap.mmap) -> None:
     await stream.send_all((b"header", mapped), timeout=30)
     await stream.wait_send_all_might_not_block()
