@@ -44,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reuse-port", action="store_true", help="a queue for each worker (SO_REUSEPORT)"
     )
     parser.add_argument("--backend", metavar="B", help=f"of the workers: {', '.join(BACKENDS)}")
+    _add_limits(parser)
+    parser.epilog = (
+        "Signals: SIGTERM and SIGINT end it gracefully, SIGHUP replaces the workers one by one. "
+        "Example: serve app:main --workers 4 --bind :8000 --metrics 127.0.0.1:9100"
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace",
         type=float,
@@ -67,10 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="of a page /metrics with the metrics of all workers"
-    )
-    parser.epilog = (
-        "Signals: SIGTERM and SIGINT end it gracefully, SIGHUP replaces the workers one by one. "
-        "Example: serve app:main --workers 4 --bind :8000 --metrics 127.0.0.1:9100"
     )
 
 

@@ -30,6 +30,7 @@ from .._streams.enable import run
 from .._streams.listeners import listener_over
 from . import guard
 from .channel import ANSWER_SECONDS, KILL_SECONDS, Channel, Order
+from .signals import SIGHUP, SIGKILL
 from .target import TargetError, load_target
 from .worker import Worker
 
@@ -48,7 +49,7 @@ _log = logging.getLogger("trio_uring")
 
 def start(fd: int) -> None:
     """Runs the worker; `fd` is its end of the channel. Returns when its `main` has returned."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, SIGHUP):
         # Not SIG_IGN, which the worker's own children would inherit.
         signal.signal(number, _not_for_workers)
     channel = Channel(socket.socket(fileno=fd))
@@ -141,7 +142,7 @@ class _Supervised:
         if self.shutdown.grace < math.inf:
             time.sleep(min(self.shutdown.grace + KILL_SECONDS, _SLEEP_MAX))
             _log.error("the supervisor is gone and this worker does not end: it is killed")
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), SIGKILL)
 
     def _read(self) -> list[Any] | None:
         try:

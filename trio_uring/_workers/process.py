@@ -21,6 +21,7 @@ import trio
 from .._errors import IncompleteReadError
 from ..framing import FrameError
 from .channel import ANSWER_SECONDS, Order, receive_message, send_message
+from .signals import SIGKILL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,7 +209,7 @@ class Process:
     def kill(self) -> None:
         """Ends it at once."""
         self.asked = True
-        self._signal(signal.SIGKILL)
+        self._signal(SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         # Not after its end: trio's process knows, and its number may be another one's by now.

@@ -33,6 +33,7 @@ from .channel import KILL_SECONDS, Order
 from .http import serve_page
 from .ports import Ports, name_address, parse_address
 from .process import Process
+from .signals import SIGHUP
 from .slot import Slot
 from .target import Target, name_target
 
@@ -284,13 +285,13 @@ class _Supervisor:
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP and not self._stopping:
+            if number == SIGHUP and not self._stopping:
                 _log.info("%s: the workers are replaced one by one", name)
                 self._hang_up.set()
             elif not self._stopping:
                 _log.info("%s: the workers end", name)
                 self._stop()
-            elif number != signal.SIGHUP:
+            elif number != SIGHUP:
                 _log.warning("%s again: the workers are cut short", name)
                 for process in list(self._living):
                     self._nursery.start_soon(process.cut_short, KILL_SECONDS)
@@ -341,7 +342,7 @@ class _Supervisor:
 
 
 def _receive_signals() -> contextlib.AbstractContextManager[AsyncIterator[int]]:
-    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, SIGHUP)
 
 
 def _notify(state: str) -> None:
