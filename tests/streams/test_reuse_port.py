@@ -56,10 +56,20 @@ async def test_the_other_options_are_trios(reuse_port: bool) -> None:
 
 async def test_one_port_for_both_families() -> None:
     """V6ONLY: the wildcard of IPv6 does not take the port of IPv4."""
-    [four] = await open_tcp_listeners(0, host="0.0.0.0")
-    async with closing(four):
-        [six] = await open_tcp_listeners(four.socket.getsockname()[1], host="::")
-        await six.aclose()
+    taken = []
+    while len(taken) < 10:  # another process may have just that port of IPv6
+        [four] = await open_tcp_listeners(0, host="0.0.0.0")
+        async with closing(four):
+            port = four.socket.getsockname()[1]
+            try:
+                [six] = await open_tcp_listeners(port, host="::")
+            except OSError as exc:
+                assert exc.errno == errno.EADDRINUSE
+                taken.append(port)
+                continue
+            await six.aclose()
+            return
+    pytest.fail(f"the ports {taken} of IPv6 were all taken")
 
 
 @pytest.mark.parametrize("supported", [True, False])
