@@ -135,7 +135,7 @@ class _Supervised:
         """Does what the supervisor asks for, and ends the worker when there is none any more."""
         while (message := self._channel.receive()) is not None:
             if message["ask"] == "metrics":
-                self._channel.send({"metrics": self._read()})
+                self._send_metrics()
             else:
                 self.shutdown.cut_short()
         self.shutdown.start()
@@ -144,9 +144,10 @@ class _Supervised:
             _log.error("the supervisor is gone and this worker does not end: it is killed")
             os.kill(os.getpid(), SIGKILL)
 
-    def _read(self) -> list[Any] | None:
+    def _send_metrics(self) -> None:
+        """Whatever a collector of the program does: this thread has to go on."""
         try:
-            return self.answer() if self.answer is not None else None
-        except Exception:  # of a collector of the program
+            self._channel.send({"metrics": None if self.answer is None else self.answer()})
+        except Exception:
             _log.exception("this worker's metrics could not be read")
-            return None
+            self._channel.send({"metrics": None})
