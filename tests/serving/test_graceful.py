@@ -91,6 +91,26 @@ async def test_what_arrives_in_time_is_answered(autojump_clock: MockClock) -> No
     assert 5.5 <= server.ended_at <= 6.5
 
 
+async def test_a_connection_that_is_accepted_after_the_grace(autojump_clock: MockClock) -> None:
+    """A cancelled accept may still return one, as the kernel has it."""
+
+    class Late(Door):
+        async def accept(self) -> SocketStream:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            with trio.CancelScope(shield=True):
+                return await super().accept()
+
+    door, shutdown = Late(), Shutdown(grace=1)
+    async with serving(echo, door, shutdown=shutdown) as server:
+        await wait_all_tasks_blocked()
+        shutdown.start()
+        await trio.sleep(2)
+        async with door.knock() as client:
+            with trio.fail_after(10):
+                await server.ended.wait()
+            assert await receive_all(client) == b""
+
+
 async def test_what_has_arrived_comes_before_the_end(autojump_clock: MockClock) -> None:
     """Also if the handler looks at its stream only long after it was ended."""
     got: list[bytes] = []

@@ -126,6 +126,7 @@ class Server:
         self._shutdown = shutdown
         self._connections: set[Connection] = set()
         self._listening = 0
+        self._cut = False  # the time of grace is over
         self._over = trio.Event()  # the last listener and the last connection have ended
 
     async def serve(
@@ -174,6 +175,8 @@ class Server:
             return
         connection = Connection(stream)
         self._connections.add(connection)
+        if self._cut:  # a listener may have accepted it although it was cancelled
+            connection.scope.cancel()
         handlers.start_soon(self._serve_connection, connection)
 
     # -- one connection
@@ -235,6 +238,7 @@ class Server:
             while not self._over.is_set():
                 with trio.move_on_after(self._look(shutdown.quiet)):
                     await self._over.wait()
+        self._cut = True
         for connection in self._connections:
             connection.scope.cancel()
         await self._over.wait()
