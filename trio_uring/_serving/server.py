@@ -187,7 +187,7 @@ class Server:
             with contextlib.nullcontext() if self._shutdown is None else connection.scope:
                 try:
                     if await self._is_worth_it(connection):
-                        connection.begun = True
+                        connection.begin()
                         await self._handler(connection.stream)
                 except BaseException as exc:
                     unexpected = self._unexpected(exc)
@@ -205,13 +205,16 @@ class Server:
 
     async def _is_worth_it(self, connection: Connection) -> bool:
         """Whether the handler is to be called; until then nothing is sent."""
-        if not await connection.has_header():
-            return False
-        if self._idle_timeout is not None:
-            connection.limit(self._idle_timeout)
-        if self._first_byte_timeout == math.inf:
-            return True
-        with trio.move_on_after(self._first_byte_timeout):
+        limit = self._first_byte_timeout
+        waits = connection.has_header or limit < math.inf
+        with connection.before if waits else contextlib.nullcontext():
+            if connection.has_header and not await connection.receive_header():
+                return False
+            if self._idle_timeout is not None:
+                connection.limit(self._idle_timeout)
+            if limit == math.inf:
+                return True
+            connection.before.deadline = trio.current_time() + limit
             return await connection.has_first_byte()
         return False
 
