@@ -23,6 +23,7 @@ from trio_uring._workers import http
 from trio_uring._workers.backoff import MAX_SECONDS, STABLE_SECONDS, Backoff
 from trio_uring._workers.channel import Channel, Order, receive_message, send_message
 from trio_uring._workers.ports import Ports, name_address, parse_address
+from trio_uring._workers.process import Process
 from trio_uring._workers.target import Target, TargetError, load_target, name_target
 
 pytestmark = pytest.mark.no_ring
@@ -278,6 +279,21 @@ async def test_messages_both_ways() -> None:
     channel.send({"ready": True})  # nobody is there
     theirs.close()
     assert channel.receive() is None
+
+
+async def test_a_thread_that_cannot_be_started_is_a_process_that_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where processes are limited, so are threads: the supervisor tries again later."""
+
+    async def open_process(*args: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
+    process = Process(Order(0, 1, Target("f", "m"), [], [], [], None, 1.0, False))
+    await process.live()
+    assert process.ended.is_set()
+    assert "can't start new thread" in process.outcome
 
 
 # -- the page over HTTP

@@ -8,6 +8,7 @@ outlive it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -106,7 +107,7 @@ class Process:
                 self._signal(signal.SIGTERM)
             async with self._stream:
                 await self._attend(self._process, self._stream)
-        except OSError as exc:  # no memory, no processes left
+        except OSError as exc:
             self.failure = f"no process could be started: {exc}"
         finally:
             self.lifetime = trio.current_time() - born
@@ -126,6 +127,9 @@ class Process:
                 pass_fds=(theirs.fileno(), *self.order.listeners),
                 env={k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
             )
+        except RuntimeError as exc:  # of threading: trio forks in a thread
+            ours.close()
+            raise OSError(errno.EAGAIN, str(exc)) from exc
         except BaseException:
             ours.close()
             raise
