@@ -71,6 +71,17 @@ def test_a_program_with_a_function(start: list[str], name: str, install: str, fo
         assert one.lines[-1] == "ended"
 
 
+def test_a_search_path_with_more_than_strings(folder: Path) -> None:
+    """Imports pass over what is none."""
+    add = "import sys, pathlib; sys.path.insert(1, pathlib.Path('/nowhere'))\n"
+    (folder / "script").write_text(add + GUARDED)
+    with supervisor([sys.executable, "script", "--flag"], folder) as one:
+        port = int(one.wait_for(r"listening on .*:(\d+)")[1])
+        one.wait_for("all workers are ready: 2")
+        assert request(port)[1:3] == ["--flag", "beside"]
+        assert one.end(signal.SIGTERM) == 0
+
+
 def test_a_worker_of_a_script_may_spawn_processes(folder: Path) -> None:
     (folder / "script").write_text(
         "import multiprocessing, os, sys\n"

@@ -259,7 +259,7 @@ class _Supervisor:
                 target=self._target,
                 listeners=self._ports.descriptors(number),
                 argv=sys.argv,
-                path=sys.path,
+                path=[each for each in sys.path if isinstance(each, str)],  # as imports have it
                 backend=self._backend,
                 grace=self._grace,
                 metrics=self._metrics is not None,
