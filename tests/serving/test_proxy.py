@@ -276,6 +276,9 @@ async def test_slow_headers_keep_nobody_waiting(autojump_clock: MockClock) -> No
         ("127.0.0.1", ["127.0.0.1"], True),
         ("127.0.0.1", ["10.0.0.0/8", "127.0.0.0/8"], True),
         ("127.0.0.1", ["10.0.0.0/8", "::/0", "unix:"], False),
+        ("127.0.0.1", ["::ffff:127.0.0.1"], True),
+        ("127.0.0.1", ["::ffff:127.0.0.0/104"], True),
+        ("127.0.0.1", ["::ffff:10.0.0.0/104", "::fffe:0:0/95"], False),
         ("::1", ["::1"], True),
         ("::1", ["0.0.0.0/0"], False),
     ],
@@ -306,10 +309,11 @@ async def test_only_who_is_trusted(
     assert handler.clients == []
 
 
-async def test_ipv4_on_an_ipv6_socket() -> None:
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "::ffff:127.0.0.1"])
+async def test_ipv4_on_an_ipv6_socket(trusted: str) -> None:
     handler = Handler()
     sock = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    listener = ProxyListener(SocketListener(sock), trusted=["127.0.0.0/8"])
+    listener = ProxyListener(SocketListener(sock), trusted=[trusted])
     async with serving(handler, listener):
         async with await open_tcp_stream("127.0.0.1", sock.getsockname()[1]) as client:
             await client.send_all(V1)
