@@ -162,11 +162,12 @@ async def test_extensions_of_version_2() -> None:
 
     sent = b"\x02\0\x0bexample.org" + b"\x04\x03\xe8" + bytes(1000) + b"\xe0\0\1x"
     async with proxied(handler) as door:
-        for header in (inet("192.0.2.7", "198.51.100.1", (1, 2), sent), V2, V1):
+        local = version_2(V2[16:], 0x11, 0x20)
+        for header in (inet("192.0.2.7", "198.51.100.1", (1, 2), sent), V2, V1, local):
             async with door.knock() as client:
                 await client.send_all(header)
                 assert await receive_all(client) == b""
-    assert extra == [{0x02: b"example.org", 0x04: bytes(1000), 0xE0: b"x"}, {}, {}]
+    assert extra == [{0x02: b"example.org", 0x04: bytes(1000), 0xE0: b"x"}, {}, {}, {}]
 
 
 async def test_a_checksum() -> None:

@@ -209,7 +209,10 @@ class _Header:
                 await self._more(stream)
         if result.proxied and result.source is not None:
             self.addresses = _address(result.peername), _address(result.sockname)
-        self.extra = dict(result.tlv)
+        # By the specification, nothing in a LOCAL header means anything: what the parser takes for
+        # extensions may be addresses.
+        if result.proxied:
+            self.extra = dict(result.tlv)
 
     def _parse(self) -> Any:
         """What the header says; None: there is more of it."""
