@@ -296,6 +296,22 @@ async def test_a_thread_that_cannot_be_started_is_a_process_that_cannot(
     assert "can't start new thread" in process.outcome
 
 
+async def test_what_is_asked_of_a_worker_at_the_same_time() -> None:
+    """A scrape and a second SIGTERM: neither is refused because of the other."""
+    ours, theirs = socket.socketpair()
+    process = Process(Order(0, 1, Target("f", "m"), [], [], [], None, 1.0, True))
+    process._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    process.ready.set()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    async with process._stream, stream, trio.open_nursery() as nursery:
+        nursery.start_soon(process.metrics)
+        nursery.start_soon(process.cut_short, 60.0)
+        asked = [await receive_message(stream) for _ in range(2)]
+        process.ended.set()
+        nursery.cancel_scope.cancel()
+    assert sorted(each["ask"] for each in asked) == ["cut short", "metrics"]
+
+
 # -- the page over HTTP
 
 

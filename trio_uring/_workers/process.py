@@ -75,6 +75,7 @@ class Process:
         self.pid = 0
         self._process: trio.Process | None = None
         self._stream: trio.SocketStream | None = None
+        self._sending = trio.Lock()  # the stream refuses a second sender
         self._settled = trio.Event()  # ready or ended
         self._question: _Question | None = None  # the one that is open
 
@@ -142,8 +143,7 @@ class Process:
             async with trio.open_nursery() as nursery:
                 silent = trio.Event()
                 nursery.start_soon(self._listen, stream, silent)
-                with contextlib.suppress(*_GONE):
-                    await send_message(stream, self.order.as_message())
+                await self._tell(stream, self.order.as_message())
                 await process.wait()
                 # A child of the worker may hold its end open.
                 with trio.move_on_after(_LAST_WORDS_SECONDS):
@@ -154,6 +154,12 @@ class Process:
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
+
+    async def _tell(self, stream: trio.SocketStream, message: dict[str, Any]) -> None:
+        """Sends a message; to a worker that is gone it goes nowhere."""
+        with contextlib.suppress(*_GONE):
+            async with self._sending:
+                await send_message(stream, message)
 
     async def _listen(self, stream: trio.SocketStream, silent: trio.Event) -> None:
         with contextlib.suppress(*_GONE):
@@ -203,8 +209,7 @@ class Process:
         self.asked = True
         with trio.move_on_after(seconds):
             if self._stream is not None:
-                with contextlib.suppress(*_GONE, trio.BusyResourceError):
-                    await send_message(self._stream, {"ask": "cut short"})
+                await self._tell(self._stream, {"ask": "cut short"})
             await self.ended.wait()
         if not self.ended.is_set():
             self.killed = True
@@ -229,8 +234,8 @@ class Process:
             # One at a time: those that a stopped process does not read would pile up.
             question = self._question = _Question()
             # Whole, or not at all. It does not wait: one question fits into any buffer.
-            with trio.CancelScope(shield=True), contextlib.suppress(*_GONE):
-                await send_message(self._stream, {"ask": "metrics"})
+            with trio.CancelScope(shield=True):
+                await self._tell(self._stream, {"ask": "metrics"})
         with trio.move_on_after(ANSWER_SECONDS):
             await question.answered.wait()
         return question.families
