@@ -130,6 +130,25 @@ async def test_the_first_byte_comes_in_the_moment_of_the_end(
             assert await receive_all(client) == b"bye"
 
 
+async def test_silent_clients_do_not_use_up_the_grace(autojump_clock: MockClock) -> None:
+    """Where only handlers know what idle means, nobody else could end what has no handler yet."""
+
+    async def handler(stream: SocketStream) -> None:
+        with shutdown.cancel_on_start():
+            await echo(stream)
+        await stream.send_all(b"bye")
+
+    door, shutdown = Door(), Shutdown(grace=100, quiet=math.inf)
+    async with serving(handler, door, shutdown=shutdown, first_byte_timeout=50) as server:
+        async with door.knock() as client, door.knock() as silent:
+            await ask(client)
+            shutdown.start()
+            await server.ended.wait()
+            assert await receive_all(client) == b"bye"
+            assert await receive_all(silent) == b""
+    assert server.ended_at < 1
+
+
 async def test_a_connection_that_is_accepted_after_the_grace(autojump_clock: MockClock) -> None:
     """A cancelled accept may still return one, as the kernel has it."""
 

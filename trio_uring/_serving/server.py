@@ -43,6 +43,9 @@ _log = logging.getLogger("trio_uring")
 _trio_log = logging.getLogger("trio.serve_listeners")
 _CAPACITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _PAUSE = 0.1  # seconds
+# Seconds for the first byte of a connection once a server ends, if only handlers know what is idle:
+# its handler was not called yet.
+_UNBEGUN = 0.2
 _LEAST_LOOK = 0.02  # seconds between two looks for quiet connections
 
 
@@ -252,10 +255,11 @@ class Server:
 
     def _look(self, quiet: float) -> float:
         """Ends the connections that are quiet. Returns the seconds until the next look."""
-        if quiet == math.inf:
-            return math.inf
-        now = trio.current_time()
+        now, unbegun = trio.current_time(), _UNBEGUN if quiet == math.inf else quiet
+        waits = self._listening > 0
         for connection in self._connections:
-            if not connection.ended and connection.is_quiet(now, quiet):
-                connection.end()
-        return max(quiet, _LEAST_LOOK)
+            if not connection.ended:
+                waits = waits or not connection.begun
+                if connection.is_quiet(now, quiet if connection.begun else unbegun):
+                    connection.end()
+        return max(unbegun if waits else quiet, _LEAST_LOOK)
