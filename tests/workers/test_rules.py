@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import trio_uring
 from trio_uring import SocketOptions, Worker, serve_workers
@@ -24,6 +25,7 @@ from trio_uring._workers.backoff import MAX_SECONDS, STABLE_SECONDS, Backoff
 from trio_uring._workers.channel import Channel, Order, receive_message, send_message
 from trio_uring._workers.ports import Ports, name_address, parse_address
 from trio_uring._workers.process import Process
+from trio_uring._workers.slot import Slot
 from trio_uring._workers.target import Target, TargetError, load_target, name_target
 
 pytestmark = pytest.mark.no_ring
@@ -48,6 +50,30 @@ def test_it_gives_up_at_the_limit() -> None:
     backoff = Backoff(3)
     assert [backoff.failed(0.0) for _ in range(3)] == [0.1, 0.2, None]
     assert Backoff(1).failed(math.inf) is None
+
+
+async def test_a_worker_that_takes_long_to_fail_is_given_up_too(autojump_clock: MockClock) -> None:
+    """That it is never ready takes `ready_timeout` each time, which is longer than what is
+    stable."""
+    why: list[str] = []
+
+    class Stuck(Process):
+        async def live(self) -> None:
+            await trio.sleep(60)
+            self.lifetime = 60.0
+            self.ended.set()
+            self._settled.set()
+
+    def launch(number: int) -> Process:
+        process = Stuck(Order(number, 1, Target("f", "m"), [], [], [], None, 1.0, False))
+        nursery.start_soon(process.live)
+        return process
+
+    slot = Slot(0, launch, Backoff(4), 100.0, lambda *said: why.append(said[0]))
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            await slot.keep()
+    assert why[0].endswith("that was failure 4 in a row")
 
 
 # -- which function

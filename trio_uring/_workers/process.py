@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
 import socket
@@ -63,6 +64,7 @@ class Process:
         details: a traceback for that; or "".
         unloadable: the program could not be loaded.
         lifetime: seconds from its start to its end.
+        served: seconds from when it was ready to its end; 0 if it never was.
         pid: 0 until it is started.
     """
 
@@ -71,8 +73,9 @@ class Process:
         self.ready, self.ended = trio.Event(), trio.Event()
         self.asked = self.killed = self.unloadable = False
         self.failure = self.details = ""
-        self.lifetime = 0.0
+        self.lifetime = self.served = 0.0
         self.pid = 0
+        self._ready_at = math.inf
         self._process: trio.Process | None = None
         self._stream: trio.SocketStream | None = None
         self._sending = trio.Lock()  # the stream refuses a second sender
@@ -111,7 +114,8 @@ class Process:
         except OSError as exc:
             self.failure = f"no process could be started: {exc}"
         finally:
-            self.lifetime = trio.current_time() - born
+            now = trio.current_time()
+            self.lifetime, self.served = now - born, max(now - self._ready_at, 0.0)
             self.ended.set()
             self._settled.set()
             if self._question is not None:
@@ -166,6 +170,7 @@ class Process:
             while True:
                 message = await receive_message(stream)
                 if "ready" in message:
+                    self._ready_at = trio.current_time()
                     self.ready.set()
                     self._settled.set()
                 elif "failed" in message:
