@@ -157,6 +157,7 @@ async def test_a_connection_that_is_accepted_after_the_grace(autojump_clock: Moc
             await trio.lowlevel.checkpoint_if_cancelled()
             with trio.CancelScope(shield=True):
                 return await super().accept()
+            raise AssertionError
 
     door, shutdown = Late(), Shutdown(grace=1)
     async with serving(echo, door, shutdown=shutdown) as server:
