@@ -100,6 +100,30 @@ def test_a_worker_of_a_script_may_spawn_processes(folder: Path) -> None:
         assert one.end(signal.SIGTERM) == 0
 
 
+def test_sigterm_ends_what_a_worker_has_forked(folder: Path) -> None:
+    """A multiprocessing.Pool ends its processes by it, and waits for them."""
+    (folder / "script").write_text(
+        "import os, signal, sys, time\n"
+        "import trio_uring\n"
+        "async def main(worker):\n"
+        "    here, there = os.pipe()\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        os.write(there, b'x')\n"
+        "        time.sleep(60)\n"
+        "        os._exit(0)\n"
+        "    os.read(here, 1)  # Python drops signals that come before the child is up\n"
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    _, status = os.waitpid(child, 0)\n"
+        "    print('forked', os.WTERMSIG(status), file=sys.stderr, flush=True)\n"
+        "    worker.ready()\n"
+        "    await worker.shutdown.wait()\n"
+        "if __name__ == '__main__': trio_uring.serve_workers(main, 1, failures_max=1)\n"
+    )
+    with supervisor([sys.executable, "script"], folder) as one:
+        one.wait_for(f"forked {signal.SIGTERM.value}")
+        assert one.end(signal.SIGTERM) == 0
+
+
 def test_without_the_guard_no_worker_starts_workers(folder: Path) -> None:
     (folder / "script").write_text(f"{SCRIPT}\nstart()\n")
     with supervisor([sys.executable, "script", "--flag"], folder) as one:

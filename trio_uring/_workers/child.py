@@ -75,11 +75,25 @@ def _not_for_workers(number: int, frame: FrameType | None) -> None:
     pass
 
 
+def _starting(shutdown: Shutdown) -> Callable[[int, FrameType | None], None]:
+    """What SIGTERM does in this process."""
+    worker = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == worker:
+            shutdown.start()
+        else:  # a child that the program has forked, as multiprocessing may, and now ends
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
+
+
 async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised) -> None:
     shutdown = supervised.shutdown
     # Not Shutdown.on_signals: a service manager sends one to every process, and so does the
     # supervisor, and the second would cut connections off.
-    signal.signal(signal.SIGTERM, lambda *_: shutdown.start())
+    signal.signal(signal.SIGTERM, _starting(shutdown))
     worker = Worker(
         order.number,
         order.workers,
