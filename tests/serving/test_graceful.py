@@ -88,6 +88,85 @@ async def test_what_arrives_in_time_is_answered(autojump_clock: MockClock) -> No
     assert 5.5 <= server.ended_at <= 6.5
 
 
+async def test_a_connection_that_is_accepted_in_the_moment_of_the_start() -> None:
+    """Its handler has waited for nothing yet, so it has the time of grace like others."""
+
+    async def handler(stream: SocketStream) -> None:
+        await stream.send_all(b"hel")
+        await stream.send_all(b"lo")
+
+    for _ in range(50):  # trio chooses at random which task runs first
+        door, shutdown = Door(), Shutdown(quiet=0)
+        async with serving(handler, door, shutdown=shutdown) as server:
+            await wait_all_tasks_blocked()
+            async with door.knock() as client:
+                shutdown.start()
+                assert await receive_all(client) in (b"hello", b"")  # b"": not accepted
+                await server.ended.wait()
+
+
+async def test_the_first_byte_comes_in_the_moment_of_the_end(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The handler that is called then is not cancelled, and is ended as others are."""
+
+    async def has_first_byte(self: Connection) -> bool:
+        await trio.sleep(1)
+        self.end()
+        return True
+
+    monkeypatch.setattr(Connection, "has_first_byte", has_first_byte)
+    door, handler, shutdown = Door(), Handler(), Shutdown(grace=100, quiet=5)
+    async with serving(handler, door, shutdown=shutdown, first_byte_timeout=50) as server:
+        async with door.knock() as client:
+            await wait_all_tasks_blocked()
+            shutdown.start()
+            await trio.sleep(2)
+            await ask(client)
+            await server.ended.wait()
+            assert await receive_all(client) == b"bye"
+
+
+async def test_silent_clients_do_not_use_up_the_grace(autojump_clock: MockClock) -> None:
+    """Where only handlers know what idle means, nobody else could end what has no handler yet."""
+
+    async def handler(stream: SocketStream) -> None:
+        with shutdown.cancel_on_start():
+            await echo(stream)
+        await stream.send_all(b"bye")
+
+    door, shutdown = Door(), Shutdown(grace=100, quiet=math.inf)
+    async with serving(handler, door, shutdown=shutdown, first_byte_timeout=50) as server:
+        async with door.knock() as client, door.knock() as silent:
+            await ask(client)
+            shutdown.start()
+            await server.ended.wait()
+            assert await receive_all(client) == b"bye"
+            assert await receive_all(silent) == b""
+    assert server.ended_at < 1
+
+
+async def test_a_connection_that_is_accepted_after_the_grace(autojump_clock: MockClock) -> None:
+    """A cancelled accept may still return one, as the kernel has it."""
+
+    class Late(Door):
+        async def accept(self) -> SocketStream:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            with trio.CancelScope(shield=True):
+                return await super().accept()
+            raise AssertionError
+
+    door, shutdown = Late(), Shutdown(grace=1)
+    async with serving(echo, door, shutdown=shutdown) as server:
+        await wait_all_tasks_blocked()
+        shutdown.start()
+        await trio.sleep(2)
+        async with door.knock() as client:
+            with trio.fail_after(10):
+                await server.ended.wait()
+            assert await receive_all(client) == b""
+
+
 async def test_what_has_arrived_comes_before_the_end(autojump_clock: MockClock) -> None:
     """Also if the handler looks at its stream only long after it was ended."""
     got: list[bytes] = []

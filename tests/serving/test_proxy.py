@@ -151,11 +151,12 @@ async def test_extensions_of_version_2() -> None:
 
     sent = b"\x02\0\x0bexample.org" + b"\x04\x03\xe8" + bytes(1000) + b"\xe0\0\1x"
     async with proxied(handler) as door:
-        for header in (inet("192.0.2.7", "198.51.100.1", (1, 2), sent), V2, V1):
+        local = version_2(V2[16:], 0x11, 0x20)
+        for header in (inet("192.0.2.7", "198.51.100.1", (1, 2), sent), V2, V1, local):
             async with door.knock() as client:
                 await client.send_all(header)
                 assert await receive_all(client) == b""
-    assert extra == [{0x02: b"example.org", 0x04: bytes(1000), 0xE0: b"x"}, {}, {}]
+    assert extra == [{0x02: b"example.org", 0x04: bytes(1000), 0xE0: b"x"}, {}, {}, {}]
 
 
 async def test_a_checksum() -> None:
@@ -265,6 +266,9 @@ async def test_slow_headers_keep_nobody_waiting(autojump_clock: MockClock) -> No
         ("127.0.0.1", ["127.0.0.1"], True),
         ("127.0.0.1", ["10.0.0.0/8", "127.0.0.0/8"], True),
         ("127.0.0.1", ["10.0.0.0/8", "::/0", "unix:"], False),
+        ("127.0.0.1", ["::ffff:127.0.0.1"], True),
+        ("127.0.0.1", ["::ffff:127.0.0.0/104"], True),
+        ("127.0.0.1", ["::ffff:10.0.0.0/104", "::fffe:0:0/95"], False),
         ("::1", ["::1"], True),
         ("::1", ["0.0.0.0/0"], False),
     ],
@@ -295,10 +299,11 @@ async def test_only_who_is_trusted(
     assert handler.clients == []
 
 
-async def test_ipv4_on_an_ipv6_socket() -> None:
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "::ffff:127.0.0.1"])
+async def test_ipv4_on_an_ipv6_socket(trusted: str) -> None:
     handler = Handler()
     sock = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    listener = ProxyListener(SocketListener(sock), trusted=["127.0.0.0/8"])
+    listener = ProxyListener(SocketListener(sock), trusted=[trusted])
     async with serving(handler, listener):
         async with await open_tcp_stream("127.0.0.1", sock.getsockname()[1]) as client:
             await client.send_all(V1)

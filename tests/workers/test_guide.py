@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.served import reset
 from support.workers import supervisor
 
 from trio_uring import __main__
@@ -44,10 +45,13 @@ def test_its_programs(number: int, tmp_path: Path) -> None:
     with supervisor([sys.executable, "-W", "error", *words], tmp_path) as one:
         port = int(one.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
         one.wait_for("all workers are ready: 4")
-        with socket.create_connection(("127.0.0.1", port), 60) as sock:
-            sock.sendall(b"hello")
-            assert sock.recv(5) == b"hello"
+        for _ in range(3):  # clients that reset their connections end no worker
+            with socket.create_connection(("127.0.0.1", port), 60) as sock:
+                sock.sendall(b"hello")
+                assert sock.recv(5) == b"hello"
+                reset(sock)
         assert one.end(signal.SIGTERM) == 0
+        assert not [line for line in one.lines if "by itself" in line]
 
 
 def test_its_options_exist() -> None:

@@ -6,21 +6,33 @@ prometheus-client's own parser.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import socket
 import sys
 import urllib.request
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from support.workers import answer, pids, request, serving
 
 prometheus_client = pytest.importorskip("prometheus_client")
+from prometheus_client.metrics_core import Metric  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from prometheus_client.registry import Collector  # noqa: E402
 
+from trio_uring import Shutdown  # noqa: E402
+from trio_uring._workers.channel import Channel, receive_message, send_message  # noqa: E402
+from trio_uring._workers.child import _Supervised  # noqa: E402
 from trio_uring._workers.series import Page, Series  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 pytestmark = pytest.mark.no_ring
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="worker processes")
@@ -143,3 +155,41 @@ async def test_a_driver_collector_of_the_program_is_not_repeated() -> None:
         prometheus_client.REGISTRY.unregister(collector)
     assert len(names) == len(set(names))
     assert "trio_uring_driver_enters" in names
+
+
+class Broken(Collector):
+    """A collector of a program, whose values are what prometheus-client itself takes."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def collect(self) -> Iterable[Metric]:
+        family = Metric("odd", "Odd.", "gauge")
+        family.add_sample("odd", {}, self._value)
+        return [family]
+
+
+async def test_a_value_may_be_any_number() -> None:
+    collector = Broken(Decimal("1.5"))
+    prometheus_client.REGISTRY.register(collector)
+    try:
+        [family] = [each for each in Series().read() if each[0] == "odd"]
+    finally:
+        prometheus_client.REGISTRY.unregister(collector)
+    assert json.loads(json.dumps(family))[4] == [["odd", {}, 1.5]]
+
+
+async def test_metrics_that_cannot_be_sent_do_not_end_the_thread_that_sends_them() -> None:
+    """It is the one that notices that the supervisor is gone."""
+    ours, theirs = socket.socketpair()
+    supervised = _Supervised(Channel(theirs), Shutdown(grace=math.inf))
+    supervised.answer = lambda: [object()]
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, supervised.obey)
+        for _ in range(2):
+            await send_message(stream, {"ask": "metrics"})
+            assert await receive_message(stream) == {"metrics": None}
+        await stream.aclose()
+    assert supervised.shutdown.started
+    theirs.close()

@@ -87,6 +87,19 @@ def test_the_backend_of_the_workers(backend: str, app: Path) -> None:
         assert one.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("closed", [(0,), (0, 1)])
+def test_a_supervisor_without_standard_input(closed: tuple[int, ...], app: Path) -> None:
+    """As cron jobs and scripts with `<&-` start it: no socket gets these numbers."""
+    code = f"import os, sys; [os.close(fd) for fd in {closed}]; os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--workers", "1"]
+    command += ["--bind", "127.0.0.1:0", "--failures-max", "1"]
+    with supervisor([sys.executable, "-c", code, *command], app) as one:
+        port = int(one.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1])
+        one.ready()
+        assert request(port)[:2] == ["one", "0"]
+        assert one.end(signal.SIGTERM) == 0
+
+
 # -- one of them ends
 
 

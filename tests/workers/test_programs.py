@@ -71,6 +71,17 @@ def test_a_program_with_a_function(start: list[str], name: str, install: str, fo
         assert one.lines[-1] == "ended"
 
 
+def test_a_search_path_with_more_than_strings(folder: Path) -> None:
+    """Imports pass over what is none."""
+    add = "import sys, pathlib; sys.path.insert(1, pathlib.Path('/nowhere'))\n"
+    (folder / "script").write_text(add + GUARDED)
+    with supervisor([sys.executable, "script", "--flag"], folder) as one:
+        port = int(one.wait_for(r"listening on .*:(\d+)")[1])
+        one.wait_for("all workers are ready: 2")
+        assert request(port)[1:3] == ["--flag", "beside"]
+        assert one.end(signal.SIGTERM) == 0
+
+
 def test_a_worker_of_a_script_may_spawn_processes(folder: Path) -> None:
     (folder / "script").write_text(
         "import multiprocessing, os, sys\n"
@@ -86,6 +97,30 @@ def test_a_worker_of_a_script_may_spawn_processes(folder: Path) -> None:
     )
     with supervisor([sys.executable, "script"], folder) as one:
         one.wait_for("squared")
+        assert one.end(signal.SIGTERM) == 0
+
+
+def test_sigterm_ends_what_a_worker_has_forked(folder: Path) -> None:
+    """A multiprocessing.Pool ends its processes by it, and waits for them."""
+    (folder / "script").write_text(
+        "import os, signal, sys, time\n"
+        "import trio_uring\n"
+        "async def main(worker):\n"
+        "    here, there = os.pipe()\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        os.write(there, b'x')\n"
+        "        time.sleep(60)\n"
+        "        os._exit(0)\n"
+        "    os.read(here, 1)  # Python drops signals that come before the child is up\n"
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    _, status = os.waitpid(child, 0)\n"
+        "    print('forked', os.WTERMSIG(status), file=sys.stderr, flush=True)\n"
+        "    worker.ready()\n"
+        "    await worker.shutdown.wait()\n"
+        "if __name__ == '__main__': trio_uring.serve_workers(main, 1, failures_max=1)\n"
+    )
+    with supervisor([sys.executable, "script"], folder) as one:
+        one.wait_for(f"forked {signal.SIGTERM.value}")
         assert one.end(signal.SIGTERM) == 0
 
 

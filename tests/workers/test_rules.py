@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import trio_uring
 from trio_uring import SocketOptions, Worker, serve_workers
@@ -23,6 +24,8 @@ from trio_uring._workers import http
 from trio_uring._workers.backoff import MAX_SECONDS, STABLE_SECONDS, Backoff
 from trio_uring._workers.channel import Channel, Order, receive_message, send_message
 from trio_uring._workers.ports import Ports, name_address, parse_address
+from trio_uring._workers.process import Process
+from trio_uring._workers.slot import Slot
 from trio_uring._workers.target import Target, TargetError, load_target, name_target
 
 pytestmark = pytest.mark.no_ring
@@ -47,6 +50,30 @@ def test_it_gives_up_at_the_limit() -> None:
     backoff = Backoff(3)
     assert [backoff.failed(0.0) for _ in range(3)] == [0.1, 0.2, None]
     assert Backoff(1).failed(math.inf) is None
+
+
+async def test_a_worker_that_takes_long_to_fail_is_given_up_too(autojump_clock: MockClock) -> None:
+    """That it is never ready takes `ready_timeout` each time, which is longer than what is
+    stable."""
+    why: list[str] = []
+
+    class Stuck(Process):
+        async def live(self) -> None:
+            await trio.sleep(60)
+            self.lifetime = 60.0
+            self.ended.set()
+            self._settled.set()
+
+    def launch(number: int) -> Process:
+        process = Stuck(Order(number, 1, Target("f", "m"), [], [], [], None, 1.0, False))
+        nursery.start_soon(process.live)
+        return process
+
+    slot = Slot(0, launch, Backoff(4), 100.0, lambda *said: why.append(said[0]))
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            await slot.keep()
+    assert why[0].endswith("that was failure 4 in a row")
 
 
 # -- which function
@@ -278,6 +305,37 @@ async def test_messages_both_ways() -> None:
     channel.send({"ready": True})  # nobody is there
     theirs.close()
     assert channel.receive() is None
+
+
+async def test_a_thread_that_cannot_be_started_is_a_process_that_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where processes are limited, so are threads: the supervisor tries again later."""
+
+    async def open_process(*args: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
+    process = Process(Order(0, 1, Target("f", "m"), [], [], [], None, 1.0, False))
+    await process.live()
+    assert process.ended.is_set()
+    assert "can't start new thread" in process.outcome
+
+
+async def test_what_is_asked_of_a_worker_at_the_same_time() -> None:
+    """A scrape and a second SIGTERM: neither is refused because of the other."""
+    ours, theirs = socket.socketpair()
+    process = Process(Order(0, 1, Target("f", "m"), [], [], [], None, 1.0, True))
+    process._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    process.ready.set()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    async with process._stream, stream, trio.open_nursery() as nursery:
+        nursery.start_soon(process.metrics)
+        nursery.start_soon(process.cut_short, 60.0)
+        asked = [await receive_message(stream) for _ in range(2)]
+        process.ended.set()
+        nursery.cancel_scope.cancel()
+    assert sorted(each["ask"] for each in asked) == ["cut short", "metrics"]
 
 
 # -- the page over HTTP

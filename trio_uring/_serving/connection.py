@@ -54,20 +54,22 @@ class Connection:
         stream: what the handler is given.
 
     Attributes:
-        scope: cancels its handler.
+        before: cancels what is waited for before the handler is called.
+        scope: cancels all of it.
+        has_header: it begins with a PROXY header.
         begun: its handler was called.
         ended: it was told that the server ends.
     """
 
     __slots__ = (
-        "_lease", "_seen", "_simulated", "_socket", "begun", "ended", "scope", "stream",
-        "transport",
+        "_lease", "_seen", "_simulated", "_socket", "before", "begun", "ended", "has_header",
+        "scope", "stream", "transport",
     )  # fmt: skip
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.transport = transport = transport_under(stream)
-        self.scope = trio.CancelScope()
+        self.before, self.scope = trio.CancelScope(), trio.CancelScope()
         self.begun = self.ended = False
         # The wait in which its handler was when a server that ends looked last, and when it was
         # seen first (trio's clock, in seconds).
@@ -81,17 +83,16 @@ class Connection:
                 self._socket = transport.socket
         elif isinstance(transport, trio.SocketStream):
             self._socket = transport.socket
+        self.has_header = hasattr(type(transport), "receive_header")
         self._simulated = hasattr(type(transport), "end_receiving")
 
     # -- before the handler
 
-    async def has_header(self) -> bool:
+    async def receive_header(self) -> bool:
         """Receives the header of a ProxyStream. False: there is none.
 
         Cancellation: no byte is lost.
         """
-        if not hasattr(type(self.transport), "receive_header"):
-            return True
         try:
             await self.transport.receive_header()
         except trio.BrokenResourceError:
@@ -144,6 +145,11 @@ class Connection:
         receiving_end(stream).receive_timeout = seconds
         sending_end(stream).send_timeout = seconds
 
+    def begin(self) -> None:
+        """The handler is called."""
+        # What was told before concerned only what is over by now.
+        self.begun, self.ended = True, False
+
     # -- while the server ends
 
     def is_quiet(self, now: float, quiet: float) -> bool:
@@ -162,7 +168,7 @@ class Connection:
         """Lets the handler see the end of the stream, after what has arrived. It may still send."""
         self.ended = True
         if not self.begun:
-            self.scope.cancel()
+            self.before.cancel()
         elif self._simulated:
             self.transport.end_receiving()
         elif self._socket is not None:

@@ -209,7 +209,10 @@ class _Header:
                 await self._more(stream)
         if result.proxied and result.source is not None:
             self.addresses = _address(result.peername), _address(result.sockname)
-        self.extra = dict(result.tlv)
+        # By the specification, nothing in a LOCAL header means anything: what the parser takes for
+        # extensions may be addresses.
+        if result.proxied:
+            self.extra = dict(result.tlv)
 
     def _parse(self) -> Any:
         """What the header says; None: there is more of it."""
@@ -287,7 +290,7 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
         if untrusted not in ("refuse", "pass"):
             raise ValueError(f"untrusted must be 'refuse' or 'pass', not {untrusted!r}")
         trusted = list(trusted)
-        self._networks = [ipaddress.ip_network(each) for each in trusted if each != UNIX]
+        self._networks = [_network(each) for each in trusted if each != UNIX]
         self._trusts_unix = UNIX in trusted
         if not trusted:
             raise ValueError("trusted must name whose headers are believed")
@@ -345,6 +348,15 @@ class ProxyListener(trio.abc.Listener[ProxyStream]):
         Cancellation: it is closed even if the scope is already cancelled.
         """
         await self._listener.aclose()
+
+
+def _network(text: str | _Network) -> _Network:
+    """As the peers' addresses are: IPv4, also if it is written as IPv6 ("::ffff:10.0.0.0/104")."""
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - 96))
 
 
 def _own_addresses(stream: SocketStream) -> tuple[Any, Any]:

@@ -43,6 +43,9 @@ _log = logging.getLogger("trio_uring")
 _trio_log = logging.getLogger("trio.serve_listeners")
 _CAPACITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _PAUSE = 0.1  # seconds
+# Seconds for the first byte of a connection once a server ends, if only handlers know what is idle:
+# its handler was not called yet.
+_UNBEGUN = 0.2
 _LEAST_LOOK = 0.02  # seconds between two looks for quiet connections
 
 
@@ -126,6 +129,7 @@ class Server:
         self._shutdown = shutdown
         self._connections: set[Connection] = set()
         self._listening = 0
+        self._cut = False  # the time of grace is over
         self._over = trio.Event()  # the last listener and the last connection have ended
 
     async def serve(
@@ -174,6 +178,8 @@ class Server:
             return
         connection = Connection(stream)
         self._connections.add(connection)
+        if self._cut:  # a listener may have accepted it although it was cancelled
+            connection.scope.cancel()
         handlers.start_soon(self._serve_connection, connection)
 
     # -- one connection
@@ -184,7 +190,7 @@ class Server:
             with contextlib.nullcontext() if self._shutdown is None else connection.scope:
                 try:
                     if await self._is_worth_it(connection):
-                        connection.begun = True
+                        connection.begin()
                         await self._handler(connection.stream)
                 except BaseException as exc:
                     unexpected = self._unexpected(exc)
@@ -202,13 +208,16 @@ class Server:
 
     async def _is_worth_it(self, connection: Connection) -> bool:
         """Whether the handler is to be called; until then nothing is sent."""
-        if not await connection.has_header():
-            return False
-        if self._idle_timeout is not None:
-            connection.limit(self._idle_timeout)
-        if self._first_byte_timeout == math.inf:
-            return True
-        with trio.move_on_after(self._first_byte_timeout):
+        limit = self._first_byte_timeout
+        waits = connection.has_header or limit < math.inf
+        with connection.before if waits else contextlib.nullcontext():
+            if connection.has_header and not await connection.receive_header():
+                return False
+            if self._idle_timeout is not None:
+                connection.limit(self._idle_timeout)
+            if limit == math.inf:
+                return True
+            connection.before.deadline = trio.current_time() + limit
             return await connection.has_first_byte()
         return False
 
@@ -235,6 +244,7 @@ class Server:
             while not self._over.is_set():
                 with trio.move_on_after(self._look(shutdown.quiet)):
                     await self._over.wait()
+        self._cut = True
         for connection in self._connections:
             connection.scope.cancel()
         await self._over.wait()
@@ -245,10 +255,11 @@ class Server:
 
     def _look(self, quiet: float) -> float:
         """Ends the connections that are quiet. Returns the seconds until the next look."""
-        if quiet == math.inf:
-            return math.inf
-        now = trio.current_time()
+        now, unbegun = trio.current_time(), _UNBEGUN if quiet == math.inf else quiet
+        waits = self._listening > 0
         for connection in self._connections:
-            if not connection.ended and connection.is_quiet(now, quiet):
-                connection.end()
-        return max(quiet, _LEAST_LOOK)
+            if not connection.ended:
+                waits = waits or not connection.begun
+                if connection.is_quiet(now, quiet if connection.begun else unbegun):
+                    connection.end()
+        return max(unbegun if waits else quiet, _LEAST_LOOK)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 FIRST_SECONDS = 0.1  # before the first restart; doubled for each failure in a row
 MAX_SECONDS = 10.0  # between restarts, at most
-STABLE_SECONDS = 10.0  # a worker that lived this long did not fail at its start
+STABLE_SECONDS = 10.0  # a worker that was ready for this long did not fail at its start
 
 
 class Backoff:
@@ -21,16 +21,16 @@ class Backoff:
         self.limit = limit
         self.failures = 0
 
-    def failed(self, lifetime: float) -> float | None:
+    def failed(self, served: float) -> float | None:
         """Counts a worker that ended without having been asked to.
 
         Args:
-            lifetime: seconds from its start.
+            served: seconds from when it was ready; 0 if it never was.
 
         Returns:
             Seconds to wait before the next start; None: it is given up.
         """
-        if lifetime >= STABLE_SECONDS:
+        if served >= STABLE_SECONDS:
             self.failures = 0
         self.failures += 1
         if self.limit is not None and self.failures >= self.limit:

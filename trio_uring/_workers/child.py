@@ -75,11 +75,25 @@ def _not_for_workers(number: int, frame: FrameType | None) -> None:
     pass
 
 
+def _starting(shutdown: Shutdown) -> Callable[[int, FrameType | None], None]:
+    """What SIGTERM does in this process."""
+    worker = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == worker:
+            shutdown.start()
+        else:  # a child that the program has forked, as multiprocessing may, and now ends
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
+
+
 async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised) -> None:
     shutdown = supervised.shutdown
     # Not Shutdown.on_signals: a service manager sends one to every process, and so does the
     # supervisor, and the second would cut connections off.
-    signal.signal(signal.SIGTERM, lambda *_: shutdown.start())
+    signal.signal(signal.SIGTERM, _starting(shutdown))
     worker = Worker(
         order.number,
         order.workers,
@@ -135,7 +149,7 @@ class _Supervised:
         """Does what the supervisor asks for, and ends the worker when there is none any more."""
         while (message := self._channel.receive()) is not None:
             if message["ask"] == "metrics":
-                self._channel.send({"metrics": self._read()})
+                self._send_metrics()
             else:
                 self.shutdown.cut_short()
         self.shutdown.start()
@@ -144,9 +158,10 @@ class _Supervised:
             _log.error("the supervisor is gone and this worker does not end: it is killed")
             os.kill(os.getpid(), SIGKILL)
 
-    def _read(self) -> list[Any] | None:
+    def _send_metrics(self) -> None:
+        """Whatever a collector of the program does: this thread has to go on."""
         try:
-            return self.answer() if self.answer is not None else None
-        except Exception:  # of a collector of the program
+            self._channel.send({"metrics": None if self.answer is None else self.answer()})
+        except Exception:
             _log.exception("this worker's metrics could not be read")
-            return None
+            self._channel.send({"metrics": None})

@@ -8,6 +8,8 @@ outlive it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import signal
 import socket
@@ -62,6 +64,7 @@ class Process:
         details: a traceback for that; or "".
         unloadable: the program could not be loaded.
         lifetime: seconds from its start to its end.
+        served: seconds from when it was ready to its end; 0 if it never was.
         pid: 0 until it is started.
     """
 
@@ -70,10 +73,12 @@ class Process:
         self.ready, self.ended = trio.Event(), trio.Event()
         self.asked = self.killed = self.unloadable = False
         self.failure = self.details = ""
-        self.lifetime = 0.0
+        self.lifetime = self.served = 0.0
         self.pid = 0
+        self._ready_at = math.inf
         self._process: trio.Process | None = None
         self._stream: trio.SocketStream | None = None
+        self._sending = trio.Lock()  # the stream refuses a second sender
         self._settled = trio.Event()  # ready or ended
         self._question: _Question | None = None  # the one that is open
 
@@ -106,10 +111,11 @@ class Process:
                 self._signal(signal.SIGTERM)
             async with self._stream:
                 await self._attend(self._process, self._stream)
-        except OSError as exc:  # no memory, no processes left
+        except OSError as exc:
             self.failure = f"no process could be started: {exc}"
         finally:
-            self.lifetime = trio.current_time() - born
+            now = trio.current_time()
+            self.lifetime, self.served = now - born, max(now - self._ready_at, 0.0)
             self.ended.set()
             self._settled.set()
             if self._question is not None:
@@ -126,6 +132,9 @@ class Process:
                 pass_fds=(theirs.fileno(), *self.order.listeners),
                 env={k: v for k, v in os.environ.items() if k not in _NOT_INHERITED},
             )
+        except RuntimeError as exc:  # of threading: trio forks in a thread
+            ours.close()
+            raise OSError(errno.EAGAIN, str(exc)) from exc
         except BaseException:
             ours.close()
             raise
@@ -138,8 +147,7 @@ class Process:
             async with trio.open_nursery() as nursery:
                 silent = trio.Event()
                 nursery.start_soon(self._listen, stream, silent)
-                with contextlib.suppress(*_GONE):
-                    await send_message(stream, self.order.as_message())
+                await self._tell(stream, self.order.as_message())
                 await process.wait()
                 # A child of the worker may hold its end open.
                 with trio.move_on_after(_LAST_WORDS_SECONDS):
@@ -151,11 +159,18 @@ class Process:
                 with trio.CancelScope(shield=True):
                     await process.wait()
 
+    async def _tell(self, stream: trio.SocketStream, message: dict[str, Any]) -> None:
+        """Sends a message; to a worker that is gone it goes nowhere."""
+        with contextlib.suppress(*_GONE):
+            async with self._sending:
+                await send_message(stream, message)
+
     async def _listen(self, stream: trio.SocketStream, silent: trio.Event) -> None:
         with contextlib.suppress(*_GONE):
             while True:
                 message = await receive_message(stream)
                 if "ready" in message:
+                    self._ready_at = trio.current_time()
                     self.ready.set()
                     self._settled.set()
                 elif "failed" in message:
@@ -199,8 +214,7 @@ class Process:
         self.asked = True
         with trio.move_on_after(seconds):
             if self._stream is not None:
-                with contextlib.suppress(*_GONE, trio.BusyResourceError):
-                    await send_message(self._stream, {"ask": "cut short"})
+                await self._tell(self._stream, {"ask": "cut short"})
             await self.ended.wait()
         if not self.ended.is_set():
             self.killed = True
@@ -225,8 +239,8 @@ class Process:
             # One at a time: those that a stopped process does not read would pile up.
             question = self._question = _Question()
             # Whole, or not at all. It does not wait: one question fits into any buffer.
-            with trio.CancelScope(shield=True), contextlib.suppress(*_GONE):
-                await send_message(self._stream, {"ask": "metrics"})
+            with trio.CancelScope(shield=True):
+                await self._tell(self._stream, {"ask": "metrics"})
         with trio.move_on_after(ANSWER_SECONDS):
             await question.answered.wait()
         return question.families

@@ -44,7 +44,8 @@ class Series:
                 family.documentation,
                 family.type,
                 family.unit,
-                [[sample.name, sample.labels, sample.value] for sample in family.samples],
+                # What a collector gives may be of numpy, or a Decimal: it only has to be a number.
+                [[sample.name, sample.labels, float(sample.value)] for sample in family.samples],
             ]
             for family in families
         ]

@@ -80,7 +80,7 @@ class Slot:
             self._give_up(process.outcome, 2, process.details)
             return False
         _show(process)
-        delay = self._backoff.failed(process.lifetime)
+        delay = self._backoff.failed(process.served)
         what = f"{process} has ended by itself after {process.lifetime:.1f} s: {process.outcome}"
         if delay is None:
             self._give_up(f"{what}; that was failure {self._backoff.failures} in a row", 1, "")

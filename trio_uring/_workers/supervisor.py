@@ -110,6 +110,7 @@ def serve_workers(
         raise RuntimeError("serve_workers needs signals and Unix sockets, which Windows lacks")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("serve_workers handles signals: call it in the main thread")
+    _fill_standard_descriptors()
     Enable(backend)  # raises what is wrong with it here rather than in each worker
     check_timeout(grace)
     check_timeout(ready_timeout)
@@ -132,6 +133,14 @@ def serve_workers(
     )
     ports.open(count)
     run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
+
+
+def _fill_standard_descriptors() -> None:
+    """Without standard input, the first socket would get its number, and in a worker, where
+    standard input is /dev/null, be gone."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 async def _given_sockets() -> list[socket.socket]:
@@ -250,7 +259,7 @@ class _Supervisor:
                 target=self._target,
                 listeners=self._ports.descriptors(number),
                 argv=sys.argv,
-                path=sys.path,
+                path=[each for each in sys.path if isinstance(each, str)],  # as imports have it
                 backend=self._backend,
                 grace=self._grace,
                 metrics=self._metrics is not None,
