@@ -1,8 +1,8 @@
 """Serving connections with limits, and ending gracefully.
 
-Without limits and without a Shutdown, trio.serve_listeners does the work. This adds what it lacks,
-by its rules: exceptions of handlers and listeners end the server, and where there are no
-descriptors left, accepting is tried again after a pause.
+The rules are those of trio.serve_listeners: exceptions of handlers and listeners end the server,
+and where there are no descriptors left, accepting is tried again after a pause. Limits and the
+graceful end are added.
 
 The end, once the Shutdown is started: listeners are closed. A connection whose handler has waited
 `quiet` seconds for a byte has its receiving side shut down. The others go on. What is left after

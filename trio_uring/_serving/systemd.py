@@ -38,9 +38,9 @@ def listeners_from_environment() -> dict[str, list[SocketListener]]:
         ValueError: the variables contradict each other, or a descriptor is not a listening stream
             socket (ListenStream= and Accept=no).
     """
-    pid, count, names = (
-        os.environ.pop(name, None) for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    )
+    # The last is systemd's newest, and says the same as the first.
+    variables = "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"
+    pid, count, names, _ = (os.environ.pop(name, None) for name in variables)
     if count is None:
         return {}
     if pid is not None and _number("LISTEN_PID", pid) != os.getpid():
