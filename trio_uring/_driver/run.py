@@ -294,6 +294,11 @@ def check_variables(backend: bool = True) -> None:
     """
     if backend:
         check_variable()
+    check_way_variable()
+
+
+def check_way_variable() -> None:
+    """Raises ValueError if the environment variable TRIO_URING_DRIVER is wrong."""
     check_way(os.environ.get(VARIABLE) or "auto")
 
 
