@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -158,6 +157,8 @@ def allow_open_files(wanted: int) -> None:
     """Raise the soft limit of open files, which the children inherit."""
     if sys.platform != "linux":
         raise AssertionError
+    import resource  # Windows lacks it, and can import this module
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
