@@ -306,12 +306,12 @@ def _variable(seen: Evidence, name: str, value: str) -> Finding:
     if name not in _KNOWN:
         known = ", ".join(sorted(_KNOWN))
         return Finding(
-            name, NOTE, f"{value!r}: no run looks at this variable", f"there are {known}"
+            name, NOTE, f"{value!r}: no run looks at this variable", f"the variables are {known}"
         )
     if name in seen.wrong:
         return Finding(name, BLOCKS, seen.wrong[name], f"correct or unset {name}")
     if name == VARIABLE and value in ("readiness", "epoll", "off"):
-        return Finding(name, BLOCKS, f"{value!r}: nobody is to use io_uring", f"unset {name}")
+        return Finding(name, BLOCKS, f"{value!r}: it says not to use io_uring", f"unset {name}")
     if name == VARIABLE and value == "uring" and seen.trial.ring is None:
         what = f"{value!r}: runs fail rather than wait by readiness"
         return Finding(name, NOTE, what, f"{name}=auto falls back")
