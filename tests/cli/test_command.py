@@ -203,3 +203,16 @@ def test_a_wrong_variable_is_one_sentence(
     assert said.startswith("python -m trio_uring demo: ")
     assert "is 'nonsense'" in said
     assert said.count("\n") == 1
+
+
+def test_an_interruption_before_the_command_has_begun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control-C may come while what the command needs is imported."""
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_module", interrupted)
+    assert __main__.main(["demo"]) == 130
+    assert capsys.readouterr().err == "python -m trio_uring demo: interrupted\n"
