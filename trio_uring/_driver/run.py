@@ -17,6 +17,7 @@ import logging
 import os
 import time
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -381,6 +382,8 @@ def going_on() -> list[AnyDriver]:
 def _disown_all() -> None:
     for driver in list(_drivers):
         driver.disown()
+        if driver.engine.thread != get_ident():  # a child has the thread that forked, and no other
+            _drivers.discard(driver)
 
 
 if hasattr(os, "register_at_fork"):
