@@ -76,11 +76,8 @@ async def test_an_operation_of_a_stream() -> None:
 
 async def test_an_accept_of_trios_own_task() -> None:
     async with trio.open_nursery() as nursery:
-        [listener] = await nursery.start(
-            lambda task_status: trio_uring.serve_tcp(
-                reads, 0, host="127.0.0.1", task_status=task_status
-            )
-        )
+        [listener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, reads, [listener])
         fd = listener.socket.fileno()
         port = listener.socket.getsockname()[1]
         if trio_uring.backend_info().backend == "uring":

@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from functools import partial
@@ -21,7 +20,6 @@ import pytest
 import trio
 from support.served import Door, ask, echo, serving
 from support.streams import closing, receive_all, tcp_sockets
-from support.tls import client_context, server_context
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import (
@@ -31,7 +29,6 @@ from trio_uring import (
     open_tcp_stream,
     open_unix_socket,
     relay,
-    serve_ssl_over_tcp,
     serve_tcp,
     serve_unix,
 )
@@ -454,46 +451,6 @@ def test_keyboard_interrupt() -> None:
 
 
 # -- the siblings
-
-
-@pytest.mark.parametrize("https_compatible", [False, True])
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_tls(https_compatible: bool, version: ssl.TLSVersion) -> None:
-    shutdown, ends = Shutdown(quiet=0.05), []
-
-    async def handler(stream: trio.SSLStream[SocketStream]) -> None:
-        try:
-            await echo(stream)
-            ends.append("end")
-            await stream.send_all(b"bye")  # which TLS does not have without the client's own end
-        except trio.BrokenResourceError:
-            ends.append("broken")
-            raise
-
-    async with trio.open_nursery() as nursery:
-        serve = partial(
-            serve_ssl_over_tcp,
-            handler,
-            0,
-            server_context(),
-            host="127.0.0.1",
-            https_compatible=https_compatible,
-            shutdown=shutdown,
-        )
-        [listener] = await nursery.start(serve)
-        port = listener.transport_listener.socket.getsockname()[1]
-        transport = await open_tcp_stream("127.0.0.1", port)
-        idle = await open_tcp_stream("127.0.0.1", port)  # in the middle of its handshake
-        client = trio.SSLStream(
-            transport, client_context(version), server_hostname="localhost", https_compatible=True
-        )
-        async with transport, idle:
-            await ask(client)
-            shutdown.start()
-            assert await receive_all(client) == b""
-            assert await receive_all(idle) == b""
-    assert ends.count("broken") == 2
-    assert ends.count("end") == (2 if https_compatible else 0)
 
 
 async def test_tcp_and_unix(tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from support.served import Door, ask, echo, reset, serving
-from support.streams import closing, passes, receive_all
-from support.tls import client_context, server_context
+from support.streams import closing, receive_all
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import (
@@ -234,25 +232,6 @@ async def test_resets_in_the_queue_of_a_listener(options: dict[str, Any]) -> Non
     assert ends.count("end") == 1
     if options:
         assert ends == ["end"]
-
-
-async def test_with_tls_the_first_byte_is_that_of_the_handshake(
-    autojump_clock: MockClock,
-) -> None:
-    door, counter = Door(), Counter()
-    listener = trio.SSLListener(door, server_context())
-    async with serving(counter, listener, first_byte_timeout=5, idle_timeout=20):
-        async with door.knock() as silent:
-            assert await receive_all(silent) == b""
-        assert (trio.current_time(), counter.total) == (5, 0)
-        client = trio.SSLStream(door.knock(), client_context(), server_hostname="localhost")
-        async with client:
-            await ask(client, b"x" * 100_000)
-            # A handshake that stops in the middle is idle.
-            async with door.knock() as begun:
-                await begun.send_all(b"\x16\x03\x01")
-                assert await receive_all(begun) == b""
-            assert trio.current_time() == 25
 
 
 class Stranger(trio.abc.Stream):
@@ -481,21 +460,3 @@ async def test_without_limits_it_is_trios(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
     assert listeners == [[door]]
     assert door.closed
-
-
-async def test_a_broken_connection_ends_the_server_as_in_trio() -> None:
-    door = Door()
-    listener = trio.SSLListener(door, server_context())
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(trio.BrokenResourceError, check=is_ssl_error), flatten_subgroups=True
-    ):
-        async with serving(echo, listener, max_connections=5, idle_timeout=5):
-            async with door.knock() as client:
-                await client.send_all(b"GET / HTTP/1.1\r\n\r\n")
-                await receive_all(client)
-                await passes(10)
-                await trio.sleep_forever()
-
-
-def is_ssl_error(exc: BaseException) -> bool:
-    return isinstance(exc.__cause__, ssl.SSLError)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.served import Door, ask, echo, reset, serving
+from support.served import Door, Listening, ask, echo, reset, serving
 from support.streams import closing, receive_all, unix_sockets
-from support.tls import client_context, server_context
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import (
@@ -59,17 +59,6 @@ def inet(source: str, target: str, ports: tuple[int, int], extra: bytes = b"") -
 
 
 V2 = inet("192.0.2.7", "198.51.100.1", (54321, 443))
-
-
-class Listening(SocketListener):
-    """Accepts what a door does, as if it came from a socket."""
-
-    def __init__(self, door: Door) -> None:
-        super().__init__(socket.create_server(("127.0.0.1", 0)))
-        self.door = door
-
-    async def accept(self) -> SocketStream:
-        return await self.door.accept()
 
 
 class Handler:
@@ -360,67 +349,7 @@ async def test_resets_in_the_queue_of_the_listener(caplog: pytest.LogCaptureFixt
     assert caplog.text == ""  # whoever is gone is no reason to warn
 
 
-# -- TLS, and other servers
-
-
-@pytest.mark.parametrize("serve", ["ours", "trio's"])
-@pytest.mark.parametrize("header", [V1, V2], ids=["version 1", "version 2"])
-async def test_not_a_byte_of_tls_is_lost(serve: str, header: bytes) -> None:
-    handler, door = Handler(), Door()
-    listener = trio.SSLListener(
-        ProxyListener(Listening(door), trusted=["unix:"]),
-        server_context(),
-        https_compatible=True,
-    )
-
-    async def lazily(stream: Any) -> None:
-        await stream.do_handshake()
-        await handler(stream)
-
-    async with listener, trio.open_nursery() as nursery:
-        if serve == "ours":
-            context: Any = serving(handler, listener, first_byte_timeout=60, idle_timeout=60)
-        else:
-            context = contextlib.AsyncExitStack()
-            nursery.start_soon(trio.serve_listeners, lazily, [listener])
-        async with context:
-            # The header and the client's hello arrive together.
-            client = trio.SSLStream(
-                _Late(door.knock(), header),
-                client_context(),
-                server_hostname="localhost",
-                https_compatible=True,
-            )
-            async with client:
-                body = bytes(range(256)) * 1000
-                async with trio.open_nursery() as sending:
-                    sending.start_soon(client.send_all, body)
-                    got = b""
-                    while len(got) < len(body):
-                        got += await client.receive_some()
-                assert got == body
-        nursery.cancel_scope.cancel()
-    assert handler.clients == [(CLIENT, TARGET)]
-
-
-class _Late(trio.abc.Stream):
-    """Sends a header together with the first bytes."""
-
-    def __init__(self, stream: SocketStream, header: bytes) -> None:
-        self._stream, self._header = stream, header
-
-    async def send_all(self, data: Any) -> None:
-        header, self._header = self._header, b""
-        await self._stream.send_all(header + bytes(data))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+# -- other servers
 
 
 @contextlib.asynccontextmanager
@@ -558,7 +487,7 @@ async def test_wrong_arguments() -> None:
     async with Listening(Door()) as listener:
         with pytest.raises(TypeError, match="TLS goes around it"):
             ProxyListener(
-                trio.SSLListener(listener, server_context()),  # type: ignore[arg-type]
+                trio.SSLListener(listener, ssl.create_default_context()),  # type: ignore[arg-type]
                 trusted=["::1"],
             )
         with pytest.raises(TypeError, match=r"a list of networks, not '10\.0\.0\.0/8'"):

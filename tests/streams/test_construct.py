@@ -186,6 +186,7 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
     ]
 
 
+SERVING = ("max_connections", "first_byte_timeout", "idle_timeout", "shutdown")
 FUNCTIONS = [
     "open_tcp_stream", "open_tcp_listeners", "serve_tcp", "open_unix_socket",
     "open_ssl_over_tcp_stream", "open_ssl_over_tcp_listeners", "serve_ssl_over_tcp",
@@ -194,10 +195,13 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_signatures_of_functions_are_trios(name: str) -> None:
-    """But for `options`, the last, and `reuse_port`, which listeners have; both by name only."""
+    """But for `options` and what servers have, the last, and `reuse_port`, which listeners have;
+    all by name only."""
     ours = shape(getattr(trio_uring, name))
     by_name = inspect.Parameter.KEYWORD_ONLY
-    assert ours.pop() == ("options", by_name, None)
+    last = ["options", *(SERVING if name.startswith("serve") else ())]
+    assert ours[-len(last) :] == [(each, by_name, None) for each in last]
+    del ours[-len(last) :]
     extra = ("reuse_port", by_name, False)
     assert (extra in ours) == ("listeners" in name or "serve" in name)
     assert [one for one in ours if one != extra] == shape(getattr(trio, name))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_uring import SocketStream, serve_listeners
+from trio_uring import SocketListener, SocketStream, serve_listeners
 
 from .streams import unix_sockets
 
@@ -63,6 +63,17 @@ class Door(trio.abc.Listener[SocketStream]):
                 if isinstance(left, SocketStream):
                     await trio.aclose_forcefully(left)
         await trio.lowlevel.checkpoint()
+
+
+class Listening(SocketListener):
+    """Accepts what a door does, as if it came from a socket."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(socket.create_server(("127.0.0.1", 0)))
+        self.door = door
+
+    async def accept(self) -> SocketStream:
+        return await self.door.accept()
 
 
 class Serving:
