@@ -76,13 +76,9 @@ def _module(command: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (None: that of the process) and returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    program: list[str] = []
-    if words[:1] == ["run"]:
-        words, program = split(words)
-    arguments = make_parser(words).parse_args(words)
-    arguments.program = program
+    name = f"python -m trio_uring {words[0]}" if words else "python -m trio_uring"
     try:
-        status: int = _module(arguments.command).run(arguments)
+        status = _run(words)
         if sys.stdout is not None:  # it may be closed
             sys.stdout.flush()
         return status
@@ -91,11 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except CommandError as exc:
-        print(f"python -m trio_uring {arguments.command}: {exc}", file=sys.stderr)
+        print(f"{name}: {exc}", file=sys.stderr)
         return exc.status
     except KeyboardInterrupt:
-        print(f"python -m trio_uring {arguments.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(words: list[str]) -> int:
+    program: list[str] = []
+    if words[:1] == ["run"]:
+        words, program = split(words)
+    arguments = make_parser(words).parse_args(words)
+    arguments.program = program
+    status: int = _module(arguments.command).run(arguments)
+    return status
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ pytestmark = pytest.mark.no_ring
         (["--workloads", "list-1x64"], "'list-1x64' is no workload"),
         (["--workloads", "startup-1x64"], "'startup-1x64' is no workload"),
         (["--rounds", "0"], "from 1 to 1000"),
+        (["--rounds", "many"], "from 1 to 1000"),
+        (["--seconds", "long"], "from 0.05 to 600 seconds"),
         (["--seconds", "0.01"], "from 0.05 to 600 seconds"),
         (["--seconds", "nan"], "from 0.05 to 600 seconds"),
     ],

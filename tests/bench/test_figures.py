@@ -5,6 +5,7 @@ Rules of this file: nothing runs; times are made up.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from trio_uring._bench import schedule
 from trio_uring._bench.build import Programs
-from trio_uring._bench.clocks import Cores, Work, idle_seconds, why_disturbed
+from trio_uring._bench.clocks import Cores, CpuClock, Work, idle_seconds, why_disturbed
 from trio_uring._bench.figures import Round, conclude, conclude_all, percentile
 from trio_uring._bench.peers import PEERS
 from trio_uring._bench.processes import RunError
@@ -188,3 +189,11 @@ def test_a_workload_that_needs_too_many_files_is_skipped(monkeypatch: pytest.Mon
     made = fake.run()
     assert made.skipped == {"50x1K": "114 open files are needed"}
     assert not fake.order
+
+
+def test_a_kernel_that_does_not_count_waiting_is_one_sentence(tmp_path: Path) -> None:
+    clock = CpuClock(os.getpid())
+    assert clock.sample().wait_seconds >= 0
+    clock._schedstat = tmp_path / "schedstat"
+    with pytest.raises(RunError, match="schedstat cannot be read: No such file or directory"):
+        clock.sample()

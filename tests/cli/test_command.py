@@ -43,12 +43,14 @@ def test_version_and_help() -> None:
         ([], "COMMAND"),
         (["nonsense"], "nonsense"),
         (["demo", "files", "--clients", "0"], "0 is less than 1"),
-        (["demo", "files", "--clients", "x"], "invalid"),
+        (["demo", "files", "--clients", "x"], "'x' is not a whole number"),
         (["demo", "files", "--clients", "99999999"], "limit of open files"),
         (["demo", "files", "--directory", "/nowhere"], "/nowhere is not a directory"),
         (["demo", "files", "--max-mib", "-1"], "-1 is less than 1"),
         (["demo", "--seconds", "0"], "0 is not between 0 and 3,600"),
         (["demo", "--seconds", "nan"], "nan is not between"),
+        (["demo", "--seconds", "abc"], "'abc' is not a number of seconds"),
+        (["demo", "files", "--rounds", "2.5"], "'2.5' is not a whole number"),
         (["demo", "nonsense"], "nonsense"),
     ],
 )
@@ -201,3 +203,16 @@ def test_a_wrong_variable_is_one_sentence(
     assert said.startswith("python -m trio_uring demo: ")
     assert "is 'nonsense'" in said
     assert said.count("\n") == 1
+
+
+def test_an_interruption_before_the_command_has_begun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control-C may come while what the command needs is imported."""
+
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_module", interrupted)
+    assert __main__.main(["demo"]) == 130
+    assert capsys.readouterr().err == "python -m trio_uring demo: interrupted\n"

@@ -28,6 +28,7 @@ from trio_uring._cli.causes import (
     NO_RUN,
     NOT_ASKED_FOR,
     NOTE,
+    UNKNOWN,
     USED,
     Finding,
     examine,
@@ -124,6 +125,10 @@ def test_nothing_is_in_the_way() -> None:
         (refused(errno.ENOSYS, release="4.19.0", disabled=None), "kernel", "5.11"),
         (refused(errno.EOPNOTSUPP, release="5.4.0"), "kernel", "5.11"),
         (refused(errno.EINVAL, release="5.4.0"), "kernel", "5.11"),
+        # A kernel that is new enough does not answer so: its filter does.
+        (refused(errno.EINVAL, seccomp="2"), "seccomp", "--docker"),
+        # /proc cannot be read: that the sysctl is not there means nothing.
+        (refused(errno.ENOSYS, seccomp=None, disabled=None), "seccomp", "--docker"),
         (refused(errno.ENOMEM, memlock=(65536, 65536)), "RLIMIT_MEMLOCK", "LimitMEMLOCK"),
         (refused(errno.EMFILE), "descriptors", "LimitNOFILE"),
         (refused(errno.ENFILE), "descriptors", "fs.file-max"),
@@ -245,6 +250,22 @@ def test_where_a_variable_is_wrong(name: str, value: str) -> None:
     assert status == NO_RUN
     assert re.search(rf"^{name} +in the way: .*{value}", text, re.MULTILINE)
     assert f"-> correct or unset {name}" in text
+
+
+def test_every_wrong_variable_is_named() -> None:
+    names = ("TRIO_URING_BACKEND", "TRIO_URING_RESTRICT", "TRIO_URING_DRIVER")
+    status, text = doctor(**dict.fromkeys(names, "nonsense"))
+    assert status == NO_RUN
+    for name in names:
+        assert re.search(rf"^{name} +in the way: .*nonsense", text, re.MULTILINE)
+
+
+def test_a_sysctl_that_cannot_be_read() -> None:
+    found = {each.name: each for each in examine(dataclasses.replace(GOOD, disabled=None))}
+    assert found["kernel.io_uring_disabled"].state == UNKNOWN
+    older = dataclasses.replace(GOOD, disabled=None, release="6.1.0")
+    found = {each.name: each for each in examine(older)}
+    assert found["kernel.io_uring_disabled"].state == "ok"
 
 
 def test_json() -> None:

@@ -234,6 +234,7 @@ def test_what_is_no_profile(text: str, tmp_path: Path) -> None:
         (("--oci", "--machine", "vax"), 2, "invalid choice"),
         (("--docker", "--base", "/nowhere"), 1, "/nowhere cannot be read: No such file"),
         (("--oci", "--base", "/nowhere"), 1, "--base goes with --docker"),
+        (("--docker", "--machine", "aarch64"), 1, "--machine goes with --oci"),
     ],
 )
 def test_wrong_arguments(arguments: tuple[str, ...], status: int, message: str) -> None:

@@ -441,6 +441,32 @@ def test_a_forked_child_does_not_tell_of_its_parents_run() -> None:
     trio.run(main)
 
 
+@in_child()
+def test_a_forked_child_does_not_tell_of_runs_in_its_parents_other_threads() -> None:
+    """Their threads are not in the child, whatever the runs waited by."""
+    here, there = threading.Barrier(2, timeout=20), threading.Event()
+
+    async def main() -> None:
+        left, right = stream_pair()
+        async with closing(left, right), trio.open_nursery() as nursery:
+            nursery.start_soon(reads, left)
+            await until_blocked(left.socket.fileno())
+            here.wait()
+            assert there.wait(20)
+            nursery.cancel_scope.cancel()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    here.wait()
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if trio_uring.dump_operations() == NO_RUN else 1)
+    status = os.waitpid(pid, 0)[1]
+    there.set()
+    thread.join()
+    assert status == 0
+
+
 @pytest.mark.no_ring
 def test_the_drivers_that_are_over_are_not_kept() -> None:
     assert _run.going_on() == []

@@ -9,7 +9,9 @@ every platform; no ring and no C is ever used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import pkgutil
 import re
@@ -93,6 +95,21 @@ def commands() -> None:
     for arguments in (["info", "--pid", "0"], ["run", "nothing-of-that-name"]):
         assert __main__.main(arguments)
     demo()
+    if not hasattr(importlib.import_module("os"), "sched_getaffinity"):
+        benchmark()
+
+
+def benchmark() -> None:
+    """It measures by what only Linux has, and says so."""
+    from trio_uring import __main__
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        assert __main__.main(["bench", "--quick"]) == 2
+    [line] = told.getvalue().splitlines()
+    assert line.startswith("python -m trio_uring bench: it measures by what only Linux"), line
+    with contextlib.redirect_stdout(told):
+        assert __main__.main(["bench", "--list"]) == 0
 
 
 def demo() -> None:

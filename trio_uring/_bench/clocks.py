@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -63,9 +62,15 @@ class CpuClock:
         if sys.platform != "linux":
             raise AssertionError
         wall, cpu = time.monotonic(), time.clock_gettime(self._clock)
-        # Nanoseconds on the processor, nanoseconds waiting for one, turns: of the first thread,
-        # which does the work.
-        return CpuSample(wall, cpu, int(self._schedstat.read_text().split()[1]) / 1e9)
+        return CpuSample(wall, cpu, self._waited())
+
+    def _waited(self) -> float:
+        """For how many seconds its first thread, which does the work, has waited for a core."""
+        try:
+            # Nanoseconds on the processor, nanoseconds waiting for one, turns.
+            return int(self._schedstat.read_text().split()[1]) / 1e9
+        except OSError as exc:  # /proc is hidden, or the kernel does not count this
+            raise RunError(f"{self._schedstat} cannot be read: {exc.strerror}") from exc
 
     def settle(self) -> CpuSample:
         """The sample once the process has used nothing for SETTLE_SECONDS: it is asleep."""
@@ -158,6 +163,8 @@ def allow_open_files(wanted: int) -> None:
     """Raise the soft limit of open files, which the children inherit."""
     if sys.platform != "linux":
         raise AssertionError
+    import resource  # Windows lacks it, and can import this module
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

@@ -145,8 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.reports:
         return _merge(arguments)
-    if sys.platform != "linux":
-        print(f"{PREFIX}: it measures by what only Linux has", file=sys.stderr)
+    if sys.platform != "linux" or not hasattr(os, "sched_getaffinity"):  # PyPy lacks it
+        print(f"{PREFIX}: it measures by what only Linux and CPython have", file=sys.stderr)
         return IMPOSSIBLE
     before = signal.getsignal(signal.SIGTERM)
     # The default action would skip every `finally`, and with them the killing of the children.

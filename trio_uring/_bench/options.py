@@ -17,14 +17,20 @@ ROUNDS_MAX, SECONDS_MAX = 1000, 600.0
 
 
 def bounded_rounds(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0  # no whole number
     if not 1 <= value <= ROUNDS_MAX:
         raise argparse.ArgumentTypeError(f"from 1 to {ROUNDS_MAX}")
     return value
 
 
 def bounded_seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0  # no number
     if not 0.05 <= value <= SECONDS_MAX:
         raise argparse.ArgumentTypeError(f"from 0.05 to {SECONDS_MAX:g} seconds")
     return value

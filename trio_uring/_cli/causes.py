@@ -102,11 +102,14 @@ def _by_answer(seen: Evidence) -> str:
     if code == errno.EACCES:
         return "security modules"
     if code == errno.ENOSYS:
-        # Without the sysctl, which came with 6.6, a newer kernel was built without io_uring.
-        built_in = seen.disabled is not None or (5, 1) <= number(seen.release) < (6, 6)
+        # Without the sysctl, which came with 6.6, a newer kernel was built without io_uring; but
+        # where /proc says nothing of filters either, it cannot be read.
+        hidden = seen.seccomp is None or number(seen.release) < (6, 6)
+        built_in = seen.disabled is not None or (hidden and number(seen.release) >= (5, 1))
         return "seccomp" if filtered and built_in and not _emulated(seen) else "kernel"
     if code in (errno.EINVAL, errno.EOPNOTSUPP):
-        return "kernel"
+        new = number(seen.release) >= (5, 11) and not _emulated(seen)
+        return "seccomp" if filtered and new else "kernel"
     if code == errno.ENOMEM:
         return "RLIMIT_MEMLOCK"
     return "descriptors" if code in (errno.EMFILE, errno.ENFILE) else "ring"
@@ -209,6 +212,9 @@ def _extension(seen: Evidence) -> Finding:
 def _sysctl(seen: Evidence) -> Finding:
     name = "kernel.io_uring_disabled"
     if seen.disabled is None:
+        if seen.system == "Linux" and number(seen.release) >= (6, 6):
+            text = "it cannot be read, or this kernel was built without io_uring"
+            return Finding(name, UNKNOWN, text)
         return Finding(name, OK, "this kernel does not have it (Linux 6.6 has)")
     meaning = {
         "0": "every process may use io_uring",
@@ -300,12 +306,12 @@ def _variable(seen: Evidence, name: str, value: str) -> Finding:
     if name not in _KNOWN:
         known = ", ".join(sorted(_KNOWN))
         return Finding(
-            name, NOTE, f"{value!r}: no run looks at this variable", f"there are {known}"
+            name, NOTE, f"{value!r}: no run looks at this variable", f"the variables are {known}"
         )
-    if seen.wrong_variable and name in (seen.refusal or ""):
-        return Finding(name, BLOCKS, str(seen.refusal), f"correct or unset {name}")
+    if name in seen.wrong:
+        return Finding(name, BLOCKS, seen.wrong[name], f"correct or unset {name}")
     if name == VARIABLE and value in ("readiness", "epoll", "off"):
-        return Finding(name, BLOCKS, f"{value!r}: nobody is to use io_uring", f"unset {name}")
+        return Finding(name, BLOCKS, f"{value!r}: it says not to use io_uring", f"unset {name}")
     if name == VARIABLE and value == "uring" and seen.trial.ring is None:
         what = f"{value!r}: runs fail rather than wait by readiness"
         return Finding(name, NOTE, what, f"{name}=auto falls back")

@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .. import _accelerator
-from .._driver.backend import BackendInfo, open_uring, variable_restricts
-from .._driver.run import backend_info, check_variables
+from .._driver.backend import (
+    RESTRICT,
+    BackendInfo,
+    check_backend_variable,
+    open_uring,
+    variable_restricts,
+)
+from .._driver.backend import VARIABLE as BACKEND
+from .._driver.run import VARIABLE as DRIVER
+from .._driver.run import backend_info, check_variables, check_way_variable
 from .._errors import RingUnavailableError
 
 if TYPE_CHECKING:
@@ -75,13 +83,14 @@ class Evidence:
     chosen: BackendInfo | None
     refusal: str | None
     """Why no run begins here; None: runs begin."""
-    wrong_variable: bool = False
+    wrong: Mapping[str, str] = field(default_factory=dict)
+    """Of each variable whose value no run accepts: why."""
 
 
 def gather() -> Evidence:
     """Looks at everything."""
     status = _status()
-    chosen, refusal, wrong = _choose()
+    chosen, refusal = _choose()
     trial = _try()
     return Evidence(
         system=platform.system(),
@@ -105,7 +114,7 @@ def gather() -> Evidence:
         trial=trial,
         chosen=chosen,
         refusal=refusal,
-        wrong_variable=wrong,
+        wrong=_wrong(),
     )
 
 
@@ -127,15 +136,28 @@ def _try() -> Trial:
     return Trial(info, untested)
 
 
-def _choose() -> tuple[BackendInfo | None, str | None, bool]:
-    """What a run would be driven by; or why none begins, and whether a variable is wrong."""
+def _choose() -> tuple[BackendInfo | None, str | None]:
+    """What a run would be driven by; or why none begins."""
     try:
         check_variables()
-        return backend_info(), None, False
-    except ValueError as exc:
-        return None, str(exc), True
+        return backend_info(), None
     except Exception as exc:
-        return None, str(getattr(exc, "strerror", None) or exc), False
+        return None, str(getattr(exc, "strerror", None) or exc)
+
+
+def _wrong() -> dict[str, str]:
+    """Every variable whose value is wrong: a run names only the first, and `doctor` all of them."""
+    wrong = {}
+    for name, check in (
+        (BACKEND, check_backend_variable),
+        (RESTRICT, variable_restricts),
+        (DRIVER, check_way_variable),
+    ):
+        try:
+            check()
+        except ValueError as exc:
+            wrong[name] = str(exc)
+    return wrong
 
 
 def _no_extension() -> str | None:

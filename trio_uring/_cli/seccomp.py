@@ -138,6 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.base is not None and not arguments.docker:
         raise CommandError("--base goes with --docker")
+    if arguments.machine is not None and not arguments.oci:
+        raise CommandError("--machine goes with --oci: a profile for Docker is for all machines")
     if arguments.docker:
         base = docker_default() if arguments.base is None else _load(Path(arguments.base))
         print(json.dumps(with_io_uring(base), indent=2))

@@ -46,7 +46,7 @@ ACTS = (
     Act(
         "files",
         "A file server whose clients are cancelled, and resume",
-        "the same server; it sends a list of header and file, trio has to join them",
+        "the same server; it sends header and file as a list, trio's has to join them",
         "file",
         "{operations:,} files with the right checksum, {cancelled:,} of them cut and resumed",
         {"clients": 30, "least": 2**22},

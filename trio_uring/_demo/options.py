@@ -14,7 +14,10 @@ DESCRIPTORS_KEPT = 64  # reserved, of RLIMIT_NOFILE, for everything but the demo
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
@@ -42,7 +45,10 @@ def _directory(text: str) -> Path:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 < value <= SECONDS_MAX:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and {SECONDS_MAX:,}")
     return value

@@ -98,7 +98,7 @@ def footer(rounds: int, seconds: float) -> list[Line]:
     """How it was measured, and what was not."""
     return [
         [("", "")],
-        [(f"The server's CPU time, the least of {rounds} rounds of {seconds:.1f} s, in turn.", "")],
+        [(f"The server's CPU time: the least of {rounds} rounds of {seconds:.2g} s, in turn.", "")],
         [("Datagrams one at a time gain nothing; one connection and TLS gain less:", "")],
         [("docs/performance.md. To measure: python -m trio_uring bench", "")],
     ]

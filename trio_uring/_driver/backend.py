@@ -176,8 +176,13 @@ def _requested(backend: str | None) -> tuple[str, str]:
 
 def check_variable() -> None:
     """Raises ValueError if an environment variable that says which ring to open is wrong."""
-    _requested(None)
+    check_backend_variable()
     variable_restricts()
+
+
+def check_backend_variable() -> None:
+    """Raises ValueError if the environment variable TRIO_URING_BACKEND is wrong."""
+    _requested(None)
 
 
 def variable_restricts() -> bool:

@@ -17,6 +17,7 @@ import logging
 import os
 import time
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -294,6 +295,11 @@ def check_variables(backend: bool = True) -> None:
     """
     if backend:
         check_variable()
+    check_way_variable()
+
+
+def check_way_variable() -> None:
+    """Raises ValueError if the environment variable TRIO_URING_DRIVER is wrong."""
     check_way(os.environ.get(VARIABLE) or "auto")
 
 
@@ -376,6 +382,8 @@ def going_on() -> list[AnyDriver]:
 def _disown_all() -> None:
     for driver in list(_drivers):
         driver.disown()
+        if driver.engine.thread != get_ident():  # a child has the thread that forked, and no other
+            _drivers.discard(driver)
 
 
 if hasattr(os, "register_at_fork"):
