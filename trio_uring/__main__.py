@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever reads, such as `head`, has had enough. At its end Python flushes once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who reads standard output, such as `head`, has had enough. At its end Python flushes again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except CommandError as exc:
         print(f"{name}: {exc}", file=sys.stderr)
