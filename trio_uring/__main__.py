@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Who reads standard output, such as `head`, has had enough. At its end Python flushes again.
+        # Who reads standard output, such as `head`, has had enough; Python flushes it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except CommandError as exc:
