@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.long_cases import long
 from trio_suite import judge, runs
 from trio_suite.runs import BACKENDS, MEASURES, STOCK, Result, Run, run, why_not_uring
 
@@ -224,7 +223,8 @@ def test_a_child_that_writes_nothing_or_half_or_hangs(
     reason="trio's tests count tasks and instruments, and that driver has some of its own",
 )
 @pytest.mark.hang_seconds(2 * runs.SECONDS_MAX)
-@pytest.mark.parametrize("mode", ["streams", long("sockets")])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["streams", "sockets"])
 def test_trio_passes_its_own_tests_with_ours(mode: str) -> None:
     backend = os.environ.get("TRIO_URING_BACKEND", "")
     if backend not in BACKENDS:

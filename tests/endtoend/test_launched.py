@@ -213,6 +213,7 @@ def test_anyio_run(tmp_path: Path) -> None:
         assert_ours(json.loads(line))
 
 
+@pytest.mark.long
 def test_quart_trio(tmp_path: Path) -> None:
     """Its own `run`, and under hypercorn."""
     pytest.importorskip("quart_trio")
@@ -233,6 +234,7 @@ def test_quart_trio(tmp_path: Path) -> None:
             assert_ours(server.seen())
 
 
+@pytest.mark.long
 def test_pytest_trio(tmp_path: Path) -> None:
     pytest.importorskip("pytest_trio")
     (tmp_path / "test_it.py").write_text(

@@ -288,6 +288,7 @@ async def test_between_the_drain_and_its_completions(flags: str) -> None:
     theirs.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 def test_at_every_allocation(flags: str) -> None:
