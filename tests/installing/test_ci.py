@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent.parent / ".ci" / "pypy"
-NEEDS = ("bash", "cat", "dirname", "mkdir", "mktemp", "rm", "tail", "touch", "uname")
+NEEDS = ("awk", "bash", "cat", "dirname", "mkdir", "mktemp", "rm", "tail", "touch", "uname")
 
 pytestmark = [
     pytest.mark.no_ring,
@@ -43,8 +43,14 @@ def test_no_package_manager(tmp_path: Path) -> None:
 
 
 def test_no_network(tmp_path: Path) -> None:
+    program = """#!/bin/sh
+        case "$*" in
+            *--print-uris*) echo "'file:///nowhere/dists/stable/InRelease' InRelease 0" ;;
+            *) echo 'E: Temporary failure resolving'; exit 100 ;;
+        esac
+    """
     for name in ("apt-get", "dpkg"):
-        (tmp_path / name).write_text("#!/bin/sh\necho 'E: Temporary failure resolving'\nexit 100\n")
+        (tmp_path / name).write_text(program)
         (tmp_path / name).chmod(0o755)
     status, [line] = run(tmp_path)
     assert status == 77
