@@ -190,6 +190,7 @@ def demo_in_a_group() -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("later", [0.0, 1.5])  # seconds; while children start, or in a round
 def test_a_signal_leaves_nothing_behind(stop: int, later: float) -> None:

@@ -81,6 +81,7 @@ def test_all_workers_answer_under_load(by: str, workers: int) -> None:
             assert rings == (trio_uring.backend_info().backend == "uring")
 
 
+@pytest.mark.long
 @served_by
 def test_a_blocked_worker_delays_nobody(by: str) -> None:
     with serving(SERVERS[by](3)) as server:
@@ -97,6 +98,7 @@ def test_a_blocked_worker_delays_nobody(by: str) -> None:
             response.read()
 
 
+@pytest.mark.long
 @served_by
 def test_it_stops_when_all_requests_are_answered(by: str) -> None:
     """With one worker: both servers, on trio's own runs too, end the others when one has ended."""
@@ -134,6 +136,7 @@ def test_without_workers_it_stops_by_an_interrupt(by: str) -> None:
         assert server.stop(signal.SIGINT) == 0, server.said
 
 
+@pytest.mark.long
 def test_reloading_by_a_signal() -> None:
     """hypercorn's own: SIGHUP."""
     with serving(hypercorn(2)) as server:
@@ -146,6 +149,7 @@ def test_reloading_by_a_signal() -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.long
 def test_reloading_when_a_file_has_changed(tmp_path: Path) -> None:
     (tmp_path / "reloaded.py").write_text("from support.launched import app as app\n")
     command = hypercorn(1, "--reload", app="reloaded:app")

@@ -83,6 +83,7 @@ def build(tree: Path, before: str = "", **environment: str) -> Built:
     return Built(done.returncode, done.stdout, tag, found, wheel)
 
 
+@pytest.mark.long
 @needs_c
 def test_both_extensions(tree: Path) -> None:
     built = build(tree, TRIO_URING_EXTENSIONS="require")
@@ -108,6 +109,7 @@ def test_no_compiler_where_one_is_required(tree: Path) -> None:
     assert "It needs a C compiler" in built.said
 
 
+@pytest.mark.long
 @needs_c
 @pytest.mark.parametrize(("broken", "left"), [("_hot", "_uring"), ("_uring", "_hot")])
 def test_only_one_can_be_built(tree: Path, broken: str, left: str) -> None:
@@ -121,6 +123,7 @@ def test_only_one_can_be_built(tree: Path, broken: str, left: str) -> None:
     assert f"trio_uring.{broken} was not built" in built.said
 
 
+@pytest.mark.long
 @needs_c
 def test_what_an_earlier_build_left(tree: Path) -> None:
     """All of build/ goes into the wheel: what cannot be built again must not be there."""
@@ -143,6 +146,7 @@ def test_a_compiler_that_only_says_that_it_compiled(tree: Path) -> None:
     assert "the compiler succeeded, but there is no" in built.said
 
 
+@pytest.mark.long
 @needs_c
 def test_no_cffi(tree: Path) -> None:
     """As in a build without isolation: setuptools says no more than "unknown option"."""

@@ -121,6 +121,7 @@ async def test_memory_is_the_limit_and_one_receive_for_a_peer_that_sends_without
         assert peak < 3 * limit
 
 
+@pytest.mark.long
 @both_prefixes
 async def test_a_message_that_drips_is_held_once(prefix: Prefix) -> None:
     size = 2**16

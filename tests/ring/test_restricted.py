@@ -223,6 +223,7 @@ def test_by_readiness_there_is_nothing_to_restrict() -> None:
     assert trio_uring.run(enabled_within, backend="readiness").backend == "readiness"
 
 
+@pytest.mark.long
 @of_kernel
 @pytest.mark.hang_seconds(240)
 def test_streams_on_a_restricted_ring() -> None:

@@ -82,6 +82,7 @@ def run(make_pair: Pair, threshold: float) -> Log:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threshold", [0, 0.05])
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
 @in_child(hang_seconds=20)

@@ -213,6 +213,7 @@ async def block_and_break(
         await break_trio()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0, 2])
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()

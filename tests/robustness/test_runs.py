@@ -338,6 +338,7 @@ async def test_the_instrument_is_removed_in_the_middle_of_load(moment: str, flag
     assert 0 < remover.removed <= 20  # the moment does not come at will
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", FLAGS)
 @in_child()
 def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
