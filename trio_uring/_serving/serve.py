@@ -112,16 +112,8 @@ async def serve_tcp(
     listeners = await open_tcp_listeners(
         port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
     )
-    await serve_listeners(
-        handler,
-        listeners,
-        handler_nursery=handler_nursery,
-        task_status=task_status,
-        max_connections=max_connections,
-        first_byte_timeout=first_byte_timeout,
-        idle_timeout=idle_timeout,
-        shutdown=shutdown,
-    )
+    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
+    await server.serve(listeners, handler_nursery, task_status)
 
 
 async def serve_unix(
@@ -149,16 +141,8 @@ async def serve_unix(
     Cancellation: the listener is closed and its file removed.
     """
     listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
-    await serve_listeners(
-        handler,
-        listeners,
-        handler_nursery=handler_nursery,
-        task_status=task_status,
-        max_connections=max_connections,
-        first_byte_timeout=first_byte_timeout,
-        idle_timeout=idle_timeout,
-        shutdown=shutdown,
-    )
+    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
+    await server.serve(listeners, handler_nursery, task_status)
 
 
 async def serve_ssl_over_tcp(
@@ -192,16 +176,9 @@ async def serve_ssl_over_tcp(
     listeners = await open_tcp_listeners(
         port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
     )
-    await serve_listeners(
-        handler,
-        [
-            trio.SSLListener(listener, ssl_context, https_compatible=https_compatible)
-            for listener in listeners
-        ],
-        handler_nursery=handler_nursery,
-        task_status=task_status,
-        max_connections=max_connections,
-        first_byte_timeout=first_byte_timeout,
-        idle_timeout=idle_timeout,
-        shutdown=shutdown,
-    )
+    secured = [
+        trio.SSLListener(listener, ssl_context, https_compatible=https_compatible)
+        for listener in listeners
+    ]
+    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
+    await server.serve(secured, handler_nursery, task_status)
