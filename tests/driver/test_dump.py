@@ -133,19 +133,23 @@ def test_where_the_run_is_over() -> None:
     assert trio_uring.dump_operations() == NO_RUN
 
 
+async def reads_meanwhile(here: threading.Barrier, there: threading.Event) -> None:
+    """A run that waits for a byte when it comes `here`, until somebody is `there`."""
+    left, right = stream_pair()
+    async with closing(left, right), trio.open_nursery() as nursery:
+        nursery.start_soon(reads, left)
+        await until_blocked(left.socket.fileno())
+        here.wait()
+        assert there.wait(20)
+        nursery.cancel_scope.cancel()
+
+
 def test_two_runs_in_two_threads() -> None:
     here, there = threading.Barrier(3, timeout=20), threading.Event()
 
-    async def main() -> None:
-        left, right = stream_pair()
-        async with closing(left, right), trio.open_nursery() as nursery:
-            nursery.start_soon(reads, left)
-            await until_blocked(left.socket.fileno())
-            here.wait()
-            assert there.wait(20)
-            nursery.cancel_scope.cancel()
-
-    threads = [threading.Thread(target=trio.run, args=(main,)) for _ in range(2)]
+    threads = [
+        threading.Thread(target=trio.run, args=(reads_meanwhile, here, there)) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     here.wait()
@@ -446,16 +450,7 @@ def test_a_forked_child_does_not_tell_of_runs_in_its_parents_other_threads() -> 
     """Their threads are not in the child, whatever the runs waited by."""
     here, there = threading.Barrier(2, timeout=20), threading.Event()
 
-    async def main() -> None:
-        left, right = stream_pair()
-        async with closing(left, right), trio.open_nursery() as nursery:
-            nursery.start_soon(reads, left)
-            await until_blocked(left.socket.fileno())
-            here.wait()
-            assert there.wait(20)
-            nursery.cancel_scope.cancel()
-
-    thread = threading.Thread(target=trio.run, args=(main,))
+    thread = threading.Thread(target=trio.run, args=(reads_meanwhile, here, there))
     thread.start()
     here.wait()
     pid = os.fork()
