@@ -43,9 +43,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = False  # so that its end waits for the threads, whose sockets a test would find
+
+
 @contextlib.contextmanager
 def serving(tls: Certificates | None = None) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+    with _Server(("127.0.0.1", 0), _Handler) as server:
         if tls is not None:
             server.socket = tls.server().wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
