@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import trio
 import trio.testing
 from support.child import driver
 from support.streams import unix_streams
+from trio._core._io_epoll import EpollWaiters
 
 import trio_uring
 from trio_uring._descriptors import provided
@@ -313,3 +315,31 @@ def test_an_interrupt_does_not_stop_a_call_from_being_left(
     if trio_uring.backend_info().backend != "uring":
         pytest.skip("there is no queue")
     trio.run(main)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_interrupt_of_a_registration_is_not_lost() -> None:
+    """By readiness a wait makes trio's EpollWaiters, in Python, in the caller's own frame."""
+    begun = vars(EpollWaiters)["__init__"].__code__
+    interrupted: list[str] = []
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is begun and not interrupted:
+            interrupted.append(frame.f_back.f_code.co_name)
+            signal.raise_signal(signal.SIGINT)
+
+    async def main() -> bytes:
+        left, right = await used_streams()
+        async with left, right:
+            sys.setprofile(profile)
+            with pytest.raises(KeyboardInterrupt), trio.fail_after(5):
+                await right.receive_some()
+            sys.setprofile(None)
+            await left.send_all(b"data")
+            return await right.receive_some()
+
+    try:
+        assert trio_uring.run(main, backend="readiness") == b"data"
+    finally:
+        sys.setprofile(None)
+    assert interrupted
