@@ -182,7 +182,11 @@ def scheduler() -> Any:
 _CAN_BE_LOOP, _CAN_RENEW = not missing(LOOP), not missing(FORK)
 _context: Any = _find(_RUN, "GLOBAL_RUN_CONTEXT")
 _EpollIOManager: Any = _find(_IO, "EpollIOManager")
-_EpollWaiters: Any = _find(_IO, "EpollWaiters")
+# What the accelerator calls of trio's, while a task begins to wait.
+_CALLED_IN_A_WAIT = (
+    _find(_IO, "EpollWaiters.__init__"),
+    _find("trio._core._traps", "WaitTaskRescheduled.__init__"),
+)
 
 
 def loop_runner() -> Any:
@@ -338,7 +342,8 @@ def epoll_manager() -> Any:
     """trio's own manager of this run, for the accelerator; None: it has another shape."""
     if missing(ACCELERATOR):
         return None
-    _protect(_EpollWaiters.__init__)
+    for called in _CALLED_IN_A_WAIT:
+        _protect(called)
     manager = trios_own(_context.runner.io_manager)
     return manager if isinstance(manager, _EpollIOManager) else None
 

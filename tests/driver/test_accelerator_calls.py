@@ -18,6 +18,7 @@ import trio.testing
 from support.child import driver
 from support.streams import unix_streams
 from trio._core._io_epoll import EpollWaiters
+from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring._descriptors import provided
@@ -318,14 +319,16 @@ def test_an_interrupt_does_not_stop_a_call_from_being_left(
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_an_interrupt_of_a_registration_is_not_lost() -> None:
-    """By readiness a wait makes trio's EpollWaiters, in Python, in the caller's own frame."""
-    begun = vars(EpollWaiters)["__init__"].__code__
-    interrupted: list[str] = []
+@pytest.mark.parametrize("made", [EpollWaiters, WaitTaskRescheduled])
+def test_an_interrupt_of_a_wait_by_readiness_is_not_lost(made: type) -> None:
+    """A wait makes objects of trio's, in Python, in the frame of an unprotected caller."""
+    initialiser: Any = vars(made)["__init__"]
+    interrupted = False
 
     def profile(frame: Any, event: str, _: object) -> None:
-        if event == "call" and frame.f_code is begun and not interrupted:
-            interrupted.append(frame.f_back.f_code.co_name)
+        nonlocal interrupted
+        if event == "call" and frame.f_code is initialiser.__code__ and not interrupted:
+            interrupted = True
             signal.raise_signal(signal.SIGINT)
 
     async def main() -> bytes:
