@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import _accelerator
 from .._driver.backend import VARIABLE
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def examine(seen: Evidence) -> list[Finding]:
         _memlock(seen),
         _descriptors(seen),
         _ring(seen),
-        _accelerator(seen),
+        _without_accelerator(seen),
         *_variables(seen),
     ]
     blamed = blame(seen)
@@ -284,16 +285,16 @@ def _ring(seen: Evidence) -> Finding:
     return Finding("ring", OK, f"it opens, and its self-test passed{limits}")
 
 
-def _accelerator(seen: Evidence) -> Finding:
+def _without_accelerator(seen: Evidence) -> Finding:
     if seen.no_accelerator is None:
         return Finding("accelerator", OK, "it is in use")
-    return Finding(
-        "accelerator",
-        NOTE,
-        f"{seen.no_accelerator}: messages take about twice the CPU time",
-        "install a wheel, or a C compiler and Python's headers and then install again; unset "
-        "TRIO_URING_ACCELERATOR",
-    )
+    text = f"{seen.no_accelerator}: messages take about twice the CPU time"
+    if _accelerator.VARIABLE in seen.no_accelerator:
+        return Finding("accelerator", NOTE, text, f"unset {_accelerator.VARIABLE}")
+    if _accelerator.NOT_BUILT in seen.no_accelerator:
+        fix = "install a wheel, or a C compiler and Python's headers and then install again"
+        return Finding("accelerator", NOTE, text, fix)
+    return Finding("accelerator", NOTE, text)
 
 
 def _variables(seen: Evidence) -> list[Finding]:
