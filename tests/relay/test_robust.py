@@ -61,7 +61,7 @@ async def fill(lines: list[Line]) -> None:
 
 @pumps_only
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_failed_driver_ends_every_copy(flags: str) -> None:
     async def main() -> None:
         lines = three()
@@ -103,7 +103,7 @@ class Refusing(_ring.UringRing):
 
 @pumps_only
 @pytest.mark.parametrize("opcode", ["SEND", "RECV", "POLL_ADD"])
-@in_child(hang_seconds=10)
+@in_child()
 def test_an_operation_that_is_refused_ends_its_copy_only(opcode: str) -> None:
     """In the flush of a pass, and in that of a reap."""
 
@@ -133,7 +133,7 @@ def test_an_operation_that_is_refused_ends_its_copy_only(opcode: str) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 def test_the_run_ends_with_copies_in_system_tasks(flags: str) -> None:
     lines: list[Line] = []
 
@@ -154,7 +154,7 @@ def test_the_run_ends_with_copies_in_system_tasks(flags: str) -> None:
     trio.run(close, *lines)
 
 
-@in_child(hang_seconds=20)
+@in_child()
 def test_a_run_that_crashes_leaves_nothing_of_its_copies() -> None:
     lines: list[Line] = []
 
@@ -179,7 +179,7 @@ def test_a_run_that_crashes_leaves_nothing_of_its_copies() -> None:
 
 
 @pumps_only
-@in_child(hang_seconds=20)
+@in_child()
 def test_a_run_that_crashes_in_the_pass_in_which_copies_begin() -> None:
     lines: list[Line] = []
     queued = 0
@@ -216,7 +216,7 @@ async def next_run(lines: list[Line]) -> None:
 
 
 @pumps_only
-@in_child(hang_seconds=20)
+@in_child()
 async def test_a_forked_child_is_refused() -> None:
     """What the parent has used is the parent's."""
     lines, parents = three(), driver()
@@ -242,7 +242,7 @@ async def test_a_forked_child_is_refused() -> None:
     await close(*lines)
 
 
-@in_child(hang_seconds=30)
+@in_child()
 def test_interrupts_lose_nothing() -> None:
     """Ctrl-C again and again, from a timer of real time, in copies with a callback."""
     data = pattern(30_000_000)

@@ -146,7 +146,7 @@ def allow_descriptors() -> None:
 
 @pytest.mark.parametrize("kind", ["tcp_pair", "unix_pair"])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_peers_that_have_half_closed(flags: str, kind: str) -> None:
     use_ring(flags=flags)
     allow_descriptors()
@@ -164,7 +164,7 @@ async def test_peers_that_have_half_closed(flags: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_our_own_half_that_receives_is_closed(flags: str) -> None:
     use_ring(flags=flags)
     allow_descriptors()
@@ -188,7 +188,7 @@ async def test_our_own_half_that_receives_is_closed(flags: str) -> None:
 @pytest.mark.parametrize("name", ["send_all", "send_list", "send_file", "copy_stream"])
 @pytest.mark.parametrize("kind", ["tcp_pair", "unix_pair"])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_all_arrives_when_it_reads_after_all(flags: str, kind: str, name: str) -> None:
     """What waited for room goes on as soon as there is some."""
     use_ring(flags=flags)
@@ -214,7 +214,7 @@ async def test_all_arrives_when_it_reads_after_all(flags: str, kind: str, name: 
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_a_close_and_a_reset_end_the_wait(flags: str) -> None:
     use_ring(flags=flags)
     for end in ("close", "reset"):

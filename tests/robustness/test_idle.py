@@ -85,7 +85,7 @@ def run(make_pair: Pair, threshold: float) -> Log:
 @pytest.mark.long
 @pytest.mark.parametrize("threshold", [0, 0.05])
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 def test_a_clock_that_jumps(flags: str, threshold: float) -> None:
     use_ring(flags=flags)
     stock = sorted(run(stock_pair, threshold))
@@ -95,7 +95,7 @@ def test_a_clock_that_jumps(flags: str, threshold: float) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 def test_idleness_under_a_clock_that_stands_still(flags: str) -> None:
     """The cushion is real time: in a run with a ring and a task blocked in it, it passes as in any
     other."""
@@ -115,7 +115,7 @@ def test_idleness_under_a_clock_that_stands_still(flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 def test_idleness_in_an_enabled_run_under_a_mock_clock(flags: str) -> None:
     use_ring(flags=flags)
 
@@ -127,7 +127,7 @@ def test_idleness_in_an_enabled_run_under_a_mock_clock(flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 async def test_what_comes_within_the_cushion_is_no_idleness(flags: str) -> None:
     use_ring(flags=flags)
     stream, peer = pair()
@@ -155,7 +155,7 @@ async def test_what_comes_within_the_cushion_is_no_idleness(flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 async def test_an_idle_run_makes_no_pass(flags: str) -> None:
     """Nothing of ours is due at a certain time."""
     use_ring(flags=flags)
@@ -174,7 +174,7 @@ async def test_an_idle_run_makes_no_pass(flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=20)
+@in_child()
 async def test_a_cancel_that_wakes_nobody_is_no_event(flags: str) -> None:
     """What the kernel answers to it is; a pass or two later all is quiet, and told to be."""
     use_ring(flags=flags)

@@ -112,7 +112,7 @@ async def test_more_cancels_at_once_than_the_queue_has_slots(flags: str) -> None
 
 
 @pytest.mark.parametrize("entries", [1, 2, 4, 8])
-@in_child(hang_seconds=5)
+@in_child()
 async def test_a_ring_smaller_than_its_reserve_is_refused_or_works(entries: int) -> None:
     """Some slots are for cancels only; a ring with no others must not be a driver that spins for
     ever."""

@@ -135,7 +135,7 @@ def test_a_stream_goes_on_in_the_next_run() -> None:
     peer.close()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_pipe_that_was_waited_for_goes_on_in_the_next_run() -> None:
     """The poll that waits for it goes along: it can be cancelled, and ends when the pipe is
     closed."""
@@ -211,7 +211,7 @@ def test_a_guest_run_never_has_the_ring_for_its_loop() -> None:
 
 @pytest.mark.parametrize("what", ["receive", "send", "wait"])
 @pytest.mark.parametrize("flags", OF_TASK)
-@in_child(hang_seconds=15)
+@in_child()
 def test_a_hosts_cancel_is_seen_at_once(flags: str, what: str) -> None:
     """The host cancels while trio waits in its thread, with nothing that would wake it: one that is
     not seen hangs."""
@@ -324,7 +324,7 @@ async def under_load(remover: RemoveHooks) -> None:
 @pytest.mark.uring_only("by readiness, there is nothing to remove")
 @pytest.mark.parametrize("flags", ["task coop", "task plain"])
 @pytest.mark.parametrize("moment", ["nothing queued", "in flight", "idle"])
-@in_child(hang_seconds=15)
+@in_child()
 async def test_the_instrument_is_removed_in_the_middle_of_load(moment: str, flags: str) -> None:
     """The task alone is enough to reap, and the next operation brings the instrument back."""
     use_ring(flags=flags)
@@ -388,7 +388,7 @@ async def last_words(stream: trio_uring.SocketStream, *arguments: Any) -> None:
 
 @pytest.mark.parametrize("talks", [False, True])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 def test_system_tasks_use_streams_while_the_run_ends(flags: str, talks: bool) -> None:
     use_ring(flags=flags)
     heard: list[bytes] = []
@@ -418,7 +418,7 @@ async def generator(
 
 @pytest.mark.parametrize("talks", [False, True])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 def test_async_generators_use_streams_while_they_are_finalised(flags: str, talks: bool) -> None:
     """They are finalised when all tasks are gone, the driver's too."""
     use_ring(flags=flags)
@@ -441,7 +441,7 @@ def test_async_generators_use_streams_while_they_are_finalised(flags: str, talks
         kept.clear()
 
 
-@in_child(hang_seconds=15)
+@in_child()
 def test_a_server_in_a_system_task_ends_with_the_run() -> None:
     """Its connections are idle, busy or half done; nobody but trio tells it that the run is
     over."""
