@@ -24,10 +24,12 @@ from support.child import (
     BY_READINESS,
     FLAGS,
     OF_TASK,
+    BackendRing,
     Passes,
     Watch,
     driver,
     in_child,
+    open_rings,
     pair,
     remove_hooks,
     use_ring,
@@ -35,6 +37,8 @@ from support.child import (
 from support.peer import echo_peer
 
 import trio_uring
+from trio_uring._driver import ending as _ending
+from trio_uring._driver.phases import ENDING
 
 MESSAGES = 300
 
@@ -359,6 +363,63 @@ def test_a_last_pass_that_blocks_the_thread_for_long(flags: str) -> None:
 
     trio.run(main)
     theirs.close()
+
+
+class Late(BackendRing):
+    """At the end of the run, the kernel gives nothing back in the first three turns."""
+
+    engine: Any = None
+    turns = 0
+
+    def late(self) -> bool:
+        return self.engine is not None and self.engine.phase is ENDING and self.turns < 3
+
+    def drain(self, done: Any) -> Any:
+        return False if self.late() else super().drain(done)
+
+    def turn(self, timeout: float, done: Any) -> Any:
+        if not self.late():
+            return super().turn(timeout, done)
+        self.turns += 1
+        Paused.now += 5
+        return False
+
+
+class Paused:
+    """The module `time` of a process that gets no processor for five seconds now and then."""
+
+    now = 0.0
+    sleep = staticmethod(time.sleep)
+
+    @classmethod
+    def monotonic(cls) -> float:
+        return cls.now
+
+
+@pytest.mark.uring_only("there is no ring to be emptied")
+@pytest.mark.parametrize("flags", FLAGS)
+@in_child()
+def test_a_pause_while_the_ring_is_emptied_leaks_nothing(flags: str) -> None:
+    use_ring(Late, flags=flags)
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        stream = trio_uring.SocketStream(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            driver().ring.engine = driver()
+            with trio.CancelScope() as scope:  # an answer that makes trio give up on the spot
+                scope.cancel()
+                await trio.lowlevel.wait_task_rescheduled(lambda _: "nonsense")  # type: ignore[arg-type, return-value]
+
+    _ending.time = Paused  # type: ignore[assignment]
+    with pytest.raises(trio.TrioInternalError):
+        trio.run(main)
+    assert Paused.now == 15
+    assert not open_rings()
+    theirs.close()
+    os._exit(0)  # what trio's own coroutines say when they are destroyed is not asked
 
 
 async def farewell(
