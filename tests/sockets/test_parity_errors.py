@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.ports import lone_port
 from support.sockets import Sockets, of_kind, on_both, told
 from support.streams import clog, until
 from trio.testing import assert_checkpoints
@@ -32,9 +33,8 @@ async def fails(operation: Any, *arguments: Any) -> tuple[type[BaseException], o
 async def test_connecting_to_nobody(library: ModuleType, tmp_path) -> None:
     with Sockets(library) as sockets:
         for kind in ("tcp", "tcp6"):
-            gone = await sockets.bound(kind)
-            address = gone.getsockname()
-            gone.close()
+            host = "::1" if kind == "tcp6" else "127.0.0.1"
+            address = (host, lone_port(host))
             sock = sockets.new(kind)
             assert await fails(sock.connect, address) == (
                 ConnectionRefusedError,
