@@ -13,8 +13,7 @@ import pytest
 import trio
 import trio.testing
 from support.ports import lone_port
-from support.sockets import Sockets, of_kind, on_both
-from support.streams import clog
+from support.sockets import Sockets, clog_sender, of_kind, on_both
 
 import trio_uring
 import trio_uring.socket
@@ -42,7 +41,7 @@ async def test_a_thread_may_not_close_what_a_task_waits_on(
             if call == "send" and kind in ("udp", "udp6"):
                 return  # never waits
             if call == "send":
-                clog(sock.fileno())
+                clog_sender(sock, peer)
         arguments = {"accept": (), "send": (b"x",)}.get(call, (1,))
         results = []
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import trio
 from support.ports import lone_port
-from support.sockets import Sockets, of_kind, on_both, told
-from support.streams import clog, until
+from support.sockets import Sockets, clog_sender, of_kind, on_both, told
+from support.streams import until
 from trio.testing import assert_checkpoints
 
 
@@ -214,7 +214,7 @@ async def test_a_closed_socket(library: ModuleType, kind: str) -> None:
 )
 async def test_closing_wakes(library: ModuleType, kind: str, call: str) -> None:
     with Sockets(library) as sockets:
-        left, _ = sockets.pair(kind)
+        left, right = sockets.pair(kind)
         buffer = bytearray(10)
         arguments = {
             "recv_into": (buffer,),
@@ -225,7 +225,7 @@ async def test_closing_wakes(library: ModuleType, kind: str, call: str) -> None:
         if call in ("send", "sendmsg", "wait_writable"):
             if kind in ("udp", "udp6"):
                 return  # it always takes more
-            clog(left.fileno())
+            clog_sender(left, right)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fails_closed, getattr(left, call), arguments.get(call, (10,)))
             await trio.testing.wait_all_tasks_blocked()
