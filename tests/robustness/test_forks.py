@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from support.child import FLAGS, driver, in_child, open_rings, pair, stream_pair, use_ring
+from support.long_cases import examples
 from support.streams import open_descriptors
 
 import trio_uring
@@ -316,7 +317,8 @@ def test_forks_while_runs_in_other_threads_begin_and_end() -> None:
     for thread in threads:
         thread.start()
     codes = []
-    for _ in range(200):
+    forks = examples(200)
+    for _ in range(forks):
         pid = os.fork()
         if pid == 0:
             os._exit(OK)
@@ -324,4 +326,4 @@ def test_forks_while_runs_in_other_threads_begin_and_end() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    assert codes == [OK] * 200
+    assert codes == [OK] * forks
