@@ -23,7 +23,7 @@ import trio
 import trio_uring
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from support.endtoend import Certificates
 
@@ -59,6 +59,7 @@ class Server:
 
     def __init__(self) -> None:
         self.drop = 0  # queries over UDP that get no answer
+        self.dropped_all: Callable[[], None] = lambda: None  # is called with the last of these
         self.forge = False  # each answer over UDP comes after one from another address
         self.seen: list[str] = []
         self.udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
@@ -74,6 +75,8 @@ class Server:
             self.seen.append("udp")
             if self.drop:
                 self.drop -= 1
+                if not self.drop:
+                    self.dropped_all()
                 continue
             if self.forge:
                 await self.stranger.sendto(answer(wire), address)
@@ -216,6 +219,11 @@ async def test_the_resolver_asks_again() -> None:
         server.drop = 2
         asked = resolver(server)
         asked.timeout = 0.05
+
+        def be_patient() -> None:
+            asked.timeout = 20  # the answer that comes may take its time
+
+        server.dropped_all = be_patient
         assert len(await asked.resolve("here.test", "A", lifetime=20)) == 2
     assert server.seen == ["udp"] * 3
 
