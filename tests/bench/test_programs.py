@@ -194,7 +194,7 @@ def test_mass_cancellation(peer: str, place: Place, monkeypatch: pytest.MonkeyPa
 
 
 def test_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_uring._bench.extras.STARTS", 1)
+    monkeypatch.setattr("trio_uring._bench.extras.STARTS", 3)  # one may meet other work
     found = measure_start(PEERS["asyncio"])
     assert found["import_ms"] > 0
     assert found["run_us"] > 0
