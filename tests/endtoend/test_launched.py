@@ -84,8 +84,10 @@ def test_all_workers_answer_under_load(by: str, workers: int) -> None:
 @pytest.mark.long
 @served_by
 def test_a_blocked_worker_delays_nobody(by: str, tmp_path: Path) -> None:
-    blocker = Blocker(tmp_path / "blocker")
-    with serving(SERVERS[by](3), **blocker.variables) as server:
+    with (
+        Blocker(tmp_path / "blocker") as blocker,
+        serving(SERVERS[by](3), **blocker.variables) as server,
+    ):
         under_load(server, CLIENTS, lambda answers: len({each["pid"] for each in answers}) == 3)
         with contextlib.closing(server.connect()) as blocking:
             blocking.request("GET", "/block")
