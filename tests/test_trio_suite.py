@@ -236,6 +236,36 @@ def test_a_child_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert (done.output, done.descriptors, done.results) == ("begun\n", None, {})
 
 
+AGAIN = """
+only = json.loads(os.environ.get("TRIO_SUITE_TESTS", "[]"))
+for name, outcome in (("one", "passed"), ("two", "failed"), ("three", "failed")):
+    if only and f"test_a::{name}" not in only:
+        continue
+    waited = 0.0 if name == "two" else 9.9
+    outcome = "passed" if os.environ["HELPS"] == "1" and only else outcome
+    one = dict(test=f"test_a::{name}", outcome=outcome, operations=1 + len(only), waited=waited)
+    file.write(json.dumps(one) + "\\n")
+file.write(json.dumps(dict(descriptors=len(only))) + "\\n")
+file.close()
+print(only, flush=True)
+"""
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_what_failed_without_a_processor_is_run_again_and_nothing_else(
+    helps: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HELPS", str(int(helps)))
+    done = child(AGAIN, monkeypatch, tmp_path)
+    assert {test: result.outcome for test, result in done.results.items()} == {
+        "test_a::one": "passed",
+        "test_a::two": "failed",
+        "test_a::three": "passed" if helps else "failed",
+    }
+    assert [result.operations for result in done.results.values()] == [1, 1, 2]
+    assert (done.output, done.descriptors) == ("[]\n", 0)
+
+
 # -- trio's tests
 
 
