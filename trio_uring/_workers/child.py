@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._options import SocketOptions
-from .._serving.shutdown import Shutdown
+from .._serving.shutdown import Shutdown, pass_on
 from .._streams.enable import run
 from .._streams.listeners import listener_over
 from . import guard
@@ -83,8 +83,7 @@ def _starting(shutdown: Shutdown) -> Callable[[int, FrameType | None], None]:
         if os.getpid() == worker:
             shutdown.start()
         else:  # a child that the program has forked, as multiprocessing may, and now ends
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            pass_on(number, frame, signal.SIG_DFL)
 
     return handle
 
