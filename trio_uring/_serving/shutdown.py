@@ -166,20 +166,21 @@ class _Handler:
 
     Attributes:
         before: what handled each of them before.
+        process: the number of the process that has called it.
     """
 
     def __init__(self, shutdown: Shutdown) -> None:
         self.before: dict[int, Any] = {}
         self._shutdown = shutdown
         self._came = False
-        self._process = os.getpid()
+        self.process = os.getpid()
 
     def take(self, number: int) -> None:
         self.before[number] = signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         before = self._handler_before(number)
-        if os.getpid() != self._process:
+        if os.getpid() != self.process:
             pass_on(number, frame, before)
         elif not self._came:
             self._came = True
@@ -193,7 +194,7 @@ class _Handler:
         """Not that of a process from which this one was forked, but what that would pass it on to:
         otherwise the second signal, which starts nothing there, would end this process."""
         before = self.before.get(number)
-        while isinstance(before, _Handler) and before._process != os.getpid():
+        while isinstance(before, _Handler) and before.process != os.getpid():
             before = before.before.get(number)
         return before
 
