@@ -27,13 +27,12 @@ from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
 from ._streams.install import install, install_if_asked, uninstall
-from ._streams.listeners import SocketListener
+from ._streams.listeners import SocketListener, open_unix_listeners
 from ._streams.processes import open_process
 from ._streams.stdio import open_stderr, open_stdin, open_stdout
 from ._streams.streams import ReceiveStream, SendStream, SocketStream
 from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket
 from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream
-from ._streams.unix import open_unix_listeners
 
 if TYPE_CHECKING:
     from ._bytes.pool import BufferClassStatistics, BufferPool
