@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ._serving.proxy import ProxyListener, ProxyStream
     from ._serving.serve import serve_listeners, serve_ssl_over_tcp, serve_tcp, serve_unix
     from ._serving.shutdown import Shutdown
-    from ._serving.systemd import listeners_from_environment, notify
+    from ._serving.systemd import listeners_from_environment, notify, notify_watchdog
     from ._udp.messages import Local
     from ._udp.udp_socket import UDPSocket, open_udp_socket
     from ._workers.supervisor import serve_workers
@@ -77,7 +77,7 @@ _LATER = {
     "_serving.proxy": ("ProxyListener", "ProxyStream"),
     "_serving.serve": ("serve_listeners", "serve_ssl_over_tcp", "serve_tcp", "serve_unix"),
     "_serving.shutdown": ("Shutdown",),
-    "_serving.systemd": ("listeners_from_environment", "notify"),
+    "_serving.systemd": ("listeners_from_environment", "notify", "notify_watchdog"),
     "_udp.messages": ("Local",),
     "_udp.udp_socket": ("UDPSocket", "open_udp_socket"),
     "_workers.supervisor": ("serve_workers",),
@@ -182,6 +182,7 @@ __all__ = [
     "install",
     "listeners_from_environment",
     "notify",
+    "notify_watchdog",
     "open_process",
     "open_ssl_over_tcp_listeners",
     "open_ssl_over_tcp_stream",
