@@ -96,8 +96,8 @@ async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised)
     worker = Worker(
         order.number,
         order.workers,
-        # On Linux connections inherit their options from the supervisor's socket.
-        [listener_over(_socket(each), SocketOptions()) for each in order.listeners],
+        # On Linux connections inherit the others from the supervisor's socket.
+        [listener_over(_socket(each), SocketOptions(**order.buffers)) for each in order.listeners],
         shutdown=shutdown,
         on_ready=supervised.is_ready,
     )
