@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.workers import APP, answer, pids, serving, supervisor, wait_for_end
 
-from trio_uring import SocketOptions
+from trio_uring import SocketOptions, __main__
 from trio_uring._workers.ports import Ports, name_address, parse_unix
 
 pytestmark = pytest.mark.no_ring
@@ -146,6 +146,15 @@ def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_is_no_unix_socket(addresses: list[str], mode: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Ports(addresses, None, mode=mode)
+
+
+def test_permissions_are_octal(capsys: pytest.CaptureFixture[str]) -> None:
+    parse = __main__.make_parser(["serve"]).parse_args
+    for text in ("660", "0660", "0o660"):
+        assert parse(["serve", "app:main", "--unix-mode", text]).unix_mode == 0o660
+    with pytest.raises(SystemExit, match="2"):
+        parse(["serve", "app:main", "--unix-mode", "rw"])
+    assert "'rw' is no octal number, such as 660" in capsys.readouterr().err
 
 
 # -- with workers

@@ -126,8 +126,11 @@ def serve_workers(
     supervisor = _Supervisor(
         target, count, ports, backend, grace, ready_timeout, failures_max, page
     )
-    ports.open(count)
-    run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
+    try:
+        ports.open(count)
+        run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
+    finally:
+        ports.close()
 
 
 def _check_caller() -> None:
@@ -211,23 +214,20 @@ class _Supervisor:
 
     async def supervise(self) -> None:
         """From the first worker's start to the last one's end."""
-        try:
-            # First: process 1 of a container has no default actions, and would miss a signal.
-            with _receive_signals() as signals:
-                page, watchdog = await self._open_page(), watchdog_seconds()
-                async with trio.open_nursery() as self._nursery:
-                    if page:
-                        self._nursery.start_soon(serve_page, self._page, page)
-                    if watchdog is not None:
-                        self._nursery.start_soon(keep_watchdog, watchdog, self._is_healthy)
-                    if gets_orphans():
-                        self._nursery.start_soon(self._reap)
-                    self._nursery.start_soon(self._obey, signals)
-                    await self._keep()
-                    await self._end()
-                    self._nursery.cancel_scope.cancel()
-        finally:
-            self._ports.close()
+        # First: process 1 of a container has no default actions, and would miss a signal.
+        with _receive_signals() as signals:
+            page, watchdog = await self._open_page(), watchdog_seconds()
+            async with trio.open_nursery() as self._nursery:
+                if page:
+                    self._nursery.start_soon(serve_page, self._page, page)
+                if watchdog is not None:
+                    self._nursery.start_soon(keep_watchdog, watchdog, self._is_healthy)
+                if gets_orphans():
+                    self._nursery.start_soon(self._reap)
+                self._nursery.start_soon(self._obey, signals)
+                await self._keep()
+                await self._end()
+                self._nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
         if self._killed:
