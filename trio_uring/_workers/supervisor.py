@@ -216,7 +216,7 @@ class _Supervisor:
         """From the first worker's start to the last one's end."""
         # First: process 1 of a container has no default actions, and would miss a signal.
         with _receive_signals() as signals:
-            page, watchdog = await self._open_page(), watchdog_seconds()
+            watchdog, page = watchdog_seconds(), await self._open_page()
             async with trio.open_nursery() as self._nursery:
                 if page:
                     self._nursery.start_soon(serve_page, self._page, page)
