@@ -228,27 +228,6 @@ def test_a_limit_of_locked_memory_that_is_not_for_rings(change: dict[str, Any]) 
     assert not [each for each in examine(seen) if each.state == NOTE]
 
 
-@pytest.mark.parametrize(
-    ("why", "fix"),
-    [
-        ("it was not built (No module named 'trio_uring._hot')", "install a wheel"),
-        ("the environment variable TRIO_URING_ACCELERATOR is 0", "unset TRIO_URING_ACCELERATOR"),
-        ("this Python has no GIL, which the accelerator relies on", None),
-    ],
-)
-def test_the_fix_of_a_missing_accelerator(why: str, fix: str | None) -> None:
-    """Only what would help is advised."""
-    [found] = [
-        each
-        for each in examine(dataclasses.replace(GOOD, no_accelerator=why))
-        if each.name == "accelerator"
-    ]
-    assert (found.fix or "").startswith(fix or "")
-    assert (found.fix is None) == (fix is None)
-    assert ("compiler" in str(found.fix)) == ("built" in why)
-    assert ("TRIO_URING" in str(found.fix)) == ("TRIO_URING" in (fix or ""))
-
-
 # -- as a command
 
 
