@@ -55,13 +55,28 @@ _COMMANDS = {  # its module, and what it does
 }
 
 
+class _Command(argparse.ArgumentParser):
+    """The parser of one command, which knows all that may follow its name.
+
+    argparse leaves what it does not know to the parser of the whole, whose usage is of no help.
+    """
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        found, unknown = super().parse_known_args(*arguments, **named)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trio_uring",
         description="trio's sockets, streams and listeners driven by Linux's io_uring.",
     )
     parser.add_argument("--version", action="version", version=f"trio_uring {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
     for name, (_, what) in _COMMANDS.items():
         command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         if name in words:

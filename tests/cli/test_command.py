@@ -52,6 +52,8 @@ def test_version_and_help() -> None:
         (["demo", "--seconds", "abc"], "'abc' is not a number of seconds"),
         (["demo", "files", "--rounds", "2.5"], "'2.5' is not a whole number"),
         (["demo", "nonsense"], "nonsense"),
+        (["doctor", "--json", "x", "-y"], "doctor: error: unrecognized arguments: x -y"),
+        (["serve", "app:main", "--bogus"], "serve: error: unrecognized arguments: --bogus"),
     ],
 )
 def test_wrong_arguments(
@@ -61,6 +63,14 @@ def test_wrong_arguments(
         __main__.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.no_ring
+def test_the_usage_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["doctor", "--bogus"])
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == "usage: python -m trio_uring doctor [-h] [--json]"
 
 
 def test_who_reads_may_have_had_enough() -> None:
