@@ -6,8 +6,11 @@ Rules of this file: what time decides is decided by a MockClock. Attackers are t
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import socket
+import ssl
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +22,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_uring import (
     BufferedReceiveStream,
     Metered,
+    Shutdown,
     SocketListener,
     SocketStream,
     TrioNetwork,
@@ -26,11 +30,15 @@ from trio_uring import (
     open_tcp_listeners,
     open_tcp_stream,
     serve_listeners,
+    serve_ssl_over_tcp,
+    serve_tcp,
+    serve_unix,
 )
 from trio_uring.testing import SimulatedNetwork, run_deterministically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -156,6 +164,35 @@ async def test_a_slot_is_free_again_however_a_handler_ends(autojump_clock: MockC
 async def test_no_connections_at_all_is_a_mistake(most: int) -> None:
     with pytest.raises(ValueError, match="max_connections must be at least 1"):
         await serve_listeners(echo, [Door()], max_connections=most)
+
+
+@pytest.mark.filterwarnings("error")  # a listener that nobody has closed
+@pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
+@pytest.mark.parametrize(
+    ("limits", "error", "message"),
+    [
+        ({"shutdown": 5}, TypeError, "shutdown must be a Shutdown or None, not 5"),
+        ({"shutdown": Shutdown}, TypeError, "shutdown must be a Shutdown or None, not <class"),
+        ({"max_connections": 0}, ValueError, "max_connections must be at least 1"),
+        ({"idle_timeout": -1}, ValueError, "timeout must be"),
+    ],
+)
+async def test_mistakes_are_told_before_anything_is_opened(
+    limits: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sock"
+    path.touch()  # opening it would be another error
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        for serve in (
+            functools.partial(serve_tcp, echo, port, host="127.0.0.1"),
+            functools.partial(serve_ssl_over_tcp, echo, port, context, host="127.0.0.1"),
+            functools.partial(serve_unix, echo, path),
+            functools.partial(serve_listeners, echo, [Door()]),
+        ):
+            with pytest.raises(error, match=message):
+                await serve(**limits)
 
 
 @pytest.mark.parametrize("name", ["first_byte_timeout", "idle_timeout"])

@@ -2,7 +2,8 @@
 end.
 
 Rules of this file: names, signatures and errors are those of trio's helpers, and what goes beyond
-them is off unless it is asked for. The work is done in `server`.
+them is off unless it is asked for. The work is done in `server`, which is made first: it refuses
+arguments before anything is opened.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ async def serve_tcp(
 
     Cancellation: the listeners are closed.
     """
+    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
     listeners = await open_tcp_listeners(
         port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
     )
-    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
     await server.serve(listeners, handler_nursery, task_status)
 
 
@@ -140,8 +141,8 @@ async def serve_unix(
 
     Cancellation: the listener is closed and its file removed.
     """
-    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
     server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
+    listeners = await open_unix_listeners(path, mode=mode, backlog=backlog, options=options)
     await server.serve(listeners, handler_nursery, task_status)
 
 
@@ -173,6 +174,7 @@ async def serve_ssl_over_tcp(
 
     Cancellation: the listeners are closed.
     """
+    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
     listeners = await open_tcp_listeners(
         port, host=host, backlog=backlog, reuse_port=reuse_port, options=options
     )
@@ -180,5 +182,4 @@ async def serve_ssl_over_tcp(
         trio.SSLListener(listener, ssl_context, https_compatible=https_compatible)
         for listener in listeners
     ]
-    server = Server(handler, max_connections, first_byte_timeout, idle_timeout, shutdown)
     await server.serve(secured, handler_nursery, task_status)

@@ -28,11 +28,10 @@ import trio
 
 from .._bytes.timed import check_timeout
 from .connection import Connection
+from .shutdown import Shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-
-    from .shutdown import Shutdown
 
 if sys.version_info < (3, 11):
     # a dependency of trio's
@@ -122,6 +121,8 @@ class Server:
             raise ValueError(what)
         check_timeout(first_byte_timeout)
         check_timeout(idle_timeout)
+        if shutdown is not None and not isinstance(shutdown, Shutdown):
+            raise TypeError(f"shutdown must be a Shutdown or None, not {shutdown!r}")
         self._handler = handler
         self._slots = Slots(max_connections)
         self._first_byte_timeout = math.inf if first_byte_timeout is None else first_byte_timeout
