@@ -353,13 +353,14 @@ async def test_no_watchdog_asks(
     assert [each.getMessage() for each in caplog.records] == [says.format(os.getpid())] * bool(says)
 
 
+@pytest.mark.parametrize("text", ["1s", "", "-1", "9" * 400, "9" * 5000])
 @pytest.mark.parametrize("name", ["WATCHDOG_USEC", "WATCHDOG_PID"])
 async def test_variables_of_the_watchdog_that_make_no_sense(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
-    monkeypatch.setenv(name, "1s")
-    with pytest.raises(ValueError, match=f"{name} is not a number: '1s'"):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=f"{name} is not a number: '{text}'"):
         await notify_watchdog()
 
 

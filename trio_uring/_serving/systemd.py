@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trio_uring")
 
 FIRST_FD = 3
+_DIGITS_MAX = 100  # that a float can hold
 _UNNAMED = "unknown"  # as in sd_listen_fds_with_names(3)
 _NOTIFY_SECONDS = 1.0  # that a supervisor which does not read may hold up this thread
 
@@ -72,7 +73,7 @@ def listeners_from_environment() -> dict[str, list[SocketListener]]:
 
 
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
+    if not (value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX):
         raise ValueError(f"{name} is not a number: {value!r}")
     return int(value)
 
