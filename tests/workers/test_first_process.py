@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.child import in_child
@@ -76,6 +77,23 @@ def test_only_orphans_are_waited_for() -> None:
     assert not any(map(is_there, strangers))
     orphans.reap(known)  # there are no children at all
     os.close(gate)
+
+
+@in_child()
+def test_a_child_that_a_thread_of_the_program_waits_for() -> None:
+    """It does so between two calls of ours."""
+    child = subprocess.Popen(["true"])
+    wait_until_ended(child.pid)
+    asked = os.waitid
+
+    def waitid(*arguments: Any) -> Any:
+        ended = asked(*arguments)
+        child.wait()
+        return ended
+
+    os.waitid = waitid
+    orphans.reap(())
+    assert child.returncode == 0
 
 
 def test_without_a_namespace_nobody_else_is_waited_for() -> None:

@@ -10,6 +10,7 @@ orphan is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -45,5 +46,6 @@ def reap(ours: Collection[int]) -> None:
             return
         if ended is None or ended.si_pid in ours:
             return
-        os.waitpid(ended.si_pid, os.WNOHANG)
+        with contextlib.suppress(ChildProcessError):  # a thread of the program was faster
+            os.waitpid(ended.si_pid, os.WNOHANG)
         _log.debug("process %d, whose parent had ended, has ended", ended.si_pid)
