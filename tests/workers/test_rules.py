@@ -152,6 +152,33 @@ def test_what_cannot_be_loaded(
     monkeypatch.delitem(sys.modules, "that_program", raising=False)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Decorators may give the function more than the Worker, and say otherwise what it takes.
+        "import functools\n"
+        "def with_more(function):\n"
+        "    @functools.wraps(function)\n"
+        "    async def wrapper(worker): return await function(worker, 1)\n"
+        "    return wrapper\n"
+        "@with_more\n"
+        "async def main(worker, more): ...",
+        "import functools\n"
+        "async def function(more, worker): ...\n"
+        "main = functools.partial(function, 1)",
+        "class Main:\n    async def __call__(self, worker, more=1): ...\nmain = Main()",
+        "async def main(*workers): ...",
+        "async def main(worker): ...\nmain.__signature__ = 'nonsense'",
+    ],
+)
+def test_what_takes_a_worker(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "that_program", raising=False)
+    (tmp_path / "that_program.py").write_text(text)
+    assert callable(load_target(Target("main", "that_program")))
+    monkeypatch.delitem(sys.modules, "that_program", raising=False)
+
+
 def test_a_module_that_is_not_there() -> None:
     for name in ("nothing_like_it", "nothing_like_it.deeper"):
         with pytest.raises(TargetError, match=r"^there is no module 'nothing_like_it'$"):

@@ -121,8 +121,9 @@ def load_target(target: Target) -> Callable[..., Any]:
 def _check_arguments(main: Callable[..., Any], target: Target) -> None:
     """Raises what would otherwise be raised by every worker, started again and again."""
     try:
-        signature = inspect.signature(main)
-    except ValueError:  # a function of C's that does not tell
+        # Its own: a decorator may well call the function that it wraps with more than a Worker.
+        signature = inspect.signature(main, follow_wrapped=False)
+    except (ValueError, TypeError):  # a function of C's, or of somebody else's, that does not tell
         return
     try:
         signature.bind(None)
