@@ -244,6 +244,11 @@ def test_ipv6_is_named_in_brackets() -> None:
     assert name_address(("::1", 80, 0, 0)) == "[::1]:80"
 
 
+def test_the_sockets_of_virtual_machines_have_names() -> None:
+    """systemd may have opened one: ListenStream=vsock:2:80."""
+    assert name_address((2, 80)) == "vsock:2:80"
+
+
 # -- arguments
 
 

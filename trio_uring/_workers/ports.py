@@ -55,6 +55,8 @@ def name_address(address: Any) -> str:
     if not isinstance(address, tuple):
         name = os.fsdecode(address)
         return f"{_UNIX}@{name[1:]}" if name.startswith("\0") else f"{_UNIX}{name}"
+    if isinstance(address[0], int):  # of virtual machines, by systemd
+        return f"vsock:{address[0]}:{address[1]}"
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"{host}:{address[1]}"
 
