@@ -267,11 +267,22 @@ def test_the_sockets_of_virtual_machines_have_names() -> None:
         ({"options": 1}, TypeError, "options must be SocketOptions"),
     ],
 )
-def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments(
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if "metrics" in arguments:
         pytest.importorskip("prometheus_client")
     with pytest.raises(error, match=message):
         serve_workers("app:main", **arguments)
+    # Nothing was taken of systemd that a second call, or the program, would miss.
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    bind = ["systemd", arguments["bind"]] if "bind" in arguments else "systemd"
+    with pytest.raises(error, match=message):
+        serve_workers("app:main", **{**arguments, "bind": bind})
+    assert os.environ["LISTEN_FDS"] == "1"
 
 
 def test_only_in_the_main_thread_and_outside_of_trio() -> None:

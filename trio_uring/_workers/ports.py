@@ -68,7 +68,8 @@ class Ports:
         addresses: as serve_workers takes them; for "systemd" there are the sockets of `given`.
         options: of the sockets; with `reuse_port`, each worker has sockets of its own on TCP. Unix
             sockets are always shared: the kernel spreads no connections over several.
-        given: sockets that listen already, which all workers share; `close` closes them.
+        given: sockets that listen already, which all workers share, and which may still be added
+            until `open`; `close` closes them.
         mode: permissions of the files of Unix sockets; None: what the umask leaves.
 
     Raises:

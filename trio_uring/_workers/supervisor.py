@@ -121,12 +121,14 @@ def serve_workers(
     check_timeout(ready_timeout)
     count, target, page = _count(workers), name_target(main), _page_address(metrics)
     addresses = [bind] if isinstance(bind, str) else list(bind)
-    given = run(_given_sockets, backend="off") if SYSTEMD in addresses else []
+    given: list[socket.socket] = []  # taken last: what is wrong with an argument loses none
     ports = Ports(addresses, fold_options(options, reuse_port=reuse_port), given, unix_mode)
     supervisor = _Supervisor(
         target, count, ports, backend, grace, ready_timeout, failures_max, page
     )
     try:
+        if SYSTEMD in addresses:
+            given += run(_given_sockets, backend="off")
         ports.open(count)
         run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
     finally:
