@@ -310,6 +310,23 @@ async def test_the_watchdog_is_told_only_of_what_is_well(
     assert told == [0, 5.5, 9.5, 13.5, 17.5]
 
 
+async def test_what_the_look_at_the_servers_raises(told: list[float]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await notify_watchdog(lambda: bool(1 / 0))
+    assert told == []
+
+
+@pytest.mark.filterwarnings("error")  # a coroutine that nobody awaits
+async def test_an_async_function_is_not_always_well(told: list[float]) -> None:
+    async def healthy() -> bool:
+        return False
+
+    wrong: Any = healthy
+    with pytest.raises(TypeError, match="must be an ordinary function, not an async one: <fun"):
+        await notify_watchdog(wrong)
+    assert told == []
+
+
 async def test_a_run_that_is_blocked_tells_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ the environment is an error with its names in it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import socket as stdlib_socket
@@ -145,10 +146,11 @@ async def notify_watchdog(healthy: Callable[[], bool] | None = None) -> None:
 
     Args:
         healthy: called each time; nothing is sent while it returns False, and it is then called
-            more often. None: as if it always returned True.
+            more often. What it raises is raised here. None: as if it always returned True.
 
     Raises:
         ValueError: WATCHDOG_USEC or WATCHDOG_PID is not a number.
+        TypeError: `healthy` is an async function.
 
     Cancellation: systemd is not told any more.
     """
@@ -179,6 +181,9 @@ async def keep_watchdog(seconds: float, healthy: Callable[[], bool]) -> None:
     """Tells a watchdog with this interval; returns if nobody listens."""
     while True:
         well = healthy()
+        if inspect.iscoroutine(well):  # which is true, whatever it would have returned
+            well.close()
+            raise TypeError(f"healthy must be an ordinary function, not an async one: {healthy!r}")
         if well and not try_notify("WATCHDOG=1"):
             return
         # What is over soon is not to end the service: half the interval is left.
