@@ -17,7 +17,7 @@ import trio_uring
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 BURST = 100  # datagrams of a client
-ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 10.0
 log = logging.getLogger("server")
 
 

@@ -102,6 +102,8 @@ def load_profiles() -> None:
         "derandomize": True,
         "database": None,
         "print_blob": True,
+        # a second of the clock decides that, in which the machine may have done something else
+        "suppress_health_check": [hypothesis.HealthCheck.too_slow],
     }
     hypothesis.settings.register_profile("fixed", max_examples=examples(100), **fixed)
     hypothesis.settings.register_profile(

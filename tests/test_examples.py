@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SECONDS_MAX = 30  # for a process to end or a socket to answer
+SECONDS_MAX = 100  # for a process to end or a socket to answer
 # 1 MiB, no two words alike.
 CONTENT = b"".join(struct.pack("!I", number) for number in range(2**18))
 

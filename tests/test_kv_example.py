@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ADDRESS = ("127.0.0.1", 0)
-SECONDS_MAX = 30  # for a process to answer or to end
+SECONDS_MAX = 100  # for a process to answer or to end
 
 
 async def served(

@@ -27,13 +27,12 @@ from ._ring.statistics import OperationCounts, OperationInFlight, Statistics
 from ._sockets.uring_socket import UringSocket
 from ._streams.enable import Enable, enable, run
 from ._streams.install import install, install_if_asked, uninstall
-from ._streams.listeners import SocketListener
+from ._streams.listeners import SocketListener, open_unix_listeners
 from ._streams.processes import open_process
 from ._streams.stdio import open_stderr, open_stdin, open_stdout
 from ._streams.streams import ReceiveStream, SendStream, SocketStream
 from ._streams.tcp import open_tcp_listeners, open_tcp_stream, open_unix_socket
 from ._streams.tls import open_ssl_over_tcp_listeners, open_ssl_over_tcp_stream
-from ._streams.unix import open_unix_listeners
 
 if TYPE_CHECKING:
     from ._bytes.pool import BufferClassStatistics, BufferPool
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from ._serving.proxy import ProxyListener, ProxyStream
     from ._serving.serve import serve_listeners, serve_ssl_over_tcp, serve_tcp, serve_unix
     from ._serving.shutdown import Shutdown
-    from ._serving.systemd import listeners_from_environment, notify
+    from ._serving.systemd import listeners_from_environment, notify, notify_watchdog
     from ._udp.messages import Local
     from ._udp.udp_socket import UDPSocket, open_udp_socket
     from ._workers.supervisor import serve_workers
@@ -78,7 +77,7 @@ _LATER = {
     "_serving.proxy": ("ProxyListener", "ProxyStream"),
     "_serving.serve": ("serve_listeners", "serve_ssl_over_tcp", "serve_tcp", "serve_unix"),
     "_serving.shutdown": ("Shutdown",),
-    "_serving.systemd": ("listeners_from_environment", "notify"),
+    "_serving.systemd": ("listeners_from_environment", "notify", "notify_watchdog"),
     "_udp.messages": ("Local",),
     "_udp.udp_socket": ("UDPSocket", "open_udp_socket"),
     "_workers.supervisor": ("serve_workers",),
@@ -183,6 +182,7 @@ __all__ = [
     "install",
     "listeners_from_environment",
     "notify",
+    "notify_watchdog",
     "open_process",
     "open_ssl_over_tcp_listeners",
     "open_ssl_over_tcp_stream",

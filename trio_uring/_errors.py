@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from typing import Any
 
@@ -124,8 +125,6 @@ _REASONS = {
     "it by default) or by the sysctl kernel.io_uring_disabled",
     errno.EACCES: "io_uring is forbidden here by a security module",
     errno.EOPNOTSUPP: "this platform answers that io_uring is not supported",
-    errno.ENOMEM: "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough "
-    "for a ring",
     errno.EMFILE: "this process is at its limit of open files: raise RLIMIT_NOFILE (ulimit -n)",
     errno.ENFILE: "the system is at its limit of open files (sysctl fs.file-max)",
     errno.EAGAIN: "the limit of processes is reached: raise RLIMIT_NPROC (ulimit -u)",
@@ -133,17 +132,64 @@ _REASONS = {
 }
 
 
-def why_unavailable(code: int, what: str) -> str:
-    """A sentence for the user: what failed, why, and what to change."""
+_CAP_IPC_LOCK = 14  # its bit in CapEff
+_NO_MEMORY = {
+    "locked": "locked memory is used up: raise RLIMIT_MEMLOCK (ulimit -l), 512 KiB are enough for "
+    "a ring",
+    "any": "memory is used up: that of the control group (memory.max), or of the whole machine",
+}
+
+
+def why_unavailable(code: int, what: str, *, locked: bool = True) -> str:
+    """A sentence for the user: what failed, why, and what to change.
+
+    Args:
+        code: the errno.
+        what: what failed.
+        locked: whether it needs memory that some kernels count as locked, as a ring does.
+    """
     reason = _REASONS.get(code, "no io_uring ring can be had")
     if code == errno.EPERM:
         reason = _who_forbids() or reason
     elif code == errno.ENOMEM:
-        limit = _address_space()
-        if limit is not None:
-            kib = f"which is {limit // 1024} KiB"
-            reason = f"memory is used up: raise RLIMIT_AS (ulimit -v), {kib}; or {reason}"
+        reason = _whose_memory(locked)
     return f"{what} failed with {errno.errorcode.get(code, code)}: {reason}"
+
+
+def kernel_number(release: str) -> tuple[int, int]:
+    """(6, 1) of "6.1.0-13-amd64"; (0, 0): it is not known."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def locks_rings(release: str) -> bool:
+    """Whether a kernel counts the memory of rings against RLIMIT_MEMLOCK.
+
+    Linux 5.12 ended that, and 6.14 has it again, for whoever lacks CAP_IPC_LOCK.
+    """
+    return not (5, 12) <= kernel_number(release) < (6, 14)
+
+
+def lifts_memlock() -> bool:
+    """Whether this process has CAP_IPC_LOCK where that counts: in the first user namespace."""
+    try:
+        with open("/proc/self/uid_map", "rb") as uids, open("/proc/self/status", "rb") as status:
+            effective = re.search(rb"^CapEff:\s*([0-9a-f]+)$", status.read(), re.M)
+            first = uids.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+    return first and effective is not None and bool(int(effective[1], 16) >> _CAP_IPC_LOCK & 1)
+
+
+def _whose_memory(locked: bool) -> str:
+    limited = _limit("RLIMIT_MEMLOCK") is not None and not lifts_memlock()
+    limited = locked and limited and locks_rings(_release())
+    reason = _NO_MEMORY["locked" if limited else "any"]
+    space = _limit("RLIMIT_AS")
+    if space is None:
+        return reason
+    kib = f"which is {space // 1024} KiB"
+    return f"the address space is used up: raise RLIMIT_AS (ulimit -v), {kib}; or {reason}"
 
 
 def _who_forbids() -> str | None:
@@ -161,11 +207,15 @@ def _who_forbids() -> str | None:
     return f"io_uring is forbidden by {by}; the sysctl allows it"
 
 
-def _address_space() -> int | None:
-    """Bytes that this process may map; None: there is no limit, or it is unknown."""
+def _release() -> str:
+    return "" if sys.platform == "win32" else os.uname().release
+
+
+def _limit(which: str) -> int | None:
+    """The soft limit, in bytes; None: there is none, or it is unknown."""
     if sys.platform == "win32":
         return None
     import resource
 
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limit = resource.getrlimit(getattr(resource, which))[0]
     return None if limit == resource.RLIM_INFINITY else limit

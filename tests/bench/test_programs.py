@@ -118,6 +118,8 @@ def test_a_round(peer: str, workload: str, place: Place) -> None:
         running, failed = start_servers([PEERS[peer]], load.server, place, stack)
         assert not failed
         done = measure(place, running[0], load, SECONDS, 0.0)
+        while not done.cpu_us and done.dropped:  # it got no processor: as in a benchmark, again
+            done = measure(place, running[0], load, SECONDS, 0.0)
         assert done.rate > 0
         assert done.cpu_us > 0
         if load.paced:
@@ -194,7 +196,7 @@ def test_mass_cancellation(peer: str, place: Place, monkeypatch: pytest.MonkeyPa
 
 
 def test_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_uring._bench.extras.STARTS", 1)
+    monkeypatch.setattr("trio_uring._bench.extras.STARTS", 3)  # one may meet other work
     found = measure_start(PEERS["asyncio"])
     assert found["import_ms"] > 0
     assert found["run_us"] > 0

@@ -55,6 +55,8 @@ GOOD = Evidence(
     modules="lockdown,capability,yama",
     confined=None,
     memlock=(8388608, 8388608),
+    lifted=False,
+    address_space=(-1, -1),
     nofile=(65536, 65536),
     open_files=5,
     variables={},
@@ -87,7 +89,7 @@ pytestmark = pytest.mark.no_ring
 
 
 def test_nothing_is_in_the_way() -> None:
-    assert [each.state for each in examine(GOOD)] == ["ok"] * 11
+    assert [each.state for each in examine(GOOD)] == ["ok"] * 12
     assert verdict(GOOD) == (USED, "io_uring is used")
 
 
@@ -129,7 +131,18 @@ def test_nothing_is_in_the_way() -> None:
         (refused(errno.EINVAL, seccomp="2"), "seccomp", "--docker"),
         # /proc cannot be read: that the sysctl is not there means nothing.
         (refused(errno.ENOSYS, seccomp=None, disabled=None), "seccomp", "--docker"),
-        (refused(errno.ENOMEM, memlock=(65536, 65536)), "RLIMIT_MEMLOCK", "LimitMEMLOCK"),
+        *(
+            (refused(errno.ENOMEM, release=release), "RLIMIT_MEMLOCK", "LimitMEMLOCK")
+            for release in ("5.11.0", "6.14.0-rc1", "7.0.0")
+        ),
+        # These kernels count no ring against it.
+        (refused(errno.ENOMEM, release="5.12.0"), "memory", "MemoryMax"),
+        (refused(errno.ENOMEM, release="6.13.9"), "memory", "MemoryMax"),
+        # It is not for this process.
+        (refused(errno.ENOMEM, release="6.14.0", lifted=True), "memory", "MemoryMax"),
+        (refused(errno.ENOMEM, release="6.14.0", memlock=(-1, -1)), "memory", "MemoryMax"),
+        # Somebody has limited what is hardly ever limited.
+        (refused(errno.ENOMEM, release="6.14.0", address_space=(2**20, -1)), "memory", "ulimit -v"),
         (refused(errno.EMFILE), "descriptors", "LimitNOFILE"),
         (refused(errno.ENFILE), "descriptors", "fs.file-max"),
         (refused(errno.EIO), "ring", "report it"),
@@ -188,6 +201,7 @@ def test_wsl2_is_an_ordinary_kernel() -> None:
         ({"no_accelerator": "it was not built"}, "accelerator", "twice the CPU"),
         ({"nofile": (1024, 524288)}, "descriptors", "each connection takes one"),
         ({"release": "5.11.0", "memlock": (65536, 65536)}, "RLIMIT_MEMLOCK", "64 KiB"),
+        ({"release": "6.14.0", "memlock": (65536, 65536)}, "RLIMIT_MEMLOCK", "64 KiB"),
         ({"trial": Trial(RING, "no thread could be started")}, "ring", "no thread"),
         ({"trial": Trial(dataclasses.replace(RING, lacking=("READ",)))}, "ring", "READ"),
         ({"variables": {"TRIO_URING_BAKEND": "uring"}}, "TRIO_URING_BAKEND", "no run looks"),
@@ -199,6 +213,19 @@ def test_notes(change: dict[str, Any], name: str, word: str) -> None:
     assert word in notes[name].text
     assert notes[name].fix
     assert verdict(seen)[0] == USED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"release": "6.13.0"},
+        {"release": "6.14.0", "lifted": True},
+        {"release": "6.14.0", "memlock": (-1, -1)},
+    ],
+)
+def test_a_limit_of_locked_memory_that_is_not_for_rings(change: dict[str, Any]) -> None:
+    seen = dataclasses.replace(GOOD, **{"memlock": (65536, 65536), **change})
+    assert not [each for each in examine(seen) if each.state == NOTE]
 
 
 # -- as a command

@@ -32,12 +32,13 @@ from trio_uring._demo.rounds import STACKS, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SECONDS_MAX = 30
+SECONDS_MAX = 100
+PATIENCE = 60  # seconds in which a datagram comes that is not lost
 SMALL = {
     "echo": {"connections": 5, "size": 3000},
     "files": {"clients": 3, "least": 100_000},
     "relay": {"connections": 2, "chunk": 2**20},
-    "udp": {"sockets": 2, "burst": 10, "size": 50},
+    "udp": {"sockets": 2, "burst": 10, "size": 50, "patience": PATIENCE},
 }
 SMALL_ACTS = {act.name: dataclasses.replace(act, sizes=SMALL[act.name]) for act in ACTS}
 
@@ -314,21 +315,37 @@ def udp_server(answer: Callable[[int, bytes], bytes | None]) -> Any:
 
 
 @pytest.mark.no_ring
-def test_lost_datagrams_are_counted() -> None:
-    with udp_server(lambda number, data: data if number % 2 else None) as port:
-        load = loads.Udp("trio", port, sockets=1, burst=10, size=50)
+def test_lost_datagrams_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def answer(number: int, data: bytes) -> bytes | None:
+        if number == 9:
+            answered.set()
+        return None if number % 2 else data
+
+    def receive(load: loads.Udp, *burst: Any) -> int:
+        answered.wait()  # what has not come by then is lost
+        return take(load, *burst)
+
+    take = loads.Udp._receive
+    monkeypatch.setattr(loads.Udp, "_receive", receive)
+    with udp_server(answer) as port:
+        load = loads.Udp("trio", port, sockets=1, burst=10, size=50, patience=1)
         assert load.run(0.0) == {"operations": 5, "counts": {"lost": 5}}
         load.close()
 
 
 @pytest.mark.no_ring
 @pytest.mark.parametrize(
-    ("answer", "why"),
-    [(lambda number, data: data[:-1] + b"!", "wrong bytes"), (lambda number, data: None, "one")],
+    ("answer", "patience", "why"),
+    [
+        (lambda number, data: data[:-1] + b"!", PATIENCE, "wrong bytes"),
+        (lambda number, data: None, 1, "one"),
+    ],
 )
-def test_udp_notices(answer: Callable[[int, bytes], bytes | None], why: str) -> None:
+def test_udp_notices(answer: Callable[[int, bytes], bytes | None], patience: int, why: str) -> None:
     with udp_server(answer) as port:
-        load = loads.Udp("trio", port, sockets=1, burst=3, size=50)
+        load = loads.Udp("trio", port, sockets=1, burst=3, size=50, patience=patience)
         with pytest.raises(loads.WrongAnswerError, match=why):
             load.run(0.0)
         load.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import trio
-from support.endtoend import LARGE, connects, digest, payload
+from support.endtoend import LARGE, SECONDS_MAX, connects, digest, http_client, payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    timeout = 20
+    timeout = SECONDS_MAX
 
     def do_GET(self) -> None:
         self._answer(payload(int(self.path[1:])))
@@ -64,7 +64,7 @@ def serving(tls: Certificates | None = None) -> Iterator[str]:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 async def test_bodies_both_ways(certificates: Certificates, tls: bool) -> None:
     with serving(certificates if tls else None) as url:
-        async with httpx.AsyncClient(base_url=url, verify=certificates.client()) as client:
+        async with http_client(url, verify=certificates.client()) as client:
             for size in (0, 1, 65536, LARGE):
                 assert digest((await client.get(f"/{size}")).content) == digest(payload(size))
                 assert (await client.post("/", content=payload(size))).text == digest(payload(size))
@@ -73,7 +73,7 @@ async def test_bodies_both_ways(certificates: Certificates, tls: bool) -> None:
 
 async def test_a_certificate_that_nobody_trusts(certificates: Certificates) -> None:
     with serving(certificates) as url:
-        async with httpx.AsyncClient(base_url=url, verify=ssl.create_default_context()) as client:
+        async with http_client(url, verify=ssl.create_default_context()) as client:
             with pytest.raises(httpx.ConnectError) as caught:
                 await client.get("/1")
     cause: BaseException | None = caught.value
@@ -94,9 +94,7 @@ async def test_a_kept_connection_that_the_server_has_closed() -> None:
         await trio.to_thread.run_sync(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        ) as client:
+        async with http_client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             for _ in range(3):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serve_once, listener)
@@ -111,9 +109,7 @@ async def test_a_response_that_is_cut_off() -> None:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhello")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        ) as client:
+        async with http_client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, answer)
                 with pytest.raises(httpx.RemoteProtocolError):
@@ -124,25 +120,21 @@ async def test_a_response_that_is_cut_off() -> None:
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 async def test_timeouts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody accepts: the kernel does
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
-        ) as client:
+        async with http_client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
             with pytest.raises(httpx.ReadTimeout):
-                await client.get("/", timeout=httpx.Timeout(10, read=0.02))
+                await client.get("/", timeout=httpx.Timeout(None, read=0.02))
             with pytest.raises(httpx.WriteTimeout):
                 await client.post(
-                    "/", content=payload(LARGE), timeout=httpx.Timeout(10, write=0.02)
+                    "/", content=payload(LARGE), timeout=httpx.Timeout(None, write=0.02)
                 )
 
 
 async def test_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{unused.getsockname()[1]}"
-        ) as client:
+        async with http_client(f"http://127.0.0.1:{unused.getsockname()[1]}") as client:
             with pytest.raises(httpx.ConnectError):
                 await client.get("/")
     with serving() as url:
-        async with httpx.AsyncClient() as client:
+        async with http_client() as client:
             assert (await client.get(f"{url}/1")).content == payload(1)

@@ -13,7 +13,16 @@ import httpx
 import pytest
 import trio
 from support.apps import APPS, Watch, hypercorn
-from support.endtoend import LARGE, MIB, accepts, connects, digest, payload
+from support.endtoend import (
+    LARGE,
+    MIB,
+    SECONDS_MAX,
+    accepts,
+    connects,
+    digest,
+    http_client,
+    payload,
+)
 
 import trio_uring
 
@@ -41,7 +50,7 @@ def socket_of(response: httpx.Response) -> Any:
 
 
 async def test_a_request(app: Any) -> None:
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         async with client.stream("GET", "/") as response:
             assert isinstance(socket_of(response), trio_uring.UringSocket)
             assert await response.aread() == b"hello"
@@ -50,7 +59,7 @@ async def test_a_request(app: Any) -> None:
 
 
 async def test_keep_alive_uses_one_connection(app: Any) -> None:
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         peers = [tuple((await client.get("/peer")).json()) for _ in range(20)]
     assert len(set(peers)) == 1
     assert accepts() == 1
@@ -58,7 +67,7 @@ async def test_keep_alive_uses_one_connection(app: Any) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 65536, LARGE])
 async def test_bodies_up_and_down(app: Any, size: int) -> None:
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         answer = await client.post("/digest", content=payload(size))
         assert answer.json() == {"size": size, "sha256": digest(payload(size))}
         answer = await client.get(f"/bytes/{size}")
@@ -70,7 +79,7 @@ async def test_a_body_that_is_streamed_up(app: Any) -> None:
         for start in range(0, MIB, 1000):
             yield payload(MIB)[start : start + 1000]
 
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         answer = await client.post("/digest", content=body())
         assert answer.json() == {"size": MIB, "sha256": digest(payload(MIB))}
 
@@ -79,7 +88,7 @@ async def test_a_body_that_is_streamed_up(app: Any) -> None:
 async def test_tls(app: Any, certificates: Certificates, http2: bool) -> None:
     async with (
         hypercorn(app, tls=certificates) as url,
-        httpx.AsyncClient(base_url=url, verify=certificates.client(), http2=http2) as client,
+        http_client(url, verify=certificates.client(), http2=http2) as client,
     ):
         assert url.startswith("https:")
         body = payload(MIB if http2 else LARGE)  # HTTP/2 is slow in Python, and TLS is the same
@@ -95,7 +104,7 @@ async def test_requests_multiplexed_over_one_http2_connection(
 ) -> None:
     async with (
         hypercorn(app, tls=certificates) as url,
-        httpx.AsyncClient(base_url=url, verify=certificates.client(), http2=True) as client,
+        http_client(url, verify=certificates.client(), http2=True) as client,
     ):
         peers: list[Any] = [(await client.get("/peer")).json()]
 
@@ -113,7 +122,7 @@ async def test_requests_multiplexed_over_one_http2_connection(
 async def test_many_at_the_same_time(app: Any) -> None:
     answered: list[int] = []
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url, limits=limits) as client:
+    async with hypercorn(app) as url, http_client(url, limits=limits) as client:
 
         async def ask(number: int) -> None:
             body = payload(1000 * number)
@@ -133,7 +142,7 @@ async def test_a_cancelled_request_ends_at_the_server_too(
     watch_and_app: tuple[Watch, Any], path: str
 ) -> None:
     watch, app = watch_and_app
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url, timeout=None) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.get, path)
             await watch.started.wait()
@@ -144,16 +153,16 @@ async def test_a_cancelled_request_ends_at_the_server_too(
 
 async def test_a_timeout_of_httpx(watch_and_app: tuple[Watch, Any]) -> None:
     watch, app = watch_and_app
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         with pytest.raises(httpx.ReadTimeout):
-            await client.get("/hang", timeout=httpx.Timeout(5, read=0.05))
+            await client.get("/hang", timeout=httpx.Timeout(None, read=0.05))
         await watch.ended.wait()
         assert (await client.get("/")).text == "hello"
 
 
 async def test_a_response_that_is_not_read(watch_and_app: tuple[Watch, Any]) -> None:
     watch, app = watch_and_app
-    async with hypercorn(app) as url, httpx.AsyncClient(base_url=url) as client:
+    async with hypercorn(app) as url, http_client(url) as client:
         async with client.stream("GET", "/endless") as response:
             assert response.status_code == 200
         await watch.ended.wait()
@@ -164,7 +173,7 @@ async def test_over_a_unix_socket(app: Any, tmp_path: Path) -> None:
     transport = httpx.AsyncHTTPTransport(uds=path)
     async with (
         hypercorn(app, f"unix:{path}"),
-        httpx.AsyncClient(base_url="http://here", transport=transport) as client,
+        http_client("http://here", transport=transport) as client,
     ):
         answer = await client.get(f"/bytes/{LARGE}")
         assert digest(answer.content) == digest(payload(LARGE))
@@ -174,7 +183,7 @@ async def test_over_a_unix_socket(app: Any, tmp_path: Path) -> None:
 
 async def test_the_server_under_a_client_of_the_standard_library(app: Any) -> None:
     def visit(host: str, port: int) -> list[bytes]:
-        connection = http.client.HTTPConnection(host, port, timeout=20)
+        connection = http.client.HTTPConnection(host, port, timeout=SECONDS_MAX)
         with contextlib.closing(connection):
             bodies = []
             for method, path, body in (
@@ -205,5 +214,5 @@ async def test_clients_that_go_away(watch_and_app: tuple[Watch, Any], reset: boo
             client.sendall(b"GET /endless HTTP/1.1\r\nHost: here\r\n\r\n")
             await watch.started.wait()
         await watch.ended.wait()
-        async with httpx.AsyncClient(base_url=url) as other:
+        async with http_client(url) as other:
             assert (await other.get("/")).text == "hello"

@@ -11,13 +11,23 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import trio
 import trio.testing
 from anyio._backends._trio import SocketStream as AnyioStream
 from support.apps import Watch, hypercorn, starlette_app
-from support.endtoend import LARGE, MIB, accepts, completed, connects, digest, payload, stock_calls
+from support.endtoend import (
+    LARGE,
+    MIB,
+    SECONDS_MAX,
+    accepts,
+    completed,
+    connects,
+    digest,
+    http_client,
+    payload,
+    stock_calls,
+)
 from support.streams import checked_run
 
 import trio_uring
@@ -230,9 +240,9 @@ def test_a_run_that_is_enabled_and_one_that_is_not_at_the_same_time() -> None:
         ports.clear()
         thread = threading.Thread(target=run_server, args=(serve,))
         thread.start()
-        ready.wait(20)
+        ready.wait(SECONDS_MAX)
         run_client(visit)
-        thread.join(20)
+        thread.join(SECONDS_MAX)
         ours, theirs = trio_uring.SocketStream, trio.SocketStream
         assert kinds == {"server": ours if run_server is trio_uring.run else theirs,
                          "client": ours if run_client is trio_uring.run else theirs}  # fmt: skip
@@ -249,7 +259,7 @@ def test_libraries_on_each_of_them() -> None:
         async with AnyioStream(left) as one, AnyioStream(right) as other:
             async with (
                 hypercorn(starlette_app(Watch())) as url,
-                httpx.AsyncClient(base_url=url) as client,
+                http_client(url) as client,
             ):
                 await one.send((await client.get("/bytes/1000")).content)
                 assert await other.receive() == payload(1000)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from support.apps import APPS, Watch, hypercorn
-from support.endtoend import LARGE, MIB, accepts, connects, payload
+from support.endtoend import LARGE, MIB, SECONDS_MAX, accepts, connects, payload
 
 import trio_uring
 
@@ -32,6 +32,8 @@ from websockets.trio.client import ClientConnection, connect
 from websockets.trio.server import ServerConnection, serve
 
 CLIENTS = 50
+# No limits of the library's own: the other end may get no processor for a while.
+PATIENT = {"open_timeout": None, "ping_timeout": None, "close_timeout": SECONDS_MAX}
 
 
 async def echo(websocket: ServerConnection) -> None:
@@ -45,7 +47,8 @@ async def serving(
     tls: Certificates | None = None,
     **settings: Any,
 ) -> AsyncIterator[str]:
-    settings = {"max_size": None, "ssl": tls.server() if tls else None, **settings}
+    context = tls.server() if tls else None
+    settings = {"max_size": None, "ssl": context, **PATIENT, **settings}
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(serve, handler, 0, host="127.0.0.1", **settings))
         async with server:
@@ -55,7 +58,7 @@ async def serving(
 
 
 def connected(url: str, **settings: Any) -> connect:
-    return connect(url, **{"max_size": None, "proxy": None, **settings})
+    return connect(url, **{"max_size": None, "proxy": None, **PATIENT, **settings})
 
 
 def stream_of(websocket: ClientConnection | ServerConnection) -> Any:
@@ -191,7 +194,7 @@ async def test_the_server_ends_the_connection() -> None:
 
 async def test_the_server_is_shut_down_under_its_clients() -> None:
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve, echo, 0, host="127.0.0.1"))
+        server = await nursery.start(partial(serve, echo, 0, host="127.0.0.1", **PATIENT))
         async with connected(
             f"ws://127.0.0.1:{server.listeners[0].socket.getsockname()[1]}"
         ) as websocket:

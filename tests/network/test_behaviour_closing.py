@@ -24,6 +24,7 @@ from support.streams import clog_tcp, closing, receive_all
 from trio_uring import NetworkStream
 
 MIB = 1 << 20
+STOCK = 7  # clogged connections: a part of what the suite of trio asks for
 
 
 @everywhere
@@ -151,29 +152,36 @@ async def test_trios_own_suite(world: World) -> None:
     network = world.make()
     listener = await network.bind(ANY_PORT)
 
+    stock: list[tuple[NetworkStream, NetworkStream]] = []
+
     async def maker() -> Any:
         return await connect(network, listener)
 
     async def clogged() -> Any:
-        pair = await connect(network, listener)
-        for sender, receiver in (pair, pair[::-1]):
-            await clog(world, sender, receiver)
-        return pair
+        if not stock:  # TCP takes its time to come to rest: that of many together
+            stock.extend([await connect(network, listener) for _ in range(STOCK)])
+            await clog(world, stock)
+        return stock.pop()
 
-    # TCP takes its time to come to rest: once for each transport, and once through wrappers.
+    # And once for each transport, and once through wrappers.
     clogs = world.is_simulated or len(world.kind.wrappers) != 1
     async with closing(listener):
         await trio.testing.check_half_closeable_stream(maker, clogged if clogs else None)
+        async with closing(*(end for pair in stock for end in pair)):
+            pass
 
 
-async def clog(world: World, sender: NetworkStream, receiver: NetworkStream) -> None:
-    """Fills one direction until nothing more goes."""
+async def clog(world: World, pairs: list[tuple[NetworkStream, NetworkStream]]) -> None:
+    """Fills both directions until nothing more goes."""
+    directions = [ends for left, right in pairs for ends in ((left, right), (right, left))]
     if world.is_simulated:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sender.send_all, blocks(MIB))
-            await world.quiet()
-            nursery.cancel_scope.cancel()
-    else:
+        for sender, _ in directions:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender.send_all, blocks(MIB))
+                await world.quiet()
+                nursery.cancel_scope.cancel()
+        return
+    for sender, receiver in directions:
         for end, option in ((sender, socket.SO_SNDBUF), (receiver, socket.SO_RCVBUF)):
             socket_of(end).setsockopt(socket.SOL_SOCKET, option, 65536)
-        clog_tcp(socket_of(sender), socket_of(receiver))
+    clog_tcp(*((socket_of(sender), socket_of(receiver)) for sender, receiver in directions))

@@ -89,7 +89,7 @@ async def test_an_address_can_be_bound_once(world: World) -> None:
 async def test_a_closed_listener_frees_its_address(world: World) -> None:
     """Also while a connection that it accepted is open, and after one was closed."""
     network = world.make()
-    listener = await network.bind(ANY_PORT)
+    listener = await network.bind(world.lone_address())
     pair = await connect(network, listener)
     address = listener.local_address
     await listener.aclose()
@@ -153,7 +153,7 @@ async def test_nothing_listens(world: World) -> None:
 @everywhere
 async def test_dial_to_a_closed_listener(world: World) -> None:
     network = world.make()
-    listener = await network.bind(ANY_PORT)
+    listener = await network.bind(world.lone_address())
     client, server = await connect(network, listener)
     await listener.aclose()
     async with closing(client, server):
@@ -170,16 +170,18 @@ async def test_connect_timeout(world: World) -> None:
     listener = await network.bind(ANY_PORT)
     waiting: list[NetworkStream] = []
     async with closing(listener):
-        try:
-            for _ in range(20):
+        for _ in range(20):
+            try:
                 waiting.append(await network.dial(listener.local_address))
-        except trio.TooSlowError:
-            assert waiting
+            except trio.TooSlowError:
+                if waiting:  # or it was this process that was slow
+                    break
         else:
             pytest.fail("20 connections in a backlog of 1")
         accepted: list[NetworkStream] = []
         await accept_many(listener, len(waiting), accepted)
-        accepted += await connect(network, listener)  # there is room again
+        patient = network if world.is_simulated else world.make()
+        accepted += await connect(patient, listener)  # there is room again
         async with closing(*accepted, *waiting):
             pass
 
@@ -343,7 +345,7 @@ async def test_what_was_not_accepted_is_reset_or_ended_when_the_listener_closes(
 @everywhere
 async def test_a_listener_closes_in_a_cancelled_scope(world: World) -> None:
     network = world.make()
-    listener = await network.bind(ANY_PORT)
+    listener = await network.bind(world.lone_address())
     with trio.CancelScope() as scope:
         scope.cancel()
         await listener.aclose()

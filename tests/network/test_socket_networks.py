@@ -176,7 +176,7 @@ async def test_a_lingering_close_ends_when_the_peer_resets(world: World) -> None
             nursery.start_soon(stream.aclose)
             await world.quiet()
             reset_by_hand(peer)
-            nursery.cancel_scope.deadline = trio.current_time() + 1
+            nursery.cancel_scope.deadline = trio.current_time() + 30  # not a minute
     assert not nursery.cancel_scope.cancelled_caught
 
 
@@ -199,7 +199,7 @@ async def test_lingering_closes_leave_threads_for_others(world: World) -> None:
                     sending.cancel_scope.cancel()
                 nursery.start_soon(stream.aclose)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            with trio.move_on_after(1) as others:
+            with trio.move_on_after(30) as others:
                 await trio.to_thread.run_sync(int)
             nursery.cancel_scope.cancel()
     assert not others.cancelled_caught

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PAGE = [block for block in BLOCKS if block.page == "tutorial"]
 PROGRAMS = [block.code for block in PAGE if block.language == "python"]
 OUTPUTS = [block.code for block in PAGE if block.language == "text"]
-SECONDS_MAX = 60  # for a process to end, or a socket to answer
+SECONDS_MAX = 100  # for a process to end, or a socket to answer
 WARNINGS = [sys.executable, "-W", "error"]
 
 

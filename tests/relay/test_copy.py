@@ -229,9 +229,7 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
     async with line(kind) as ends, trio.open_nursery() as nursery:
         clogged = 0
         if from_the_start:
-            clogged = (
-                clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._lease.fd)
-            )
+            clogged = clog_sink(ends, kind)
         copying = Copying(ends, nursery)
         nursery.start_soon(write_and_end, ends, data)
         await until_rest(ends)
@@ -254,6 +252,13 @@ async def test_a_sink_that_takes_nothing_bounds_what_is_held(way, kind, from_the
         copying = Copying(ends, nursery)
         assert await ends.read_exactly(len(data)) == data
         await copying.done.wait()
+
+
+def clog_sink(ends: Line, kind: str) -> int:
+    if kind != "tcp":
+        return clog(ends.sink._lease.fd)
+    [clogged] = clog_tcp((ends.sink.socket, ends.far))
+    return clogged
 
 
 async def until_rest(ends: Line) -> None:
@@ -461,7 +466,7 @@ async def test_one_of_them_is_closed_meanwhile(way, which, state):
 async def test_what_a_closed_sink_did_not_take_goes_back(way, kind):
     data = pattern(200_000)
     async with line(kind) as ends, trio.open_nursery() as nursery:
-        clog_tcp(ends.sink.socket, ends.far) if kind == "tcp" else clog(ends.sink._lease.fd)
+        clog_sink(ends, kind)
         copying = Copying(ends, nursery)
         async with trio.open_nursery() as writing:
             writing.start_soon(write_and_end, ends, data)

@@ -87,6 +87,9 @@ def _params(names: Iterable[str]) -> list[Any]:
     ]
 
 
+of_each_ring = pytest.mark.parametrize("name", _params(RINGS))  # for tests in a child
+
+
 def _world(name: str) -> Iterator[World]:
     world = World(RINGS[name]())
     yield world

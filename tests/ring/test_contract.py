@@ -12,11 +12,11 @@ import os
 import select
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Iterator
 
 import pytest
+from support.child import in_child
 
 from trio_uring._ring.base import open_rings
 from trio_uring._ring.op import (
@@ -30,6 +30,8 @@ from trio_uring._ring.op import (
     Operation,
     OperationStateError,
 )
+
+from .conftest import RINGS, World, of_each_ring
 
 
 def send(fd: int, data) -> Operation:
@@ -471,19 +473,21 @@ def test_a_closed_ring_is_refused(world):
             method()
 
 
-def test_a_forked_child_is_refused_and_the_parent_goes_on(world):
+@of_each_ring
+@in_child()
+def test_a_forked_child_is_refused_and_the_parent_goes_on(name: str) -> None:
+    world = World(RINGS[name]())
     a, b = world.pair()
     op = submit(world, receive(b, bytearray(4)))
     world.ring.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pytest may have other threads
-        pid = os.fork()
+    pid = os.fork()
     if pid == 0:
         os._exit(sum(refused_in_a_child(world.ring)))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     sending = submit(world, send(a, b"x"))
     world.settle(op, sending)
     assert (op.res, sending.res) == (1, 1)
+    world.close()
 
 
 def refused_in_a_child(ring) -> Iterator[int]:

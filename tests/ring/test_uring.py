@@ -17,7 +17,7 @@ import types
 
 import pytest
 
-from trio_uring import RingUnavailableError
+from trio_uring import RingUnavailableError, _errors
 from trio_uring._driver import trial as _trial
 from trio_uring._ring import setup as _setup
 from trio_uring._ring import uring as _ring
@@ -100,6 +100,10 @@ def test_it_takes_less_memory_when_there_is_less(monkeypatch):
     ],
 )
 def test_a_refusal_says_why(monkeypatch, code, says):
+    # A kernel that counts rings, and a process for which the limit is.
+    monkeypatch.setattr(_errors, "_release", lambda: "5.11.0")
+    monkeypatch.setattr(_errors, "lifts_memlock", lambda: False)
+    monkeypatch.setattr(_errors, "_limit", {"RLIMIT_MEMLOCK": 65536}.get)
     stand_in(monkeypatch, tu_open=lambda *_: -code)
     with pytest.raises(RingUnavailableError, match=says) as caught:
         UringRing()

@@ -64,7 +64,7 @@ async def until_idle() -> None:
 
 @pytest.mark.uring_only("there are no entries")
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_coroutine_that_is_destroyed_while_its_entry_is_written(flags: str) -> None:
     """As a garbage collection may do at any allocation: the memory that the entry names stays
     pinned."""
@@ -96,7 +96,7 @@ async def test_a_coroutine_that_is_destroyed_while_its_entry_is_written(flags: s
 
 @pytest.mark.parametrize("operation", ["receive_some", "receive_into", "send_all", "send_list"])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_closed_coroutine_leaves_nothing(flags: str, operation: str) -> None:
     use_ring(flags=flags)
     for submitted in (False, True):
@@ -128,7 +128,7 @@ async def destroy_once(operation: str, submitted: bool) -> None:
 
 @pytest.mark.parametrize("submitted", [False, True])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 async def test_the_stream_can_be_used_right_after(flags: str, submitted: bool) -> None:
     """In the same pass, while the kernel still has the operation of the destroyed coroutine."""
     use_ring(flags=flags)
@@ -146,7 +146,7 @@ async def test_the_stream_can_be_used_right_after(flags: str, submitted: bool) -
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_send_right_after_a_destroyed_send_is_whole(flags: str) -> None:
     use_ring(flags=flags)
     stream, peer = pair()
@@ -170,7 +170,7 @@ async def drain(stream: trio_uring.SocketStream, received: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 async def test_data_that_came_for_a_destroyed_receive_is_kept(flags: str) -> None:
     use_ring(flags=flags)
     stream, peer = pair()
@@ -186,7 +186,7 @@ async def test_data_that_came_for_a_destroyed_receive_is_kept(flags: str) -> Non
     peer.close()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None:
     [listener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
     address = listener.socket.getsockname()
@@ -206,7 +206,7 @@ async def test_an_accept_of_a_destroyed_coroutine_leaves_no_descriptor() -> None
     await listener.aclose()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_destroyed_generator_leaves_nothing() -> None:
     stream, peer = pair()
 
@@ -234,7 +234,7 @@ async def test_a_destroyed_generator_leaves_nothing() -> None:
     peer.close()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_forgotten_stream_is_freed_and_its_operation_forgotten() -> None:
     """Nobody holds it any more but the ring, whose operation leases its socket."""
     stream, peer = pair()
@@ -254,7 +254,7 @@ async def test_a_forgotten_stream_is_freed_and_its_operation_forgotten() -> None
     peer.close()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_sent_object_lives_until_the_kernel_is_done() -> None:
     class Buffer(bytearray):
         """A bytearray that can be referred to weakly."""
@@ -280,7 +280,7 @@ async def test_a_sent_object_lives_until_the_kernel_is_done() -> None:
     peer.close()
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_a_pipe_of_a_destroyed_coroutine_is_usable() -> None:
     read_fd, write_fd = os.pipe()
     async with (

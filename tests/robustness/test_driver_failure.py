@@ -100,7 +100,7 @@ def some_time() -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
     use_ring(flags=flags)
     with pytest.warns(ResourceWarning, match=LEAK):
@@ -112,14 +112,14 @@ def test_enter_is_forbidden_in_the_middle_of_a_run(flags: str) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_fault_in_drain_is_told_to_everyone_and_leaks_nothing(flags: str) -> None:
     use_ring(FaultyRing, flags=flags)
     trio.run(broken_and_quiet, lambda: drain_fails(1))
     expect_log("driver has failed")
 
 
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_drain_that_always_fails_is_leaked_loudly() -> None:
     use_ring(FaultyRing)
     with pytest.warns(ResourceWarning, match=LEAK):
@@ -141,7 +141,7 @@ class SilentRing(BackendRing):
         return False if self.silent else super().turn(timeout, done)
 
 
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
     """trio crashes with a receive in flight that never completes: the end comes, and the leak is
     loud. What the kernel may still write to is not used in a later run."""
@@ -174,7 +174,7 @@ def test_a_kernel_that_gives_nothing_back_does_not_hold_up_the_end() -> None:
     os._exit(0)
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_an_operation_that_cannot_be_submitted_fails_alone() -> None:
     """Its error is its own task's, at once: nothing else wakes trio here. Another task's operation
     goes on."""
@@ -201,7 +201,7 @@ async def receive_one(stream: trio_uring.SocketStream, expected: bytes) -> None:
     assert await stream.receive_some() == expected
 
 
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_run_can_end_after_the_driver_failed_with_tasks_blocked() -> None:
     """Cancelled and failed in the same pass; the next run has a new ring and works."""
     use_ring(FaultyRing)
@@ -257,7 +257,7 @@ class BreaksAtItsSecondEnter(BackendRing):
             raise RingBrokenError(errno.EPERM, "injected")
 
 
-@in_child(hang_seconds=10)
+@in_child()
 def test_a_failure_within_a_pass_keeps_what_the_kernel_has_pinned() -> None:
     buffers = [bytearray(4000) for _ in range(20)]
 
@@ -284,7 +284,7 @@ def test_a_failure_within_a_pass_keeps_what_the_kernel_has_pinned() -> None:
     os._exit(0)
 
 
-@in_child(hang_seconds=10)
+@in_child()
 async def test_what_fails_twice_in_a_pass_fails_once() -> None:
     """A pass that has failed goes no further."""
     stream, peer = pair()

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -78,10 +79,29 @@ def test_a_filter_kills(call: str, action: str) -> None:
     refused(call, "was killed by SIGSYS", allow)
 
 
+def until_child_tries(call: int) -> None:
+    """The trials last no longer than they have to, but not shorter than until the child has begun
+    that call."""
+    start = _trial.lib.tu_try_calls
+
+    class Reached:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lib, name)
+
+        def tu_try_calls(self, stage: Any) -> int:
+            pid: int = start(stage)
+            while stage[0] != call:
+                time.sleep(0.001)
+            return pid
+
+    lib, _trial.lib = _trial.lib, Reached()
+    _trial.TRIAL_SECONDS = 0.05  # type: ignore[misc]
+
+
 @in_child()
 def test_a_filter_asks_a_process_that_does_not_answer() -> None:
     listener = seccomp.ask_nobody(seccomp.IO_URING_REGISTER)
-    _trial.TRIAL_SECONDS = 0.05  # type: ignore[misc]
+    until_child_tries(_trial.lib.TU_TRIES_REGISTER)
     refused("io_uring_register", "did not return from it within 0.05 s")
     os.close(listener)
 
@@ -102,10 +122,36 @@ def test_a_filter_forbids_the_child_too(name: str) -> None:
 def test_a_filter_does_not_let_us_wait_for_the_child() -> None:
     auto()
     seccomp.deny(seccomp.WAIT4, errno.EPERM)
-    _trial.TRIAL_SECONDS = 0.05  # type: ignore[misc]
     assert _trial.try_system_calls() is None
     seccomp.answer(seccomp.IO_URING_ENTER, seccomp.KILL_PROCESS)
+    until_child_tries(_trial.lib.TU_TRIES_ENTER)
     trio.run(falls_back, "io_uring_enter is forbidden here by a seccomp filter")
+
+
+class Paused:
+    """The module `time` of a process that gets no processor for five seconds whenever it sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += 5
+
+
+@in_child()
+def test_a_pause_of_the_machine_is_no_answer_of_the_child() -> None:
+    """Nor did the child get a processor."""
+    looks, waitpid = [], os.waitpid
+
+    def late(pid: int, flags: int) -> tuple[int, int]:
+        looks.append(pid)
+        return (0, 0) if len(looks) < 4 else waitpid(pid, flags & ~os.WNOHANG)
+
+    _trial.time, os.waitpid = Paused(), late  # type: ignore[assignment]
+    assert _trial.try_system_calls() is None
+    assert len(looks) == 4
 
 
 @pytest.mark.uring_only("io_uring is used until then")

@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from support.child import FLAGS, driver, in_child, open_rings, pair, stream_pair, use_ring
+from support.long_cases import examples
 from support.streams import open_descriptors
 
 import trio_uring
@@ -169,7 +170,7 @@ class Parent:
     "what", ["nothing", "use_new_streams", "use_all_of_trio", "use_everything"]
 )
 @pytest.mark.parametrize("flags", LOOPS)
-@in_child(hang_seconds=15)
+@in_child()
 def test_a_child_goes_on_in_its_parents_run_and_leaves_it(flags: str, what: str) -> None:
     """Its tasks are cancelled there, those that were blocked in the parent's operations too."""
     use_ring(flags=flags)
@@ -177,7 +178,7 @@ def test_a_child_goes_on_in_its_parents_run_and_leaves_it(flags: str, what: str)
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_new_streams_work_in_a_child_that_stays_in_the_run(flags: str) -> None:
     """Also with a task that waits for the ring, where the child shares trio's epoll instance as in
     any run of trio."""
@@ -213,7 +214,7 @@ async def expect(stream: trio_uring.SocketStream, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_a_child_of_a_child(flags: str) -> None:
     use_ring(flags=flags)
     left, right = stream_pair()
@@ -237,7 +238,7 @@ async def fail() -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_what_is_the_parents_is_not_used_whatever_is_asked_of_it(flags: str) -> None:
     """Operations that the parent has made before, and kinds that it has not."""
     use_ring(flags=flags)
@@ -276,7 +277,7 @@ def wait_for(pid: int) -> int:
 # -- a fork in one thread while another one's run ends
 
 
-@in_child(hang_seconds=15)
+@in_child()
 def test_a_fork_while_a_ring_is_being_closed() -> None:
     """Its memory is freed by then: a child that knew of it still would free it again."""
     codes: list[int] = []
@@ -301,7 +302,7 @@ def test_a_fork_while_a_ring_is_being_closed() -> None:
     assert codes == [OK] * 10
 
 
-@in_child(hang_seconds=40)
+@in_child()
 def test_forks_while_runs_in_other_threads_begin_and_end() -> None:
     stop = threading.Event()
 
@@ -316,7 +317,8 @@ def test_forks_while_runs_in_other_threads_begin_and_end() -> None:
     for thread in threads:
         thread.start()
     codes = []
-    for _ in range(200):
+    forks = examples(200)
+    for _ in range(forks):
         pid = os.fork()
         if pid == 0:
             os._exit(OK)
@@ -324,4 +326,4 @@ def test_forks_while_runs_in_other_threads_begin_and_end() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    assert codes == [OK] * 200
+    assert codes == [OK] * forks

@@ -47,7 +47,7 @@ async def forget(halves: list[Any]) -> None:
 
 @pytest.mark.parametrize("close", [True, False])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_a_blocked_receive_goes_on(flags: str, close: bool) -> None:
     use_ring(flags=flags)
     for moment in ("blocked", "queued", "between"):
@@ -85,7 +85,7 @@ async def until(got: list[bytes], count: int) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_a_blocked_send_goes_on(flags: str) -> None:
     use_ring(flags=flags)
     ours, theirs = stream_pair()
@@ -102,7 +102,7 @@ async def test_a_blocked_send_goes_on(flags: str) -> None:
 
 @pytest.mark.parametrize("close", [True, False])
 @pytest.mark.parametrize("flags", FLAGS)
-@in_child(hang_seconds=15)
+@in_child()
 async def test_a_copy_goes_on_and_so_does_everybody_else(flags: str, close: bool) -> None:
     use_ring(flags=flags)
     ours, theirs = socket.socketpair()

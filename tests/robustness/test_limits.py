@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import select
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,7 +115,7 @@ async def test_more_cancels_at_once_than_the_queue_has_slots(flags: str) -> None
 
 
 @pytest.mark.parametrize("entries", [1, 2, 4, 8])
-@in_child(hang_seconds=5)
+@in_child()
 async def test_a_ring_smaller_than_its_reserve_is_refused_or_works(entries: int) -> None:
     """Some slots are for cancels only; a ring with no others must not be a driver that spins for
     ever."""
@@ -202,32 +205,63 @@ async def test_a_full_queue_gives_buffers_back_before_more_is_submitted(flags: s
         await close_all(*pair)
 
 
+class Chains:
+    """Operations that are chained again and again, and how many steps they make while trio has
+    something to do: no clock, but those of one turn of the ring."""
+
+    LATE_MAX = 1000  # steps
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.engine = sock, driver()
+        self.due = math.inf  # when trio has
+        self.late = 0
+        self.wakes: Callable[[], object] | None = None
+        self.stopped = False
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            poll = TaskOperation(self.engine, Opcode.POLL_ADD, self.sock.fileno(), self.sock)
+            poll.flags = POLLIN
+            self.chain(poll)
+
+    def chain(self, poll: TaskOperation) -> None:
+        self.engine.chain(poll, functools.partial(self.go_on, poll))
+
+    def go_on(self, poll: TaskOperation) -> None:
+        poll.unwrap()
+        self.late += trio.current_time() > self.due
+        if self.wakes is not None:
+            wakes, self.wakes, self.due = self.wakes, None, -math.inf
+            wakes()
+        if not self.stopped and self.late < self.LATE_MAX:  # or the whole run would hang
+            self.chain(poll)
+
+    def check(self) -> None:
+        print(self.late)
+        assert self.late < self.LATE_MAX
+        self.due, self.late = math.inf, 0
+
+
 @pytest.mark.uring_only("operations are chained in the ring")
 @pytest.mark.parametrize("flags", ["defer", "coop"])
 @in_child()
 async def test_chains_that_keep_the_queue_full_keep_nobody_waiting(flags: str) -> None:
     """As with more relays at work than the queue has slots."""
     use_ring(flags=flags, sq_entries=8)
-    engine = driver()
     ours, theirs = unix_sockets()
     theirs.send(b"always readable")
-    stop = trio.current_time() + 3  # or the whole run would hang
-    polls = [TaskOperation(engine, Opcode.POLL_ADD, ours.fileno(), ours) for _ in range(64)]
-
-    def go_on(poll: TaskOperation) -> None:
-        poll.unwrap()
-        if trio.current_time() < stop:
-            engine.chain(poll, functools.partial(go_on, poll))
-
-    for poll in polls:
-        poll.flags = POLLIN
-        engine.chain(poll, functools.partial(go_on, poll))
-    started = trio.current_time()
+    chains = Chains(ours)
+    chains.start(64)
     for _ in range(5):
-        await trio.sleep(0.01)
+        chains.due = trio.current_time() + 0.01
+        await trio.sleep_until(chains.due)
+        chains.check()
+    token, woken = trio.lowlevel.current_trio_token(), trio.Event()
+    chains.wakes = lambda: token.run_sync_soon(woken.set)  # as a thread does, in the midst of steps
+    await woken.wait()
+    chains.check()
     await trio.to_thread.run_sync(os.getpid)
-    assert trio.current_time() - started < 1
-    stop = 0.0
+    chains.stopped = True
     await trio.testing.wait_all_tasks_blocked()
     ours.close()
     theirs.close()

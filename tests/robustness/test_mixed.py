@@ -241,7 +241,7 @@ async def delays(event: str, load: str, probes: int) -> int:
 
 @pytest.mark.parametrize("event", list(EVENTS))
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=30)
+@in_child()
 def test_nobody_is_delayed_by_more_than_a_pass(flags: str, event: str) -> None:
     use_ring(flags=flags)
     probes = PROBES if event != "end of a process" else 4
@@ -256,7 +256,7 @@ def test_nobody_is_delayed_by_more_than_a_pass(flags: str, event: str) -> None:
 
 @pytest.mark.parametrize("load", ["steps", "ring chats", "copies"])
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=30)
+@in_child()
 async def test_timers_go_off_under_load(flags: str, load: str) -> None:
     """Also where completions come without an end and no task wakes for them."""
     use_ring(flags=flags)

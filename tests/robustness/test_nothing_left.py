@@ -24,6 +24,7 @@ import trio
 import trio.testing
 from support.child import BY_READINESS, FLAGS, Watch, in_child, use_ring
 from support.peer import echo_peer
+from support.ports import lone_port
 from support.streams import open_descriptors
 
 import trio_uring
@@ -342,7 +343,7 @@ async def test_after_a_close_under_a_blocked_task(flags: str) -> None:
 
 @in_child()
 async def test_after_a_close_under_a_blocked_accept_and_pipe() -> None:
-    [listener] = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+    [listener] = await trio_uring.open_tcp_listeners(lone_port(), host="127.0.0.1")
     address = listener.socket.getsockname()
     await closed_under(listener.accept, close=listener.aclose)
     with pytest.raises(ConnectionRefusedError):

@@ -260,7 +260,7 @@ def test_sys_exit_with_operations_in_flight(flags: str) -> None:
         sys.exit(matched.code)
 
 
-@in_child(expect=42, hang_seconds=10)
+@in_child(expect=42)
 def test_a_signal_handler_may_exit_while_the_run_sleeps() -> None:
     """As with trio's own I/O manager: the run is over, whatever waits."""
 

@@ -31,7 +31,7 @@ async def ping_pong(sock: socket.socket, messages: int) -> None:
 @pytest.mark.parametrize("messages", [MANY // 20, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize("connections", [1, 16])
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=58)
+@in_child()
 async def test_ping_pongs(flags: str, connections: int, messages: int) -> None:
     use_ring(flags=flags)
     with echo_peer(connections) as socks:
@@ -46,7 +46,7 @@ async def test_ping_pongs(flags: str, connections: int, messages: int) -> None:
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)
-@in_child(hang_seconds=58)
+@in_child()
 async def test_a_pass_for_each_operation_and_no_more(flags: str) -> None:
     """A pass for the send, and one for the answer; in each, one enter submits, waits and drains."""
     use_ring(flags=flags)

@@ -5,17 +5,25 @@ Rules of this file: no clock but trio's MockClock decides anything. Signals are 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import multiprocessing
 import os
 import signal
+import sys
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
+from support.child import in_child
 
 from trio_uring import Shutdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.no_ring
 
@@ -262,3 +270,97 @@ async def test_wrong_signals() -> None:
 def test_signals_need_a_run() -> None:
     with pytest.raises(RuntimeError), Shutdown().on_signals(signal.SIGTERM):
         pass
+
+
+# -- forked children
+
+
+def forked(child: Callable[[], object], *signals: signal.Signals) -> int:
+    """Forks, and sends the child these signals, each when the one before has been handled.
+
+    Returns:
+        Its exit status, or -signal; 0: `child` returned.
+    """
+    here, there = os.pipe()
+    if (pid := os.fork()) == 0:
+        # Also by an exception that is no Exception, the copy of the test must not go on.
+        status = 99
+        try:
+            os.write(there, b"up")  # Python drops signals that come before the child is up
+            child()
+            status = 0
+        except KeyboardInterrupt:
+            status = 98
+        finally:
+            os._exit(status)
+    os.read(here, 2)
+    for each in signals:
+        os.kill(pid, each)
+    _, status = os.waitpid(pid, 0)
+    os.close(here)
+    os.close(there)
+    return os.waitstatus_to_exitcode(status)
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_a_forked_child_is_ended_by_a_signal_as_ever() -> None:
+    async def main() -> None:
+        shutdown = Shutdown()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with shutdown.on_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            assert forked(sleep, signal.SIGTERM) == -signal.SIGTERM
+            assert forked(sleep, signal.SIGHUP, signal.SIGTERM) == -signal.SIGTERM
+            assert forked(sleep, signal.SIGINT) == 98  # KeyboardInterrupt, by trio's rules
+            await trio.testing.wait_all_tasks_blocked()
+            assert not shutdown.started
+            os.kill(os.getpid(), signal.SIGTERM)
+            await shutdown.wait()
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_multiprocessing_ends_what_it_has_forked() -> None:
+    async def main() -> None:
+        with Shutdown().on_signals(signal.SIGTERM):
+            context: Any = multiprocessing.get_context("fork")
+            up = context.Event()
+            child = context.Process(target=lambda: (up.set(), sleep()))
+            child.start()
+            assert up.wait(30)
+            child.terminate()
+            child.join(30)
+            assert child.exitcode == -signal.SIGTERM
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_a_forked_child_may_have_a_shutdown_of_its_own() -> None:
+    """Its second signal cuts it short, and does not go on to the handler that it inherited."""
+
+    def child() -> None:
+        trio.run(serve)
+
+    async def serve() -> None:
+        shutdown = Shutdown(grace=math.inf)
+        with shutdown.on_signals(signal.SIGTERM), shutdown.cancel_after_grace():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await shutdown.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+
+    async def main() -> None:
+        block.enter_context(Shutdown().on_signals(signal.SIGTERM))
+
+    # The child cannot begin a run within its parent's, so it is forked when that is over.
+    with contextlib.ExitStack() as block:
+        trio.run(main)
+        assert forked(child) == 0

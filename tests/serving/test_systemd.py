@@ -12,14 +12,23 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+import trio.testing
 
-from trio_uring import listeners_from_environment, notify
+from trio_uring import listeners_from_environment, notify, notify_watchdog
+from trio_uring._serving import systemd as _systemd
 
-VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+VARIABLES = (
+    "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
+)  # fmt: skip
 
 # Descriptors from 3 on that are inherited, and LISTEN_PID: as systemd starts a service.
 STARTER = """
@@ -257,3 +266,111 @@ def test_a_supervisor_that_does_not_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
             while sent < 100_000:
                 sent += notify("WATCHDOG=1")
         assert 0 < sent < 100_000
+
+
+# -- the watchdog
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the watchdog was told."""
+    times: list[float] = []
+
+    def notify(state: str) -> bool:
+        assert state == "WATCHDOG=1"
+        times.append(trio.current_time())
+        return True
+
+    monkeypatch.setattr(_systemd, "notify", notify)
+    monkeypatch.setenv("WATCHDOG_USEC", "8000000")
+    return times
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_the_watchdog_is_told_at_half_of_its_interval(
+    named: bool,
+    told: list[float],
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if named:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    with trio.move_on_after(13) as scope:
+        await notify_watchdog()
+    assert scope.cancelled_caught
+    assert told == [0, 4, 8, 12]
+
+
+async def test_the_watchdog_is_told_only_of_what_is_well(
+    told: list[float], autojump_clock: MockClock
+) -> None:
+    """And as soon as it is well again: a whole interval must not pass for a moment's illness."""
+    with trio.move_on_after(19):
+        await notify_watchdog(lambda: not 3 < trio.current_time() < 5.2)
+    assert told == [0, 5.5, 9.5, 13.5, 17.5]
+
+
+async def test_a_run_that_is_blocked_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notify_watchdog)
+            await trio.testing.wait_all_tasks_blocked()
+            assert systemd.recv(100) == b"WATCHDOG=1"
+            time.sleep(0.3)  # noqa: ASYNC251
+            with pytest.raises(BlockingIOError):
+                systemd.recv(100)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, ""),
+        ({"WATCHDOG_USEC": "0"}, ""),
+        ({"WATCHDOG_USEC": "1000"}, ""),  # and nobody listens
+        (
+            {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1", "NOTIFY_SOCKET": "/nowhere"},
+            "WATCHDOG_PID is 1, and this process is {}: the watchdog is not told",
+        ),
+    ],
+)
+async def test_no_watchdog_asks(
+    variables: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with trio.fail_after(30):
+        await notify_watchdog()
+    assert [each.getMessage() for each in caplog.records] == [says.format(os.getpid())] * bool(says)
+
+
+@pytest.mark.parametrize("name", ["WATCHDOG_USEC", "WATCHDOG_PID"])
+async def test_variables_of_the_watchdog_that_make_no_sense(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+    monkeypatch.setenv(name, "1s")
+    with pytest.raises(ValueError, match=f"{name} is not a number: '1s'"):
+        await notify_watchdog()
+
+
+async def test_a_watchdog_that_cannot_be_told_ends_nothing(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
+    with trio.move_on_after(2.5) as scope:
+        await notify_watchdog()
+    assert scope.cancelled_caught
+    assert caplog.text.count("systemd could not be told 'WATCHDOG=1'") == 3

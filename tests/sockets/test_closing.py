@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from support.sockets import Sockets, of_kind, on_both
-from support.streams import clog
+from support.ports import lone_port
+from support.sockets import Sockets, clog_sender, of_kind, on_both
 
 import trio_uring
 import trio_uring.socket
@@ -41,7 +41,7 @@ async def test_a_thread_may_not_close_what_a_task_waits_on(
             if call == "send" and kind in ("udp", "udp6"):
                 return  # never waits
             if call == "send":
-                clog(sock.fileno())
+                clog_sender(sock, peer)
         arguments = {"accept": (), "send": (b"x",)}.get(call, (1,))
         results = []
 
@@ -174,7 +174,7 @@ async def test_leaving_a_with_block_wakes() -> None:
 
 
 def listening() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0))
+    return socket.create_server(("127.0.0.1", lone_port()))
 
 
 async def _of_trios() -> trio_uring.SocketListener:
@@ -182,7 +182,7 @@ async def _of_trios() -> trio_uring.SocketListener:
 
 
 async def _of_open_tcp_listeners() -> trio_uring.SocketListener:
-    (listener,) = await trio_uring.open_tcp_listeners(0, host="127.0.0.1")
+    (listener,) = await trio_uring.open_tcp_listeners(lone_port(), host="127.0.0.1")
     return listener
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from support.ports import lone_port
 from support.streams import closing, count_of, operations_on, passes
 
 from trio_uring import SocketListener, SocketStream, open_tcp_listeners
@@ -28,8 +29,8 @@ SEED = int(os.environ.get("TRIO_URING_SEED", "20261123"))
 RACES = 3000
 
 
-def listen(backlog: int = 1000) -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=backlog)
+def listen(backlog: int = 1000, port: int = 0) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=backlog)
 
 
 def connect(listener: socket.socket) -> socket.socket:
@@ -96,7 +97,7 @@ async def test_accept_is_armed_only_for_somebody() -> None:
 
 
 async def test_one_task_at_a_time_and_closing_wakes_it() -> None:
-    sock = listen()
+    sock = listen(port=lone_port())
     listener = SocketListener(sock)
 
     async def accept() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.ports import lone_port
 from support.streams import closing, drain, passes, until
 
 import trio_uring
@@ -93,10 +94,8 @@ def black_hole(host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
 
 
 def refused(host: str = "127.0.0.1") -> tuple[str, int]:
-    """An address where nobody listens: a port that was free a moment ago."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return sock.getsockname()[:2]
+    """An address where nobody listens."""
+    return host, lone_port(host)
 
 
 def address_of(sock: socket.socket) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from support.ports import lone_port
 from support.streams import (
     TINY,
     closing,
@@ -287,7 +288,5 @@ async def test_a_context_that_will_not_do_closes_the_connection() -> None:
 
 
 async def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     with pytest.raises(OSError, match="failed"):
-        await open_ssl_over_tcp_stream("127.0.0.1", port)
+        await open_ssl_over_tcp_stream("127.0.0.1", lone_port())

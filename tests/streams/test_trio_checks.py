@@ -6,6 +6,7 @@ maker one whose writers block.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ from trio.testing import check_half_closeable_stream, check_one_way_stream, chec
 from trio_uring import ReceiveStream, SendStream, SocketStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     Maker = Callable[[], Awaitable[tuple[Any, Any]]]
+
+STOCK = 7  # clogged pairs: one_way asks for so many
 
 
 def small_tcp() -> tuple[socket.socket, socket.socket]:
@@ -38,23 +41,36 @@ SOCKETS = [
 PIPES = [pytest.param(os.pipe, id="pipe"), pytest.param(fifo_descriptors, id="fifo")]
 
 
+@contextlib.contextmanager
 def makers(
     make: Callable[[], Any], make_small: Callable[[], Any], left_class: Any, right_class: Any
-) -> tuple[Maker, Maker]:
+) -> Iterator[tuple[Maker, Maker]]:
+    stock: list[tuple[socket.socket, socket.socket]] = []
+
     async def maker() -> tuple[Any, Any]:
         left, right = make()
         return left_class(left), right_class(right)
 
     async def clogged() -> tuple[Any, Any]:
-        left, right = make_small()
-        for sender, receiver in ((left, right), (right, left)):
-            if left.family == socket.AF_INET:
-                clog_tcp(sender, receiver)
-            else:
-                clog(sender.fileno())
+        if not stock:  # TCP takes its time to come to rest: that of many together
+            stock.extend(make_small() for _ in range(STOCK))
+            clog_both_ways(stock)
+        left, right = stock.pop()
         return left_class(left), right_class(right)
 
-    return maker, clogged
+    yield maker, clogged
+    for left, right in stock:
+        left.close()
+        right.close()
+
+
+def clog_both_ways(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    directions = [ends for left, right in pairs for ends in ((left, right), (right, left))]
+    if pairs[0][0].family == socket.AF_INET:
+        clog_tcp(*directions)
+    else:
+        for sender, _ in directions:
+            clog(sender.fileno())
 
 
 def pipe_makers(make: Callable[[], tuple[int, int]]) -> tuple[Maker, Maker]:
@@ -72,17 +88,20 @@ def pipe_makers(make: Callable[[], tuple[int, int]]) -> tuple[Maker, Maker]:
 
 @pytest.mark.parametrize(("make", "make_small"), SOCKETS)
 async def test_two_way(make: Callable[[], Any], make_small: Callable[[], Any]) -> None:
-    await check_two_way_stream(*makers(make, make_small, SocketStream, SocketStream))
+    with makers(make, make_small, SocketStream, SocketStream) as both:
+        await check_two_way_stream(*both)
 
 
 @pytest.mark.parametrize(("make", "make_small"), SOCKETS)
 async def test_half_closeable(make: Callable[[], Any], make_small: Callable[[], Any]) -> None:
-    await check_half_closeable_stream(*makers(make, make_small, SocketStream, SocketStream))
+    with makers(make, make_small, SocketStream, SocketStream) as both:
+        await check_half_closeable_stream(*both)
 
 
 @pytest.mark.parametrize(("make", "make_small"), SOCKETS)
 async def test_one_way_over_sockets(make: Callable[[], Any], make_small: Callable[[], Any]) -> None:
-    await check_one_way_stream(*makers(make, make_small, SendStream, ReceiveStream))
+    with makers(make, make_small, SendStream, ReceiveStream) as both:
+        await check_one_way_stream(*both)
 
 
 @pytest.mark.parametrize(("make", "make_small"), SOCKETS)
@@ -95,7 +114,8 @@ async def test_one_way_over_descriptors_of_sockets(
     def receiver(sock: socket.socket) -> ReceiveStream:
         return ReceiveStream(sock.detach())
 
-    await check_one_way_stream(*makers(make, make_small, sender, receiver))
+    with makers(make, make_small, sender, receiver) as both:
+        await check_one_way_stream(*both)
 
 
 @pytest.mark.parametrize("make", PIPES)

@@ -31,7 +31,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 
-from .endtoend import payload
+from .endtoend import SECONDS_MAX, payload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -192,6 +192,7 @@ async def hypercorn(
     config.errorlog = logging.getLogger("endtoend.hypercorn")
     config.accesslog = None
     config.websocket_max_message_size = 2**26
+    config.keep_alive_timeout = SECONDS_MAX
     if tls is not None:
         config.certfile, config.keyfile = str(tls.chain), str(tls.key)
     stop = trio.Event()

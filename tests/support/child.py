@@ -9,7 +9,9 @@ Rules of this file: standard library, trio and the package only. A child fails i
 if anything is left of its run (descriptors, rings, operations, pinned buffers, kernel threads); if
 an exception was ignored somewhere; or if the package or trio logged a warning that the body did not
 ask for with `expect_log`. A child that hangs is a failure, and its stacks and the state of its
-rings are shown; no clock decides anything else.
+rings are shown; no clock decides anything else. A child begins with one thread, because many fork:
+a forked process has the locks that another thread held, and nobody who would release them (those of
+AddressSanitizer's malloc, for instance).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from trio_uring._ring import uring as _ring
 from trio_uring._ring.op import Operation
 
 from .forks import Child, Server
+from .long_cases import long_cases
 from .streams import open_descriptors
 
 invariants.CHECKED = True
@@ -66,20 +69,18 @@ EVERY_FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, _PLAIN, "task
 FLAGS = ("readiness",) if BY_READINESS else ("defer", _COOP, "task coop")  # those that differ most
 OF_TASK = ("readiness",) if BY_READINESS else ("task coop", "task plain")  # as guests must have it
 BackendRing: Any = _ring.UringRing
-# A child that takes longer is hung; faulthandler ends it at 60 should this file be at fault.
-HANG_SECONDS = 45
+# A child that takes longer is hung. Less than what conftest.py gives to a test.
+HANG_SECONDS = 100 * (3 if long_cases() else 1)
 
 
-def in_child(
-    expect: int = 0, hang_seconds: float = HANG_SECONDS
-) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def in_child(expect: int = 0) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Makes a test of `scenario`, whose arguments must be JSON. `expect`: the exit code, or
     -signal."""
 
     def decorate(scenario: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(scenario)
         def test(**arguments: Any) -> None:
-            _run(scenario, arguments, expect, hang_seconds)
+            _run(scenario, arguments, expect)
 
         test.scenario = scenario  # type: ignore[attr-defined]
         return test
@@ -90,9 +91,7 @@ def in_child(
 _server: Server | None = None
 
 
-def _run(
-    scenario: Callable[..., Any], arguments: dict[str, Any], expect: int, hang_seconds: float
-) -> None:
+def _run(scenario: Callable[..., Any], arguments: dict[str, Any], expect: int) -> None:
     global _server
     if _server is None:
         _server = Server()
@@ -100,9 +99,9 @@ def _run(
     with tempfile.TemporaryFile() as output:
         child = _server.start(scenario.__module__, scenario.__name__, arguments, output)
         try:
-            status = child.wait(hang_seconds)
+            status = child.wait(HANG_SECONDS)
         except TimeoutError:
-            hung = f"hung for {hang_seconds} s\n{_rings_of(child.pid)}"
+            hung = f"hung for {HANG_SECONDS} s\n{_rings_of(child.pid)}"
             status = _end(child)
         output.seek(0)
         said = output.read().decode(errors="replace")
@@ -139,7 +138,6 @@ def _rings_of(pid: int) -> str:
 
 def run_scenario(module: str, name: str, arguments: dict[str, Any]) -> None:
     faulthandler.enable()
-    faulthandler.dump_traceback_later(60, exit=True)
     scenario = getattr(importlib.import_module(module), name).scenario
     watch = Watch()
     if inspect.iscoroutinefunction(scenario):

@@ -4,26 +4,30 @@ Starting Python anew for each child would cost more than most tests.
 
 Rules of this file: the process that forks has no thread, no ring and no trio run; it imports,
 forks, and waits for one child at a time. There is one for each process of tests, and it ends when
-that does, because its socket is then closed. A child ends as Python ends, and its output goes to a
-file.
+that does, because its socket is then closed; and if that dies, it is killed, as is the child. A
+child ends as Python ends, and its output goes to a file.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
 REQUEST_MAX = 2**16  # bytes
+_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -78,12 +82,23 @@ class Server:
 # -- in the process that forks
 
 
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def until_alone() -> None:
+    """Until the threads of imports, as of a self-test, are gone from the kernel's view, too."""
+    while len(os.listdir("/proc/self/task")) > 1:
+        time.sleep(0.001)
+
+
 def serve(descriptor: int) -> None:
     """Returns at the end, and in every child after its test."""
     import pytest as pytest  # the tests import it
 
     from .child import run_scenario  # which imports all else
 
+    die_with_parent()
     with socket.socket(fileno=descriptor) as control:
         while True:
             request, [*descriptors], _, _ = socket.recv_fds(control, REQUEST_MAX, 1)
@@ -95,12 +110,14 @@ def serve(descriptor: int) -> None:
                 importlib.import_module(module)
             if hasattr(gc, "freeze"):  # a collection in the child has not to look at the imports
                 gc.freeze()
+            until_alone()
             pid = os.fork()
             if not pid:
                 break
             os.close(output)
             control.send(str(pid).encode())
             control.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+    die_with_parent()
     os.setsid()
     for number in (1, 2):
         os.dup2(output, number)

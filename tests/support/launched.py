@@ -1,7 +1,7 @@
 """Programs that `python -m trio_uring run` starts; an ASGI application that says what serves it.
 
     GET /        {"pid", "socket", "stream", "backend", "operations"} of the run that answers
-    GET /block   "begun", and then the whole process sleeps BLOCK_SECONDS without trio
+    GET /block   "begun", and then the whole process waits without trio for a Blocker
     GET /slow    "begun", and "ended" after SLOW_SECONDS
 
 Rules of this file: servers are started by their own command lines, without a change, and stopped as
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 RUN = (sys.executable, "-m", "trio_uring", "run")
 APP = "support.launched:app"
 TESTS = Path(__file__).parents[1]
-SECONDS_MAX = 60
-BLOCK_SECONDS = 3.0
+SECONDS_MAX = 100  # for what takes a few, on a machine that is busy
 SLOW_SECONDS = 1.0
+BLOCKER = "LAUNCHED_BLOCKER"  # the variable that has a Blocker's path
 
 
 # -- in the server
@@ -48,7 +49,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body, "more_body": more})
     if scope["path"] == "/block":
-        time.sleep(BLOCK_SECONDS)  # noqa: ASYNC251
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(os.environ[BLOCKER])
+            sock.recv(1)
     elif scope["path"] == "/slow":
         await trio.sleep(SLOW_SECONDS)
     if more:
@@ -143,6 +146,30 @@ class Server:
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         self.process.send_signal(with_signal)
         return self.process.wait(SECONDS_MAX)
+
+
+class Blocker(contextlib.AbstractContextManager["Blocker"]):
+    """Blocks the worker that serves /block, and knows when it does.
+
+    Args:
+        path: of its Unix socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.variables = {BLOCKER: str(path)}
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(SECONDS_MAX)
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """From the moment when a worker runs nothing more until the end of the block."""
+        with self._listener.accept()[0]:
+            yield
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from trio_uring._driver.run import _current
 from trio_uring._network.simulated import SimulatedNetwork, run_deterministically
 from trio_uring._observe.networks import Audited, Metered
 
+from .ports import lone_port
 from .streams import checked_run, closing, open_descriptors
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class World:
             network = wrapper(network)
             self.made.append(network)
         return network  # type: ignore[no-any-return]
+
+    def lone_address(self) -> tuple[str, int]:
+        """For a listener that will be closed: nobody else will have it then."""
+        return ANY_PORT if self.is_simulated else ("127.0.0.1", lone_port())
 
     def silent_port(self) -> tuple[str, int]:
         """An address at which nothing listens, and nobody else will."""

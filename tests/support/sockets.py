@@ -19,6 +19,8 @@ import trio
 
 import trio_uring.socket
 
+from .streams import clog, clog_tcp
+
 LIBRARIES = {"trio": trio.socket, "ours": trio_uring.socket}
 STREAMS = ("tcp", "tcp6", "unix")
 DATAGRAMS = ("udp", "udp6", "unix-dgram")
@@ -87,6 +89,14 @@ class Sockets(contextlib.ExitStack):
         else:
             await sock.bind(str(Path(self.enter_context(tempfile.TemporaryDirectory())) / "socket"))
         return sock
+
+
+def clog_sender(sender: Any, receiver: Any) -> None:
+    """Sends until no more is taken, nor will be before the receiver receives."""
+    if sender.family in (socket.AF_INET, socket.AF_INET6) and sender.type == socket.SOCK_STREAM:
+        clog_tcp((sender, receiver))
+    else:
+        clog(sender.fileno())
 
 
 def told(exc: BaseException) -> tuple[type[BaseException], object]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RUN = (sys.executable, "-m", "trio_uring", "run")
 PACKAGE = str(Path(__main__.__file__).parents[1])
-SECONDS_MAX = 60
+SECONDS_MAX = 100
 
 # Says, as JSON, what it sees of its surroundings, and whether its run is enabled.
 PROGRAM = """

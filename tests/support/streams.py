@@ -2,8 +2,9 @@
 run.
 
 Rules: nothing in here sleeps and hopes. Waiting means giving the scheduler passes until a condition
-holds, and failing with the condition's name if that takes more than PASSES_MAX. Every pair owns its
-descriptors until a stream takes them.
+holds, and failing with the condition's name if that takes more than PASSES_MAX and SECONDS_MAX, as
+another thread or process may get no processor for a while. Every pair owns its descriptors until a
+stream takes them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
 import tempfile
 import termios
 import time
@@ -36,6 +38,7 @@ waits_are_ours = pytest.mark.uring_only(
 # Of a ring that a test gives to its run.
 LADDER = "coop" if os.environ.get("TRIO_URING_DRIVER") == "task" else "defer"
 PASSES_MAX = 100_000
+SECONDS_MAX = 30  # of the real clock
 TINY = 4608  # bytes: the least SO_SNDBUF that Linux takes
 
 
@@ -86,12 +89,13 @@ async def _checked_main(main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """Gives the scheduler passes until `condition()` is true, and returns what it was."""
-    for _ in range(PASSES_MAX):
-        found = condition()
-        if found:
-            return found
+    count, end = 0, time.monotonic() + SECONDS_MAX
+    while not (found := condition()):
+        count += 1
+        if count > PASSES_MAX and time.monotonic() > end:
+            raise AssertionError(f"after {count} passes still not: {what}")
         await trio.lowlevel.checkpoint()
-    raise AssertionError(f"after {PASSES_MAX} passes still not: {what}")
+    return found
 
 
 async def passes(count: int) -> None:
@@ -221,19 +225,27 @@ def clog(fd: int) -> int:
     return taken
 
 
-def clog_tcp(sender: socket.socket, receiver: socket.socket) -> int:
-    """As clog; also waits until every byte is either acknowledged or stuck: acknowledgements on
-    their way make room again."""
-    taken = clog(sender.fileno())
+def clog_tcp(*directions: tuple[socket.socket, socket.socket]) -> list[int]:
+    """As clog, for each (sender, receiver); also waits until nothing makes room any more."""
+    taken = [clog(sender.fileno()) for sender, _ in directions]
     for _ in range(5000):
-        if taken == _queued(sender, termios.TIOCOUTQ) + _queued(receiver, termios.FIONREAD):
-            more = clog(sender.fileno())
-            if not more:
+        if all(_at_rest(*ends, count) for ends, count in zip(directions, taken)):
+            more = [clog(sender.fileno()) for sender, _ in directions]
+            if not any(more):
                 return taken
-            taken += more
-        # The kernel's timers (delayed acknowledgements, 40 ms) are all that this waits for.
+            taken = [count + one for count, one in zip(taken, more)]
+        # The kernel's timers are all that this waits for: delayed acknowledgements (40 ms), and the
+        # one that fills what is left of a window if it is less than a segment (200 ms).
         time.sleep(0.001)
     raise AssertionError("TCP does not come to rest")
+
+
+def _at_rest(sender: socket.socket, receiver: socket.socket, taken: int) -> bool:
+    """Whether each byte is either acknowledged or stuck, in front of a window that is closed."""
+    stuck = _queued(sender, termios.TIOCOUTQ)
+    info = sender.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    [window] = struct.unpack_from("I", info, 228)  # tcpi_snd_wnd
+    return window == 0 and taken == stuck + _queued(receiver, termios.FIONREAD)
 
 
 def _queued(sock: socket.socket, what: int) -> int:

@@ -47,6 +47,9 @@ PACKAGES: dict[str, dict[str, str]] = {
 
 OURS = (trio_uring.UringSocket, trio_uring.SocketStream, trio_uring.SocketListener)
 
+# The variable that says which tests to run; unset: all. See runs.py.
+TESTS = "TRIO_SUITE_TESTS"
+
 # trio runs the tasks of a pass in a random order, on which it can depend whether a test comes to
 # its operations. Another seed, another order.
 SEED = os.environ.get("TRIO_URING_SEED", "0")
@@ -183,6 +186,10 @@ class Recorder:
     def pytest_sessionstart(self) -> None:
         self._descriptors = _open_descriptors()
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if only := json.loads(os.environ.get(TESTS, "[]")):
+            items[:] = [item for item in items if _name(item) in only]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._reports.append(report)
 
@@ -190,9 +197,9 @@ class Recorder:
     def pytest_runtest_protocol(self, item: pytest.Function) -> Iterator[None]:
         self._reports.clear()
         self._usage.take()
-        name = f"{item.module.__name__.rpartition('.')[2]}::{item.nodeid.partition('::')[2]}"
+        name = _name(item)
         _run._r.seed(f"{SEED} {name}")
-        began = time.monotonic()
+        began, waited = time.monotonic(), _waited()
         faulthandler.dump_traceback_later(TEST_SECONDS_MAX, exit=True, file=self._terminal)
         try:
             return (yield)
@@ -209,6 +216,7 @@ class Recorder:
                 test=name,
                 outcome=outcome,
                 seconds=time.monotonic() - began,
+                waited=_waited() - waited,
                 failure="\n".join(failures),
                 **self._usage.take(),
             )
@@ -221,6 +229,18 @@ class Recorder:
     def _write(self, **record: Any) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def _name(item: Any) -> str:
+    return f"{item.module.__name__.rpartition('.')[2]}::{item.nodeid.partition('::')[2]}"
+
+
+def _waited() -> float:
+    """For how many seconds the main thread has been ready to run, and had no processor."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:  # this kernel does not count it
+        return 0.0
 
 
 def _open_descriptors() -> int:

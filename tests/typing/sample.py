@@ -76,6 +76,8 @@ async def serving(listeners: list[trio_uring.SocketListener], context: ssl.SSLCo
     with shutdown.cancel_on_start() as scope, shutdown.cancel_after_grace():
         scope.cancel()
         await shutdown.wait()
+    await trio_uring.notify_watchdog()
+    await trio_uring.notify_watchdog(lambda: not shutdown.started)
     if not shutdown.started and trio_uring.notify("STOPPING=1"):
         shutdown.cut_short()
 

@@ -55,7 +55,7 @@ def test_its_programs(number: int, tmp_path: Path) -> None:
 
 
 def test_its_options_exist() -> None:
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3
     for command in COMMANDS:
         words = shlex.split(command)[3:]
         assert __main__.make_parser(words).parse_args(words).main == "app:main"

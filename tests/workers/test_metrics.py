@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import urllib.request
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from support.workers import answer, pids, request, serving
+from support.workers import SECONDS_MAX, answer, pids, request, serving
 
 prometheus_client = pytest.importorskip("prometheus_client")
 from prometheus_client.metrics_core import Metric  # noqa: E402
@@ -70,10 +71,17 @@ def samples(text: str) -> dict[tuple[str, str], list[tuple[dict[str, str], float
     return found
 
 
-def fetch(port: int) -> dict[tuple[str, str], list[tuple[dict[str, str], float]]]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        return samples(answer.read().decode())
+def fetch(port: int, *up: str) -> dict[tuple[str, str], list[tuple[dict[str, str], float]]]:
+    """The page, once these workers have answered in time. A worker that gets no processor is one
+    that does not answer."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            page = samples(answer.read().decode())
+        if all(page["trio_uring_worker_up", number][0][1] == 1 for number in up):
+            return page
+        assert time.monotonic() < deadline, page
 
 
 @on_linux
@@ -85,7 +93,7 @@ def test_the_page_has_all_workers_and_says_which_one_does_not_answer(tmp_path: P
         before = pids(one)
         for _ in range(10):
             request(port)
-        page = fetch(page_port)
+        page = fetch(page_port, "0", "1")
         for number in ("0", "1"):
             assert page["trio_uring_worker_up", number][0][1] == 1
             assert page["trio_uring_worker_restarts_total", number][0][1] == 0
@@ -100,12 +108,12 @@ def test_the_page_has_all_workers_and_says_which_one_does_not_answer(tmp_path: P
 
         os.kill(before[1], signal.SIGSTOP)
         for _ in range(2):
-            page = fetch(page_port)
+            page = fetch(page_port, "0")
             assert [page["trio_uring_worker_up", number][0][1] for number in "01"] == [1, 0]
             assert ("python_info", "0") in page
             assert ("python_info", "1") not in page
         os.kill(before[1], signal.SIGCONT)
-        page = fetch(page_port)
+        page = fetch(page_port, "0", "1")
         assert page["trio_uring_worker_up", "1"][0][1] == 1
 
         with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -117,7 +125,7 @@ def test_the_page_has_all_workers_and_says_which_one_does_not_answer(tmp_path: P
 
         os.kill(before[1], signal.SIGKILL)
         one.ready()
-        page = fetch(page_port)
+        page = fetch(page_port, "1")
         assert page["trio_uring_worker_restarts_total", "1"][0][1] == 1
         assert page["trio_uring_worker_up", "1"][0][1] == 1
         assert one.end(signal.SIGTERM) == 0

@@ -181,6 +181,14 @@ def test_a_worker_that_only_imports_ends_with_its_supervisor(app: Path) -> None:
 # -- rolling restarts
 
 
+def patient(version: str) -> str:
+    """A program that does not end a connection whose client gets no processor between its connect
+    and its request."""
+    serves = "    await worker.serve(handler)"
+    assert serves in APP
+    return APP.format(version=version).replace(serves, f"    worker.shutdown.quiet = 60\n{serves}")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--reuse-port"]], ids=["shared", "reuse_port"])
 def test_a_rolling_restart_under_load_loses_nothing(arguments: list[str], app: Path) -> None:
     seen: list[list[list[str]]] = [[] for _ in range(4)]
@@ -194,12 +202,13 @@ def test_a_rolling_restart_under_load_loses_nothing(arguments: list[str], app: P
         except Exception as exc:
             failed.append(exc)
 
+    (app / "app.py").write_text(patient("one"))
     with serving(app, *arguments) as (one, port):
         before = pids(one)
         clients = [threading.Thread(target=load, args=(each, port)) for each in seen]
         for client in clients:
             client.start()
-        write(app, APP.format(version="two"))
+        write(app, patient("two"))
         one.process.send_signal(signal.SIGHUP)
         one.wait_for("all workers were replaced")
         counts = [len(each) for each in seen]

@@ -150,6 +150,8 @@ def serve(*arguments: str, folder: Path) -> list[str]:
         (["package"], "'package' is not MODULE:FUNCTION"),
         (["package.py:main"], "there is no module 'package.py'"),
         (["package:main", "--bind", "localhost"], "'localhost' is not HOST:PORT, :PORT or"),
+        (["package:main", "--bind", "unix:"], "the path of a Unix socket must not be empty"),
+        (["package:main", "--unix-mode", "660"], "unix_mode is for addresses unix:PATH, and the"),
         (["package:main", "--workers", "0"], "there must be at least 1 worker, not 0"),
         (["package:main", "--grace", "-1"], "timeout must be a number of seconds >= 0"),
         (["package:main", "--backend", "kqueue"], "'kqueue': a backend is one of"),
@@ -208,6 +210,56 @@ def test_systemd_is_told(folder: Path) -> None:
             one.process.send_signal(signal.SIGTERM)
             assert systemd.recv(1000) == b"STOPPING=1"
             assert one.end() == 0
+
+
+def test_the_watchdog_of_systemd_is_told(folder: Path) -> None:
+    """From the beginning to the end, with workers that are being started, that serve, that end."""
+    (folder / "app.py").write_text(
+        "import os, trio\n"
+        "async def main(worker):\n"
+        "    assert 'WATCHDOG_USEC' not in os.environ\n"
+        "    while not os.path.exists('go'):\n"
+        "        await trio.sleep(0.01)\n"
+        "    worker.ready()\n"
+        "    await worker.shutdown.wait()\n"
+        "    while not os.path.exists('end'):\n"
+        "        await trio.sleep(0.01)\n"
+    )
+    start = [sys.executable, "-m", "trio_uring", "serve", "app:main", "--workers", "1"]
+    variables = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "100000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(variables["NOTIFY_SOCKET"])
+        systemd.settimeout(60)
+
+        def told_until(state: bytes) -> int:
+            times = 0
+            while not (said := systemd.recv(1000)).startswith(state):
+                assert said == b"WATCHDOG=1"
+                times += 1
+            return times
+
+        def told(times: int) -> None:
+            for _ in range(times):
+                assert systemd.recv(1000) == b"WATCHDOG=1"
+
+        with supervisor(start, folder, **variables) as one:
+            told(5)
+            (folder / "go").touch()
+            told_until(b"READY=1")
+            told(5)
+            one.process.send_signal(signal.SIGTERM)
+            told_until(b"STOPPING=1")
+            told(5)
+            (folder / "end").touch()
+            assert one.end() == 0
+
+
+def test_a_watchdog_that_makes_no_sense_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "10s")
+    *_, line = serve("package:main", folder=folder)
+    assert line.endswith("serve: WATCHDOG_USEC is not a number: '10s'")
 
 
 def test_nobody_reads_what_systemd_is_told(folder: Path) -> None:

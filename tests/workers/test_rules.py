@@ -21,6 +21,7 @@ from trio.testing import MockClock
 import trio_uring
 from trio_uring import SocketOptions, Worker, serve_workers
 from trio_uring._workers import http
+from trio_uring._workers import supervisor as _supervisor
 from trio_uring._workers.backoff import MAX_SECONDS, STABLE_SECONDS, Backoff
 from trio_uring._workers.channel import Channel, Order, receive_message, send_message
 from trio_uring._workers.ports import Ports, name_address, parse_address
@@ -396,3 +397,16 @@ async def test_a_page_that_cannot_be_made_ends_nothing(caplog: pytest.LogCapture
 async def test_a_slow_client_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     assert await ask(b"GET /metrics") == b""
     assert trio.current_time() >= http.SECONDS_MAX
+
+
+# -- the watchdog
+
+
+def test_a_supervisor_without_any_worker_is_not_healthy() -> None:
+    """All of them wait to be started again."""
+    supervisor = _supervisor._Supervisor(
+        Target("f", "m"), 1, Ports([], None), None, 1.0, 1.0, None, None
+    )
+    assert not supervisor._is_healthy()
+    supervisor._living.add(Process(Order(0, 1, Target("f", "m"), [], [], [], None, 1.0, False)))
+    assert supervisor._is_healthy()

@@ -8,11 +8,11 @@ again.
 from __future__ import annotations
 
 import errno
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._driver.backend import VARIABLE
+from .._errors import kernel_number, locks_rings
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -55,6 +55,7 @@ def examine(seen: Evidence) -> list[Finding]:
         _sysctl(seen),
         _seccomp(seen),
         _modules(seen),
+        _memory(seen),
         _memlock(seen),
         _descriptors(seen),
         _ring(seen),
@@ -104,14 +105,17 @@ def _by_answer(seen: Evidence) -> str:
     if code == errno.ENOSYS:
         # Without the sysctl, which came with 6.6, a newer kernel was built without io_uring; but
         # where /proc says nothing of filters either, it cannot be read.
-        hidden = seen.seccomp is None or number(seen.release) < (6, 6)
-        built_in = seen.disabled is not None or (hidden and number(seen.release) >= (5, 1))
+        hidden = seen.seccomp is None or kernel_number(seen.release) < (6, 6)
+        built_in = seen.disabled is not None or (hidden and kernel_number(seen.release) >= (5, 1))
         return "seccomp" if filtered and built_in and not _emulated(seen) else "kernel"
     if code in (errno.EINVAL, errno.EOPNOTSUPP):
-        new = number(seen.release) >= (5, 11) and not _emulated(seen)
+        new = kernel_number(seen.release) >= (5, 11) and not _emulated(seen)
         return "seccomp" if filtered and new else "kernel"
     if code == errno.ENOMEM:
-        return "RLIMIT_MEMLOCK"
+        # An address space that somebody has limited is more likely used up than locked memory,
+        # which is limited everywhere.
+        unlimited = seen.address_space is None or seen.address_space[0] < 0
+        return "RLIMIT_MEMLOCK" if unlimited and _locks(seen) else "memory"
     return "descriptors" if code in (errno.EMFILE, errno.ENFILE) else "ring"
 
 
@@ -128,8 +132,9 @@ def _blamed(seen: Evidence, finding: Finding) -> Finding:
         "seccomp": _PROFILES,
         "security modules": _fix_modules(seen),
         "RLIMIT_MEMLOCK": "ulimit -l 8192; systemd: LimitMEMLOCK=8M; Docker: --ulimit "
-        "memlock=8388608. Linux 5.12 and newer count no ring against it: there, it is memory "
-        "itself that is used up (ulimit -v, the cgroup's limit)",
+        "memlock=8388608",
+        "memory": "ulimit -v unlimited; systemd: LimitAS=infinity, and more than this for "
+        "MemoryMax=; Docker and Kubernetes: a higher limit of memory",
         "descriptors": "ulimit -n 65536; systemd: LimitNOFILE=65536; Docker: --ulimit "
         "nofile=65536. If the whole system is at its limit: sysctl fs.file-max",
         "ring": "run it again; if that does not help, report it with this output. "
@@ -150,7 +155,7 @@ def _emulated(seen: Evidence) -> str | None:
     version = (seen.version or "").lower()
     if "gvisor" in version or "#1 smp sun jan 10 15:06:54 pst 2016" in version:
         return "gVisor"
-    if "microsoft" in version and "wsl2" not in version and number(seen.release) < (5, 0):
+    if "microsoft" in version and "wsl2" not in version and kernel_number(seen.release) < (5, 0):
         return "WSL1"
     return None
 
@@ -164,7 +169,7 @@ def _fix_kernel(seen: Evidence) -> str:
         )
     if emulated == "WSL1":
         return "WSL1 has no io_uring: wsl --set-version <distribution> 2"
-    if number(seen.release) >= (5, 11) and seen.trial.errno == errno.ENOSYS:
+    if kernel_number(seen.release) >= (5, 11) and seen.trial.errno == errno.ENOSYS:
         return "a kernel that is built with CONFIG_IO_URING"
     return "Linux 5.11 or newer (6.1 for its fastest way)"
 
@@ -181,18 +186,12 @@ def _fix_modules(seen: Evidence) -> str:
 # -- each finding, as it is where nothing is wrong with it
 
 
-def number(release: str) -> tuple[int, int]:
-    """(6, 1) of "6.1.0-13-amd64"; (0, 0): it is not known."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
 def _platform(seen: Evidence) -> Finding:
     return Finding("platform", OK, f"{seen.system} on {seen.machine}, {seen.implementation}")
 
 
 def _kernel(seen: Evidence) -> Finding:
-    release, emulated = number(seen.release), _emulated(seen)
+    release, emulated = kernel_number(seen.release), _emulated(seen)
     text = f"{seen.release}{f', which is {emulated}' if emulated else ''}"
     if "wsl2" in (seen.version or "").lower():
         text += ", which is WSL2"
@@ -212,7 +211,7 @@ def _extension(seen: Evidence) -> Finding:
 def _sysctl(seen: Evidence) -> Finding:
     name = "kernel.io_uring_disabled"
     if seen.disabled is None:
-        if seen.system == "Linux" and number(seen.release) >= (6, 6):
+        if seen.system == "Linux" and kernel_number(seen.release) >= (6, 6):
             text = "it cannot be read, or this kernel was built without io_uring"
             return Finding(name, UNKNOWN, text)
         return Finding(name, OK, "this kernel does not have it (Linux 6.6 has)")
@@ -241,14 +240,27 @@ def _modules(seen: Evidence) -> Finding:
     return Finding("security modules", OK, f"{seen.modules or 'unknown'}{confined}")
 
 
+def _memory(seen: Evidence) -> Finding:
+    if seen.address_space is None or seen.address_space[0] < 0:
+        return Finding("memory", OK, "this process's address space is not limited")
+    kib = seen.address_space[0] // 1024
+    return Finding("memory", OK, f"this process's address space is limited to {kib} KiB")
+
+
 def _memlock(seen: Evidence) -> Finding:
     if seen.memlock is None:
         return Finding("RLIMIT_MEMLOCK", OK, "this platform has no such limit")
     soft = seen.memlock[0]
     text = "unlimited" if soft < 0 else f"{soft // 1024} KiB"
-    if number(seen.release) < (5, 12) and 0 <= soft < 2**19:
+    if _locks(seen) and soft < 2**19:
         return Finding("RLIMIT_MEMLOCK", NOTE, text, "512 KiB for each ring: ulimit -l 512")
     return Finding("RLIMIT_MEMLOCK", OK, text)
+
+
+def _locks(seen: Evidence) -> bool:
+    """Whether the kernel counts this process's rings against a limit of locked memory."""
+    limited = seen.memlock is not None and seen.memlock[0] >= 0
+    return limited and not seen.lifted and locks_rings(seen.release)
 
 
 def _descriptors(seen: Evidence) -> Finding:

@@ -23,7 +23,7 @@ from .._driver.backend import (
 from .._driver.backend import VARIABLE as BACKEND
 from .._driver.run import VARIABLE as DRIVER
 from .._driver.run import backend_info, check_variables, check_way_variable
-from .._errors import RingUnavailableError
+from .._errors import RingUnavailableError, lifts_memlock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +73,10 @@ class Evidence:
     """What they call this process: an AppArmor profile, or an SELinux context."""
     memlock: tuple[int, int] | None
     """The soft and the hard limit, in bytes; -1: none."""
+    lifted: bool
+    """CAP_IPC_LOCK: that limit is not for this process."""
+    address_space: tuple[int, int] | None
+    """RLIMIT_AS, as `memlock`."""
     nofile: tuple[int, int] | None
     """The same, of descriptors."""
     open_files: int | None
@@ -106,6 +110,8 @@ def gather() -> Evidence:
         modules=_read("/sys/kernel/security/lsm"),
         confined=_read("/proc/self/attr/current"),
         memlock=_limit("RLIMIT_MEMLOCK"),
+        lifted=lifts_memlock(),
+        address_space=_limit("RLIMIT_AS"),
         nofile=_limit("RLIMIT_NOFILE"),
         open_files=_open_files(),
         variables={name: text for name, text in os.environ.items() if name.startswith(PREFIX)},

@@ -6,15 +6,12 @@ logged to standard error, with the time.
 
 from __future__ import annotations
 
+import argparse
 import logging
-from typing import TYPE_CHECKING
 
 from .. import serve_workers
 from .._driver.backend import BACKENDS
 from .._errors import CommandError, RingUnavailableError, WorkersError
-
-if TYPE_CHECKING:
-    import argparse
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -37,8 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="HOST:PORT, :PORT, [IPv6]:PORT, or systemd (the sockets that it has opened), for "
-        "worker.listeners; may be given again",
+        help="HOST:PORT, :PORT, [IPv6]:PORT, unix:PATH, or systemd (the sockets that it has "
+        "opened), for worker.listeners; may be given again",
+    )
+    parser.add_argument(
+        "--unix-mode",
+        type=_permissions,
+        metavar="MODE",
+        help="permissions of the files of unix:PATH, such as 660; whoever may write may connect",
     )
     parser.add_argument(
         "--reuse-port", action="store_true", help="a queue for each worker (SO_REUSEPORT)"
@@ -49,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Signals: SIGTERM and SIGINT end it gracefully, SIGHUP replaces the workers one by one. "
         "Example: serve app:main --workers 4 --bind :8000 --metrics 127.0.0.1:9100"
     )
+
+
+def _permissions(text: str) -> int:
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no octal number, such as 660") from None
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.main,
             arguments.workers,
             bind=arguments.bind,
+            unix_mode=arguments.unix_mode,
             reuse_port=arguments.reuse_port,
             backend=arguments.backend,
             grace=arguments.grace,

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 2**20
-LOST_SECONDS = 0.1  # without a datagram, after which the rest of a burst is lost
 ACCEPT_SECONDS_MAX = 10.0
 SERIAL = struct.Struct("!Q")  # the first bytes of a datagram
 
@@ -206,15 +205,18 @@ def _accept(behind: socket.socket) -> socket.socket:
 
 
 class Udp:
-    """Clients that send a burst each, and wait for all of it."""
+    """Clients that send a burst each, and wait for all of it. The rest of one is lost after
+    `patience` seconds without a datagram."""
 
-    def __init__(self, stack: str, port: int, *, sockets: int, burst: int, size: int) -> None:
+    def __init__(
+        self, stack: str, port: int, *, sockets: int, burst: int, size: int, patience: int
+    ) -> None:
         self._burst, self._text = burst, _text(size - SERIAL.size)
         self._serials = itertools.count()
         self._socks = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(sockets)]
         for sock in self._socks:
             sock.connect((LOOPBACK, port))
-            sock.settimeout(LOST_SECONDS)
+            sock.settimeout(patience)
 
     def run(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds

@@ -31,6 +31,7 @@ RESTRICT = "TRIO_URING_RESTRICT"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
+_EMPTY_SECONDS = 0.05  # of each wait for the ring of a self-test; more was a pause of the process
 _ADVICE = (
     "Nobody asked for that: change what this names to have io_uring, or set "
     f"{VARIABLE}=readiness to keep it so without this message"
@@ -268,10 +269,12 @@ def _empty(ring: UringRing) -> None:
 
     If the kernel does not give its operations back, the ring is leaked, like any other.
     """
-    deadline = time.monotonic() + TRIAL_SECONDS
+    left = TRIAL_SECONDS
     with contextlib.suppress(RingBrokenError):
         for op in list(ring.table.values()):
             ring.cancel(op)
-        while ring.table and time.monotonic() < deadline:
-            ring.turn(0.05, [])
+        while ring.table and left > 0:
+            before = time.monotonic()
+            ring.turn(_EMPTY_SECONDS, [])
+            left -= min(time.monotonic() - before, _EMPTY_SECONDS)
     ring.close()

@@ -38,7 +38,7 @@ def empty(engine: RingSide, seconds: float) -> None:
 
 
 def _empty(engine: RingSide, seconds: float) -> None:
-    ring, deadline = engine.ring, time.monotonic() + seconds
+    ring = engine.ring
     queue, engine.queue = engine.queue, {}
     for op in queue:
         op.task, op.res = None, _ECANCELED
@@ -52,8 +52,11 @@ def _empty(engine: RingSide, seconds: float) -> None:
         ring.cancel(left)
     ring.flush()
     engine.reap_ring()
-    while ring.table and time.monotonic() < deadline:
+    while ring.table and seconds > 0:
+        before = time.monotonic()
         ring.turn(_TEARDOWN_WAIT, engine.done)
         engine.finish_done()
         if ring.short:
             time.sleep(SHORT_PAUSE)
+        # More was a pause of the process, which is no sign that the kernel gives nothing back.
+        seconds -= min(time.monotonic() - before, _TEARDOWN_WAIT)

@@ -170,7 +170,8 @@ def write_now(fd: int, buffers: list[Any]) -> int:
 
 
 def _check_ready(fd: int, events: int) -> bool:
-    """Raises BlockingIOError if a call would wait now.
+    """Raises BlockingIOError if a call would wait now, and OSError, as a call would, for the wrong
+    end of a pipe, which is never ready.
 
     True: it might still, since the descriptor is blocking: with more than PIPE_BUF bytes, or if
     another process is faster.
@@ -180,20 +181,13 @@ def _check_ready(fd: int, events: int) -> bool:
     poller = select.poll()
     poller.register(fd, events)
     if not poller.poll(0):
-        _check_end(fd, events)
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        import fcntl
+
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
+        wrong = os.O_WRONLY if events == POLLIN else os.O_RDONLY
+        code = errno.EBADF if access == wrong else errno.EAGAIN
+        raise OSError(code, os.strerror(code))
     return True
-
-
-def _check_end(fd: int, events: int) -> None:
-    """Raises OSError, as a call would, for the wrong end of a pipe, which is never ready."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    access = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR)
-    if access == (os.O_WRONLY if events == POLLIN else os.O_RDONLY):
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 # For every opcode that may be tried.

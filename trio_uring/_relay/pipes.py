@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import stat
 import sys
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .._descriptors.direction import Direction
+    from .._ring.protocol import Ring
 
 PIPE_SIZE = 2**18  # bytes that a copy moves at a time, and holds while its sink takes nothing
 # Pipes of one run at the same time: 128 descriptors, and 16 MiB, a quarter of the pipe memory that
@@ -112,3 +118,20 @@ def pipes(engine: Any) -> Pipes:
         found = _of_engines[engine] = Pipes()
         engine.at_end.append(found.close)
     return found
+
+
+def takes_splices(ring: Ring, way: Direction) -> bool:
+    """Whether splice(2) and sendfile(2) on this descriptor can neither block the thread nor kill
+    the process.
+
+    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program changes that. Sockets must
+    be non-blocking, as trio's are. For pipes, splice has its own flag; devices may block all the
+    same.
+    """
+    if ring.info.backend == "fake" or sys.platform != "linux" or not hasattr(os, "splice"):
+        return False
+    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN:
+        return False
+    if way.is_socket:
+        return not os.get_blocking(way.fd)
+    return stat.S_ISFIFO(os.fstat(way.fd).st_mode)

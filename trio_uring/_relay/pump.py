@@ -21,10 +21,7 @@ from __future__ import annotations
 import abc
 import errno
 import functools
-import os
 import select
-import signal
-import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +42,13 @@ from .._errors import stream_error
 from .._ring.op import Opcode
 from .._ring.opcodes import POLL_ALWAYS, POLLIN
 from .._streams.endpoint import lease_under
+from .pipes import takes_splices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
     from .._descriptors.direction import Direction
-    from .._ring.protocol import Ring
     from .._streams.send import SendSide
 
 
@@ -382,20 +379,3 @@ def can_pump(source: Direction, sink: Direction) -> bool:
         return False
     ring = engine.ring
     return source.is_socket or (takes_splices(ring, source) and takes_splices(ring, sink))
-
-
-def takes_splices(ring: Ring, way: Direction) -> bool:
-    """Whether splice(2) and sendfile(2) on this descriptor can neither block the thread nor kill
-    the process.
-
-    They have no MSG_NOSIGNAL; Python ignores SIGPIPE unless the program changes that. Sockets must
-    be non-blocking, as trio's are. For pipes, splice has its own flag; devices may block all the
-    same.
-    """
-    if ring.info.backend == "fake" or sys.platform != "linux" or not hasattr(os, "splice"):
-        return False
-    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_IGN:
-        return False
-    if way.is_socket:
-        return not os.get_blocking(way.fd)
-    return stat.S_ISFIFO(os.fstat(way.fd).st_mode)

@@ -36,7 +36,8 @@ from .._streams.endpoint import lease_under
 from .._streams.send import SendSide
 from .file_part import Part, open_file, pread, synchronous
 from .loop_sink import LoopSink
-from .pump import Pump, call, give, take, takes_splices
+from .pipes import takes_splices
+from .pump import Pump, call, give, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,8 +27,8 @@ from .._descriptors.provided import BULK_STREAK, adapt, use
 from .._ring.figures import SMALL_SIZE
 from .._ring.op import LARGE_GROUP, NO_GROUP, SMALL_GROUP, Opcode
 from .._streams.endpoint import lease_under
-from .pipes import PIPE_SIZE, Pipe, pipes
-from .pump import Pump, give, takes_splices
+from .pipes import PIPE_SIZE, Pipe, pipes, takes_splices
+from .pump import Pump, give
 
 if TYPE_CHECKING:
     from .._streams.receive import ReceiveSide

@@ -107,7 +107,7 @@ def _walk_down(flags: str, sq_entries: int, cq_entries: int | None, always: int)
 
     `always`: flags that no attempt goes without.
 
-    ENOMEM is the answer when RLIMIT_MEMLOCK is reached.
+    ENOMEM is the answer when RLIMIT_MEMLOCK is reached, on kernels that count rings against it.
     """
     out, found = ffi.new("tu_ring **"), ffi.new("struct tu_info *")
     result, patience = -errno.EINVAL, _TRIES
@@ -183,7 +183,7 @@ class ProvidedBuffers:
         at = self.at = lib.tu_pool_alloc(POOL_SIZE)
         if at == ffi.NULL:
             raise RingUnavailableError(
-                errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool")
+                errno.ENOMEM, why_unavailable(errno.ENOMEM, "the buffer pool", locked=False)
             )
         if lib.tu_buffers(c, SMALL_GROUP, 0, SMALL_COUNT, SMALL_SIZE, at) < 0:
             self.free()  # nobody would ever use it

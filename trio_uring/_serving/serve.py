@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from .._streams.listeners import open_unix_listeners
 from .._streams.tcp import open_tcp_listeners
-from .._streams.unix import open_unix_listeners
 from .server import Server
 
 if TYPE_CHECKING:

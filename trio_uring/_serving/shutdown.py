@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -102,33 +103,23 @@ class Shutdown:
         The next signals also go to whatever handled them before, if that is a function: so a second
         Control-C (SIGINT) raises KeyboardInterrupt, by trio's rules.
 
+        A child that is forked within the block (os.fork, multiprocessing) inherits the handlers,
+        but not the servers: there, a signal does what it would have done without this.
+
         Raises:
             RuntimeError: outside of trio.
             ValueError: this is not the main thread, or there is no such signal.
         """
         self._token = trio.lowlevel.current_trio_token()
-        before: dict[int, Any] = {}
-        came = False
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            nonlocal came
-            if not came:
-                came = True
-                self.start()
-                return
-            self.cut_short()
-            previous = before.get(number)
-            if callable(previous):
-                previous(number, frame)
-
+        handler = _Handler(self)
         try:
             for number in dict.fromkeys(signals):
-                before[number] = signal.signal(number, handle)
+                handler.take(number)
             yield
         finally:
-            for each, handler in before.items():
+            for each, before in handler.before.items():
                 # None: a handler that was not made in Python, which nobody can put back.
-                signal.signal(each, signal.SIG_DFL if handler is None else handler)
+                signal.signal(each, signal.SIG_DFL if before is None else before)
 
     # -- in trio's own time
 
@@ -168,3 +159,50 @@ class Shutdown:
             scope.cancel()
         for scope in list(self._after_grace):
             scope.deadline = min(scope.deadline, self._deadline)
+
+
+class _Handler:
+    """What `on_signals` makes of signals, in the process that has called it.
+
+    Attributes:
+        before: what handled each of them before.
+        process: the number of the process that has called it.
+    """
+
+    def __init__(self, shutdown: Shutdown) -> None:
+        self.before: dict[int, Any] = {}
+        self._shutdown = shutdown
+        self._came = False
+        self.process = os.getpid()
+
+    def take(self, number: int) -> None:
+        self.before[number] = signal.signal(number, self)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        before = self._handler_before(number)
+        if os.getpid() != self.process:
+            pass_on(number, frame, before)
+        elif not self._came:
+            self._came = True
+            self._shutdown.start()
+        else:
+            self._shutdown.cut_short()
+            if callable(before):
+                before(number, frame)
+
+    def _handler_before(self, number: int) -> Any:
+        """Not that of a process from which this one was forked, but what that would pass it on to:
+        otherwise the second signal, which starts nothing there, would end this process."""
+        before = self.before.get(number)
+        while isinstance(before, _Handler) and before.process != os.getpid():
+            before = before.before.get(number)
+        return before
+
+
+def pass_on(number: int, frame: FrameType | None, handler: Any) -> None:
+    """Does what a signal does with this handler (as signal.getsignal names it)."""
+    if callable(handler):
+        handler(number, frame)
+    elif handler is not signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

@@ -1,6 +1,7 @@
-"""systemd's two conventions: sockets that it opens for a service, and telling it how that is.
+"""systemd's conventions: sockets that it opens for a service, and telling it how that is.
 
-They are described in sd_listen_fds(3) and sd_notify(3); other supervisors follow them, too.
+They are described in sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3); other supervisors
+follow them, too.
 
 Rules of this file: only the documented environment variables, and no library. What is wrong with
 the environment is an error with its names in it.
@@ -11,9 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+import trio
 
 from .._descriptors.direction import AF_UNIX
 from .._streams.listeners import SocketListener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _log = logging.getLogger("trio_uring")
 
@@ -112,4 +119,70 @@ def notify(state: str) -> bool:
         sock.settimeout(_NOTIFY_SECONDS)
         sock.connect(b"\0" + address[1:] if address.startswith(b"@") else address)
         sock.sendall(state.encode())
+    return True
+
+
+def try_notify(state: str) -> bool:
+    """Does what `notify` does, but that a supervisor does not listen is only logged: it is no
+    reason to end."""
+    try:
+        return notify(state)
+    except (OSError, ValueError) as exc:
+        _log.warning("systemd could not be told %r: %s", state, exc)
+        return True
+
+
+async def notify_watchdog(healthy: Callable[[], bool] | None = None) -> None:
+    """Tells systemd's watchdog (WatchdogSec=) that this service is alive, until cancelled.
+
+    Start it in a task beside the servers. It sends WATCHDOG=1 at half of the interval that systemd
+    asks for, so systemd ends the service when this run stops: its thread hangs, or the kernel has
+    stopped the process. That the servers answer is not shown by it: `healthy` may look.
+
+    It returns at once if nobody asks this process: NOTIFY_SOCKET or WATCHDOG_USEC is not set, or
+    WATCHDOG_PID is another process, which is logged.
+
+    Args:
+        healthy: called each time; nothing is sent while it returns False, and it is then called
+            more often. None: as if it always returned True.
+
+    Raises:
+        ValueError: WATCHDOG_USEC or WATCHDOG_PID is not a number.
+
+    Cancellation: systemd is not told any more.
+    """
+    await trio.lowlevel.checkpoint()
+    seconds = watchdog_seconds()
+    if seconds is not None:
+        await keep_watchdog(seconds, healthy or _always)
+
+
+def watchdog_seconds() -> float | None:
+    """The interval of the watchdog; None: it does not watch this process.
+
+    Raises:
+        ValueError: a variable is not a number.
+    """
+    interval, pid = (os.environ.get(name) for name in ("WATCHDOG_USEC", "WATCHDOG_PID"))
+    if interval is None:
+        return None
+    if pid is not None and _number("WATCHDOG_PID", pid) != os.getpid():
+        _log.warning(
+            "WATCHDOG_PID is %s, and this process is %d: the watchdog is not told", pid, os.getpid()
+        )
+        return None
+    return _number("WATCHDOG_USEC", interval) / 1e6 or None
+
+
+async def keep_watchdog(seconds: float, healthy: Callable[[], bool]) -> None:
+    """Tells a watchdog with this interval; returns if nobody listens."""
+    while True:
+        well = healthy()
+        if well and not try_notify("WATCHDOG=1"):
+            return
+        # What is over soon is not to end the service: half the interval is left.
+        await trio.sleep(seconds / 2 if well else seconds / 16)
+
+
+def _always() -> bool:
     return True

@@ -20,8 +20,9 @@ import trio
 from .._descriptors.direction import AF_UNIX
 from .._options import SocketOptions, fold_options
 from .endpoint import adopt_socket, make_over
-from .listeners import NO_UNIX_SOCKETS, SocketListener, listener_over
+from .listeners import SocketListener, listener_over
 from .streams import SocketStream
+from .unix import NO_UNIX_SOCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Unix listeners, and the socket files that they own.
+"""Listening Unix sockets, and the files that they own.
 
 A path is taken over only from a dead server, the file has its permissions from the first moment,
 and it is removed again.
@@ -24,8 +24,9 @@ umask. So fchmod(2) on the socket comes first, and what the umask removed is put
 bind(2) and listen(2), while every connect is still refused. Rejected: the umask (it is the whole
 process's), and a temporary name with rename(2) (getsockname would return that name).
 
-Rules of this file: a file that is not a socket is never removed. Opening is done in a thread, since
-a file system may block.
+Rules of this file: a file that is not a socket is never removed. Plain sockets, for listeners of a
+trio run (`listeners`) and for processes that only hand them on. Opening may block, as a file system
+does.
 """
 
 from __future__ import annotations
@@ -39,87 +40,49 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import trio
-from trio.lowlevel import enable_ki_protection
-
 from .._descriptors.direction import AF_UNIX
-from .._options import SocketOptions, fold_options
-from .listeners import NO_UNIX_SOCKETS, SocketListener, listener_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    _Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    from .._options import SocketOptions
 
+    SocketPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
+NO_UNIX_SOCKETS = "Unix sockets are not supported on this platform"  # as trio says it
 # Linux's, which not every Python names (PyPy); elsewhere a directory is opened for reading.
 _O_PATH = getattr(os, "O_PATH", 0o10000000 if sys.platform == "linux" else os.O_RDONLY)
 LOCK_SECONDS = 1.0  # how long to wait for a directory that another process has locked
 
 
-class _UnixListener(SocketListener):
-    """A listener that removes its file when it is closed."""
+class SocketFile:
+    """The file of a listening socket, for whoever has made it."""
 
-    def __init__(
-        self,
-        sock: stdlib_socket.socket,
-        path: bytes,
-        identity: tuple[int, int],
-        options: SocketOptions,
-    ) -> None:
-        super().__init__(sock)
-        self._to_accepted = options
+    def __init__(self, path: bytes, identity: tuple[int, int]) -> None:
         self._path = path
         self._identity = identity
         self._process = os.getpid()
         self._removed = False
 
-    @enable_ki_protection
-    def _close(self) -> None:
-        # Before the socket is closed: while it holds the inode, the inode number cannot be another
-        # file's, and no other server takes the file for a stale one. A forked child does not remove
-        # the file that its parent listens on.
+    def remove(self) -> None:
+        """Removes it, unless another file has taken its place; call it before the socket is closed.
+
+        While the socket holds the inode, the inode number cannot be another file's, and no other
+        server takes the file for a stale one. A forked child does not remove the file that its
+        parent listens on.
+        """
         if not self._removed and self._process == os.getpid():
             self._removed = True
             with contextlib.suppress(OSError):
                 if _identity(self._path) == self._identity:
                     os.unlink(self._path)
-        super()._close()
 
 
-async def open_unix_listeners(
-    path: _Path,
-    *,
-    mode: int | None = None,
-    backlog: int | None = None,
-    options: SocketOptions | None = None,
-) -> list[SocketListener]:
-    """Opens a listener on a Unix socket.
-
-    A socket file at `path` to which nobody is bound any more is replaced. Of several servers that
-    start at the same time, one gets the path. The file is removed when the listener is closed,
-    unless another file has taken its place.
-
-    Args:
-        path: the path of the socket, at most 107 bytes. One that begins with a zero byte is an
-            abstract name, which has no file (Linux only).
-        mode: permissions of the file, such as 0o600. Whoever may write to it may connect, and
-            nobody else can at any moment. None: what the umask leaves.
-        backlog: a shorthand for this field of `options`.
-        options: options of the listener and its connections; None: the defaults of SocketOptions.
-
-    Returns:
-        A list with one listener.
+def check_name(path: SocketPath, mode: int | None) -> bytes:
+    """The name of a Unix socket, for bind(2).
 
     Raises:
-        OSError: EADDRINUSE: a live server is bound to the path, or a file that is not a socket is
-            there, which is never removed. EPERM: `mode` is more than the umask allows, there is no
-            /proc, and others may change the directory. Other numbers as in bind(2).
-        ValueError: an empty path or one with a zero byte, an invalid mode, a mode for an abstract
-            name, an abstract name where there are none, or a backlog that contradicts the options.
-        RuntimeError: this platform has no Unix sockets (Windows).
-
-    Cancellation: a checkpoint comes first; after that it cannot be cancelled.
+        ValueError, RuntimeError: as in open_unix_listeners.
     """
     if AF_UNIX is None:
         raise RuntimeError(NO_UNIX_SOCKETS)
@@ -128,22 +91,29 @@ async def open_unix_listeners(
         raise ValueError("the path of a Unix socket must not be empty")
     if mode is not None and not 0 <= mode <= 0o777:
         raise ValueError(f"mode must be permissions, 0 to 0o777, not {mode!r}")
-    options = fold_options(options, backlog=backlog)
     if name.startswith(b"\0"):
         if mode is not None:
             raise ValueError("an abstract Unix socket has no permissions: mode must be None")
         if sys.platform != "linux":
             raise ValueError("only Linux has abstract Unix sockets: the path must begin otherwise")
-        await trio.lowlevel.checkpoint()
-        return [_listen_abstract(name, options)]
-    if b"\0" in name:  # bind(2) would see only its beginning
+    elif b"\0" in name:  # bind(2) would see only its beginning
         raise ValueError("the path of a Unix socket must not contain a zero byte")
-    return [await _in_thread(name, mode, options)]
+    return name
 
 
-@enable_ki_protection
-async def _in_thread(path: bytes, mode: int | None, options: SocketOptions) -> SocketListener:
-    return _UnixListener(*await trio.to_thread.run_sync(_listen, path, mode, options), options)
+def listen_unix(
+    name: bytes, mode: int | None, options: SocketOptions
+) -> tuple[stdlib_socket.socket, SocketFile | None]:
+    """A listening socket for a name that `check_name` has returned, and its file if it has one.
+
+    It may block, for LOCK_SECONDS and as long as a file system does.
+
+    Raises:
+        OSError: as in open_unix_listeners.
+    """
+    if name.startswith(b"\0"):
+        return _listen_abstract(name, options), None
+    return _listen(name, mode, options)
 
 
 def _socket(kind: int) -> stdlib_socket.socket:
@@ -151,13 +121,13 @@ def _socket(kind: int) -> stdlib_socket.socket:
     return stdlib_socket.socket(AF_UNIX, kind)
 
 
-def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
+def _listen_abstract(name: bytes, options: SocketOptions) -> stdlib_socket.socket:
     sock = _socket(stdlib_socket.SOCK_STREAM)
     try:
         options.apply(sock, "listening")
         sock.bind(name)
         sock.listen(options.backlog_length)
-        return listener_over(sock, options)
+        return sock
     except OSError as exc:
         sock.close()
         raise _located(exc, name) from None
@@ -168,8 +138,7 @@ def _listen_abstract(name: bytes, options: SocketOptions) -> SocketListener:
 
 def _listen(
     path: bytes, mode: int | None, options: SocketOptions
-) -> tuple[stdlib_socket.socket, bytes, tuple[int, int]]:
-    """Returns a socket that listens on `path`, the absolute path, and the file's identity."""
+) -> tuple[stdlib_socket.socket, SocketFile]:
     sock = _socket(stdlib_socket.SOCK_STREAM)
     try:
         options.apply(sock, "listening")
@@ -184,7 +153,7 @@ def _listen(
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
                 raise
-        return sock, os.path.abspath(path), identity
+        return sock, SocketFile(os.path.abspath(path), identity)
     except BaseException:
         sock.close()
         raise

@@ -14,10 +14,16 @@ class Backoff:
     """The failures of one worker, in a row.
 
     Args:
-        limit: how many failures in a row are one too many; None: no number is.
+        limit: how many failures in a row are one too many (serve_workers' `failures_max`); None:
+            no number is.
+
+    Raises:
+        ValueError: not even one is allowed to happen.
     """
 
     def __init__(self, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"failures_max must be at least 1, not {limit}")
         self.limit = limit
         self.failures = 0
 

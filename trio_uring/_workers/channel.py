@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._messages.frames import receive_frame, send_frame
@@ -45,6 +45,7 @@ class Order:
     backend: str | None
     grace: float  # seconds
     metrics: bool
+    buffers: dict[str, Any] = field(default_factory=dict)  # fields of SocketOptions
 
     def as_message(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._options import SocketOptions
-from .._serving.shutdown import Shutdown
+from .._serving.shutdown import Shutdown, pass_on
 from .._streams.enable import run
 from .._streams.listeners import listener_over
 from . import guard
@@ -83,8 +83,7 @@ def _starting(shutdown: Shutdown) -> Callable[[int, FrameType | None], None]:
         if os.getpid() == worker:
             shutdown.start()
         else:  # a child that the program has forked, as multiprocessing may, and now ends
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            pass_on(number, frame, signal.SIG_DFL)
 
     return handle
 
@@ -97,8 +96,8 @@ async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised)
     worker = Worker(
         order.number,
         order.workers,
-        # On Linux connections inherit their options from the supervisor's socket.
-        [listener_over(_socket(each), SocketOptions()) for each in order.listeners],
+        # On Linux connections inherit the others from the supervisor's socket.
+        [listener_over(_socket(each), SocketOptions(**order.buffers)) for each in order.listeners],
         shutdown=shutdown,
         on_ready=supervised.is_ready,
     )

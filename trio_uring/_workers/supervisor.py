@@ -25,13 +25,19 @@ import trio
 from .._bytes.timed import check_timeout
 from .._errors import WorkersError
 from .._options import fold_options
-from .._serving.systemd import listeners_from_environment, notify
+from .._serving.systemd import (
+    keep_watchdog,
+    listeners_from_environment,
+    try_notify,
+    watchdog_seconds,
+)
 from .._streams.enable import Enable, run
 from . import guard
 from .backoff import Backoff
 from .channel import KILL_SECONDS, Order
 from .http import serve_page
-from .ports import Ports, name_address, parse_address
+from .orphans import REAP_SECONDS, gets_orphans, reap
+from .ports import SYSTEMD, Ports, name_address, parse_address
 from .process import Process
 from .signals import SIGHUP
 from .slot import Slot
@@ -45,14 +51,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("trio_uring")
 
-SYSTEMD = "systemd"  # in place of an address
-
 
 def serve_workers(
     main: str | Callable[[Worker], Awaitable[object]],
     workers: int | None = None,
     *,
     bind: str | Sequence[str] = (),
+    unix_mode: int | None = None,
     reuse_port: bool = False,
     options: SocketOptions | None = None,
     backend: str | None = None,
@@ -79,12 +84,16 @@ def serve_workers(
     Args:
         main: "module:function", or a function at the top level of a module or script.
         workers: how many; None: one for each CPU that this process may use.
-        bind: addresses to listen on: "host:port", ":port" or "[::1]:port"; "systemd": the sockets
-            of LISTEN_FDS. Each worker finds the listeners in `worker.listeners`. The sockets stay
-            open here, so no connection that waits in a queue is lost with a worker.
-        reuse_port: each worker has a queue of its own, and the kernel spreads the connections over
-            them by a hash (SO_REUSEPORT). That is more even, but a queue waits for its worker while
-            that is started again. False: all accept from one queue.
+        bind: addresses to listen on: "host:port", ":port" or "[::1]:port"; "unix:path" or, on
+            Linux, "unix:@abstract-name"; "systemd": the sockets of LISTEN_FDS. Each worker finds
+            the listeners in `worker.listeners`. The sockets stay open here, so no connection that
+            waits in a queue is lost with a worker. A path is taken as open_unix_listeners takes it,
+            and its file is removed at the end.
+        unix_mode: permissions of the files of Unix sockets, such as 0o660: whoever may write to a
+            file may connect. None: what the umask leaves.
+        reuse_port: on TCP, each worker has a queue of its own, and the kernel spreads the
+            connections over them by a hash (SO_REUSEPORT). That is more even, but a queue waits for
+            its worker while that is started again. False: all accept from one queue.
         options: of the listening sockets and their connections; None: the defaults.
         backend: as in Enable, for the workers.
         grace: seconds that connections have to finish (`Shutdown.grace` of the workers); a worker
@@ -105,34 +114,31 @@ def serve_workers(
             on Windows.
         ImportError: metrics are asked for without prometheus-client.
     """
+    _check_caller()
+    _fill_standard_descriptors()
+    Enable(backend)  # raises what is wrong with it here rather than in each worker
+    check_timeout(grace)
+    check_timeout(ready_timeout)
+    count, target, page = _count(workers), name_target(main), _page_address(metrics)
+    addresses = [bind] if isinstance(bind, str) else list(bind)
+    given = run(_given_sockets, backend="off") if SYSTEMD in addresses else []
+    ports = Ports(addresses, fold_options(options, reuse_port=reuse_port), given, unix_mode)
+    supervisor = _Supervisor(
+        target, count, ports, backend, grace, ready_timeout, failures_max, page
+    )
+    try:
+        ports.open(count)
+        run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
+    finally:
+        ports.close()
+
+
+def _check_caller() -> None:
     guard.check()
     if sys.platform == "win32":
         raise RuntimeError("serve_workers needs signals and Unix sockets, which Windows lacks")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("serve_workers handles signals: call it in the main thread")
-    _fill_standard_descriptors()
-    Enable(backend)  # raises what is wrong with it here rather than in each worker
-    check_timeout(grace)
-    check_timeout(ready_timeout)
-    if failures_max is not None and failures_max < 1:
-        raise ValueError(f"failures_max must be at least 1, not {failures_max}")
-    addresses = [bind] if isinstance(bind, str) else list(bind)
-    count = _count(workers)
-    options = fold_options(options, reuse_port=reuse_port)
-    given = run(_given_sockets, backend="off") if SYSTEMD in addresses else []
-    ports = Ports([each for each in addresses if each != SYSTEMD], options, given)
-    supervisor = _Supervisor(
-        name_target(main),
-        count,
-        ports,
-        backend,
-        grace,
-        ready_timeout,
-        failures_max,
-        _page_address(metrics),
-    )
-    ports.open(count)
-    run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
 
 
 def _fill_standard_descriptors() -> None:
@@ -208,18 +214,20 @@ class _Supervisor:
 
     async def supervise(self) -> None:
         """From the first worker's start to the last one's end."""
-        try:
-            page = await self._open_page()
-            with _receive_signals() as signals:
-                async with trio.open_nursery() as self._nursery:
-                    if page:
-                        self._nursery.start_soon(serve_page, self._page, page)
-                    self._nursery.start_soon(self._obey, signals)
-                    await self._keep()
-                    await self._end()
-                    self._nursery.cancel_scope.cancel()
-        finally:
-            self._ports.close()
+        # First: process 1 of a container has no default actions, and would miss a signal.
+        with _receive_signals() as signals:
+            watchdog, page = watchdog_seconds(), await self._open_page()
+            async with trio.open_nursery() as self._nursery:
+                if page:
+                    self._nursery.start_soon(serve_page, self._page, page)
+                if watchdog is not None:
+                    self._nursery.start_soon(keep_watchdog, watchdog, self._is_healthy)
+                if gets_orphans():
+                    self._nursery.start_soon(self._reap)
+                self._nursery.start_soon(self._obey, signals)
+                await self._keep()
+                await self._end()
+                self._nursery.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
         if self._killed:
@@ -241,11 +249,23 @@ class _Supervisor:
         for slot in self._slots:
             await slot.first_ready.wait()
         _log.info("all workers are ready: %d", len(self._slots))
-        _notify(f"READY=1\nSTATUS={len(self._slots)} workers")
+        try_notify(f"READY=1\nSTATUS={len(self._slots)} workers")
+
+    def _is_healthy(self) -> bool:
+        """Whether a worker is up, or is being started: not while all wait to be started again."""
+        return bool(self._living)
+
+    async def _reap(self) -> None:
+        """Waits for what other processes have left to this one."""
+        while True:
+            await trio.sleep(REAP_SECONDS)
+            # The number of one that is being started is not known yet.
+            if all(process.pid for process in self._living):
+                reap({process.pid for process in self._living})
 
     async def _end(self) -> None:
         """Asks all workers to end, and waits for them."""
-        _notify("STOPPING=1")
+        try_notify("STOPPING=1")
         self._ports.close()
         async with trio.open_nursery() as nursery:
             for process in self._living:
@@ -263,6 +283,7 @@ class _Supervisor:
                 backend=self._backend,
                 grace=self._grace,
                 metrics=self._metrics is not None,
+                buffers=self._ports.buffers(),
             )
         )
         self._living.add(process)
@@ -315,14 +336,14 @@ class _Supervisor:
             await self._hang_up.wait()
             # One that comes meanwhile begins another round: the program may have changed since.
             self._hang_up = trio.Event()
-            _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try_notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             for slot in self._slots:
                 if not await slot.replace(self._stop_one):
                     _log.error("the rolling restart ends here: the other workers are not replaced")
                     break
             else:
                 _log.info("all workers were replaced")
-            _notify("READY=1")
+            try_notify("READY=1")
 
     # -- metrics
 
@@ -352,11 +373,3 @@ class _Supervisor:
 
 def _receive_signals() -> contextlib.AbstractContextManager[AsyncIterator[int]]:
     return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, SIGHUP)
-
-
-def _notify(state: str) -> None:
-    """Tells systemd, if it started this. That it does not listen is no reason to end."""
-    try:
-        notify(state)
-    except (OSError, ValueError) as exc:
-        _log.warning("systemd could not be told %r: %s", state, exc)

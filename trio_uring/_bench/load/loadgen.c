@@ -283,6 +283,16 @@ static void say_and_wait(const char *line)
         exit(EXIT_FAILURE); /* the program that wanted to know is gone */
 }
 
+/* Until the server has begun: what it sends before the window waits in the sockets. */
+static void await_first_bytes(const struct load *load)
+{
+    for (size_t i = 0; i < load->connections; i++) {
+        struct pollfd ready = {.fd = load->all[i].in_fd, .events = POLLIN};
+        if (poll(&ready, 1, -1) < 0)
+            die("poll");
+    }
+}
+
 static void run(struct load *load)
 {
     if (load->mode <= CONNECT) {
@@ -291,6 +301,8 @@ static void run(struct load *load)
         run_phase(load, GATHERING, 0);
         load->rate = rate;
     }
+    if (load->mode == OUT)
+        await_first_bytes(load);
     for (size_t i = 0; i < load->connections; i++)
         load->idle[load->idle_count++] = &load->all[i];
     run_phase(load, WARMUP, load->warmup_seconds);
