@@ -58,6 +58,8 @@ class StreamPump(Pump):
         self._send = self._operation(self.out, SEND, self._passed_on)
         self._readable = self._poll_operation(self._in, self._fill)
         self._writable = self._poll_operation(self.out, self._empty)
+        self._operations[self._receive] = self._message_came
+        self._operations[self._send] = self._message_went
 
     def _is_complete(self) -> bool:
         return self._ended and not self._held and self._pipe is None
@@ -72,6 +74,55 @@ class StreamPump(Pump):
             self._chain(self.out, op)
         elif self._source_error is not None and not held and self._pipe is None:
             raise self._source_error
+
+    # -- messages: what `_finished` does for a small chunk that comes and goes whole, in one
+    # function each. In a relay of messages that is most of our own Python. Whatever else it is, is
+    # left to `_finished`. (Nothing is kept while a receive is in flight: see _advance_source.)
+
+    def _message_came(self) -> None:
+        op, send, out = self._receive, self._send, self.out
+        try:
+            if (
+                not 0 < op.res < SMALL_SIZE
+                or op.group != SMALL_GROUP
+                or op.raise_cancel is not None
+                or self._held
+                or self._pipe is not None
+                or self._left is not None
+                or self._stopping
+                or self._told is not None
+                or not (self._in.is_open() and out.is_open())
+            ):
+                self._finished(op, self._received)
+                return
+            chunk, op.chunk = op.chunk, None
+            self._held.append(chunk)
+            send.buffer, send.start, send.length = chunk, 0, op.res
+            chain, functions = self.engine.chain, self._operations
+            chain(op, functions[op])
+            chain(send, functions[send])
+        except BaseException as exc:
+            self._fail(exc)
+            self._after()
+
+    def _message_went(self) -> None:
+        op, held = self._send, self._held
+        try:
+            if (
+                op.raise_cancel is not None
+                or self._receive.then is None
+                or len(held) != 1
+                or op.res != len(held[0])
+                or self._stopping
+                or self._told is not None
+            ):
+                self._finished(op, self._passed_on)
+                return
+            held.clear()
+            self._sent(op.res)
+        except BaseException as exc:
+            self._fail(exc)
+            self._after()
 
     # -- receiving
 
