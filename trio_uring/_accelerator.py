@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 VARIABLE = "TRIO_URING_ACCELERATOR"
+NOT_BUILT = "it was not built"
 
 
 def _load() -> tuple[Any, str | None]:
@@ -25,7 +26,7 @@ def _load() -> tuple[Any, str | None]:
     try:
         import trio_uring._hot as _hot
     except ImportError as exc:
-        return None, f"it was not built ({exc})"
+        return None, f"{NOT_BUILT} ({exc})"
     except Exception as exc:  # a trio that has another shape
         return None, f"this trio is not as it expects ({exc})"
     if not _hot.is_at_home():

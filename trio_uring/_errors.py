@@ -208,7 +208,9 @@ def _who_forbids() -> str | None:
 
 
 def _release() -> str:
-    return "" if sys.platform == "win32" else os.uname().release
+    if sys.platform == "win32":
+        return ""
+    return os.uname().release
 
 
 def _limit(which: str) -> int | None:

@@ -182,6 +182,11 @@ def scheduler() -> Any:
 _CAN_BE_LOOP, _CAN_RENEW = not missing(LOOP), not missing(FORK)
 _context: Any = _find(_RUN, "GLOBAL_RUN_CONTEXT")
 _EpollIOManager: Any = _find(_IO, "EpollIOManager")
+# What the accelerator calls of trio's, while a task begins to wait.
+_CALLED_IN_A_WAIT = (
+    _find(_IO, "EpollWaiters.__init__"),
+    _find("trio._core._traps", "WaitTaskRescheduled.__init__"),
+)
 
 
 def loop_runner() -> Any:
@@ -337,8 +342,20 @@ def epoll_manager() -> Any:
     """trio's own manager of this run, for the accelerator; None: it has another shape."""
     if missing(ACCELERATOR):
         return None
+    for called in _CALLED_IN_A_WAIT:
+        _protect(called)
     manager = trios_own(_context.runner.io_manager)
     return manager if isinstance(manager, _EpollIOManager) else None
+
+
+def _protect(function: Any) -> None:
+    """Has a KeyboardInterrupt wait until `function`, which the accelerator calls, has returned.
+
+    trio's wait_readable protects what it calls. In the place of its frame, the accelerator has
+    none, and the KeyboardInterrupt would be raised in the middle of a registration, and lost.
+    """
+    if hasattr(function, "__code__"):  # a function of C's is not interrupted
+        trio.lowlevel.enable_ki_protection(function)
 
 
 def stop_waiting(manager: Any, fd: int, reading: bool) -> None:

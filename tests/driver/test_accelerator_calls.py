@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import trio
 import trio.testing
 from support.child import driver
 from support.streams import unix_streams
+from trio._core._io_epoll import EpollWaiters
+from trio._core._traps import WaitTaskRescheduled
 
 import trio_uring
 from trio_uring._descriptors import provided
@@ -313,3 +316,33 @@ def test_an_interrupt_does_not_stop_a_call_from_being_left(
     if trio_uring.backend_info().backend != "uring":
         pytest.skip("there is no queue")
     trio.run(main)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("made", [EpollWaiters, WaitTaskRescheduled])
+def test_an_interrupt_of_a_wait_by_readiness_is_not_lost(made: type) -> None:
+    """A wait makes objects of trio's, in Python, in the frame of an unprotected caller."""
+    initialiser: Any = vars(made)["__init__"]
+    interrupted = False
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal interrupted
+        if event == "call" and frame.f_code is initialiser.__code__ and not interrupted:
+            interrupted = True
+            signal.raise_signal(signal.SIGINT)
+
+    async def main() -> bytes:
+        left, right = await used_streams()
+        async with left, right:
+            sys.setprofile(profile)
+            with pytest.raises(KeyboardInterrupt), trio.fail_after(5):
+                await right.receive_some()
+            sys.setprofile(None)
+            await left.send_all(b"data")
+            return await right.receive_some()
+
+    try:
+        assert trio_uring.run(main, backend="readiness") == b"data"
+    finally:
+        sys.setprofile(None)
+    assert interrupted

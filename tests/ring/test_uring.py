@@ -287,3 +287,21 @@ def test_what_a_leaked_ring_pins_outlives_the_interpreter() -> None:
         [sys.executable, "-c", LEAKED], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("the end ", "")
+
+
+def test_an_interrupt_while_a_ring_is_opened_leaves_none(monkeypatch) -> None:
+    """Python raises KeyboardInterrupt when the call of C's has returned."""
+
+    def tu_open(*arguments):
+        assert real.tu_open(*arguments) == 0
+        raise KeyboardInterrupt
+
+    def tu_close(ring):
+        closed.append(ring)
+        real.tu_close(ring)
+
+    closed: list[object] = []
+    real = stand_in(monkeypatch, tu_open=tu_open, tu_close=tu_close)
+    with pytest.raises(KeyboardInterrupt):
+        UringRing()
+    assert len(closed) == 1

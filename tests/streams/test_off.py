@@ -9,6 +9,7 @@ import abc
 import logging
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -19,6 +20,9 @@ from trio._socket import _SocketType
 import trio_uring
 from trio_uring._driver import backend as _backend
 from trio_uring._driver import run as _driver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STOCK_INIT = _SocketType.__init__
 
@@ -202,3 +206,18 @@ def test_a_wrong_variable_is_refused_before_the_run(
     os.environ[variable] = ""
     trio_uring.run(main)
     assert begun == ["run"]
+
+
+@pytest.mark.parametrize("ask", [trio_uring.backend_info, trio_uring.Enable])
+def test_a_wrong_variable_is_one_error(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its traceback does not begin with an exception of ours that means nothing to anybody."""
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match="is 'iouring': a backend is one of") as caught:
+            ask()
+        assert caught.value.__context__ is None
+
+    monkeypatch.setenv(_backend.VARIABLE, "iouring")
+    trio.run(main)

@@ -147,6 +147,11 @@ def serve(*arguments: str, folder: Path) -> list[str]:
         (["package:main"], "there is no 'main' in package"),
         (["package:__doc__"], "there is no '__doc__' in package"),
         (["package:__path__"], "package:__path__ is not a function"),
+        (
+            ["wrong:app"],
+            "wrong:app does not take a Worker, as async def main(worker) does: missing",
+        ),
+        (["wrong:main"], "wrong:main is not an async function"),
         (["package"], "'package' is not MODULE:FUNCTION"),
         (["package.py:main"], "there is no module 'package.py'"),
         (["package:main", "--bind", "localhost"], "'localhost' is not HOST:PORT, :PORT or"),
@@ -158,6 +163,9 @@ def serve(*arguments: str, folder: Path) -> list[str]:
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: list[str], says: str, folder: Path) -> None:
+    (folder / "wrong.py").write_text(
+        "async def app(scope, receive, send): ...\ndef main(worker): ...\n"
+    )
     [line] = serve(*arguments, folder=folder)
     assert line.startswith("python -m trio_uring serve: ")
     assert says in line

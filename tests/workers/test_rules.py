@@ -130,6 +130,9 @@ def test_functions_of_the_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     [
         ("", "there is no 'main' in that_program"),
         ("main = 1", "that_program:main is not a function"),
+        ("async def main(a, b): ...", "that_program:main does not take a Worker, "),
+        ("async def main(): ...", "that_program:main does not take a Worker, "),
+        ("async def main(*, a): ...", "that_program:main does not take a Worker, "),
         ("import nothing_like_it", "that_program cannot be imported: ModuleNotFoundError: No mod"),
         ("1 / 0", "that_program cannot be imported: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", "that_program cannot be imported: SystemExit: 3"),

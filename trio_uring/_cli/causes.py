@@ -11,6 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import _accelerator
 from .._driver.backend import VARIABLE
 from .._errors import kernel_number, locks_rings
 
@@ -59,7 +60,7 @@ def examine(seen: Evidence) -> list[Finding]:
         _memlock(seen),
         _descriptors(seen),
         _ring(seen),
-        _accelerator(seen),
+        _without_accelerator(seen),
         *_variables(seen),
     ]
     blamed = blame(seen)
@@ -296,16 +297,16 @@ def _ring(seen: Evidence) -> Finding:
     return Finding("ring", OK, f"it opens, and its self-test passed{limits}")
 
 
-def _accelerator(seen: Evidence) -> Finding:
+def _without_accelerator(seen: Evidence) -> Finding:
     if seen.no_accelerator is None:
         return Finding("accelerator", OK, "it is in use")
-    return Finding(
-        "accelerator",
-        NOTE,
-        f"{seen.no_accelerator}: messages take about twice the CPU time",
-        "install a wheel, or a C compiler and Python's headers and then install again; unset "
-        "TRIO_URING_ACCELERATOR",
-    )
+    text = f"{seen.no_accelerator}: messages take about twice the CPU time"
+    if _accelerator.VARIABLE in seen.no_accelerator:
+        return Finding("accelerator", NOTE, text, f"unset {_accelerator.VARIABLE}")
+    if _accelerator.NOT_BUILT in seen.no_accelerator:
+        fix = "install a wheel, or a C compiler and Python's headers and then install again"
+        return Finding("accelerator", NOTE, text, fix)
+    return Finding("accelerator", NOTE, text)
 
 
 def _variables(seen: Evidence) -> list[Finding]:

@@ -311,8 +311,10 @@ def check_ring(backend: str | None, restrict: bool = False) -> None:
     if asks_for("uring", backend):
         try:
             _current.get()
+            return
         except (LookupError, RuntimeError):  # none yet, or outside of trio
-            probe(backend, restrict)
+            pass
+        probe(backend, restrict)
 
 
 def check_way(way: str) -> None:
@@ -338,9 +340,10 @@ def backend_info() -> BackendInfo:
     try:
         return _current.get().backend
     except LookupError:
-        return probe(requested.get(), restrict.get())
+        asked: tuple[Any, ...] = requested.get(), restrict.get()
     except RuntimeError:
-        return probe()
+        asked = ()
+    return probe(*asked)  # what it raises is no consequence of the above
 
 
 def install(ring: Ring) -> RingDriver:

@@ -115,7 +115,7 @@ def _walk_down(flags: str, sq_entries: int, cq_entries: int | None, always: int)
         entries = sq_entries
         while True:
             wanted = entries * _CQ_FACTOR if cq_entries is None else cq_entries
-            result = lib.tu_open(out, entries, wanted, setup_flags | always, found)
+            result = _open(out, entries, wanted, setup_flags | always, found)
             if result != -errno.ENOMEM:
                 break
             if entries > SQ_ENTRIES_MIN:
@@ -130,6 +130,16 @@ def _walk_down(flags: str, sq_entries: int, cq_entries: int | None, always: int)
         if result != -errno.EINVAL:
             break
     raise RingUnavailableError(-result, why_unavailable(-result, "io_uring_setup"))
+
+
+def _open(out: Any, *arguments: Any) -> int:
+    """Calls tu_open. A KeyboardInterrupt that came meanwhile leaves no ring behind."""
+    try:
+        return int(lib.tu_open(out, *arguments))
+    except BaseException:
+        if out[0] != ffi.NULL:
+            lib.tu_close(out[0])
+        raise
 
 
 def _lacking(c: Any, features: int) -> list[Opcode]:

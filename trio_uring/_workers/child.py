@@ -12,6 +12,7 @@ however often it comes, and SIGINT and SIGHUP are not for workers.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -65,10 +66,10 @@ def start(fd: int) -> None:
     try:
         with guard.loading():
             main = load_target(order.target)
+        run(_work, main, order, supervised, backend=order.backend)
     except TargetError as exc:
         channel.send({"failed": str(exc), "details": exc.details})
         raise SystemExit(UNLOADABLE) from None
-    run(_work, main, order, supervised, backend=order.backend)
 
 
 def _not_for_workers(number: int, frame: FrameType | None) -> None:
@@ -104,7 +105,10 @@ async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised)
     if order.metrics:
         supervised.answer = _answers()
     try:
-        await main(worker)
+        running = main(worker)
+        if not inspect.isawaitable(running):
+            raise TargetError(f"{order.target} is not an async function")
+        await running
     finally:
         for listener in worker.listeners:
             listener.socket.close()

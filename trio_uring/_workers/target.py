@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -95,7 +96,8 @@ def load_target(target: Target) -> Callable[..., Any]:
     """Imports the program, in the worker.
 
     Raises:
-        TargetError: there is no such module or function, or importing it raised.
+        TargetError: there is no such module or function, it takes something else than a Worker, or
+            importing it raised.
     """
     try:
         module = _script(target.script) if target.script else _module(str(target.module))
@@ -112,7 +114,22 @@ def load_target(target: Target) -> Callable[..., Any]:
         raise TargetError(f"there is no {target.function!r} in {target.module or target.script}")
     if not callable(main):
         raise TargetError(f"{target} is not a function")
+    _check_arguments(main, target)
     return main  # type: ignore[no-any-return]
+
+
+def _check_arguments(main: Callable[..., Any], target: Target) -> None:
+    """Raises what would otherwise be raised by every worker, started again and again."""
+    try:
+        signature = inspect.signature(main)
+    except ValueError:  # a function of C's that does not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        raise TargetError(
+            f"{target} does not take a Worker, as async def main(worker) does: {exc}"
+        ) from None
 
 
 def _module(name: str) -> ModuleType:

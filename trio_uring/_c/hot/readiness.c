@@ -211,8 +211,9 @@ static PyObject *wait_in_epoll(Call *call, Ready *engine)
         && PyDict_SetItem(engine->waiting, (PyObject *)op, since) == 0) {
         Py_INCREF(task);
         put(&op->task, task);
-        if (register_task(engine, call->way, op, is_reader(call)))
-            message = parked_message(op);
+        message = parked_message(op); /* first: once the task is registered, nothing may fail */
+        if (message != NULL && !register_task(engine, call->way, op, is_reader(call)))
+            Py_CLEAR(message);
     }
     Py_XDECREF(since);
     Py_XDECREF(task);
