@@ -77,7 +77,8 @@ class StreamPump(Pump):
 
     # -- messages: what `_finished` does for a small chunk that comes and goes whole, in one
     # function each. In a relay of messages that is most of our own Python. Whatever else it is, is
-    # left to `_finished`. (Nothing is kept while a receive is in flight: see _advance_source.)
+    # left to `_finished`. While a receive is in flight, at most one chunk is held, and the source
+    # keeps none: see _advance_source.
 
     def _message_came(self) -> None:
         op, send, out = self._receive, self._send, self.out
@@ -85,12 +86,10 @@ class StreamPump(Pump):
             if (
                 not 0 < op.res < SMALL_SIZE
                 or op.group != SMALL_GROUP
-                or op.raise_cancel is not None
                 or self._held
                 or self._pipe is not None
                 or self._left is not None
                 or self._stopping
-                or self._told is not None
                 or not (self._in.is_open() and out.is_open())
             ):
                 self._finished(op, self._received)
@@ -108,17 +107,10 @@ class StreamPump(Pump):
     def _message_went(self) -> None:
         op, held = self._send, self._held
         try:
-            if (
-                op.raise_cancel is not None
-                or self._receive.then is None
-                or len(held) != 1
-                or op.res != len(held[0])
-                or self._stopping
-                or self._told is not None
-            ):
+            if self._receive.then is None or op.res != len(held[0]) or self._told is not None:
                 self._finished(op, self._passed_on)
                 return
-            held.clear()
+            del held[0]
             self._sent(op.res)
         except BaseException as exc:
             self._fail(exc)
