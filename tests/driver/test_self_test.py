@@ -61,3 +61,21 @@ def test_without_a_thread_it_says_what_it_has_not_tried(monkeypatch, flags, exce
     found = _trial.self_test(ring)
     assert "that another one wakes a sleeping thread was not tested" in found
     assert ring.close()
+
+
+@pytest.mark.parametrize("flags", ["coop", "defer", "plain"])
+def test_a_pause_of_the_process_is_no_defect(monkeypatch, flags):
+    """The time is up, and the thread that sends has not had its turn."""
+    works, slept = _trial._sleep_in_ring, []
+
+    def sleep(ring, op):
+        slept.append(op)
+        return len(slept) > 2 and works(ring, op)
+
+    monkeypatch.setattr(_trial, "_sleep_in_ring", sleep)
+    ring = UringRing(flags, 16)
+    assert _trial.self_test(ring) is None
+    assert len(slept) == 4
+    ring.drain([])
+    assert not ring.table
+    assert ring.close()

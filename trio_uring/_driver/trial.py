@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     _Sleep: TypeAlias = Callable[[Ring, Operation], bool]
 
 TRIAL_SECONDS = 1.0  # for the child to exit, and for each wake-up of the self-test
+_TRIES = 3  # of the self-test: a defect fails each time, and a pause of the process once
 _POLL_SECONDS = 0.0002  # between two checks of the child, which runs for about as long
 _POLL_MAX = 10 * _POLL_SECONDS  # more was a pause of the machine, in which no child runs
 
@@ -147,23 +148,32 @@ def self_test(ring: Ring) -> RingUnavailableError | str | None:
         None: it was woken each time. An error: why the ring cannot be used. A sentence: what could
         not be tested.
     """
-    threaded = True
-    try:
-        # With DEFER_TASKRUN, completions wait until we enter: the descriptor wakes no epoll.
-        if "DEFER_TASKRUN" not in ring.info.setup_flags:
-            threaded &= _receive(ring, "an epoll that watches the ring", _sleep_in_epoll)
-        threaded &= _receive(ring, "io_uring_enter", _sleep_in_ring)
-        threaded &= _watch_epoll(ring)
-        if ring.info.restricted:
-            _try_other_opcode(ring)
-    except _Failed as exc:
-        return RingUnavailableError(errno.EIO, f"io_uring's self-test failed: {exc}")
-    except RingBrokenError as exc:
-        why = f"io_uring's self-test failed: {exc.strerror}"
-        return RingUnavailableError(exc.errno, why)
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            threaded = _try_to_wake(ring)
+            break
+        except _Failed as exc:
+            if not tries_left:
+                return RingUnavailableError(errno.EIO, f"io_uring's self-test failed: {exc}")
+        except RingBrokenError as exc:
+            why = f"io_uring's self-test failed: {exc.strerror}"
+            return RingUnavailableError(exc.errno, why)
     if threaded:
         return None
     return "no thread could be started: that another one wakes a sleeping thread was not tested"
+
+
+def _try_to_wake(ring: Ring) -> bool:
+    """One round of the self-test. False: no other thread could be started."""
+    threaded = True
+    # With DEFER_TASKRUN, completions wait until we enter: the descriptor wakes no epoll.
+    if "DEFER_TASKRUN" not in ring.info.setup_flags:
+        threaded &= _receive(ring, "an epoll that watches the ring", _sleep_in_epoll)
+    threaded &= _receive(ring, "io_uring_enter", _sleep_in_ring)
+    threaded &= _watch_epoll(ring)
+    if ring.info.restricted:
+        _try_other_opcode(ring)
+    return threaded
 
 
 def _receive(ring: Ring, sleeper: str, sleep: _Sleep) -> bool:

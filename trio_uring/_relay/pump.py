@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import abc
 import errno
+import functools
 import select
 import sys
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,6 @@ class Pump(abc.ABC):
     """
 
     def __init__(self, sink: SendSide) -> None:
-        self.sink = sink
         self.out = lease_under(sink).sending
         self.total = 0
         engine = current_driver().engine
@@ -106,7 +106,7 @@ class Pump(abc.ABC):
 
     def _poll_operation(self, way: Direction, ready: Callable[[], object]) -> TaskOperation:
         op = way.get(POLL)
-        return self._add(op, lambda res: self._polled(way, op, ready, res))
+        return self._add(op, functools.partial(self._polled, way, op, ready))
 
     def _own_operation(
         self, way: Direction, opcode: int, fd: int, owner: object, handle: Callable[[int], object]
@@ -117,7 +117,7 @@ class Pump(abc.ABC):
         return self._add(op, handle)
 
     def _add(self, op: TaskOperation, handle: Callable[[int], object]) -> TaskOperation:
-        self._operations[op] = lambda: self._finished(op, handle)
+        self._operations[op] = functools.partial(self._finished, op, handle)
         return op
 
     def _chain(self, way: Direction, op: TaskOperation) -> None:
@@ -127,7 +127,7 @@ class Pump(abc.ABC):
 
     def _sent(self, count: int) -> None:
         self.total += count
-        self.sink.bytes_sent = self.total
+        self.out.sent = self.total
 
     def _moved(self, count: int) -> None:
         """Counts bytes that were sent without the ring."""

@@ -58,56 +58,93 @@ class StreamPump(Pump):
         self._send = self._operation(self.out, SEND, self._passed_on)
         self._readable = self._poll_operation(self._in, self._fill)
         self._writable = self._poll_operation(self.out, self._empty)
+        self._operations[self._receive] = self._message_came
+        self._operations[self._send] = self._message_went
 
     def _is_complete(self) -> bool:
         return self._ended and not self._held and self._pipe is None
 
     def _advance(self) -> None:
-        self._advance_source()
-        if self._held and not self._sends():
-            op = self._send
-            op.buffer, op.start, op.length = (
-                self._held[0],
-                self._start,
-                len(self._held[0]) - self._start,
-            )
+        held, op = self._held, self._send
+        if self._receive.then is None and self._readable.then is None:
+            self._advance_source()
+        if held and op.then is None and self._writable.then is None:
+            start = self._start
+            op.buffer, op.start, op.length = held[0], start, len(held[0]) - start
             self._chain(self.out, op)
-        elif self._source_error is not None and not self._held and self._pipe is None:
+        elif self._source_error is not None and not held and self._pipe is None:
             raise self._source_error
+
+    # -- messages: what `_finished` does for a small chunk that comes and goes whole, in one
+    # function each. In a relay of messages that is most of our own Python. Whatever else it is, is
+    # left to `_finished`. While a receive is in flight, at most one chunk is held, and the source
+    # keeps none: see _advance_source.
+
+    def _message_came(self) -> None:
+        op, send, out = self._receive, self._send, self.out
+        try:
+            if (
+                not 0 < op.res < SMALL_SIZE
+                or op.group != SMALL_GROUP
+                or self._held
+                or self._pipe is not None
+                or self._left is not None
+                or self._stopping
+                or not (self._in.is_open() and out.is_open())
+            ):
+                self._finished(op, self._received)
+                return
+            chunk, op.chunk = op.chunk, None
+            self._held.append(chunk)
+            send.buffer, send.start, send.length = chunk, 0, op.res
+            chain, functions = self.engine.chain, self._operations
+            chain(op, functions[op])
+            chain(send, functions[send])
+        except BaseException as exc:
+            self._fail(exc)
+            self._after()
+
+    def _message_went(self) -> None:
+        op, held = self._send, self._held
+        try:
+            if self._receive.then is None or op.res != len(held[0]) or self._told is not None:
+                self._finished(op, self._passed_on)
+                return
+            del held[0]
+            self._sent(op.res)
+        except BaseException as exc:
+            self._fail(exc)
+            self._after()
 
     # -- receiving
 
-    def _sends(self) -> bool:
-        return self._send.then is not None or self._writable.then is not None
-
-    def _receives(self) -> bool:
-        return self._receive.then is not None or self._readable.then is not None
-
     def _advance_source(self) -> None:
         way, op = self._in, self._receive
-        while not self._ended and len(self._held) < CHUNKS_MAX and not self._receives():
+        while not self._ended and len(self._held) < CHUNKS_MAX:
             if not way.is_open():
                 self._fail_source(-errno.EBADF)
-                return
-            if self._bulk and way.kept is None:
-                if self._pipe is None and not self._held:
-                    self._chain(way, self._readable)
                 return
             size = way.size if self._left is None or way.size < self._left else self._left
             if way.kept is not None:
                 self._take(way.take_kept(size))
                 continue
-            op.length = size
-            if op.group == NO_GROUP:
-                op.buffer = op.memory = memoryview(bytearray(size))
-            self._chain(way, op)
+            if not self._bulk:
+                op.length = size
+                if op.group == NO_GROUP:
+                    op.buffer = op.memory = memoryview(bytearray(size))
+                self.engine.chain(op, self._operations[op])
+            elif self._pipe is None and not self._held:
+                self._chain(way, self._readable)
+            return
 
     def _received(self, res: int) -> None:
         op, way = self._receive, self._in
         chunk: Any = op.chunk
         memory, op.chunk, op.memory = op.memory, None, None
         if res > 0:
-            self._take(chunk if memory is None else memory[:res])
+            self._held.append(chunk if memory is None else memory[:res])
+            if self._left is not None:
+                self._count(res)
             if not self._splices:
                 adapt(way, op, res)
             elif res >= SMALL_SIZE:
