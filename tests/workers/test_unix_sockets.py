@@ -152,9 +152,11 @@ def test_permissions_are_octal(capsys: pytest.CaptureFixture[str]) -> None:
     parse = __main__.make_parser(["serve"]).parse_args
     for text in ("660", "0660", "0o660"):
         assert parse(["serve", "app:main", "--unix-mode", text]).unix_mode == 0o660
-    with pytest.raises(SystemExit, match="2"):
-        parse(["serve", "app:main", "--unix-mode", "rw"])
-    assert "'rw' is no octal number, such as 660" in capsys.readouterr().err
+    for text in ("rw", "668", "1660", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            parse(["serve", "app:main", f"--unix-mode={text}"])
+        says = f"{text!r} is no octal number up to 777, such as 660"
+        assert says in capsys.readouterr().err
 
 
 # -- with workers

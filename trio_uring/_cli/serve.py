@@ -7,6 +7,7 @@ logged to standard error, with the time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 
 from .. import serve_workers
@@ -55,10 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _permissions(text: str) -> int:
-    try:
-        return int(text, 8)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no octal number, such as 660") from None
+    with contextlib.suppress(ValueError):
+        mode = int(text, 8)
+        if 0 <= mode <= 0o777:
+            return mode
+    raise argparse.ArgumentTypeError(f"{text!r} is no octal number up to 777, such as 660")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
