@@ -148,6 +148,7 @@ def self_test(ring: Ring) -> RingUnavailableError | str | None:
         None: it was woken each time. An error: why the ring cannot be used. A sentence: what could
         not be tested.
     """
+    threaded = False
     for tries_left in reversed(range(_TRIES)):
         try:
             threaded = _try_to_wake(ring)
