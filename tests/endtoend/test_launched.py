@@ -135,6 +135,7 @@ def test_it_stops_with_all_its_workers(by: str) -> None:
 def test_without_workers_it_stops_by_an_interrupt(by: str) -> None:
     with serving(SERVERS[by](0)) as server:
         assert_ours(server.seen())
+        server.until_at_rest()
         assert server.stop(signal.SIGINT) == 0, server.said
 
 

@@ -143,9 +143,33 @@ class Server:
     def seen(self) -> dict[str, Any]:
         return dict(json.loads(self.get()))
 
+    def until_at_rest(self) -> None:
+        """Until no client is connected any more, and its process sleeps.
+
+        An interrupt then finds trio's own code; in the midst of a connection it may find that of a
+        server or of anyio, and become another exit status, or be lost.
+        """
+        end = time.monotonic() + SECONDS_MAX
+        while connected(self.port) or self._state() != "S":
+            assert time.monotonic() < end, self.said
+            time.sleep(0.001)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         self.process.send_signal(with_signal)
         return self.process.wait(SECONDS_MAX)
+
+
+def connected(port: int) -> bool:
+    """Whether a client that has not hung up is connected to this port."""
+    established = "01"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state = line.split()[:4]
+        if int(local.partition(":")[2], 16) == port and state == established:
+            return True
+    return False
 
 
 class Blocker(contextlib.AbstractContextManager["Blocker"]):
