@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -24,6 +24,9 @@ import trio_uring
 from trio_uring._cli import info as _info
 from trio_uring._driver import backend as _backend
 from trio_uring._driver import trial as _trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CALLS = {
     "io_uring_setup": seccomp.IO_URING_SETUP,
@@ -79,22 +82,31 @@ def test_a_filter_kills(call: str, action: str) -> None:
     refused(call, "was killed by SIGSYS", allow)
 
 
-def until_child_tries(call: int) -> None:
-    """The trials last no longer than they have to, but not shorter than until the child has begun
-    that call."""
+def once_started(do: Callable[[Any], None]) -> None:
+    """Has `do(stage)` called when the child has been started, before anybody waits for it."""
     start = _trial.lib.tu_try_calls
 
-    class Reached:
+    class Lib:
         def __getattr__(self, name: str) -> Any:
             return getattr(lib, name)
 
         def tu_try_calls(self, stage: Any) -> int:
             pid: int = start(stage)
-            while stage[0] != call:
-                time.sleep(0.001)
+            do(stage)
             return pid
 
-    lib, _trial.lib = _trial.lib, Reached()
+    lib, _trial.lib = _trial.lib, Lib()
+
+
+def until_child_tries(call: int) -> None:
+    """The trials last no longer than they have to, but not shorter than until the child has begun
+    that call."""
+
+    def until_it_tries(stage: Any) -> None:
+        while stage[0] != call:
+            time.sleep(0.001)
+
+    once_started(until_it_tries)
     _trial.TRIAL_SECONDS = 0.05  # type: ignore[misc]
 
 
@@ -236,20 +248,13 @@ def test_the_program_sees_nothing_of_the_child(children: str, action: str) -> No
 
 def race_for_the_child() -> None:
     """Another thread waits for whatever ends, and is first."""
-    start = _trial.lib.tu_try_calls
 
-    class Reaped:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(lib, name)
+    def reap(stage: Any) -> None:
+        reaper = threading.Thread(target=os.waitpid, args=[-1, _trial._WAIT_ALL])
+        reaper.start()
+        reaper.join()
 
-        def tu_try_calls(self, stage: Any) -> int:
-            pid: int = start(stage)
-            reaper = threading.Thread(target=os.waitpid, args=[-1, _trial._WAIT_ALL])
-            reaper.start()
-            reaper.join()
-            return pid
-
-    lib, _trial.lib = _trial.lib, Reaped()
+    once_started(reap)
 
 
 @in_child()
