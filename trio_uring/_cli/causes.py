@@ -16,6 +16,8 @@ from .._driver.backend import VARIABLE
 from .._errors import kernel_number, locks_rings
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from .evidence import Evidence
 
 OK, NOTE, BLOCKS, UNKNOWN = "ok", "note", "in the way", "unknown"
@@ -115,8 +117,8 @@ def _by_answer(seen: Evidence) -> str:
     if code == errno.ENOMEM:
         # An address space that somebody has limited is more likely used up than locked memory,
         # which is limited everywhere.
-        unlimited = seen.address_space is None or seen.address_space[0] < 0
-        return "RLIMIT_MEMLOCK" if unlimited and _locks(seen) else "memory"
+        locked = _locks(seen) and not _is_limited(seen.address_space)
+        return "RLIMIT_MEMLOCK" if locked else "memory"
     return "descriptors" if code in (errno.EMFILE, errno.ENFILE) else "ring"
 
 
@@ -242,7 +244,7 @@ def _modules(seen: Evidence) -> Finding:
 
 
 def _memory(seen: Evidence) -> Finding:
-    if seen.address_space is None or seen.address_space[0] < 0:
+    if not _is_limited(seen.address_space):
         return Finding("memory", OK, "this process's address space is not limited")
     kib = seen.address_space[0] // 1024
     return Finding("memory", OK, f"this process's address space is limited to {kib} KiB")
@@ -260,8 +262,12 @@ def _memlock(seen: Evidence) -> Finding:
 
 def _locks(seen: Evidence) -> bool:
     """Whether the kernel counts this process's rings against a limit of locked memory."""
-    limited = seen.memlock is not None and seen.memlock[0] >= 0
-    return limited and not seen.lifted and locks_rings(seen.release)
+    return _is_limited(seen.memlock) and not seen.lifted and locks_rings(seen.release)
+
+
+def _is_limited(limits: tuple[int, int] | None) -> TypeGuard[tuple[int, int]]:
+    """Whether there is such a limit, and it is below infinity."""
+    return limits is not None and limits[0] >= 0
 
 
 def _descriptors(seen: Evidence) -> Finding:
