@@ -20,7 +20,7 @@ from trio.lowlevel import enable_ki_protection
 from .._errors import RingBrokenError, RingUnavailableError, why_unavailable
 from .._ring.setup import SQ_ENTRIES_MIN
 from .._ring.uring import UringRing
-from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls
+from .trial import TRIAL_SECONDS, seccomp_filters, self_test, try_system_calls, waits
 
 _log = logging.getLogger("trio_uring")
 
@@ -31,7 +31,7 @@ RESTRICT = "TRIO_URING_RESTRICT"
 # After this time, "auto" tries again to get memory that was refused. Trying takes a while: see
 # _ring/setup.py.
 RETRY_SECONDS = 10.0
-_EMPTY_SECONDS = 0.05  # of each wait for the ring of a self-test; more was a pause of the process
+_EMPTY_SECONDS = 0.05  # of each wait for the ring of a self-test
 _ADVICE = (
     "Nobody asked for that: change what this names to have io_uring, or set "
     f"{VARIABLE}=readiness to keep it so without this message"
@@ -269,12 +269,11 @@ def _empty(ring: UringRing) -> None:
 
     If the kernel does not give its operations back, the ring is leaked, like any other.
     """
-    left = TRIAL_SECONDS
     with contextlib.suppress(RingBrokenError):
         for op in list(ring.table.values()):
             ring.cancel(op)
-        while ring.table and left > 0:
-            before = time.monotonic()
+        for _ in waits(TRIAL_SECONDS, _EMPTY_SECONDS):
+            if not ring.table:
+                break
             ring.turn(_EMPTY_SECONDS, [])
-            left -= min(time.monotonic() - before, _EMPTY_SECONDS)
     ring.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import RingBrokenError
 from .._ring.figures import SHORT_PAUSE
+from .trial import waits
 
 if TYPE_CHECKING:
     from .ring_side import RingSide
@@ -52,11 +53,10 @@ def _empty(engine: RingSide, seconds: float) -> None:
         ring.cancel(left)
     ring.flush()
     engine.reap_ring()
-    while ring.table and seconds > 0:
-        before = time.monotonic()
+    for _ in waits(seconds, _TEARDOWN_WAIT):
+        if not ring.table:
+            break
         ring.turn(_TEARDOWN_WAIT, engine.done)
         engine.finish_done()
         if ring.short:
             time.sleep(SHORT_PAUSE)
-        # More was a pause of the process, which is no sign that the kernel gives nothing back.
-        seconds -= min(time.monotonic() - before, _TEARDOWN_WAIT)

@@ -27,7 +27,7 @@ from .._ring.figures import SMALL_SIZE
 from .._ring.op import CLOSED_FD, NO_GROUP, SMALL_GROUP, Opcode, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
     from .._ring.protocol import Ring
@@ -43,6 +43,22 @@ _NOP = 0  # IORING_OP_NOP, which nothing here uses
 
 _STATUS = "/proc/thread-self/status"
 _WAIT_ALL = 0x40000000  # __WALL: also waits for a child that sends no SIGCHLD
+
+
+def waits(seconds: float, longest: float) -> Iterator[None]:
+    """Yields for each wait, until the caller has waited for `seconds` in all.
+
+    A process may be stopped, or get no processor, for longer than that: which is no sign that the
+    other side does not answer.
+
+    Args:
+        seconds: how long to wait in all.
+        longest: what one wait takes at most; more was a pause of the process, and does not count.
+    """
+    while seconds > 0:
+        before = time.monotonic()
+        yield
+        seconds -= min(time.monotonic() - before, longest)
 
 
 # -- the system calls
@@ -109,8 +125,7 @@ def _wait_for_child(pid: int, stage: Any) -> str:
     """Waits for the child to exit and says, in words, how it ended. Kills it if it is too slow."""
     if sys.platform != "linux":
         raise AssertionError
-    left = TRIAL_SECONDS
-    while left > 0:
+    for _ in waits(TRIAL_SECONDS, _POLL_MAX):
         try:
             ended, status = os.waitpid(pid, _WAIT_ALL | os.WNOHANG)
         except ChildProcessError:  # the program waits for all children, by __WALL, and was faster
@@ -122,9 +137,7 @@ def _wait_for_child(pid: int, stage: Any) -> str:
         if ended:
             number = os.WTERMSIG(status)
             return f"was killed by {signal.Signals(number).name}" if number else "ended"
-        before = time.monotonic()
         time.sleep(_POLL_SECONDS)
-        left -= min(time.monotonic() - before, _POLL_MAX)
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, _WAIT_ALL)
