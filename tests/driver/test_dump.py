@@ -7,6 +7,7 @@ is where the test wants it. What the dump has to say is known from what the prog
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -365,7 +366,15 @@ TRAFFIC = 2000
 @in_child()
 def test_signals_at_any_point_of_a_pass_change_nothing() -> None:
     """A timer interrupts passes everywhere; the engine's invariants are checked throughout."""
-    text = ""
+    text, ours = "", sys.unraisablehook
+
+    def but_trios(info: sys.UnraisableHookArgs) -> None:
+        # At a run's end, trio closes signal's wakeup descriptor before it takes it back.
+        error = info.exc_value
+        if not (isinstance(error, OSError) and error.errno == errno.EBADF and not info.object):
+            ours(info)
+
+    sys.unraisablehook = but_trios
     with tempfile.TemporaryFile("w+") as file:
         trio_uring.dump_on_signal(signal.SIGALRM, file=file)
         while text.count("the main thread is at") <= 20 or "RECV on descriptor" not in text:

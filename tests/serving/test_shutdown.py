@@ -303,7 +303,8 @@ def forked(child: Callable[[], object], *signals: signal.Signals) -> int:
 
 
 def sleep() -> None:
-    time.sleep(60)
+    for _ in range(6000):  # Python runs a handler only between calls
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
@@ -325,20 +326,55 @@ def test_a_forked_child_is_ended_by_a_signal_as_ever() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("at_once", [True, False])
 @in_child()
-def test_multiprocessing_ends_what_it_has_forked() -> None:
+def test_multiprocessing_ends_what_it_has_forked(at_once: bool) -> None:
     async def main() -> None:
         with Shutdown().on_signals(signal.SIGTERM):
             context: Any = multiprocessing.get_context("fork")
-            up = context.Event()
-            child = context.Process(target=lambda: (up.set(), sleep()))
-            child.start()
-            assert up.wait(30)
-            child.terminate()
-            child.join(30)
-            assert child.exitcode == -signal.SIGTERM
+            for _ in range(20):
+                up = context.Event()
+                child = context.Process(target=lambda up=up: (up.set(), sleep()))
+                child.start()
+                assert at_once or up.wait(30)
+                child.terminate()
+                child.join(30)
+                assert child.exitcode == -signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)  # no longer held, and not given back, here
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
     trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_the_kernel_knows_what_signals_do_in_a_forked_child() -> None:
+    """Python would run a handler only after the blocking call that had just begun."""
+
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    signal.signal(signal.SIGHUP, mine)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+    def child() -> None:
+        found = [signal.getsignal(number) for number in numbers]
+        assert found == [signal.SIG_DFL, mine, mine, signal.SIG_IGN], found
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+    async def main() -> None:
+        shutdown = Shutdown()
+        with shutdown.on_signals(*numbers), Shutdown().on_signals(*numbers):
+            signal.signal(signal.SIGUSR1, mine)  # over ours: it stays
+            assert forked(child) == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not shutdown.started
+
+    trio.run(main)
+    found = [signal.getsignal(number) for number in numbers]
+    assert found == [signal.SIG_DFL, mine, signal.SIG_DFL, signal.SIG_IGN]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")

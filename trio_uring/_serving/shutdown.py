@@ -14,14 +14,15 @@ import contextlib
 import math
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
 from .._bytes.timed import check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from types import FrameType
 
@@ -103,8 +104,8 @@ class Shutdown:
         The next signals also go to whatever handled them before, if that is a function: so a second
         Control-C (SIGINT) raises KeyboardInterrupt, by trio's rules.
 
-        A child that is forked within the block (os.fork, multiprocessing) inherits the handlers,
-        but not the servers: there, a signal does what it would have done without this.
+        In a child that is forked within the block (os.fork, multiprocessing), a signal does what
+        it would have done without this.
 
         Raises:
             RuntimeError: outside of trio.
@@ -117,9 +118,8 @@ class Shutdown:
                 handler.take(number)
             yield
         finally:
-            for each, before in handler.before.items():
-                # None: a handler that was not made in Python, which nobody can put back.
-                signal.signal(each, signal.SIG_DFL if before is None else before)
+            for taken in handler.taken:
+                taken.give_back()
 
     # -- in trio's own time
 
@@ -162,47 +162,83 @@ class Shutdown:
 
 
 class _Handler:
-    """What `on_signals` makes of signals, in the process that has called it.
-
-    Attributes:
-        before: what handled each of them before.
-        process: the number of the process that has called it.
-    """
+    """What `on_signals` makes of signals."""
 
     def __init__(self, shutdown: Shutdown) -> None:
-        self.before: dict[int, Any] = {}
+        self.taken: list[Taken] = []
         self._shutdown = shutdown
         self._came = False
-        self.process = os.getpid()
 
     def take(self, number: int) -> None:
-        self.before[number] = signal.signal(number, self)
+        self.taken.append(Taken(number, self))
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        before = self._handler_before(number)
-        if os.getpid() != self.process:
-            pass_on(number, frame, before)
-        elif not self._came:
+        if not self._came:
             self._came = True
             self._shutdown.start()
-        else:
-            self._shutdown.cut_short()
-            if callable(before):
-                before(number, frame)
-
-    def _handler_before(self, number: int) -> Any:
-        """Not that of a process from which this one was forked, but what that would pass it on to:
-        otherwise the second signal, which starts nothing there, would end this process."""
-        before = self.before.get(number)
-        while isinstance(before, _Handler) and before.process != os.getpid():
-            before = before.before.get(number)
-        return before
+            return
+        self._shutdown.cut_short()
+        for taken in self.taken:
+            if taken.number == number and callable(taken.before):
+                taken.before(number, frame)
 
 
-def pass_on(number: int, frame: FrameType | None, handler: Any) -> None:
-    """Does what a signal does with this handler (as signal.getsignal names it)."""
-    if callable(handler):
-        handler(number, frame)
-    elif handler is not signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+class Taken:
+    """A signal that has a handler in this process, and not in the children that it forks.
+
+    There, the kernel has to know what the signal does: Python runs a handler only once a blocking
+    call has returned, and one that begins just after the signal came does not return for it.
+
+    Attributes:
+        before: the earlier handler, as signal.signal returns it.
+
+    Raises:
+        ValueError: this is not the main thread, or there is no such signal.
+    """
+
+    _all: ClassVar[list[Taken]] = []  # in the order in which they were taken
+    _forking = threading.local()  # `mask`: the signal mask of a thread before it forked
+    _watched = not hasattr(os, "register_at_fork")  # where nothing forks, nothing is to be watched
+
+    def __init__(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
+        self.number = number
+        self._handler = handler
+        self.before: Any = signal.signal(number, handler)
+        Taken._all.append(self)
+        if not Taken._watched:
+            Taken._watched = True
+            os.register_at_fork(
+                before=Taken._hold,
+                after_in_parent=Taken._release,
+                after_in_child=Taken._give_all_back,
+            )
+
+    def give_back(self) -> None:
+        """Puts the earlier handler back."""
+        if self in Taken._all:
+            Taken._all.remove(self)
+        # None: a handler that was not made in Python, which nobody can put back.
+        signal.signal(self.number, signal.SIG_DFL if self.before is None else self.before)
+
+    # A KeyboardInterrupt in one of these two would leave signals held.
+
+    @staticmethod
+    @trio.lowlevel.enable_ki_protection
+    def _hold() -> None:
+        """What comes for the child before its handlers are given back waits until they are."""
+        Taken._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {taken.number for taken in Taken._all})
+
+    @staticmethod
+    @trio.lowlevel.enable_ki_protection
+    def _release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, Taken._forking.mask)
+
+    @staticmethod
+    def _give_all_back() -> None:
+        for taken in reversed(Taken._all.copy()):
+            # Whoever has put a handler of his own over this one keeps it.
+            if signal.getsignal(taken.number) is taken._handler:
+                taken.give_back()
+        Taken._all.clear()
+        Taken._release()

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from .._options import SocketOptions
-from .._serving.shutdown import Shutdown, pass_on
+from .._serving.shutdown import Shutdown, Taken
 from .._streams.enable import run
 from .._streams.listeners import listener_over
 from . import guard
@@ -76,24 +76,11 @@ def _not_for_workers(number: int, frame: FrameType | None) -> None:
     pass
 
 
-def _starting(shutdown: Shutdown) -> Callable[[int, FrameType | None], None]:
-    """What SIGTERM does in this process."""
-    worker = os.getpid()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == worker:
-            shutdown.start()
-        else:  # a child that the program has forked, as multiprocessing may, and now ends
-            pass_on(number, frame, signal.SIG_DFL)
-
-    return handle
-
-
 async def _work(main: Callable[..., Any], order: Order, supervised: _Supervised) -> None:
     shutdown = supervised.shutdown
     # Not Shutdown.on_signals: a service manager sends one to every process, and so does the
     # supervisor, and the second would cut connections off.
-    signal.signal(signal.SIGTERM, _starting(shutdown))
+    Taken(signal.SIGTERM, lambda number, frame: shutdown.start())
     worker = Worker(
         order.number,
         order.workers,
