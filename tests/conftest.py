@@ -116,6 +116,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     os.close(config.stash[_terminal])
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows how what is then run again (`.ci/tests`) had failed."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.write_sep("_", f"failed once: {report.nodeid}")
+        terminalreporter.write_line(str(report.longreprtext))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     by_readiness = os.environ.get("TRIO_URING_BACKEND") in ("epoll", "readiness")
     no_uring, no_driver = _why_no_ring(), _why_no_driver()

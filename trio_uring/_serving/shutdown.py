@@ -11,11 +11,13 @@ they set flags, and trio looks at these in its own time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
+import sys
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -196,49 +198,52 @@ class Taken:
         ValueError: this is not the main thread, or there is no such signal.
     """
 
-    _all: ClassVar[list[Taken]] = []  # in the order in which they were taken
-    _forking = threading.local()  # `mask`: the signal mask of a thread before it forked
-    _watched = not hasattr(os, "register_at_fork")  # where nothing forks, nothing is to be watched
-
     def __init__(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
         self.number = number
-        self._handler = handler
+        self.handler = handler
         self.before: Any = signal.signal(number, handler)
-        Taken._all.append(self)
-        if not Taken._watched:
-            Taken._watched = True
-            os.register_at_fork(
-                before=Taken._hold,
-                after_in_parent=Taken._release,
-                after_in_child=Taken._give_all_back,
-            )
+        _taken.append(self)
+        _watch_forks()
 
     def give_back(self) -> None:
         """Puts the earlier handler back."""
-        if self in Taken._all:
-            Taken._all.remove(self)
+        if self in _taken:
+            _taken.remove(self)
         # None: a handler that was not made in Python, which nobody can put back.
         signal.signal(self.number, signal.SIG_DFL if self.before is None else self.before)
 
-    # A KeyboardInterrupt in one of these two would leave signals held.
 
-    @staticmethod
-    @trio.lowlevel.enable_ki_protection
-    def _hold() -> None:
-        """What comes for the child before its handlers are given back waits until they are."""
-        Taken._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        signal.pthread_sigmask(signal.SIG_BLOCK, {taken.number for taken in Taken._all})
+_taken: list[Taken] = []  # in the order in which they were taken
+_forking = threading.local()  # `mask`: the signal mask of a thread before it forked
 
-    @staticmethod
-    @trio.lowlevel.enable_ki_protection
-    def _release() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, Taken._forking.mask)
 
-    @staticmethod
-    def _give_all_back() -> None:
-        for taken in reversed(Taken._all.copy()):
-            # Whoever has put a handler of his own over this one keeps it.
-            if signal.getsignal(taken.number) is taken._handler:
-                taken.give_back()
-        Taken._all.clear()
-        Taken._release()
+@functools.cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):  # which Windows lacks, as it lacks forks
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_give_all_back)
+
+
+# A KeyboardInterrupt in one of these two would leave signals held.
+
+
+@trio.lowlevel.enable_ki_protection
+def _hold() -> None:
+    """What comes for the child before its handlers are given back waits until they are."""
+    if sys.platform != "win32":  # a type checker knows what is there
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {taken.number for taken in _taken})
+
+
+@trio.lowlevel.enable_ki_protection
+def _release() -> None:
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _give_all_back() -> None:
+    for taken in reversed(_taken.copy()):
+        # Whoever has put a handler of his own over this one keeps it.
+        if signal.getsignal(taken.number) is taken.handler:
+            taken.give_back()
+    _taken.clear()
+    _release()
