@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.command import command
+from support.long_cases import long
 
 from trio_uring import __main__
 from trio_uring._bench.build import Programs, compile_programs
@@ -72,18 +73,18 @@ def test_without_a_compiler_it_says_so(
         ("trio", "scopes-2x64"),
         ("trio", "frames-2x1K"),
         ("readiness", "frames-2x1K"),
-        ("asyncio", "frames-2x1K"),
-        ("asyncio-protocol", "frames-2x64K"),
+        long("asyncio", "frames-2x1K"),
+        long("asyncio-protocol", "frames-2x64K"),
         ("trio", "in-1x64K"),
         ("trio", "out-1x64K"),
         ("trio", "list16-2x64"),
         ("readiness", "list16-2x64"),
         ("readiness", "connect-2x64"),
-        ("asyncio", "2x64K"),
-        ("asyncio", "in-2x64K"),
-        ("asyncio-protocol", "1x1M"),
-        ("asyncio-protocol", "out-2x64K"),
-        ("asyncio-protocol", "list16-2x64"),
+        long("asyncio", "2x64K"),
+        long("asyncio", "in-2x64K"),
+        long("asyncio-protocol", "1x1M"),
+        long("asyncio-protocol", "out-2x64K"),
+        long("asyncio-protocol", "list16-2x64"),
         ("trio", "send-frame-2x64"),
         ("readiness", "send-frame-2x4K"),
         ("readiness", "send-frame-1x1M"),
@@ -99,11 +100,11 @@ def test_without_a_compiler_it_says_so(
         ("trio", "udp-2x64"),
         ("readiness", "udp-2x1400"),
         ("readiness", "udp-many-2x64"),
-        ("asyncio-protocol", "udp-2x64"),
+        long("asyncio-protocol", "udp-2x64"),
         ("trio", "tls-2x1K"),
         ("readiness", "tls-1x1M"),
-        ("asyncio", "tls-2x64K"),
-        ("asyncio-protocol", "tls-2x1K"),
+        long("asyncio", "tls-2x64K"),
+        long("asyncio-protocol", "tls-2x1K"),
         ("trio", "hypercorn-2x5"),
         ("readiness", "hypercorn-2x64K"),
         ("trio", "websockets-2x100"),

@@ -102,13 +102,16 @@ def allowed(profile: dict[str, Any]) -> set[str]:
 class TestApplied:
     pytestmark = of_kernel
 
-    def test_an_echo_and_the_demo_run_on_io_uring(self, kind: str, tmp_path: Path) -> None:
+    def test_an_echo_runs_on_io_uring(self, kind: str, tmp_path: Path) -> None:
         profile = printed(kind)
         done = under(profile, tmp_path, "-c", ECHO)
         assert (done.stdout, done.stderr) == ("uring False 1048576\n", "")
         done = under(profile, tmp_path, "-c", ECHO, TRIO_URING_RESTRICT="1")
         assert (done.stdout, done.stderr) == ("uring True 1048576\n", "")
-        done = under(profile, tmp_path, *DEMO, TRIO_URING_BACKEND="uring")
+
+    @pytest.mark.long
+    def test_the_demo_runs_on_io_uring(self, kind: str, tmp_path: Path) -> None:
+        done = under(printed(kind), tmp_path, *DEMO, TRIO_URING_BACKEND="uring")
         assert done.returncode == 0, done.stderr
 
     def test_doctor_says_so(self, kind: str, tmp_path: Path) -> None:
@@ -125,6 +128,7 @@ class TestDockersDefault:
         assert done.stdout == "readiness False 1048576\n"
         assert "forbidden by a seccomp profile (Docker and Kubernetes" in done.stderr
 
+    @pytest.mark.long
     def test_the_demo_runs_as_well(self, tmp_path: Path) -> None:
         done = under(_seccomp.docker_default(), tmp_path, *DEMO)
         assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from support.launched import (
     serving,
     under_load,
 )
+from support.long_cases import long
 
 import trio_uring
 from trio_uring._cli.process import UnknownProcessError, describe_process
@@ -65,7 +66,7 @@ def assert_ours(seen: dict[str, Any]) -> None:
 
 
 @served_by
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [long(0), long(1), 3])
 def test_all_workers_answer_under_load(by: str, workers: int) -> None:
     def enough(answers: list[dict[str, Any]]) -> bool:
         return len(answers) >= 200 and len({each["pid"] for each in answers}) >= max(workers, 1)

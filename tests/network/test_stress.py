@@ -103,6 +103,6 @@ async def test_96_streams(world: World) -> None:
     if FULL and part < 100:
         part = 1
     elif not long_cases():
-        part = max(part, 64)
+        part = max(part, 256)
     messages = MESSAGES // part
     await run_clients(world, messages)

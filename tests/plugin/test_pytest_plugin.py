@@ -378,6 +378,7 @@ def test_the_seed_is_of_the_test_and_repeats_it(run_pytest: Pytest) -> None:
     assert failing(run_pytest, TRIO_URING_SEED=str(own)) == (own, own, order)
 
 
+@pytest.mark.long
 def test_the_seed_of_the_environment(run_pytest: Pytest) -> None:
     first = failing(run_pytest, TRIO_URING_SEED="17")
     assert first[:2] == (17, 17)

@@ -165,7 +165,11 @@ def tiny_unix() -> tuple[socket, socket]:
     ("make", "cancels"), [(tiny_unix, UNIX_CANCELS), (tcp_with_small_buffers, TCP_CANCELS)]
 )
 @pytest.mark.parametrize(
-    "ladder", [LADDER, *([] if LADDER == "coop" else [pytest.param("coop", marks=uring_only)])]
+    "ladder",
+    [
+        LADDER,
+        *([] if LADDER == "coop" else [pytest.param("coop", marks=[uring_only, pytest.mark.long])]),
+    ],
 )
 async def test_conservation_under_cancels(
     make: Callable[[], tuple[socket, socket]], cancels: int, ladder: str
