@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # three times as much where long cases run: a machine that does other things is not a hang
 HANG_SECONDS = 120
+DESCRIPTORS = 20_000  # for all connections of a test at once
 # one of its tests takes longer than all others: at the end one process would wait for it
 FIRST = "test_trio_suite.py"
 invariants.CHECKED = True  # the engine's own, in each pass
@@ -75,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long"):
         os.environ[VARIABLE] = "1"
     load_profiles()
+    allow_descriptors()
     # As shells start what is in the background.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,6 +95,18 @@ def pytest_configure(config: pytest.Config) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         config.stash[_terminal] = os.dup(2)
+
+
+def allow_descriptors() -> None:
+    """The soft limit is 1,024 on most machines, for the sake of select, which nothing here uses."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard == resource.RLIM_INFINITY or hard > DESCRIPTORS:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
+        else:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_profiles() -> None:
