@@ -257,7 +257,8 @@ def test_http_clients_that_are_dropped(folder: Path, said: bytes) -> None:
 
 def test_hypercorn_workers_leaves_nothing_behind() -> None:
     pytest.importorskip("hypercorn")
-    command = [sys.executable, EXAMPLES / "hypercorn_workers.py"]
+    # Unbuffered, or the line would come only when all of it has ended.
+    command = [sys.executable, "-u", EXAMPLES / "hypercorn_workers.py"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

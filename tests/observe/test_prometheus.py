@@ -332,7 +332,7 @@ def status_of_forked(registry: Any) -> int:
         pid = os.fork()
     if pid == 0:
         try:
-            signal.alarm(10)  # for a child that hangs
+            signal.alarm(100)  # for a child that hangs
             os._exit(0 if bytes_seen(registry) == 5 else 1)
         finally:
             os._exit(2)

@@ -91,18 +91,26 @@ class Load:
         async with (await trio_uring.open_tcp_listeners(0, host="127.0.0.1"))[0] as listener:
             await listener.accept()
 
+    # Numbers that are no stream's yet are closed by nobody whom an interrupt hits.
+    @trio.lowlevel.enable_ki_protection
     async def blocked_pipe(self) -> None:
         read_fd, write_fd = os.pipe()
         async with (
             trio_uring.ReceiveStream(read_fd) as reader,
             trio_uring.SendStream(write_fd) as writer,
         ):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(reader.receive_some)
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(writer.send_all, self.buffer(2**20))
+            await self.blocked_on(reader, writer)
+
+    @trio.lowlevel.disable_ki_protection
+    async def blocked_on(
+        self, reader: trio_uring.ReceiveStream, writer: trio_uring.SendStream
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.send_all, self.buffer(2**20))
 
     def start(self, nursery: trio.Nursery) -> None:
         for _ in range(PAIRS):

@@ -22,7 +22,7 @@ import trio_uring
 import trio_uring.socket
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
     from types import ModuleType
 
@@ -281,6 +281,22 @@ async def test_a_scope_that_is_none(library: ModuleType, scope: Any) -> None:
                 await call(("::1", 9, 0, scope))
 
 
+@contextlib.contextmanager
+def lone_group() -> Iterator[int]:
+    """A group of netlink's that no other process of tests sends to: all of them hear the same."""
+    for number in range(32):
+        with socket.socket(socket.AF_UNIX) as claim:
+            try:
+                claim.bind(f"\0group {number} is for a test of trio_uring")
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                yield 1 << number
+                return
+    raise AssertionError("every group is some test's")
+
+
 @on_both
 async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
     """ENOBUFS is the socket's own answer, once; what did not fit is gone, and the socket goes
@@ -289,20 +305,21 @@ async def test_events_of_netlink_that_were_lost(library: ModuleType) -> None:
         pytest.skip("no such family here")
     with (
         Sockets(library) as sockets,
+        lone_group() as group,
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2) as sender,
     ):
         plain = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2)  # NETLINK_USERSOCK
         sock = sockets.take(plain)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4608)
         try:
-            plain.bind((0, 1))
+            plain.bind((0, group))
         except PermissionError as exc:
             pytest.skip(str(exc))
         for receive in ("recv", "recvfrom", "recvmsg"):
             for _ in range(100):
                 # The kernel itself does not listen.
                 with contextlib.suppress(ConnectionRefusedError):
-                    sender.sendto(bytes(1000), (0, 1))
+                    sender.sendto(bytes(1000), (0, group))
             with pytest.raises(OSError, match="No buffer space") as caught:
                 await getattr(sock, receive)(2000)
             assert caught.value.errno == errno.ENOBUFS

@@ -14,13 +14,12 @@ import resource
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
-from support.child import in_child
+from support.child import in_child, iou_threads
 from support.sockets import Sockets, on_both, stdlib_pair
 from support.streams import clog, drain, until
 
@@ -210,12 +209,6 @@ async def test_a_message_that_has_to_wait_arrives_whole(
         assert not right.is_readable()
 
 
-def kernel_workers() -> int:
-    """Threads of this process that the kernel has started to block in (iou-wrk-...)."""
-    names = (Path(f"/proc/self/task/{thread}/comm") for thread in os.listdir("/proc/self/task"))
-    return sum(name.read_text().startswith("iou-wrk") for name in names)
-
-
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @in_child()
 async def test_peers_that_have_half_closed_and_do_not_read(kind: str) -> None:
@@ -244,7 +237,7 @@ async def test_peers_that_have_half_closed_and_do_not_read(kind: str) -> None:
             after = resource.getrusage(resource.RUSAGE_SELF)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             assert used < 0.5, f"{used} s of CPU time in a second of waiting"
-            assert kernel_workers() == 0
+            assert iou_threads() == []
             for number, (_, peer) in enumerate(pairs):
                 taken = sent[number]
                 await until(

@@ -220,6 +220,7 @@ def test_a_worker_knows_the_buffers_of_unix_connections(app: Path) -> None:
         "import logging, socket, trio_uring\n"
         "async def main(worker):\n"
         "    async def handler(stream):\n"
+        "        await stream.receive_some()\n"  # else its end may be there before the question
         "        size = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)\n"
         "        await stream.send_all(f'{size}\\n'.encode())\n"
         "    await worker.serve(handler)\n"
