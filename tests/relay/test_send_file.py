@@ -1,6 +1,6 @@
 """send_file: sendfile's semantics, on sockets and pipes, from the page cache and from the disk.
 
-Rules of this file: files are regular files in tmp_path. `cold` drops a file from the page cache, so
+Rules of this file: files are regular files on a disk. `cold` drops a file from the page cache, so
 that it has to be read. A kind with "loop" in its name is a stream whose driver believes that it has
 no pumps.
 """
@@ -34,8 +34,8 @@ DATA = pattern(SIZE)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "file"
+def path(on_disk: Path) -> Path:
+    found = on_disk / "file"
     found.write_bytes(DATA)
     return found
 

@@ -32,8 +32,8 @@ real_sendfile, real_pread = os.sendfile, os.pread
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "file"
+def path(on_disk: Path) -> Path:
+    found = on_disk / "file"
     found.write_bytes(DATA)
     return found
 

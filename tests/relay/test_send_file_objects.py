@@ -29,8 +29,8 @@ DATA = pattern(5000)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    found = tmp_path / "file"
+def path(on_disk: Path) -> Path:
+    found = on_disk / "file"
     found.write_bytes(DATA)
     return found
 
