@@ -22,6 +22,7 @@ import pytest
 import trio
 import trio.testing
 from support.child import FLAGS, in_child, iou_threads, use_ring
+from support.disks import disk
 from support.peer import HOST
 
 import trio_uring
@@ -68,7 +69,7 @@ async def wait_and_send(stream: trio_uring.SocketStream) -> None:
 
 
 async def send_file(stream: trio_uring.SocketStream) -> None:
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(dir=disk()) as file:
         file.truncate(2**26)
         await trio_uring.send_file(stream, file)
 
