@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -20,6 +21,7 @@ from support.streams import (
 
 import trio_uring
 from trio_uring._descriptors.provided import BULK_STREAK
+from trio_uring._relay.pipes import Pipe
 
 pytestmark = pumps_only
 
@@ -61,6 +63,43 @@ async def test_messages_wait_for_a_pipe_that_is_not_yet_empty(before: int) -> No
         got += await ends.read_exactly(500)
         assert got == data[: len(got)]
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("before", range(BULK_STREAK + 1))
+@pytest.mark.parametrize("end", ["cancelled", "no splice any more"])
+async def test_messages_that_came_after_what_a_pipe_still_holds(
+    end: str, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last small one of a streak is stuck in the pipe, and the next is received by the ring."""
+    data = pattern(30_000)
+    async with line() as ends:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio_uring.copy_stream, ends.source, ends.sink)
+                await ends.write(data[:20_000])
+                got = await ends.read_exactly(20_000)
+                for _ in range(before):
+                    await ends.write(data[len(got) : len(got) + 100])
+                    got += await ends.read_exactly(100)
+                clogged = clog(ends.sink._lease.fd)
+                for at in range(len(got), len(got) + 300, 100):
+                    ends.near.send(data[at : at + 100])
+                    await passes(5)
+                end_at = len(got) + 300
+                if end == "cancelled":
+                    scope.cancel()
+                else:
+                    monkeypatch.setattr(Pipe, "empty", refuse)
+                    await ends.read_exactly(clogged)
+                    got += await ends.read_exactly(300)
+                    scope.cancel()
+        while len(got) < end_at:
+            got += await ends.source.receive_some()
+        assert got == data[:end_at]
+
+
+def refuse(self: Pipe, fd: int) -> int:
+    raise OSError(errno.EINVAL, "a stand-in")
 
 
 @pytest.mark.parametrize("flags", EVERY_FLAGS)

@@ -49,7 +49,9 @@ class StreamPump(Pump):
         # Chunks: bytes, or the memory that a receive brought itself, cut to what came.
         self._held: list[Any] = []
         self._start = 0  # bytes of the first chunk that are sent
-        self._pipe: Pipe | None = None  # held while there are bytes in it to be sent
+        # Held while there are bytes in it to be sent, which came before every chunk: it is filled
+        # only while there is none.
+        self._pipe: Pipe | None = None
         ring = self.engine.ring
         self._splices = takes_splices(ring, self._in) and takes_splices(ring, self.out)
         self._bulk = not self._in.is_socket  # a pipe always goes this way: see can_pump
@@ -228,7 +230,7 @@ class StreamPump(Pump):
             self._moved(pipe.empty(out.fd))
         except OSError as exc:
             if exc.errno == errno.EINVAL:
-                self._held.append(pipe.read())
+                self._held.insert(0, pipe.read())
                 self._no_bulk()
             elif not out.would_block(exc):
                 raise self._way_error(out, -(exc.errno or 0)) from exc
@@ -252,13 +254,13 @@ class StreamPump(Pump):
         held, self._held = self._held, []
         pipe, self._pipe = self._pipe, None
         try:
-            if pipe is not None:
-                held.append(pipe.read())
-                self._pipes.give(pipe)
             if held and self._send.state.in_kernel:
                 del held[0]
             elif self._start:
                 held[0] = held[0][self._start :]
+            if pipe is not None:
+                held.insert(0, pipe.read())
+                self._pipes.give(pipe)
             if held:
                 self._in.put_back([bytes(chunk) for chunk in held])
         finally:
