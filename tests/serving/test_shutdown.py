@@ -6,6 +6,7 @@ Rules of this file: no clock but trio's MockClock decides anything. Signals are 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import multiprocessing
 import os
@@ -400,3 +401,190 @@ def test_a_forked_child_may_have_a_shutdown_of_its_own() -> None:
     with contextlib.ExitStack() as block:
         trio.run(main)
         assert forked(child) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_a_handler_over_ours_that_passes_on_reaches_the_one_before_in_a_forked_child() -> None:
+    def over(number: int, frame: object) -> None:
+        earlier[number](number, frame)
+
+    def mine(number: int, frame: object) -> None:
+        os._exit(42)
+
+    async def main() -> None:
+        signal.signal(signal.SIGUSR1, mine)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        shutdown = Shutdown()
+        with shutdown.on_signals(*numbers):
+            for number in numbers:
+                earlier[number] = signal.signal(number, over)
+            assert forked(sleep, signal.SIGUSR2, signal.SIGUSR1) == 42
+            assert forked(sleep, signal.SIGTERM) == -signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
+            await shutdown.wait()
+
+    numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+    earlier: dict[int, Any] = {}
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_a_forked_child_that_leaves_the_block_keeps_handlers_of_its_own() -> None:
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    def leave(block: contextlib.ExitStack) -> None:
+        with block:
+            signal.signal(signal.SIGTERM, mine)
+        assert signal.getsignal(signal.SIGTERM) is mine
+
+    async def main() -> None:
+        with contextlib.ExitStack() as block:
+            block.enter_context(Shutdown().on_signals(signal.SIGTERM))
+            assert forked(functools.partial(leave, block)) == 0
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("at", ["_hold", "_give_all_back"])
+@in_child()
+def test_a_handler_that_raises_around_a_fork_leaves_no_signal_held(at: str) -> None:
+    """Python ignores what functions around a fork raise, and says so."""
+
+    class Sudden(Exception):
+        pass
+
+    def alarm(number: int, frame: Any) -> None:
+        raise Sudden
+
+    def profile(frame: Any, event: str, arg: object) -> None:
+        # At the function's first call, which is one of the kernel's, or of signal.getsignal.
+        if event == "c_call" and frame.f_code.co_name == at:
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    def held() -> set[int]:
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    async def main() -> None:
+        signal.signal(signal.SIGALRM, alarm)
+        ignored: list[Any] = []
+        sys.unraisablehook = lambda info: ignored.append(info.exc_type)
+        with Shutdown().on_signals(signal.SIGTERM):
+            # A mask that was noted for an earlier fork is not for the next.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            assert forked(check_nothing_is_held_but_usr1) == 0
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+            sys.setprofile(profile)
+            status = forked(check_nothing_is_held)
+            sys.setprofile(None)
+            assert status == 0
+            assert held() == set()
+        assert set(ignored) <= {Sudden}
+
+    def check_nothing_is_held() -> None:
+        assert held() == set()
+
+    def check_nothing_is_held_but_usr1() -> None:
+        assert held() == {signal.SIGUSR1}
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@in_child()
+def test_a_child_that_another_thread_forks() -> None:
+    def child() -> None:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+    async def main() -> None:
+        with Shutdown().on_signals(signal.SIGTERM):
+            assert await trio.to_thread.run_sync(forked, child) == 0
+            assert await trio.to_thread.run_sync(forked, sleep, signal.SIGTERM) == -signal.SIGTERM
+            assert callable(signal.getsignal(signal.SIGTERM))
+
+    trio.run(main)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("when", ["taken", "given back"])
+@in_child()
+def test_a_fork_at_the_moment_in_which_a_handler_changes(when: str) -> None:
+    """As another thread may do it."""
+    statuses: list[int] = []
+    install = signal.signal
+
+    def signals(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        ours = number == signal.SIGTERM and callable(handler)
+        if os.getpid() == process and ours is (when == "taken"):
+            statuses.append(forked(child))
+        return before
+
+    def child() -> None:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    async def main() -> None:
+        signal.signal = signals
+        try:
+            with Shutdown().on_signals(signal.SIGTERM):
+                pass
+        finally:
+            signal.signal = install
+
+    process = os.getpid()
+    trio.run(main)
+    assert statuses == [0]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# -- several at a time
+
+
+async def test_blocks_may_end_in_any_order() -> None:
+    """Those of two tasks, for instance."""
+    before = signal.getsignal(signal.SIGTERM)
+    first, second, third = shutdowns = Shutdown(), Shutdown(), Shutdown()
+    blocks = [each.on_signals(signal.SIGTERM) for each in shutdowns]
+    for block in blocks:
+        block.__enter__()
+    blocks[0].__exit__(None, None, None)
+    blocks[1].__exit__(None, None, None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await third.wait()
+    blocks[2].__exit__(None, None, None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not first.started
+    assert not second.started
+
+
+@pytest.mark.parametrize("when", ["taken", "given back"])
+def test_a_control_c_while_handlers_change_leaves_none_behind(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install = signal.signal
+    numbers = [signal.SIGTERM, signal.SIGABRT]
+
+    def signals(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        if number == signal.SIGTERM and isinstance(handler, int) is (when == "given back"):
+            signal.raise_signal(signal.SIGINT)
+        return before
+
+    async def main() -> None:
+        monkeypatch.setattr(signal, "signal", signals)
+        try:
+            with Shutdown().on_signals(*numbers):
+                pass
+        finally:
+            monkeypatch.undo()
+        await trio.lowlevel.checkpoint()
+
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert [signal.getsignal(number) for number in numbers] == before

@@ -100,6 +100,7 @@ class Shutdown:
         return self._scope(self._after_grace)
 
     @contextlib.contextmanager
+    @trio.lowlevel.enable_ki_protection  # a Control-C halfway would leave handlers behind
     def on_signals(self, *signals: signal.Signals) -> Iterator[None]:
         """Within the block, the first of these signals starts it, and the next cuts it short.
 
@@ -175,13 +176,15 @@ class _Handler:
         self.taken.append(Taken(number, self))
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self._came:
+        taken = next((each for each in self.taken if each.number == number), None)
+        if taken is not None and not taken.in_force:
+            taken.pass_on(frame)
+        elif not self._came:
             self._came = True
             self._shutdown.start()
-            return
-        self._shutdown.cut_short()
-        for taken in self.taken:
-            if taken.number == number and callable(taken.before):
+        else:
+            self._shutdown.cut_short()
+            if taken is not None and callable(taken.before):
                 taken.before(number, frame)
 
 
@@ -192,25 +195,51 @@ class Taken:
     call has returned, and one that begins just after the signal came does not return for it.
 
     Attributes:
-        before: the earlier handler, as signal.signal returns it.
+        before: the earlier handler, as signal.getsignal names it.
 
     Raises:
         ValueError: this is not the main thread, or there is no such signal.
     """
 
     def __init__(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
+        _watch_forks()
         self.number = number
         self.handler = handler
-        self.before: Any = signal.signal(number, handler)
+        self.before: Any = signal.getsignal(number)
+        # It is in the list whenever the handler is installed: another thread may fork at any point.
         _taken.append(self)
-        _watch_forks()
+        try:
+            signal.signal(number, handler)
+        except BaseException:
+            _taken.remove(self)
+            raise
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it was not given back, and this is no forked child."""
+        return self in _taken
 
     def give_back(self) -> None:
-        """Puts the earlier handler back."""
-        if self in _taken:
-            _taken.remove(self)
-        # None: a handler that was not made in Python, which nobody can put back.
-        signal.signal(self.number, signal.SIG_DFL if self.before is None else self.before)
+        """Puts the earlier handler back, unless that was done already, as in a forked child."""
+        if not self.in_force:
+            return
+        for above in _taken:
+            if above.number == self.number and above.before is self.handler:
+                above.before = self.before
+                break
+        else:
+            # None: a handler that was not made in Python, which nobody can put back.
+            signal.signal(self.number, signal.SIG_DFL if self.before is None else self.before)
+        _taken.remove(self)
+
+    def pass_on(self, frame: FrameType | None) -> None:
+        """Does what the signal would do without it; for a handler that the program has put over
+        this one, and that a forked child keeps."""
+        if callable(self.before):
+            self.before(self.number, frame)
+        elif self.before is not signal.SIG_IGN:
+            signal.signal(self.number, signal.SIG_DFL)
+            os.kill(os.getpid(), self.number)
 
 
 _taken: list[Taken] = []  # in the order in which they were taken
@@ -223,7 +252,7 @@ def _watch_forks() -> None:
         os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_give_all_back)
 
 
-# A KeyboardInterrupt in one of these two would leave signals held.
+# Handlers of other signals may raise in the midst of these: no signal is to stay held for it.
 
 
 @trio.lowlevel.enable_ki_protection
@@ -231,19 +260,24 @@ def _hold() -> None:
     """What comes for the child before its handlers are given back waits until they are."""
     if sys.platform != "win32":  # a type checker knows what is there
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        signal.pthread_sigmask(signal.SIG_BLOCK, {taken.number for taken in _taken})
+        numbers = {taken.number for taken in _taken.copy()}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 @trio.lowlevel.enable_ki_protection
 def _release() -> None:
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+    mask = _forking.__dict__.pop("mask", None)
+    if sys.platform != "win32" and mask is not None:  # None: `_hold` did not come so far
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@trio.lowlevel.enable_ki_protection
 def _give_all_back() -> None:
-    for taken in reversed(_taken.copy()):
-        # Whoever has put a handler of his own over this one keeps it.
-        if signal.getsignal(taken.number) is taken.handler:
-            taken.give_back()
-    _taken.clear()
-    _release()
+    try:
+        for taken in reversed(_taken.copy()):
+            # Whoever has put a handler of his own over this one keeps it.
+            if signal.getsignal(taken.number) is taken.handler:
+                taken.give_back()
+    finally:
+        _taken.clear()
+        _release()
