@@ -128,7 +128,8 @@ _REASONS = {
     errno.EMFILE: "this process is at its limit of open files: raise RLIMIT_NOFILE (ulimit -n)",
     errno.ENFILE: "the system is at its limit of open files (sysctl fs.file-max)",
     errno.EAGAIN: "the limit of processes is reached: raise RLIMIT_NPROC (ulimit -u)",
-    errno.EINVAL: "this kernel refuses even a ring without flags: it is too old",
+    errno.EINVAL: "this kernel is new enough and refuses it all the same: a seccomp filter answers "
+    "in its place, or a sandbox emulates it",
 }
 
 
@@ -138,6 +139,10 @@ _NO_MEMORY = {
     "a ring",
     "any": "memory is used up: that of the control group (memory.max), or of the whole machine",
 }
+
+
+_FIRST_RELEASE = (5, 11)
+_TOO_OLD = {errno.EINVAL: "this kernel is too old: io_uring is used from Linux 5.11 on"}
 
 
 def why_unavailable(code: int, what: str, *, locked: bool = True) -> str:
@@ -153,6 +158,8 @@ def why_unavailable(code: int, what: str, *, locked: bool = True) -> str:
         reason = _who_forbids() or reason
     elif code == errno.ENOMEM:
         reason = _whose_memory(locked)
+    elif kernel_number(_release()) < _FIRST_RELEASE:
+        reason = _TOO_OLD.get(code, reason)
     return f"{what} failed with {errno.errorcode.get(code, code)}: {reason}"
 
 

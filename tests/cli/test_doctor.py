@@ -127,6 +127,8 @@ def test_nothing_is_in_the_way() -> None:
         (refused(errno.ENOSYS, release="4.19.0", disabled=None), "kernel", "5.11"),
         (refused(errno.EOPNOTSUPP, release="5.4.0"), "kernel", "5.11"),
         (refused(errno.EINVAL, release="5.4.0"), "kernel", "5.11"),
+        (refused(errno.EINVAL), "kernel", "outside of the sandbox"),
+        (refused(errno.EOPNOTSUPP), "kernel", "outside of the sandbox"),
         # A kernel that is new enough does not answer so: its filter does.
         (refused(errno.EINVAL, seccomp="2"), "seccomp", "--docker"),
         # /proc cannot be read: that the sysctl is not there means nothing.

@@ -95,7 +95,7 @@ def test_it_takes_less_memory_when_there_is_less(monkeypatch):
         (errno.ENOMEM, "RLIMIT_MEMLOCK"),
         (errno.EMFILE, "RLIMIT_NOFILE"),
         (errno.EOPNOTSUPP, "not supported"),
-        (errno.EINVAL, "too old"),
+        (errno.EINVAL, "new enough and refuses it all the same: a seccomp filter"),
         (errno.EIO, "no io_uring ring can be had"),
     ],
 )
@@ -109,6 +109,23 @@ def test_a_refusal_says_why(monkeypatch, code, says):
         UringRing()
     assert caught.value.errno == code
     assert errno.errorcode[code] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("release", "says"),
+    [
+        ("5.4.0-generic", "this kernel is too old: io_uring is used from Linux 5.11 on"),
+        ("5.10.99", "too old"),
+        ("5.11.0", "a seccomp filter answers in its place, or a sandbox emulates it"),
+        ("6.18.1-cloud", "a seccomp filter answers in its place, or a sandbox emulates it"),
+    ],
+)
+def test_only_an_old_kernel_is_called_old(monkeypatch, release, says):
+    monkeypatch.setattr(_errors, "_release", lambda: release)
+    stand_in(monkeypatch, tu_open=lambda *_: -errno.EINVAL)
+    with pytest.raises(RingUnavailableError, match=says) as caught:
+        UringRing()
+    assert ("too old" in str(caught.value)) is ("too old" in says)
 
 
 def lacking_opcodes(monkeypatch, *opcodes) -> None:

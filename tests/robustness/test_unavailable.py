@@ -33,7 +33,7 @@ SAYS_WHY = {
     "ENOSYS": "no io_uring",
     "EOPNOTSUPP": "not supported",
     "ENOMEM": "RLIMIT_MEMLOCK",
-    "EINVAL": "too old",
+    "EINVAL": "a seccomp filter answers in its place",
     "EMFILE": "RLIMIT_NOFILE",
     "ENFILE": "fs.file-max",
     "ENXIO": "no io_uring ring can be had",

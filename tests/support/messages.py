@@ -23,7 +23,7 @@ EXCEPTION = re.compile(r"(Error|Exception|gaierror|Exit|TooLarge|NotFound|Misuse
 IN_C = re.compile(r'PyErr_(?:SetString|Format)\(\s*(\w+),\s*((?:"[^"]*"\s*)+)')
 LOGS = {"warning", "error", "exception", "info", "warn"}
 
-TABLES = {"_REASONS", "_NO_MEMORY"}  # dicts of texts
+TABLES = {"_REASONS", "_NO_MEMORY", "_TOO_OLD"}  # dicts of texts
 KEYWORDS = {"refusal"}  # arguments that are texts
 
 Scope = dict[str, list[ast.expr]]

@@ -172,8 +172,13 @@ def _fix_kernel(seen: Evidence) -> str:
         )
     if emulated == "WSL1":
         return "WSL1 has no io_uring: wsl --set-version <distribution> 2"
-    if kernel_number(seen.release) >= (5, 11) and seen.trial.errno == errno.ENOSYS:
-        return "a kernel that is built with CONFIG_IO_URING"
+    if kernel_number(seen.release) >= (5, 11):
+        if seen.trial.errno == errno.ENOSYS:
+            return "a kernel that is built with CONFIG_IO_URING"
+        return (
+            "run this outside of the sandbox that calls itself Linux here; if there is none, "
+            "report it with this output"
+        )
     return "Linux 5.11 or newer (6.1 for its fastest way)"
 
 
