@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -158,8 +159,25 @@ async def test_errors_tell_the_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await open_unix_listeners(path)
     assert caught.value.filename == str(path)
-    with pytest.raises(OSError, match="too long"):
-        await open_unix_listeners(tmp_path / ("x" * 120))
+
+
+@pytest.mark.parametrize("name", ["x" * 120, "\0" + "x" * 120])
+async def test_a_path_that_is_too_long_is_told_with_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.startswith("\0") and sys.platform != "linux":
+        pytest.skip("abstract names are Linux's")
+    monkeypatch.chdir(tmp_path)
+    says = "too long: 120 bytes, and a Unix socket may have 10[37]: choose a shorter path"
+    with pytest.raises(OSError, match=says) as caught:
+        await open_unix_listeners(name)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, name)
+    longest = "\0"[: name.startswith("\0")] + "x" * (107 if sys.platform == "linux" else 103)
+    [listener] = await open_unix_listeners(longest)
+    await listener.aclose()
+    with pytest.raises(OSError, match="choose a shorter path"):
+        await open_unix_listeners(longest + "x")
+    assert not os.listdir(tmp_path)
 
 
 # -- closing

@@ -147,8 +147,9 @@ async def open_unix_listeners(
 
     Raises:
         OSError: EADDRINUSE: a live server is bound to the path, or a file that is not a socket is
-            there, which is never removed. EPERM: `mode` is more than the umask allows, there is no
-            /proc, and others may change the directory. Other numbers as in bind(2).
+            there, which is never removed. ENAMETOOLONG: the path is too long. EPERM: `mode` is more
+            than the umask allows, there is no /proc, and others may change the directory. Other
+            numbers as in bind(2).
         ValueError: an empty path or one with a zero byte, an invalid mode, a mode for an abstract
             name, an abstract name where there are none, or a backlog that contradicts the options.
         RuntimeError: this platform has no Unix sockets (Windows).

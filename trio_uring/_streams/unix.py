@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 NO_UNIX_SOCKETS = "Unix sockets are not supported on this platform"  # as trio says it
 # Linux's, which not every Python names (PyPy); elsewhere a directory is opened for reading.
 _O_PATH = getattr(os, "O_PATH", 0o10000000 if sys.platform == "linux" else os.O_RDONLY)
+_PATH_MAX = 107 if sys.platform == "linux" else 103  # bytes; macOS and the BSDs have 103
 LOCK_SECONDS = 1.0  # how long to wait for a directory that another process has locked
 
 
@@ -297,4 +298,8 @@ def _in_use(path: bytes, why: str) -> OSError:
 
 def _located(exc: OSError, path: bytes) -> OSError:
     """The same error with the path, which a socket's errors lack."""
-    return exc if exc.errno is None else OSError(exc.errno, exc.strerror, os.fsdecode(path))
+    if exc.errno is None:  # Python's own: the address has no room for it
+        code, size = errno.ENAMETOOLONG, len(path.removeprefix(b"\0"))
+        why = f"{size} bytes, and a Unix socket may have {_PATH_MAX}: choose a shorter path"
+        return OSError(code, f"{os.strerror(code)}: {why}", os.fsdecode(path))
+    return OSError(exc.errno, exc.strerror, os.fsdecode(path))
