@@ -214,6 +214,35 @@ def test_a_supervisor_takes_the_path_of_one_that_was_killed(app: Path) -> None:
 
 
 @needs_linux
+@pytest.mark.parametrize("when", ["bind", "_listen", "open"])
+def test_a_signal_while_sockets_are_opened_leaves_no_file(app: Path, when: str) -> None:
+    """Also between bind(2) and the moment in which the supervisor knows of the file."""
+    (app / "script").write_text(
+        "import logging, os, signal, trio_uring\n"
+        "from trio_uring._streams import unix\n"
+        "from trio_uring._workers.ports import Ports\n"
+        f"holder = Ports if {when!r} == 'open' else unix\n"
+        f"name = '_bind' if {when!r} == 'bind' else {when!r}\n"
+        "do = getattr(holder, name)\n"
+        "def then_signal(*arguments):\n"
+        "    done = do(*arguments)\n"
+        "    assert os.path.exists('sock')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return done\n"
+        "async def main(worker):\n"
+        "    await worker.shutdown.wait()\n"
+        "if __name__ == '__main__':\n"
+        "    setattr(holder, name, then_signal)\n"
+        "    logging.basicConfig(level=logging.INFO)\n"
+        "    trio_uring.serve_workers(main, 1, bind=['unix:sock', ':0'])\n"
+    )
+    with supervisor([sys.executable, "script"], app) as one:
+        assert one.end() == 0
+        assert "SIGTERM: the workers end" in one.lines[-1]
+    assert not (app / "sock").exists()
+
+
+@needs_linux
 def test_a_worker_knows_the_buffers_of_unix_connections(app: Path) -> None:
     """The one option that a connection does not inherit from its listener."""
     (app / "script").write_text(

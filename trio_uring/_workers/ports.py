@@ -4,8 +4,8 @@ A worker inherits them, so a worker that ends takes no connection with it: those
 accepted are accepted by another worker, or by the one that comes after. The file of a Unix socket
 is the supervisor's, too: workers know nothing of it.
 
-Rules of this file: plain sockets, opened before there is a trio run, as trio.open_tcp_listeners
-and open_unix_listeners open them. Nobody accepts here.
+Rules of this file: plain sockets, opened as trio.open_tcp_listeners and open_unix_listeners open
+them, but at once, and without trio. Nobody accepts here.
 """
 
 from __future__ import annotations

@@ -129,7 +129,6 @@ def serve_workers(
     try:
         if SYSTEMD in addresses:
             given += run(_given_sockets, backend="off")
-        ports.open(count)
         run(supervisor.supervise, backend="off")  # trio's own, also where every run is enabled
     finally:
         ports.close()
@@ -215,9 +214,11 @@ class _Supervisor:
         self._nursery: trio.Nursery
 
     async def supervise(self) -> None:
-        """From the first worker's start to the last one's end."""
-        # First: process 1 of a container has no default actions, and would miss a signal.
-        with _receive_signals() as signals:
+        """From the opening of the sockets to the last worker's end."""
+        # First: process 1 of a container has no default actions, and would miss a signal; every
+        # other would be ended by it, and leave the files of its sockets behind.
+        with _receive_signals() as signals, contextlib.closing(self._ports):
+            self._ports.open(len(self._slots))  # it may block: nothing else runs yet
             watchdog, page = watchdog_seconds(), await self._open_page()
             async with trio.open_nursery() as self._nursery:
                 if page:
