@@ -62,7 +62,8 @@ async def send_file(
     """Sends a part of a file, or all of it, as socket.sendfile does.
 
     On a stream of this package (SocketStream, SendStream), no Python task wakes for the bytes, and
-    what is in the page cache is sent without copying; the rest is read without blocking the thread.
+    what is in the page cache is sent without copying (but not from tmpfs or overlayfs, which do not
+    tell what is in it); the rest is read without blocking the thread.
     On any other stream, and on a subclass that overrides send_all, a loop reads and sends.
 
     The pages themselves are sent: if a part of the file is changed before the peer has received it,
