@@ -2,8 +2,8 @@
 
 Run it in the repository's root. For each errno with which platforms refuse, and each way to end a
 process that tries: a child process installs a seccomp filter, runs an ordinary trio program with
-trio_uring enabled, says what it ran on and why, and then runs trio's checks of streams
-(tests/streams/test_trio_checks.py).
+trio_uring enabled, and says what it ran on and why. For one of each, it then runs trio's checks of
+streams (tests/streams/test_trio_checks.py).
 
 Rules of this file: the refusal is the kernel's. The exit status is 0 if every child fell back and
 worked.
@@ -57,6 +57,8 @@ def child(name: str) -> int:
     else:
         seccomp.deny(seccomp.IO_URING_SETUP, getattr(errno, name))
     trio_uring.run(program)
+    if name not in (ANSWERS[0], ENDS[0]):  # the checks of streams see no difference
+        return 0
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", CHECKS], check=False
     ).returncode  # the filter is inherited
